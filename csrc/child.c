@@ -1,0 +1,548 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The child's side of a run: one short function a step, then the table that orders them.
+ *
+ * This code runs in the caller's memory while the calling thread stands still and every other
+ * thread goes on (clone with CLONE_VM | CLONE_VFORK). So of libc it calls strlen and such alone: a
+ * lock may be held by another thread, errno belongs to the caller. A step returns 0 or -errno. Whatever it
+ * opens is closed with the process, or by the exec: every descriptor here is close-on-exec.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include "raw.h"
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/keyctl.h>
+#include <net/if.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#define O_SEARCH_DIR (O_PATH | O_DIRECTORY | O_CLOEXEC)
+
+/* mount_setattr(2), open_tree(2), move_mount(2), fsopen(2), openat2(2), statx(2) */
+struct raw_mount_attr {
+    uint64_t set, clear, propagation, userns_fd;
+};
+struct raw_open_how {
+    uint64_t flags, mode, resolve;
+};
+struct raw_statx { /* of its 256 bytes only one field is read */
+    uint32_t before[7];
+    uint16_t mode;
+    uint16_t after[113];
+};
+enum {
+    TREE_CLONE = 1,
+    FROM_EMPTY_PATH = 0x04,
+    TO_EMPTY_PATH = 0x40,
+    FS_SET_STRING = 1,
+    FS_CREATE = 6,
+    RESOLVE_INSIDE = 0x10 | 0x02, /* RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS */
+    EMPTY_PATH = 0x1000,          /* AT_EMPTY_PATH */
+    RECURSIVE = 0x8000,           /* AT_RECURSIVE */
+    ATTR_READ_ONLY = 1,
+    ATTR_NOSUID = 2,
+    ATTR_NODEV = 4,
+    ATTR_NOEXEC = 8,
+    WANT_MODE = 2
+};
+
+static long open_inside(int directory, const char *path, int flags) {
+    struct raw_open_how how = {(uint64_t)flags, 0, RESOLVE_INSIDE};
+    long fd;
+    do /* -EAGAIN: something was renamed under the look-up, which might have led outside */
+        fd = raw(RAW_openat2, directory, path, &how, sizeof how);
+    while (fd == -EAGAIN);
+    return fd;
+}
+
+static void close_fd(long fd) { raw(__NR_close, fd); }
+
+/* ---- descriptors ------------------------------------------------------------------------- */
+
+/* Puts every descriptor where it belongs: 0, 1, 2 and, for the reaper, its two. First those that
+ * stand in the way of another are moved above them all; only then is anything replaced. */
+static int do_stdio(struct sbx_child *c) {
+    int n = c->place->reaper ? REAPER_FDS : 3;
+    int from[REAPER_FDS] = {c->stdio[0], c->stdio[1], c->stdio[2], c->status, c->lifeline};
+    for (int i = 0; i < n; i++) {
+        c->index = i;
+        long fd = from[i];
+        if (fd == SBX_NULL)
+            fd = raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
+        if (fd >= 0 && fd < n && fd != i)
+            fd = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, REAPER_FDS);
+        if (fd < 0)
+            return (int)fd;
+        from[i] = (int)fd;
+    }
+    for (int i = 0; i < n; i++) {
+        c->index = i;
+        long result = from[i] == i ? raw(__NR_fcntl, i, F_SETFD, 0) : raw(__NR_dup3, from[i], i, 0);
+        if (result < 0)
+            return (int)result;
+    }
+    c->lifeline = from[n - 1]; /* unread where there is no reaper, see do_parent_death */
+    c->index = 0;
+    return 0;
+}
+
+/* ---- session, keyring, network, name ----------------------------------------------------- */
+
+static int do_session(struct sbx_child *c) {
+    long session = c->place->session ? raw(__NR_setsid, 0) : 0;
+    return session < 0 ? (int)session : 0;
+}
+
+static int do_keyring(struct sbx_child *c) {
+    if (!c->place->keyring)
+        return 0;
+    long serial = raw(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0);
+    /* A kernel without keyrings has none to share. */
+    return serial < 0 && serial != -ENOSYS ? (int)serial : 0;
+}
+
+static int do_loopback(struct sbx_child *c) {
+    if (!(c->place->namespaces & CLONE_NEWNET))
+        return 0;
+    struct ifreq request = {.ifr_name = "lo"};
+    request.ifr_flags = IFF_UP | IFF_RUNNING;
+    long fd = raw(__NR_socket, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return (int)fd;
+    long result = raw(__NR_ioctl, fd, SIOCSIFFLAGS, &request);
+    close_fd(fd);
+    return (int)result;
+}
+
+static int do_hostname(struct sbx_child *c) {
+    const char *name = c->place->hostname;
+    return name ? (int)raw(__NR_sethostname, name, strlen(name)) : 0;
+}
+
+/* ---- the root ---------------------------------------------------------------------------- */
+
+static int do_private(struct sbx_child *c) {
+    if (!(c->place->namespaces & CLONE_NEWNS))
+        return 0;
+    return (int)raw(__NR_mount, 0, "/", 0, MS_REC | MS_PRIVATE, 0);
+}
+
+static int do_root(struct sbx_child *c) {
+    if (!c->place->root)
+        return 0;
+    long fd = raw(__NR_openat, AT_FDCWD, c->place->root, O_SEARCH_DIR);
+    if (fd < 0)
+        return (int)fd;
+    c->root = (int)fd;
+    if (!(c->place->namespaces & CLONE_NEWNS))
+        return 0;
+    fd = raw(RAW_open_tree, c->root, "", O_CLOEXEC | EMPTY_PATH | RECURSIVE | TREE_CLONE);
+    if (fd >= 0)
+        c->tree = (int)fd;
+    return fd < 0 ? (int)fd : 0;
+}
+
+/* Only ever adds the flag, on every mount below: the others keep what they had. */
+static int make_read_only(long tree) {
+    struct raw_mount_attr attr = {.set = ATTR_READ_ONLY};
+    return (int)raw(RAW_mount_setattr, tree, "", EMPTY_PATH | RECURSIVE, &attr, sizeof attr);
+}
+
+static int do_read_only(struct sbx_child *c) {
+    return c->tree >= 0 && c->place->read_only ? make_read_only(c->tree) : 0;
+}
+
+/* On top of the old root: paths from the old root never see it, so sources are still found where
+ * the caller has them, while targets are looked up below c->tree. */
+static int do_attach(struct sbx_child *c) {
+    if (c->tree < 0)
+        return 0;
+    return (int)raw(RAW_move_mount, c->tree, "", AT_FDCWD, "/", FROM_EMPTY_PATH);
+}
+
+/* ---- mounts ------------------------------------------------------------------------------ */
+
+/* A new filesystem, mounted nowhere yet. */
+static long new_filesystem(const char *type, const char *size, const char *mode, int attributes) {
+    long context = raw(RAW_fsopen, type, 1 /* FSOPEN_CLOEXEC */);
+    if (context < 0)
+        return context;
+    long result = raw(RAW_fsconfig, context, FS_SET_STRING, "source", "sandboxlib", 0);
+    if (result >= 0 && size)
+        result = raw(RAW_fsconfig, context, FS_SET_STRING, "size", size, 0);
+    if (result >= 0 && mode)
+        result = raw(RAW_fsconfig, context, FS_SET_STRING, "mode", mode, 0);
+    if (result >= 0)
+        result = raw(RAW_fsconfig, context, FS_CREATE, 0, 0, 0);
+    if (result >= 0)
+        result = raw(RAW_fsmount, context, 1 /* FSMOUNT_CLOEXEC */, attributes);
+    close_fd(context);
+    return result;
+}
+
+static long put_mount(long tree, long target) {
+    return raw(RAW_move_mount, tree, "", target, "", FROM_EMPTY_PATH | TO_EMPTY_PATH);
+}
+
+static long open_source(struct sbx_child *c, const struct sbx_mount *m) {
+    int flags = O_CLOEXEC | TREE_CLONE | (m->flags & SBX_RECURSIVE ? RECURSIVE : 0);
+    switch (m->kind) {
+    case SBX_BIND:
+        return raw(RAW_open_tree, AT_FDCWD, m->source, flags);
+    case SBX_HOLE: { /* of the caller's own root: the copy is read-only by now */
+        long fd = open_inside(c->root, m->target, O_PATH | O_CLOEXEC);
+        if (fd < 0)
+            return fd;
+        long tree = raw(RAW_open_tree, fd, "", flags | EMPTY_PATH);
+        close_fd(fd);
+        return tree;
+    }
+    case SBX_TMPFS:
+        return new_filesystem("tmpfs", m->size, m->mode, ATTR_NOSUID | ATTR_NODEV);
+    case SBX_PROC:
+        return new_filesystem("proc", 0, 0, ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
+    case SBX_DEV:
+        return new_filesystem("tmpfs", "1048576", "755", ATTR_NOSUID | ATTR_NOEXEC);
+    }
+    return -EINVAL;
+}
+
+/* Makes what is missing of PATH below the tree, which is in a tmpfs of the run's own: directories,
+ * and in the end a file where the source is one. */
+static long make_target(struct sbx_child *c, const char *path, int is_directory) {
+    char prefix[4096];
+    long parent = raw(__NR_fcntl, c->tree, F_DUPFD_CLOEXEC, REAPER_FDS);
+    for (size_t i = 1, start = 1; parent >= 0; i++) {
+        if (i >= sizeof prefix)
+            return -ENAMETOOLONG;
+        prefix[i] = 0;
+        if (path[i] && path[i] != '/') {
+            prefix[i] = path[i];
+            continue;
+        }
+        prefix[0] = '/';
+        long made = path[i] || is_directory ? raw(__NR_mkdirat, parent, prefix + start, 0755)
+                                            : raw(__NR_mknodat, parent, prefix + start,
+                                                  S_IFREG | 0644, 0);
+        close_fd(parent);
+        if (made < 0 && made != -EEXIST)
+            return made;
+        parent = open_inside(c->tree, prefix, O_PATH | O_CLOEXEC);
+        if (!path[i])
+            return parent;
+        prefix[i] = '/';
+        start = i + 1;
+    }
+    return parent;
+}
+
+/* The place of mount I below the tree, made if it may be. -ESTALE: it is a stub that another run
+ * made and may take away at any moment; Python takes hold of it first and tries again. */
+static long open_target(struct sbx_child *c, int i, long source) {
+    const struct sbx_mount *m = &c->place->mounts[i];
+    struct raw_statx there;
+    long fd = open_inside(c->tree, m->target, O_PATH | O_CLOEXEC);
+    if (fd == -ENOENT && m->flags & SBX_MAKE_TARGET) {
+        long error = raw(__NR_statx, source, "", EMPTY_PATH, WANT_MODE, &there);
+        return error < 0 ? error : make_target(c, m->target, S_ISDIR(there.mode));
+    }
+    if (fd < 0 || c->job->held[i])
+        return fd;
+    long error = raw(__NR_statx, fd, "", EMPTY_PATH, WANT_MODE, &there);
+    if (error >= 0 && (there.mode & SBX_STUB_MASK) != SBX_STUB_MODE)
+        return fd;
+    close_fd(fd);
+    return error < 0 ? error : -ESTALE;
+}
+
+/* uid 0 may write these without any capability, and the kernel obeys (proc(5): core_pattern,
+ * sysrq-trigger): read-only, as other sandboxes have them. */
+static int cover_proc(long proc) {
+    static const char names[][16] = {"sys", "sysrq-trigger", "irq", "bus", "fs"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        long tree = raw(RAW_open_tree, proc, names[i], O_CLOEXEC | TREE_CLONE);
+        if (tree == -ENOENT)
+            continue;
+        if (tree < 0)
+            return (int)tree;
+        long result = make_read_only(tree);
+        if (result >= 0)
+            result = raw(RAW_move_mount, tree, "", proc, names[i], FROM_EMPTY_PATH);
+        close_fd(tree);
+        if (result < 0)
+            return (int)result;
+    }
+    return 0;
+}
+
+/* What a program may count on in /dev, and no disk, no memory, no console. */
+static int fill_dev(long dev) {
+    static const struct {
+        char name[8];
+        unsigned number; /* Documentation/admin-guide/devices.txt: major 1 or 5 */
+    } nodes[] = {{"null", 0x103}, {"zero", 0x105},    {"full", 0x107},
+                 {"tty", 0x500},  {"random", 0x108}, {"urandom", 0x109}};
+    static const char links[][2][16] = {{"/proc/self/fd", "fd"},
+                                        {"/proc/self/fd/0", "stdin"},
+                                        {"/proc/self/fd/1", "stdout"},
+                                        {"/proc/self/fd/2", "stderr"},
+                                        {"pts/ptmx", "ptmx"}};
+    long result = 0;
+    /* The umask is the caller's, and chmod is exact. */
+    for (size_t i = 0; i < sizeof nodes / sizeof *nodes && result >= 0; i++) {
+        result = raw(__NR_mknodat, dev, nodes[i].name, S_IFCHR | 0666, nodes[i].number);
+        if (result >= 0)
+            result = raw(__NR_fchmodat, dev, nodes[i].name, 0666);
+    }
+    for (size_t i = 0; i < sizeof links / sizeof *links && result >= 0; i++)
+        result = raw(__NR_symlinkat, links[i][0], dev, links[i][1]);
+    if (result >= 0)
+        result = raw(__NR_mkdirat, dev, "shm", 01777);
+    if (result >= 0)
+        result = raw(__NR_fchmodat, dev, "shm", 01777);
+    if (result >= 0)
+        result = raw(__NR_mkdirat, dev, "pts", 0755);
+    return (int)result;
+}
+
+static int add_devpts(long dev) {
+    long context = raw(RAW_fsopen, "devpts", 1);
+    if (context < 0)
+        return (int)context;
+    long result = raw(RAW_fsconfig, context, FS_SET_STRING, "ptmxmode", "666", 0);
+    if (result >= 0)
+        result = raw(RAW_fsconfig, context, FS_SET_STRING, "mode", "620", 0);
+    if (result >= 0)
+        result = raw(RAW_fsconfig, context, FS_CREATE, 0, 0, 0);
+    if (result >= 0)
+        result = raw(RAW_fsmount, context, 1, ATTR_NOSUID | ATTR_NOEXEC);
+    close_fd(context);
+    if (result < 0)
+        return (int)result;
+    long pts = result;
+    result = raw(RAW_move_mount, pts, "", dev, "pts", FROM_EMPTY_PATH);
+    close_fd(pts);
+    return (int)result;
+}
+
+static int furnish(const struct sbx_mount *m, long tree) {
+    int result = 0;
+    if (m->kind == SBX_DEV) {
+        result = fill_dev(tree);
+        if (result >= 0)
+            result = add_devpts(tree);
+    }
+    if (m->flags & SBX_COVER && result >= 0)
+        result = cover_proc(tree);
+    return result;
+}
+
+static int do_mount(struct sbx_child *c, int i, enum sbx_step *step) {
+    const struct sbx_mount *m = &c->place->mounts[i];
+    *step = SBX_STEP_SOURCE;
+    long tree = open_source(c, m);
+    if (tree >= 0 && m->flags & SBX_READ_ONLY) {
+        long error = make_read_only(tree);
+        if (error < 0)
+            return (int)error;
+    }
+    if (tree < 0)
+        return (int)tree;
+    *step = SBX_STEP_TARGET;
+    long target = open_target(c, i, tree);
+    if (target == -ENOENT && m->flags & SBX_OPTIONAL) {
+        close_fd(tree);
+        return 0;
+    }
+    if (target < 0)
+        return (int)target;
+    *step = SBX_STEP_MOUNT;
+    long result = put_mount(tree, target);
+    close_fd(target);
+    if (result >= 0)
+        result = furnish(m, tree);
+    close_fd(tree);
+    return (int)result;
+}
+
+/* Steps SOURCE, TARGET and MOUNT, mount by mount: later ones may lie in earlier ones, and no more
+ * than three descriptors are open at a time, however many mounts there are. */
+static int do_mounts(struct sbx_child *c) {
+    for (int i = 0; i < c->place->n_mounts; i++) {
+        enum sbx_step step;
+        int error = do_mount(c, i, &step);
+        if (error < 0)
+            return sbx_fail(c->run, step, i, error);
+    }
+    return 0;
+}
+
+/* pivot_root(2), NOTES: with "." twice the old root ends up on top of the new one, and goes. */
+static int do_pivot(struct sbx_child *c) {
+    if (c->tree < 0)
+        return 0;
+    long result = raw(__NR_fchdir, c->tree);
+    if (result >= 0)
+        result = raw(__NR_pivot_root, ".", ".");
+    if (result >= 0)
+        result = raw(__NR_umount2, ".", MNT_DETACH);
+    if (result >= 0)
+        result = raw(__NR_chdir, "/");
+    return (int)result;
+}
+
+static int do_chroot(struct sbx_child *c) {
+    if (c->root < 0 || c->tree >= 0)
+        return 0;
+    long result = raw(__NR_fchdir, c->root);
+    return (int)(result < 0 ? result : raw(__NR_chroot, "."));
+}
+
+/* Symbolic links that the root holds stay inside; those of /proc, which could lead anywhere a
+ * descriptor does, are not followed at all (CVE-2024-21626). */
+static int do_cwd(struct sbx_child *c) {
+    if (!c->job->cwd)
+        return 0;
+    long fd = open_inside(AT_FDCWD, c->job->cwd, O_SEARCH_DIR);
+    if (fd < 0)
+        return (int)fd;
+    long result = raw(__NR_fchdir, fd);
+    close_fd(fd);
+    return (int)result;
+}
+
+/* ---- privilege --------------------------------------------------------------------------- */
+
+/* Bounding set first: it limits what exec gives to uid 0 (capabilities(7)). Changing capabilities
+ * leaves the dumpable flag alone, other than changing ids would. */
+static int do_capabilities(struct sbx_child *c) {
+    if (!c->place->cut_capabilities)
+        return 0;
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct sets[2];
+    long result = raw(__NR_capget, &header, sets);
+    if (result < 0)
+        return (int)result;
+    uint64_t have = sets[0].permitted | (uint64_t)sets[1].permitted << 32;
+    uint64_t keep = c->place->capabilities & have;
+    if (c->place->must_capabilities & ~have)
+        return -EPERM;
+    for (int cap = 0; cap < 64; cap++) {
+        if (keep >> cap & 1)
+            continue;
+        result = raw(__NR_prctl, PR_CAPBSET_DROP, cap, 0, 0, 0);
+        if (result == -EINVAL) /* one more than the kernel knows */
+            break;
+        if (result < 0)
+            return (int)result;
+    }
+    result = raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    if (result < 0)
+        return (int)result;
+    for (int i = 0; i < 2; i++) {
+        sets[i].effective = sets[i].permitted = (uint32_t)(keep >> 32 * i);
+        sets[i].inheritable = 0;
+    }
+    return (int)raw(__NR_capset, &header, sets);
+}
+
+static int do_no_new_privs(struct sbx_child *c) {
+    return c->place->no_new_privs ? (int)raw(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) : 0;
+}
+
+/* Without a reaper this is what ends the command with its caller. It follows the calling thread,
+ * which stays in the call for as long as the run lasts; a change of credentials would clear it. */
+static int do_parent_death(struct sbx_child *c) {
+    if (c->place->reaper)
+        return 0;
+    long result = raw(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    struct pollfd caller = {c->lifeline, POLLIN, 0};
+    struct {
+        long seconds, nanoseconds;
+    } at_once = {0, 0};
+    if (result >= 0 && raw(__NR_ppoll, &caller, 1, &at_once, 0, 0) == 1)
+        result = -ESRCH; /* it died before the line above */
+    return (int)result;
+}
+
+/* CLONE_CLEAR_SIGHAND, and every exec, leave SIG_IGN as it is (Python ignores SIGPIPE). Both
+ * signals that cannot be changed answer EINVAL. */
+static int do_signals(struct sbx_child *c) {
+    struct raw_sigaction dfl = {0};
+    uint64_t none = 0;
+    for (int signum = 1; signum <= 64; signum++)
+        raw(__NR_rt_sigaction, signum, &dfl, 0, RAW_SIGSET_SIZE);
+    /* The reaper wants them blocked until it is ready, and unblocks them for the command. */
+    if (!c->place->reaper)
+        raw(__NR_rt_sigprocmask, SIG_SETMASK, &none, 0, RAW_SIGSET_SIZE);
+    return 0;
+}
+
+/* ---- exec -------------------------------------------------------------------------------- */
+
+static int do_reaper(struct sbx_child *c) {
+    if (!c->place->reaper)
+        return 0;
+    const struct sbx_job *job = c->job;
+    const char *const *envp = job->vec + 1 + job->n_candidates + job->n_args + 1;
+    long result = raw(RAW_close_range, REAPER_FDS, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
+    if (result >= 0)
+        result = raw(__NR_execveat, c->init, "", job->vec, envp, EMPTY_PATH);
+    return (int)result;
+}
+
+static int do_exec(struct sbx_child *c) {
+    const struct sbx_job *job = c->job;
+    const char *const *paths = job->vec + 1, *const *argv = paths + job->n_candidates;
+    long result = raw(RAW_close_range, 3, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
+    return result < 0 ? (int)result
+                      : exec_first(paths, job->n_candidates, argv, argv + job->n_args + 1,
+                                   &c->index);
+}
+
+/* The order of work. Sources before the root changes, privilege before exec, signals last. */
+static const struct {
+    enum sbx_step name;
+    int (*act)(struct sbx_child *);
+} steps[] = {
+    {SBX_STEP_STDIO, do_stdio},
+    {SBX_STEP_SESSION, do_session},
+    {SBX_STEP_KEYRING, do_keyring},
+    {SBX_STEP_LOOPBACK, do_loopback},
+    {SBX_STEP_HOSTNAME, do_hostname},
+    {SBX_STEP_PRIVATE, do_private},
+    {SBX_STEP_ROOT, do_root},
+    {SBX_STEP_READ_ONLY, do_read_only},
+    {SBX_STEP_ATTACH, do_attach},
+    {SBX_STEP_MOUNT, do_mounts},
+    {SBX_STEP_PIVOT, do_pivot},
+    {SBX_STEP_CHROOT, do_chroot},
+    {SBX_STEP_CWD, do_cwd},
+    {SBX_STEP_CAPABILITIES, do_capabilities},
+    {SBX_STEP_NO_NEW_PRIVS, do_no_new_privs},
+    {SBX_STEP_PARENT_DEATH, do_parent_death},
+    {SBX_STEP_SIGNALS, do_signals},
+    {SBX_STEP_REAPER, do_reaper},
+    {SBX_STEP_EXEC, do_exec},
+};
+
+int sbx_child_main(void *child) {
+    struct sbx_child *c = child;
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        int error = steps[i].act(c);
+        if (error < 0) {
+            sbx_fail(c->run, steps[i].name, c->index, error);
+            break;
+        }
+    }
+    return 127; /* of the process; nobody reads it */
+}

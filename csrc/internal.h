@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the C files share among themselves. Constants of the kernel's interface stand here by
+ * value, so that old headers can build it; the name of the manual page is their source.
+ */
+#ifndef SBX_INTERNAL_H
+#define SBX_INTERNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "sandbox.h"
+
+struct raw_clone_args { /* clone3(2), its first version */
+    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
+};
+
+/* What the child is given. It lives in the parent's frame, in memory that both share. */
+struct sbx_child {
+    const struct sbx_place *place;
+    const struct sbx_job *job;
+    struct sbx_run *run;
+    int stdio[3];          /* descriptors, or SBX_NULL */
+    int status, lifeline;  /* this side's ends */
+    int init;              /* the reaper's program */
+    int root;              /* the root directory as the caller sees it */
+    int tree;              /* its copy, which becomes the root */
+    int index;             /* which of several a step was at */
+    uint64_t ignored_mask; /* the caller's signal mask, for the parent alone */
+};
+
+/* The whole of the child: the steps, then exec. It never returns to its caller's frames. */
+int sbx_child_main(void *child);
+
+/* Records the first failure; returns -1 for the caller to pass on. */
+static inline int sbx_fail(struct sbx_run *run, enum sbx_step step, int index, long error) {
+    if (run->failure.step == SBX_STEP_NONE) {
+        run->failure.step = step;
+        run->failure.index = index;
+        run->failure.error = (int)-error;
+    }
+    return -1;
+}
+
+void sbx_close(int *fd);
+void sbx_reap(struct sbx_run *run);
+
+#endif

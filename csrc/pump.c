@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Moves bytes out of a run until it is over. One call is one wait: it comes back when there is
+ * something for Python to do, on every signal above all, because only Python can run handlers.
+ *
+ * The end of a run is the end of the command, not the end of its pipes: a daemon may hold those for
+ * ever. What a pipe holds at that moment is counted once, read, and no more.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include "raw.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+
+#define LARGE_PIPE 1048576 /* pipe(7): what a user may have by default */
+
+/* One read. The pipe is known to hold something, or to be at its end: this never blocks. */
+static void read_some(struct sbx_stream *s) {
+    long n = raw(__NR_read, s->fd, s->buffer + s->length, s->size - s->length);
+    if (n > 0)
+        s->length += (size_t)n;
+    else if (n != -EINTR)
+        sbx_close(&s->fd);
+}
+
+static int is_full(struct sbx_stream *s) { return s->fd >= 0 && s->length == s->size; }
+
+/* A stream that filled its first buffer is a large one: fewer, larger reads from now on. */
+static enum sbx_pump_result full(struct sbx_stream *s) {
+    if (s->length <= LARGE_PIPE)
+        raw(__NR_fcntl, s->fd, F_SETPIPE_SZ, LARGE_PIPE);
+    return SBX_PUMP_FULL;
+}
+
+static int holds(int fd) {
+    int bytes = 0;
+    return fd >= 0 && raw(__NR_ioctl, fd, FIONREAD, &bytes) == 0 ? bytes : 0;
+}
+
+/* What the reaper had to say. Nothing: it was killed from outside, and everything with it, so its
+ * own status is the command's. It never exits without a word. */
+static int read_record(struct sbx_run *run) {
+    struct sbx_record record = {0};
+    if (run->status < 0)
+        return 0;
+    if (holds(run->status) == sizeof record)
+        raw(__NR_read, run->status, &record, sizeof record);
+    if (record.magic != SBX_RECORD_MAGIC) {
+        if (WIFEXITED(run->wait_status))
+            run->wait_status = -1;
+        return 0;
+    }
+    run->wait_status = record.wait_status;
+    if (record.step == SBX_STEP_NONE)
+        return 0;
+    return sbx_fail(run, (enum sbx_step)record.step, record.index, -(long)record.error);
+}
+
+/* The process is dead: whatever is left of its group goes, then its status is taken, and what the
+ * pipes hold is counted, so that a writer that lives on cannot keep the caller. */
+static int collect(struct sbx_run *run) {
+    if (run->group)
+        sbx_signal(run, SIGKILL);
+    sbx_reap(run);
+    run->ended = 1;
+    run->out.left = holds(run->out.fd);
+    run->err.left = holds(run->err.fd);
+    return read_record(run);
+}
+
+/* Reads what is left of S; 1: the buffer is too small for it. */
+static int drain(struct sbx_stream *s) {
+    while (s->fd >= 0 && s->left > 0) {
+        size_t before = s->length;
+        if (is_full(s))
+            return 1;
+        read_some(s);
+        s->left -= (int)(s->length - before);
+    }
+    sbx_close(&s->fd);
+    return 0;
+}
+
+enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns) {
+    while (!run->ended) {
+        struct pollfd fds[] = {{run->pidfd, POLLIN, 0}, {run->out.fd, POLLIN, 0}, {run->err.fd, POLLIN, 0}};
+        struct {
+            int64_t seconds, nanoseconds;
+        } wait = {wait_ns / 1000000000, wait_ns % 1000000000};
+        if (is_full(&run->out))
+            return full(&run->out);
+        if (is_full(&run->err))
+            return full(&run->err);
+        if (raw(__NR_ppoll, fds, 3, &wait, 0, 0) <= 0)
+            return SBX_PUMP_AGAIN;
+        if (fds[1].revents)
+            read_some(&run->out);
+        if (fds[2].revents)
+            read_some(&run->err);
+        if (fds[0].revents && collect(run) < 0)
+            return SBX_PUMP_ERROR;
+    }
+    if (drain(&run->out) || drain(&run->err))
+        return SBX_PUMP_FULL;
+    return SBX_PUMP_DONE;
+}

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the child and the reaper share. Neither may touch libc (one lives in the caller's memory,
+ * the other has none), so this is raw system calls and what both do with them.
+ * Every call returns the kernel's own answer: a result, or -errno. errno is never written.
+ */
+#ifndef SBX_RAW_H
+#define SBX_RAW_H
+
+#include <asm/unistd.h>
+#include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
+
+static inline long raw6(long number, long a, long b, long c, long d, long e, long f) {
+#if defined(__x86_64__)
+    long result;
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    register long r9 __asm__("r9") = f;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+#elif defined(__aarch64__)
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+    register long x5 __asm__("x5") = f;
+    __asm__ volatile("svc 0"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+                     : "memory", "cc");
+    return x0;
+#else
+#error "sandboxlib knows x86_64 and aarch64"
+#endif
+}
+
+#define RAW_PICK(n, a, b, c, d, e, f, ...)                                                         \
+    raw6(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+#define raw(...) RAW_PICK(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
+
+/* Calls younger than the kernel headers of old build images; the numbers are the same on every
+ * architecture from 424 on. */
+enum {
+    RAW_pidfd_send_signal = 424,
+    RAW_open_tree = 428,
+    RAW_move_mount = 429,
+    RAW_fsopen = 430,
+    RAW_fsconfig = 431,
+    RAW_fsmount = 432,
+    RAW_pidfd_open = 434,
+    RAW_clone3 = 435,
+    RAW_close_range = 436,
+    RAW_openat2 = 437,
+    RAW_mount_setattr = 442
+};
+
+#define RAW_CLOSE_RANGE_CLOEXEC 4 /* close_range(2) */
+
+/* rt_sigaction(2) takes this, not libc's struct. */
+struct raw_sigaction {
+    void (*handler)(int);
+    unsigned long flags;
+    void (*restorer)(void);
+    uint64_t mask;
+};
+#define RAW_SIGSET_SIZE 8
+#define RAW_ALL_SIGNALS (~(uint64_t)0)
+
+/* The reaper finds its ends of the status pipe and of the lifeline here. */
+enum { REAPER_STATUS_FD = 3, REAPER_LIFELINE_FD = 4, REAPER_FDS = 5 };
+
+/* What the reaper writes, once: how the command ended, or why it never began. */
+struct sbx_record {
+    uint32_t magic;
+    int32_t step; /* of enum sbx_step */
+    int32_t index;
+    int32_t error;
+    int32_t wait_status;
+};
+#define SBX_RECORD_MAGIC 0x53425831u
+
+/* Runs the first of PATHS that can be run, as execvp(3) would: a path that does not exist, or may
+ * not be run, gives way to the next one. Unlike execvp it hands no text file to /bin/sh. Returns
+ * only to tell why not: -errno, and in INDEX the path that it is about, or -1.
+ * A file that some other thread's fork still holds open for writing is ETXTBSY for a moment
+ * (golang.org/issue/22315): wait for it, 100 ms at most. */
+static inline int exec_first(const char *const *paths, int n, const char *const *argv,
+                             const char *const *envp, int32_t *index) {
+    int result = -ENOENT;
+    *index = -1;
+    for (int i = 0; i < n; i++) {
+        long error = raw(__NR_execve, paths[i], argv, envp);
+        for (int tries = 0; error == -ETXTBSY && tries < 10; tries++) {
+            struct {
+                long seconds, nanoseconds;
+            } pause = {0, 10000000};
+            raw(__NR_nanosleep, &pause, 0);
+            error = raw(__NR_execve, paths[i], argv, envp);
+        }
+        int gone = error == -ENOENT || error == -ENOTDIR;
+        /* A program that is there, but whose interpreter is not, is ENOENT as well. */
+        if (gone && raw(__NR_faccessat, -100 /* AT_FDCWD */, paths[i], 0) != 0)
+            continue;
+        if (*index < 0 || !gone) {
+            *index = i;
+            result = (int)error;
+        }
+        if (!gone && error != -EACCES)
+            break;
+    }
+    return result;
+}
+
+#endif

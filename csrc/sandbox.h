@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The contract between Python and C. build_ffi.py reads this very file as the cffi cdef, so it
+ * holds declarations only: no #include, no attribute, no second copy of anything.
+ *
+ * Three structs, by how long they live:
+ *   sbx_place   the sandbox: compiled once, read by any number of threads at once
+ *   sbx_job     one command in it: argv, environment, cwd, stdio
+ *   sbx_run     one run under way: descriptors, buffers, and in the end the status or the error
+ *
+ * Python owns every byte of them, and all that they point to, for the length of each call.
+ * A field that is zero asks for nothing: a zeroed place is plain vfork and exec.
+ */
+
+/* The order of the steps is the order of execution. The first four are the caller's own; the
+ * last two happen behind exec, in the reaper. */
+enum sbx_step {
+    SBX_STEP_NONE,
+    SBX_STEP_PIPE,         /* pipes for the output and for the status */
+    SBX_STEP_LIFELINE,     /* a pidfd of the caller, for the run to see it die */
+    SBX_STEP_CLONE,        /* the child and its namespaces */
+    SBX_STEP_STDIO,        /* descriptors 0, 1, 2; index: which */
+    SBX_STEP_SESSION,      /* a session of its own */
+    SBX_STEP_KEYRING,      /* a session keyring of its own */
+    SBX_STEP_LOOPBACK,     /* lo up */
+    SBX_STEP_HOSTNAME,
+    SBX_STEP_PRIVATE,      /* no mount event leaves the namespace */
+    SBX_STEP_ROOT,         /* the root directory, or in a mount namespace a copy of its tree */
+    SBX_STEP_READ_ONLY,    /* the copy read-only, recursively */
+    SBX_STEP_ATTACH,       /* the copy mounted over the old root */
+    SBX_STEP_SOURCE,       /* what is mounted; index: mount */
+    SBX_STEP_TARGET,       /* where; index: mount */
+    SBX_STEP_MOUNT,        /* the mounting itself; index: mount */
+    SBX_STEP_PIVOT,        /* into the copy, the old root detached */
+    SBX_STEP_CHROOT,       /* without a mount namespace */
+    SBX_STEP_CWD,
+    SBX_STEP_CAPABILITIES,
+    SBX_STEP_NO_NEW_PRIVS,
+    SBX_STEP_PARENT_DEATH, /* no reaper: the kernel kills the command when the caller dies */
+    SBX_STEP_SIGNALS,      /* default dispositions */
+    SBX_STEP_REAPER,       /* exec of the reaper */
+    SBX_STEP_FORK,         /* the reaper's fork of the command */
+    SBX_STEP_EXEC          /* exec of the command; index: path candidate, -1: none exists */
+};
+
+enum sbx_mount_kind { SBX_BIND, SBX_HOLE, SBX_TMPFS, SBX_PROC, SBX_DEV };
+
+enum sbx_mount_flag {
+    SBX_RECURSIVE = 1,   /* bind: with the mounts below the source */
+    SBX_READ_ONLY = 2,   /* recursively */
+    SBX_OPTIONAL = 4,    /* no such target: leave it out */
+    SBX_MAKE_TARGET = 8, /* the target lies in an earlier tmpfs: make what is missing */
+    SBX_COVER = 16       /* proc: read-only where uid 0 alone, without capabilities, commands the kernel */
+};
+
+struct sbx_mount {
+    enum sbx_mount_kind kind;
+    int flags;          /* of enum sbx_mount_flag */
+    const char *source; /* bind: a path of the caller's */
+    const char *target; /* absolute, inside the root; a hole's source as well */
+    const char *size;   /* tmpfs: bytes in decimal, or NULL for the kernel's default */
+    const char *mode;   /* tmpfs: octal */
+};
+
+struct sbx_place {
+    uint64_t namespaces;  /* CLONE_NEW* */
+    const char *root;     /* NULL: the caller's */
+    const char *hostname; /* NULL: unchanged */
+    const struct sbx_mount *mounts;
+    int n_mounts;
+    int read_only;
+    int session;
+    int keyring;
+    int reaper;
+    int no_new_privs;
+    int cut_capabilities;
+    uint64_t capabilities;      /* cut_capabilities: what may stay, where the caller has it */
+    uint64_t must_capabilities; /* cut_capabilities: what the caller has to have */
+};
+
+/* Values of sbx_job.stdio that are not descriptors. */
+enum sbx_stdio { SBX_NULL = -1, SBX_CAPTURE = -2, SBX_STDOUT = -3 };
+
+struct sbx_job {
+    const char *strings; /* NUL-ended, one after the other: candidates, argv, environment */
+    const char **vec;    /* room for 1 + n_candidates + n_args + 1 + n_env + 1 */
+    int n_candidates;    /* paths to try for the program; 1 to 9,999 */
+    int n_args;
+    int n_env;
+    const char *cwd; /* inside the root; NULL: unchanged */
+    int stdio[3];
+    int init_fd;               /* place.reaper: the reaper's program */
+    const unsigned char *held; /* per mount: 1 where the caller holds the stub that is its target */
+};
+
+struct sbx_stream {
+    int fd; /* -1: not captured, or over */
+    char *buffer;
+    size_t size;
+    size_t length;
+    int left; /* what the pipe still held when the command ended */
+};
+
+struct sbx_run {
+    int owner;  /* pid of the process that started it; 0: no run */
+    int pid;    /* for people to read: it is never signalled by number while a pidfd can do it */
+    int pidfd;  /* -1: over */
+    int status; /* descriptor of the status pipe, -1: no reaper */
+    int group;  /* 1: no pid namespace: end the process group as well */
+    struct sbx_stream out;
+    struct sbx_stream err;
+    int ended;
+    int wait_status; /* as of wait(2), once ended; -1: somebody else took it */
+    struct {         /* the step that failed; SBX_STEP_NONE: none did */
+        enum sbx_step step;
+        int index;
+        int error; /* errno */
+    } failure;
+};
+
+/* What sbx_pump came back for. */
+enum sbx_pump_result {
+    SBX_PUMP_DONE,  /* ended, and everything that it wrote is in the buffers */
+    SBX_PUMP_FULL,  /* a buffer is full: hand over a larger one */
+    SBX_PUMP_AGAIN, /* a signal came, or the time was over */
+    SBX_PUMP_ERROR  /* failure says which step */
+};
+
+/* A mount point that was made for a run (see _stubs.py) is sticky and writable by nobody: a mark
+ * that mkdir(2) and open(2) give at once, whatever the umask. */
+enum { SBX_STUB_MODE = 0x200, SBX_STUB_MASK = 0x292, SBX_STACK_SIZE = 65536 };
+
+/* Starts JOB in PLACE: 0, or -1 and run->failure. */
+int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
+              char *stack);
+
+/* Moves bytes until the run is over; waits WAIT_NS at most. */
+enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns);
+
+/* Sends SIGNUM to the run: to pid 1 of its namespace, or to its process group. 0 or -errno. */
+int sbx_signal(struct sbx_run *run, int signum);
+
+/* Kills what is left, waits for its end, closes every descriptor. Does nothing the second time,
+ * and in a fork of the caller closes only. */
+void sbx_end(struct sbx_run *run);
+
+/* The reaper's program in a sealed memfd: a descriptor >= 5, or -errno. */
+int sbx_open_init(void);
+
+/* A stack of SBX_STACK_SIZE with a guard page below it, NULL where there is no memory. */
+char *sbx_new_stack(void);
+void sbx_free_stack(char *stack);
+
+/* openat2(2) of PATH as if DIRECTORY were the root, no magic links: a descriptor or -errno. */
+int sbx_open_in_root(int directory, const char *path, int flags);

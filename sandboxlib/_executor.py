@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every executor shares: from the caller's words to a Result."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any
+
+from . import _plan, _process, errors
+from .result import Result
+from .sandbox import CAPTURE, Command, Path, Sandbox, Stream, environment_vars
+
+ISOLATED = {
+    "network": "isolated",
+    "mounts": "isolated",
+    "processes": "isolated",
+    "ipc": "isolated",
+}
+
+
+def run_native(
+    executor: str,
+    box: Sandbox,
+    command: Command,
+    cwd: Path | None = None,
+    extra_env: Mapping[str, str] | None = None,
+    *,
+    stdin: Stream | bytes = None,
+    stdout: Stream = CAPTURE,
+    stderr: Stream = CAPTURE,
+    timeout: float | None = None,
+) -> Result:
+    """Runs a command through the C core."""
+    start = monotonic()
+    if timeout is not None:
+        _check_timeout(timeout)
+    if extra_env is not None and not isinstance(extra_env, Mapping):
+        raise errors.SpecTypeError("extra_env is not a mapping")
+    if cwd is None:
+        cwd = os.getcwd() if box.root == "/" else "/"
+    job = _plan.Job(command, cwd, environment_vars(extra_env))
+    outcome = _process.run(_plan.plan_for(box), job, stdin, stdout, stderr, timeout)
+    return Result(
+        outcome.exit,
+        outcome.out,
+        outcome.err,
+        outcome.timed_out,
+        monotonic() - start,
+        executor,
+        box.isolation(),
+    )
+
+
+def _check_timeout(timeout: object) -> None:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise errors.SpecTypeError(f"timeout is not a number of seconds: {timeout!r}")
+    if not 0 <= timeout < 1e9:
+        raise errors.SpecError(f"timeout has to be from 0 to 1e9 seconds: {timeout!r}")
+
+
+@functools.lru_cache(maxsize=64)
+def _cached(root: Path, options: tuple[tuple[str, Any], ...]) -> Sandbox:
+    return Sandbox(root, **dict(options))
+
+
+def sandbox_for(root: Path, options: dict[str, Any]) -> Sandbox:
+    """The Sandbox of a one-shot call; the same words give the same one, compiled once."""
+    if not isinstance(root, str) or not root.startswith("/"):
+        return Sandbox(root, **options)  # what a relative path means changes with the directory
+    try:
+        return _cached(root, tuple(options.items()))
+    except TypeError:  # a list among the values
+        return Sandbox(root, **options)

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled core, and the memory of a run: the only module that says ffi."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from . import errors
+from ._sandbox import ffi, lib
+
+#: Names of the steps, by number: 'SBX_STEP_NO_NEW_PRIVS' is step 'no_new_privs'.
+STEPS: dict[int, str] = {
+    number: name.removeprefix("SBX_STEP_").lower()
+    for number, name in ffi.typeof("enum sbx_step").elements.items()
+}
+
+SCRATCH_SIZE = 65536  # what a pipe holds (pipe(7)): most commands write less
+VEC_SIZE = 256  # pointers to argv, environment and paths; more are made where they are needed
+_EMPTY = ffi.new("unsigned char[1]")
+
+
+class Workspace:
+    """The C memory of one run at a time: a stack for the child, the run itself, two buffers.
+
+    They are kept for the next run, because making them costs more than using them.
+    """
+
+    def __init__(self) -> None:
+        stack = lib.sbx_new_stack()
+        if not stack:
+            raise MemoryError("no memory for the stack of a child")
+        self.stack = ffi.gc(stack, lib.sbx_free_stack)
+        # The struct knows how to end itself, whatever happens to this object and whenever.
+        self.run = ffi.gc(ffi.new("struct sbx_run *"), lib.sbx_end)
+        self.job = ffi.new("struct sbx_job *")
+        self.out = ffi.new("char[]", SCRATCH_SIZE)
+        self.err = ffi.new("char[]", SCRATCH_SIZE)
+        self.vec = ffi.new("const char *[]", VEC_SIZE)
+
+
+_free: list[Workspace] = []
+
+
+def take_workspace() -> Workspace:
+    """A workspace that no other run is using."""
+    try:
+        return _free.pop()
+    except IndexError:
+        return Workspace()
+
+
+def give_back(workspace: Workspace) -> None:
+    """The workspace of a run that was ended by sbx_end."""
+    _free.append(workspace)
+
+
+class Grown:
+    """A stream that did not fit the scratch buffer: bytes that C reads into where they stay.
+
+    BytesIO grows by realloc, and hands its bytes over without a copy when they are exactly full.
+    """
+
+    def __init__(self, start: bytes) -> None:
+        import io
+
+        self._file = io.BytesIO()
+        self._file.write(start)
+        self._view: Any = None
+
+    def enlarge(self, used: int) -> Any:
+        """Room for as much again as `used`, and 1 MiB at least; the C buffer."""
+        self.release()
+        self._file.seek(used + max(used // 4, 1 << 20) - 1)
+        self._file.write(b"\0")
+        self._view = ffi.from_buffer("char[]", self._file.getbuffer())
+        return self._view
+
+    def release(self) -> None:
+        if self._view is not None:
+            ffi.release(self._view)
+            self._view = None
+
+    def finish(self, used: int) -> bytes:
+        self.release()
+        self._file.truncate(used)
+        return self._file.getvalue()
+
+
+def text(string: str) -> Any:
+    """A C string for a file name or the like; keep it alive as long as the pointer to it."""
+    return ffi.new("char[]", os.fsencode(string))
+
+
+# ---- the reaper's program --------------------------------------------------------------------
+
+_init: tuple[int, tuple[int, int]] | None = None
+
+
+def init_descriptor() -> int:
+    """The reaper's program, open; made once. A host may close descriptors that are not its own, so
+    the number is looked at again in every run: what runs as pid 1 has to be ours.
+    """
+    global _init  # noqa: PLW0603
+    if _init is not None:
+        try:
+            status = os.fstat(_init[0])
+        except OSError:
+            status = None
+        if status is not None and (status.st_dev, status.st_ino) == _init[1]:
+            return _init[0]
+    fd = lib.sbx_open_init()
+    if fd in (-errno.EACCES, -errno.EPERM):  # sysctl vm.memfd_noexec
+        fd = _open_shipped()
+    if fd < 0:
+        raise errors.setup_error(-fd, None, "reaper", "open the reaper's program")
+    status = os.fstat(fd)
+    _init = (fd, (status.st_dev, status.st_ino))
+    return fd
+
+
+def _open_shipped() -> int:
+    import fcntl
+
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_init")
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 5)
+    finally:
+        os.close(fd)
+
+
+def open_in_root(directory: int, path: str, flags: int) -> int:
+    """os.open, with `directory` as the root for every symbolic link."""
+    fd = lib.sbx_open_in_root(directory, os.fsencode(path), flags)
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd), path)
+    return fd
+
+
+# ---- structs ---------------------------------------------------------------------------------
+
+
+def new_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]]) -> tuple[Any, Any]:
+    """A struct sbx_place of the values, and whatever has to stay alive with it."""
+    kept: list[Any] = []
+
+    def convert(values: dict[str, Any]) -> dict[str, Any]:
+        words = {key: text(value) for key, value in values.items() if isinstance(value, str)}
+        kept.extend(words.values())
+        return {**values, **words}
+
+    array = ffi.new("struct sbx_mount[]", [convert(mount) for mount in mounts])
+    kept.append(array)
+    whole = {**convert(values), "mounts": array, "n_mounts": len(mounts)}
+    return ffi.new("struct sbx_place *", whole), kept
+
+
+def held_flags(n_mounts: int, held: Sequence[int]) -> Any:
+    """One byte for each mount: 1 where its target is a stub that the caller holds."""
+    if n_mounts == 0:
+        return _EMPTY
+    flags = ffi.new("unsigned char[]", n_mounts)
+    for index in held:
+        flags[index] = 1
+    return flags
+
+
+def fill_job(
+    workspace: Workspace,
+    blob: bytes,
+    cwd: str | None,
+    counts: tuple[int, int, int],
+    stdio: tuple[int, ...],
+    init_fd: int,
+    held: Any,
+) -> tuple[Any, ...]:
+    """Fills the job of a workspace; returns what has to stay alive until the spawn is over."""
+    job = workspace.job
+    n_paths, n_args, n_env = counts
+    size = n_paths + n_args + n_env + 3
+    vec = workspace.vec if size <= VEC_SIZE else ffi.new("const char *[]", size)
+    strings = ffi.from_buffer(blob)
+    inside = ffi.NULL if cwd is None else text(cwd)
+    job.strings, job.vec, job.cwd, job.held = strings, vec, inside, held
+    job.n_candidates, job.n_args, job.n_env = n_paths, n_args, n_env
+    job.stdio[0], job.stdio[1], job.stdio[2] = stdio
+    job.init_fd = init_fd
+    return (vec, strings, inside, held)
+
+
+def some_bytes(buffer: Any, length: int) -> bytes:
+    """The first `length` bytes of a C buffer."""
+    return ffi.buffer(buffer, length)[:]

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words become numbers: what the C core is told, and what its answers mean."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import _native, errors, sandbox
+from .sandbox import Mount, Sandbox
+
+lib = _native.lib
+
+# clone(2)
+NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+NEWPID, NEWNET = 0x20000000, 0x40000000
+
+_KINDS = {"bind": lib.SBX_BIND, "tmpfs": lib.SBX_TMPFS, "proc": lib.SBX_PROC, "dev": lib.SBX_DEV}
+
+
+class Plan:
+    """A Sandbox as the C core takes it, and the way back from a step's number to words.
+
+    It holds names and numbers only, no descriptor: any number of runs may use it at once.
+    """
+
+    def __init__(self, box: Sandbox) -> None:
+        self.box = box
+        self.mounts = _all_mounts(box)
+        values = _place_values(box)
+        self.place, self._kept = _native.new_place(values, [m.values for m in self.mounts])
+        self.reaper = bool(values["reaper"])
+        self.stubs: tuple[int, ...] = ()  # mounts whose target had to be made in the last run
+
+    def error(self, step: int, index: int, error: int, job: Job) -> errors.SetupError:
+        """The failure of a step as an exception."""
+        name = _native.STEPS[step]
+        what, filename = self._about(name, index, job)
+        return errors.setup_error(error, filename, name, what, _hint(name, index, error))
+
+    def _about(self, step: str, index: int, job: Job) -> tuple[str, str | None]:
+        box = self.box
+        if step in ("source", "target", "mount"):
+            mount = self.mounts[index]
+            return f"{mount.words}: {step}", mount.source if step == "source" else mount.target
+        if step == "exec":
+            found = job.paths[index] if index >= 0 else None
+            return f"exec {found or job.program!r} in the root {box.root}", found or job.program
+        if step == "cwd":
+            return f"change to {job.cwd!r} in the root {box.root}", job.cwd
+        if step in ("root", "read_only", "attach", "pivot", "chroot"):
+            return f"{_ROOT_STEPS[step]} {box.root}", box.root
+        if step == "stdio":
+            return f"descriptor {('stdin', 'stdout', 'stderr', 'status', 'lifeline')[index]}", None
+        return _STEPS.get(step, step), None
+
+
+class PlannedMount:
+    """One entry of the C array: its values, and how to speak of it."""
+
+    def __init__(self, words: str, kind: int, flags: int, target: str, in_root: bool) -> None:
+        self.words = words
+        self.target = target
+        self.source: str | None = None
+        self.in_root = in_root  # the target lies in the root, where a stub can be made
+        self.values: dict[str, Any] = {"kind": kind, "flags": flags, "target": target}
+
+
+def _all_mounts(box: Sandbox) -> list[PlannedMount]:
+    """Holes in a read-only root, the run's own /proc, then what was asked for, in its order."""
+    found: list[PlannedMount] = []
+    if isinstance(box.filesystem_writable_paths, tuple):
+        for path in box.filesystem_writable_paths:
+            words = f"writable path {path}"
+            found.append(PlannedMount(words, lib.SBX_HOLE, lib.SBX_RECURSIVE, path, False))
+    cover = lib.SBX_COVER if box.capabilities != "all" else 0
+    isolated = box.processes == box.mounts == "isolated"
+    if isolated and all(mount.target != "/proc" for mount in box.extra_mounts):
+        flags = lib.SBX_OPTIONAL | cover
+        found.append(PlannedMount("proc on /proc", lib.SBX_PROC, flags, "/proc", False))
+    for index, mount in enumerate(box.extra_mounts):
+        found.append(_planned(index, mount, box.extra_mounts[:index], cover))
+    return found
+
+
+def _planned(index: int, mount: Mount, earlier: Sequence[Mount], cover: int) -> PlannedMount:
+    around = [e.type for e in earlier if (mount.target + "/").startswith(e.target + "/")]
+    flags = lib.SBX_MAKE_TARGET if around and around[-1] in ("tmpfs", "dev") else 0
+    flags |= cover if mount.type == "proc" else 0
+    flags |= lib.SBX_RECURSIVE if mount.recursive else 0
+    flags |= lib.SBX_READ_ONLY if mount.read_only else 0
+    what = f"bind {mount.source}" if mount.source else mount.type
+    words = f"mount {index}: {what} on {mount.target}"
+    planned = PlannedMount(words, _KINDS[mount.type], flags, mount.target, not around)
+    if mount.source:
+        planned.source = planned.values["source"] = mount.source
+    if mount.type == "tmpfs":
+        planned.values["mode"] = f"{mount.mode:o}"
+        if mount.size:
+            planned.values["size"] = str(mount.size)
+    return planned
+
+
+def _mask(names: Sequence[str]) -> int:
+    return sum(1 << sandbox.CAPABILITIES.index(name) for name in names)
+
+
+def _place_values(box: Sandbox) -> dict[str, Any]:
+    isolated = {name: value == "isolated" for name, value in box.isolation().items()}
+    namespaces = (
+        (isolated["mounts"] and NEWNS)
+        | (isolated["network"] and NEWNET)
+        | (isolated["processes"] and NEWPID | NEWCGROUP)
+        | (isolated["ipc"] and NEWIPC | NEWUTS)
+        | (box.hostname is not None and NEWUTS)
+    )
+    values = {
+        "namespaces": int(namespaces),
+        "root": box.root,
+        "read_only": int(box.filesystem_writable_paths != "all"),
+        "session": 1,
+        "keyring": int(isolated["ipc"]),
+        "reaper": int(isolated["processes"] and box.init),
+        "no_new_privs": int(box.no_new_privs),
+        "cut_capabilities": int(box.capabilities != "all"),
+    }
+    if box.hostname is not None:
+        values["hostname"] = box.hostname
+    if box.capabilities == "default":
+        values["capabilities"] = _mask(sandbox.DEFAULT_CAPABILITIES)
+    elif isinstance(box.capabilities, tuple):
+        values["capabilities"] = values["must_capabilities"] = _mask(box.capabilities)
+    return values
+
+
+def plan_for(box: Sandbox) -> Plan:
+    """The Plan of a Sandbox, made once."""
+    plan: Plan | None = box.__dict__["_plan"]
+    if plan is None:
+        plan = box.__dict__["_plan"] = Plan(box)
+    return plan
+
+
+# ---- the job ---------------------------------------------------------------------------------
+
+
+class Job:
+    """One command: checked, looked up, and encoded as one blob of NUL-ended strings."""
+
+    def __init__(
+        self,
+        command: sandbox.Command,
+        cwd: sandbox.Path | None,
+        env: Mapping[str, str],
+    ) -> None:
+        words = _command_words(command)
+        if not words or not words[0]:
+            raise errors.SpecError("the command is empty")
+        settings = _settings(env)
+        program = os.fsdecode(words[0])
+        self.program = program
+        if "/" in program:
+            self.paths = [program]
+        else:
+            # An empty entry is the current directory, as in execvp(3).
+            places = env.get("PATH", os.defpath).split(":")
+            self.paths = [f"{place}/{program}" if place else program for place in places]
+        if len(self.paths) > 9999:
+            raise errors.SpecError(f"PATH has {len(self.paths)} entries")
+        self.n_args, self.n_env = len(words), len(settings)
+        strings = [*map(os.fsencode, self.paths), *words, *settings, b""]
+        self.blob = b"\0".join(strings)
+        if self.blob.count(b"\0") != len(strings) - 1:
+            raise errors.SpecError("the command or its environment contains a NUL byte")
+        self.cwd = None if cwd is None else sandbox.check_text("cwd", cwd)
+        if self.cwd == "":
+            raise errors.SpecError("cwd is empty")
+
+
+def _command_words(command: object) -> list[bytes]:
+    if isinstance(command, (str, bytes, os.PathLike)):
+        command = (command,)
+    if not isinstance(command, (list, tuple)):
+        raise errors.SpecTypeError(f"the command is neither a list nor a str: {command!r}")
+    try:
+        return [os.fsencode(word) for word in command]
+    except TypeError:
+        raise errors.SpecTypeError("a word of the command is neither str, bytes nor path") from None
+    except UnicodeEncodeError as error:
+        raise errors.SpecError(f"a word of the command cannot be encoded: {error}") from None
+
+
+def _settings(env: Mapping[str, str]) -> list[bytes]:
+    try:
+        for name, value in env.items():
+            # The values may be secret: no message holds one.
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise errors.SpecTypeError(f"the variable {name!r} or its value is not a str")
+            if not name or "=" in name:
+                raise errors.SpecError(f"not the name of a variable: {name!r}")
+        return [os.fsencode(f"{name}={value}") for name, value in env.items()]
+    except AttributeError:
+        raise errors.SpecTypeError("the environment is not a mapping") from None
+    except UnicodeEncodeError:
+        raise errors.SpecError("a variable of the environment cannot be encoded") from None
+
+
+# ---- words for what failed -------------------------------------------------------------------
+
+_ROOT_STEPS = {
+    "root": "open the root",
+    "read_only": "make read-only the root",
+    "attach": "attach a copy of the root",
+    "pivot": "pivot_root into",
+    "chroot": "chroot into",
+}
+_STEPS = {
+    "pipe": "make the pipes of the run",
+    "lifeline": "open a pidfd of the caller",
+    "clone": "clone into new namespaces",
+    "session": "make a session",
+    "keyring": "join a new session keyring",
+    "loopback": "bring up lo in the new network namespace",
+    "hostname": "set the hostname",
+    "private": "make the mounts of the new namespace private",
+    "capabilities": "cut the capabilities",
+    "no_new_privs": "set no_new_privs",
+    "parent_death": "tie the command's life to the caller's",
+    "reaper": "exec the reaper",
+    "fork": "fork the command in its namespaces",
+}
+_LIMITS = "the limits of RLIMIT_NPROC (ulimit -u) and of the pids cgroup are the usual causes"
+_HINTS = {
+    ("clone", errno.EPERM): "it takes root, or CAP_SYS_ADMIN and CAP_SYS_CHROOT",
+    ("clone", errno.ENOSPC): "not a full disk: a limit on namespaces, sysctl user.max_*_namespaces",
+    ("clone", errno.EUSERS): "a limit on namespaces, sysctl user.max_*_namespaces",
+    ("clone", errno.EAGAIN): _LIMITS,
+    ("fork", errno.EAGAIN): _LIMITS,
+    ("chroot", errno.EPERM): "it takes CAP_SYS_CHROOT",
+    ("pipe", errno.EMFILE): "the caller has too many open files (ulimit -n)",
+    ("pipe", errno.ENFILE): "the machine has too many open files (sysctl fs.file-max)",
+    ("private", errno.EINVAL): "is the caller itself in a chroot whose root is no mount point?",
+    ("pivot", errno.EINVAL): "is the caller's own root an initramfs?",
+    ("read_only", errno.ENOSYS): "mount_setattr(2) takes Linux 5.12",
+    ("keyring", errno.EDQUOT): "too many keys: sysctl kernel.keys.maxkeys, kernel.keys.root_maxkeys",
+    ("capabilities", errno.EPERM): "the caller does not have all capabilities that were asked for",
+    ("cwd", errno.ELOOP): "links of /proc/PID are not followed",
+    ("exec", errno.ENOEXEC): "no program, and no script that begins with #!",
+    ("exec", errno.E2BIG): "arguments and environment are too long (execve(2), Limits)",
+    ("reaper", errno.E2BIG): "arguments and environment are too long (execve(2), Limits)",
+    ("reaper", errno.EACCES): "sysctl vm.memfd_noexec, or a mount with noexec",
+    ("target", errno.ENOTDIR): "a part of the path is a file",
+    ("mount", errno.ENOTDIR): "source and target are not both directories or both files",
+}
+
+
+def _hint(step: str, index: int, error: int) -> str:
+    if step == "exec" and error == errno.ENOENT:
+        if index < 0:
+            return "there is no such program in the PATH of the sandbox"
+        return "the file is there, but not its interpreter or loader"
+    if error == errno.ENOSYS:
+        return "sandboxlib takes Linux 5.12, and a seccomp filter that lets this call through"
+    return _HINTS.get((step, error), "")

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong, and what each kind of it means.
+
+    SandboxError(Exception)                  everything that sandboxlib raises of its own
+     |- SpecError(ValueError)                the request makes no sense; nothing was touched
+     |   `- SpecTypeError(TypeError)         ... because a value has the wrong type
+     |- UnsupportedError(AssertionError)     this executor cannot promise that; nothing was touched
+     |- SetupError(OSError)                  the kernel refused a step; everything was undone
+     |   |- SetupNotFound(FileNotFoundError)
+     |   |- SetupDenied(PermissionError)
+     |   `- SetupNotADirectory(NotADirectoryError)
+     `- StatusLost(ChildProcessError)        the command ran, but somebody else took its status
+
+A command that fails is no error of ours: its exit status is in the Result.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os as _os
+
+
+class SandboxError(Exception):
+    """The base of every error that sandboxlib raises of its own."""
+
+
+class SpecError(SandboxError, ValueError):
+    """A request that makes no sense. Nothing was touched."""
+
+
+class SpecTypeError(SpecError, TypeError):
+    """A request with a value of the wrong type. Nothing was touched."""
+
+
+class UnsupportedError(SandboxError, AssertionError):
+    """The executor cannot promise what was asked. Nothing was touched."""
+
+
+class SetupError(SandboxError, OSError):
+    """The kernel refused a step on the way to the command, which was not run.
+
+    errno, strerror, filename: as in every OSError; filename may be None.
+    step: the name of the step, as in csrc/sandbox.h without its prefix ("mount", "cwd", "exec").
+    what: what the step was about, for people ("mount 3: bind /src on /build/src").
+    hint: the likely remedy, or "".
+    """
+
+    def __init__(
+        self, errno: int, filename: str | None, step: str, what: str, hint: str = ""
+    ) -> None:
+        super().__init__(errno, _os.strerror(errno), filename)
+        self.step = step
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        name = _errno.errorcode.get(self.errno or 0, "?")
+        text = f"{self.what}: {self.strerror} ({name}, step {self.step})"
+        return f"{text}; {self.hint}" if self.hint else text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.errno, self.filename, self.step, self.what, self.hint))
+
+
+class SetupNotFound(SetupError, FileNotFoundError):
+    """ENOENT: the root, the cwd, a mount's source or the program is not there."""
+
+
+class SetupDenied(SetupError, PermissionError):
+    """EPERM or EACCES."""
+
+
+class SetupNotADirectory(SetupError, NotADirectoryError):
+    """ENOTDIR: the root, the cwd or a mount point is something else."""
+
+
+_CLASSES = {
+    _errno.ENOENT: SetupNotFound,
+    _errno.EPERM: SetupDenied,
+    _errno.EACCES: SetupDenied,
+    _errno.ENOTDIR: SetupNotADirectory,
+}
+
+
+def setup_error(
+    errno: int, filename: str | None, step: str, what: str, hint: str = ""
+) -> SetupError:
+    """The SetupError for an errno, of the class that `except FileNotFoundError` expects."""
+    return _CLASSES.get(errno, SetupError)(errno, filename, step, what, hint)
+
+
+class StatusLost(SandboxError, ChildProcessError):
+    """The command ended, but how is not known.
+
+    The caller's process waits for any child, or ignores SIGCHLD; the run had no reaper
+    (processes='undefined' or init=False), and the kernel is older than 6.15.
+    """

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wanted: Sandbox and Mount, frozen values that are checked when they are made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import IO, TYPE_CHECKING, Any, Literal, Union
+
+from .errors import SpecError, SpecTypeError
+
+if TYPE_CHECKING:
+    from .result import Result
+
+#: The values of subprocess, without importing it.
+CAPTURE = -1
+STDOUT = -2
+
+#: All that a command finds in its environment, unless extra_env says more.
+BASE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+Isolation = Literal["undefined", "isolated"]
+Command = Union[str, "os.PathLike[str]", Sequence[Union[str, bytes, "os.PathLike[str]"]]]
+Path = Union[str, "os.PathLike[str]"]
+Stream = Union[int, IO[Any], None]
+
+#: linux/capability.h, in the order of their numbers.
+CAPABILITIES = (
+    "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable "
+    "net_bind_service net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio "
+    "sys_chroot sys_ptrace sys_pacct sys_admin sys_boot sys_nice sys_resource sys_time "
+    "sys_tty_config mknod lease audit_write audit_control setfcap mac_override mac_admin syslog "
+    "wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
+).split()
+
+#: What a build needs of root's power, and nothing that leads out of a sandbox.
+DEFAULT_CAPABILITIES = (
+    "chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw "
+    "sys_chroot setfcap"
+).split()
+
+
+def environment_vars(extra_env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a command: BASE_ENVIRONMENT, updated by extra_env."""
+    return {**BASE_ENVIRONMENT, **(extra_env or {})}
+
+
+def check_text(what: str, value: object) -> str:
+    """A str that can be handed to the kernel, from a str or a path."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        raise SpecTypeError(f"{what} is a {type(value).__name__}, not a str: {value!r}")
+    if "\0" in value:
+        raise SpecError(f"{what} contains a NUL byte: {value!r}")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError as error:
+        raise SpecError(f"{what} cannot be encoded: {error}") from None
+    return value
+
+
+def _inside(what: str, value: object) -> str:
+    """An absolute path inside the root, normalised."""
+    path = check_text(what, value)
+    if not path.startswith("/"):
+        raise SpecError(f"{what} is relative, and has to be absolute inside the root: {path!r}")
+    if ".." in path.split("/"):
+        raise SpecError(f"{what} contains '..': {path!r}")
+    path = "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
+    if len(os.fsencode(path)) > 4095:
+        raise SpecError(f"{what} is longer than the 4,095 bytes of a path")
+    return path
+
+
+def _choice(what: str, value: object, choices: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise SpecError(f"{what} is {value!r}, and has to be one of {', '.join(choices)}")
+
+
+def _flag(what: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise SpecTypeError(f"{what} is a {type(value).__name__}, not a bool: {value!r}")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """Something that is mounted inside the root, for the command alone.
+
+    target: str       absolute path inside the root. What is missing of it is made for the run and
+                      removed afterwards. Symbolic links on the way stay inside the root.
+    source: str       bind: a file or directory of the caller's.
+    type: str         'bind', 'tmpfs' (empty, private), 'proc' or 'dev' (a minimal /dev).
+    read_only: bool   with every mount below it.
+    recursive: bool   bind: with the mounts below the source, True by default.
+    size: int         tmpfs: bytes at most; None: half of the memory (tmpfs(5)).
+    mode: int         tmpfs: permissions of its root, 0o1777 by default.
+    """
+
+    target: str
+    source: str | None = None
+    type: str = "bind"
+    read_only: bool = False
+    recursive: bool = True
+    size: int | None = None
+    mode: int = 0o1777
+
+    @classmethod
+    def bind(
+        cls, source: Path, target: Path, read_only: bool = False, recursive: bool = True
+    ) -> Mount:
+        """The caller's `source` at `target`."""
+        return cls(os.fspath(target), os.fspath(source), "bind", read_only, recursive)
+
+    @classmethod
+    def tmpfs(cls, target: Path, size: int | None = None, mode: int = 0o1777) -> Mount:
+        """An empty directory in memory."""
+        return cls(os.fspath(target), None, "tmpfs", size=size, mode=mode)
+
+    @classmethod
+    def proc(cls, target: Path = "/proc") -> Mount:
+        """proc(5): of the run's own processes where they are isolated."""
+        return cls(os.fspath(target), None, "proc")
+
+    @classmethod
+    def dev(cls, target: Path = "/dev") -> Mount:
+        """null, zero, full, random, urandom, tty, pts, shm and the links to /proc/self/fd."""
+        return cls(os.fspath(target), None, "dev")
+
+    def __post_init__(self) -> None:
+        _choice("the type of a mount", self.type, ("bind", "tmpfs", "proc", "dev"))
+        target = _inside("the target of a mount", self.target)
+        if target == "/":
+            raise SpecError("the target of a mount is the root itself")
+        object.__setattr__(self, "target", target)
+        _flag("read_only", self.read_only)
+        _flag("recursive", self.recursive)
+        if self.type == "bind":
+            source = check_text("the source of a mount", self.source)
+            if not source:
+                raise SpecError("the source of a mount is empty")
+            object.__setattr__(self, "source", os.path.abspath(source))
+        elif self.source is not None:
+            raise SpecError(f"a {self.type} mount has no source: {self.source!r}")
+        if self.read_only and self.type != "bind":
+            raise SpecError(f"a {self.type} mount cannot be asked to be read-only")
+        self._check_tmpfs()
+
+    def _check_tmpfs(self) -> None:
+        for name, value in (("size", self.size), ("mode", self.mode)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise SpecTypeError(f"the {name} of a tmpfs is not an int: {value!r}")
+        if self.size is not None and (self.type != "tmpfs" or self.size <= 0):
+            raise SpecError(f"the size of a {self.type} mount is {self.size}")
+        if not 0 <= self.mode <= 0o7777:
+            raise SpecError(f"the mode of a tmpfs is {self.mode:#o}")
+
+    @classmethod
+    def from_tuple(cls, words: Sequence[object]) -> Mount:
+        """The earlier form: (source, target, type) or (source, target, type, options).
+
+        A type of None or '' goes with the option 'bind' (this directory alone) or 'rbind'. More
+        options, with commas between: 'ro', 'rw', and for tmpfs 'size=BYTES' (k, m, g) and
+        'mode=OCTAL'.
+        """
+        if not 3 <= len(words) <= 4:
+            raise SpecError(f"not (source, target, type[, options]): {words!r}")
+        source, target, kind, options = (*words, None)[:4]
+        target = check_text("the target of a mount", target)
+        values: dict[str, Any] = {}
+        for option in check_text("options", options or "").split(","):
+            name, _, value = option.partition("=")
+            if name in ("bind", "rbind") and not kind:
+                values |= {"type": "bind", "source": source, "recursive": name == "rbind"}
+            elif name == "ro":
+                values["read_only"] = True
+            elif name in ("size", "mode") and kind == "tmpfs" and value:
+                values[name] = _parse_size(value) if name == "size" else _octal(value)
+            elif name not in ("", "rw"):
+                raise SpecError(f"unknown option {option!r} of the mount {tuple(words)!r}")
+        if kind in ("tmpfs", "proc", "dev"):
+            values["type"] = kind
+        elif kind or "type" not in values:
+            raise SpecError(f"neither tmpfs, proc, dev nor a bind: {tuple(words)!r}")
+        return cls(target if target.startswith("/") else "/" + target, **values)
+
+
+def _parse_size(text: str) -> int:
+    factor = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1].lower(), 1)
+    digits = text if factor == 1 else text[:-1]
+    if not digits.isascii() or not digits.isdigit():
+        raise SpecError(f"not a size: {text!r}")
+    return int(digits) * factor
+
+
+def _octal(text: str) -> int:
+    try:
+        return int(text, 8)
+    except ValueError:
+        raise SpecError(f"not an octal mode: {text!r}") from None
+
+
+def _mount(value: object) -> Mount:
+    if isinstance(value, Mount):
+        return value
+    if isinstance(value, (tuple, list)):
+        return Mount.from_tuple(value)
+    raise SpecTypeError(f"neither a Mount nor a tuple: {value!r}")
+
+
+def _writable(value: object) -> str | tuple[str, ...]:
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        _choice("filesystem_writable_paths", value, ("all", "none"))
+        return value
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise SpecTypeError(f"filesystem_writable_paths is neither a word nor a list: {value!r}")
+    paths = [check_text("a writable path", path) for path in value]
+    inside = sorted({_inside("a writable path", "/" + path) for path in paths})
+    return "all" if "/" in inside else tuple(inside) or "none"
+
+
+def _capabilities(value: object) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        _choice("capabilities", value, ("default", "all", "none"))
+        return value
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise SpecTypeError(f"capabilities is neither a word nor a list of names: {value!r}")
+    names = []
+    for name in value:
+        names.append(check_text("a capability", name).lower().removeprefix("cap_"))
+        _choice("a capability", names[-1], CAPABILITIES)
+    return tuple(sorted(set(names))) or "none"
+
+
+@dataclass(frozen=True, init=False)
+class Sandbox:
+    """A place to run commands in. One Sandbox runs many, from any number of threads at once.
+
+    root: str or path     the root directory of the commands.
+    network               'undefined' (the caller's, the default) or 'isolated': lo, up, and
+                          nothing else.
+    mounts                'isolated' (the default): a mount namespace of its own, whose root is
+                          `root`; nothing is ever mounted in the caller's. 'undefined': chroot(2),
+                          from which a command with sys_chroot can escape.
+    processes             'isolated' (the default): a pid namespace; whatever the command started
+                          is gone when the call returns. 'undefined': the caller's processes are
+                          visible, and only the command's process group ends with it.
+    ipc                   'isolated' (the default): System V IPC, POSIX message queues, hostname
+                          and session keyring of its own. 'undefined': the caller's.
+    hostname: str         64 bytes at most; None leaves it as it is.
+    extra_mounts          a list of Mount, or of earlier (source, target, type, options) tuples,
+                          mounted in this order.
+    filesystem_writable_paths   'all' (the default), 'none', or a list of paths in the root that
+                          stay writable while the rest, with every mount below it, is read-only.
+                          extra_mounts are writable unless they say otherwise.
+    capabilities          'default' (DEFAULT_CAPABILITIES, as far as the caller has them), 'all',
+                          'none', or a list of names, which the caller has to have.
+    no_new_privs: bool    True (the default): no set-uid program gives privilege (prctl(2)).
+    init: bool            True (the default): with processes='isolated' pid 1 is a reaper. False:
+                          it is the command itself, 0.1 ms sooner; then nobody reaps orphans,
+                          SIGTERM that it sends to itself is ignored, abort() ends it with -11.
+
+    Raises SpecError for everything that makes no sense.
+    """
+
+    root: str
+    network: str = "undefined"
+    mounts: str = "isolated"
+    processes: str = "isolated"
+    ipc: str = "isolated"
+    hostname: str | None = None
+    extra_mounts: tuple[Mount, ...] = ()
+    filesystem_writable_paths: str | tuple[str, ...] = "all"
+    capabilities: str | tuple[str, ...] = "default"
+    no_new_privs: bool = True
+    init: bool = True
+    _plan: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        network: str = "undefined",
+        mounts: str = "isolated",
+        processes: str = "isolated",
+        ipc: str = "isolated",
+        hostname: str | None = None,
+        extra_mounts: Iterable[Mount | Sequence[object]] | None = (),
+        filesystem_writable_paths: str | Iterable[Path] | None = "all",
+        capabilities: str | Iterable[str] = "default",
+        no_new_privs: bool = True,
+        init: bool = True,
+    ) -> None:
+        put = self.__dict__.__setitem__  # frozen: the one way in
+        put("root", _root(root))
+        for name, value in (
+            ("network", network),
+            ("mounts", mounts),
+            ("processes", processes),
+            ("ipc", ipc),
+        ):
+            _choice(name, value, ("undefined", "isolated"))
+            put(name, value)
+        put("hostname", None if hostname is None else _hostname(hostname))
+        if isinstance(extra_mounts, (str, bytes, Mount)):
+            raise SpecTypeError(f"extra_mounts is not a list: {extra_mounts!r}")
+        put("extra_mounts", tuple(_mount(mount) for mount in extra_mounts or ()))
+        put("filesystem_writable_paths", _writable(filesystem_writable_paths))
+        put("capabilities", _capabilities(capabilities))
+        for name, flag in (("no_new_privs", no_new_privs), ("init", init)):
+            _flag(name, flag)
+            put(name, flag)
+        put("_plan", None)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.mounts == "undefined" and self.extra_mounts:
+            raise SpecError("extra_mounts need mounts='isolated'")
+        if self.mounts == "undefined" and self.filesystem_writable_paths != "all":
+            raise SpecError("filesystem_writable_paths needs mounts='isolated'")
+
+    def isolation(self) -> dict[str, str]:
+        """The four kinds of isolation, by name."""
+        return {name: getattr(self, name) for name in ("network", "mounts", "processes", "ipc")}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _plan=None)
+
+    def run(
+        self,
+        command: Command,
+        cwd: Path | None = None,
+        extra_env: Mapping[str, str] | None = None,
+        *,
+        stdin: Stream | bytes = None,
+        stdout: Stream = CAPTURE,
+        stderr: Stream = CAPTURE,
+        timeout: float | None = None,
+    ) -> Result:
+        """Runs a command in the sandbox and waits for its end; the words are run_sandbox's."""
+        from . import chroot  # the one arrow to the right: a value that can run itself
+
+        return chroot.run_in(
+            self, command, cwd, extra_env, stdin=stdin, stdout=stdout, stderr=stderr, timeout=timeout
+        )
+
+
+def _root(value: object) -> str:
+    path = check_text("the root", value)
+    if not path:
+        raise SpecError("the root is empty")
+    return path if path.startswith("/") else os.path.abspath(path)
+
+
+def _hostname(value: object) -> str:
+    name = check_text("hostname", value)
+    if not name or len(os.fsencode(name)) > 64:  # sethostname(2), HOST_NAME_MAX
+        raise SpecError(f"hostname has to be of 1 to 64 bytes: {name!r}")
+    return name

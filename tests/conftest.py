@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests share: a small root directory, and the rule for what a machine lacks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+MUST_WORK = os.environ.get("SANDBOXLIB_MUST_WORK") == "1"
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the native executor takes root")
+
+
+def require(present: object, reason: str) -> None:
+    """Skips the test where something is missing; SANDBOXLIB_MUST_WORK=1 makes that a failure."""
+    if present:
+        return
+    if MUST_WORK:
+        pytest.fail(f"SANDBOXLIB_MUST_WORK=1, but {reason}")
+    pytest.skip(reason)
+
+
+def find_busybox() -> str | None:
+    """A static busybox: it runs in an empty root."""
+    for path in ("/bin/busybox", "/usr/bin/busybox"):
+        if os.path.exists(path) and b"dynamically" not in _file_type(path):
+            return path
+    return None
+
+
+def _file_type(path: str) -> bytes:
+    found = subprocess.run(["readelf", "-l", path], capture_output=True, check=False).stdout
+    return b"dynamically" if b"INTERP" in found else b"static"
+
+
+def make_rootfs(path: Path) -> Path:
+    """A root with busybox under every name that it knows, /proc, /dev, /tmp and /etc."""
+    busybox = find_busybox()
+    require(busybox, "there is no static busybox (apt: busybox-static)")
+    assert busybox is not None
+    for name in ("bin", "dev", "etc", "proc", "tmp"):
+        (path / name).mkdir(parents=True)
+    path.chmod(0o755)
+    (path / "tmp").chmod(0o1777)
+    shutil.copy(busybox, path / "bin" / "busybox")
+    names = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout
+    for name in names.split():
+        if name != "busybox":
+            (path / "bin" / name).symlink_to("busybox")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One root for all tests that leave nothing in it."""
+    return make_rootfs(tmp_path_factory.mktemp("shared") / "root")
+
+
+@pytest.fixture
+def rootfs(tmp_path: Path) -> Path:
+    """A root of the test's own, to be written to."""
+    return make_rootfs(tmp_path / "root")
+
+
+@pytest.fixture
+def host_mounts_unchanged() -> Iterator[None]:
+    """Nothing is mounted in the caller's namespace afterwards that was not before."""
+    before = Path("/proc/self/mountinfo").read_text()
+    yield
+    assert Path("/proc/self/mountinfo").read_text() == before
