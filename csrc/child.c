@@ -90,7 +90,6 @@ static int do_stdio(struct sbx_child *c) {
         if (result < 0)
             return (int)result;
     }
-    c->lifeline = from[n - 1]; /* unread where there is no reaper, see do_parent_death */
     c->index = 0;
     return 0;
 }

@@ -58,12 +58,11 @@ void sbx_close(int *fd) {
     *fd = -1;
 }
 
-/* Out of the way of 0 to 4, where the child puts what it was given: a caller may have closed its
- * own standard descriptors. */
-static long above_reserved(long fd) {
-    if (fd < 0 || fd >= REAPER_FDS)
+/* Out of the way of 0, 1 and 2: a caller may have closed its own. */
+static long above(long fd, int lowest) {
+    if (fd < 0 || fd >= lowest)
         return fd;
-    long higher = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, REAPER_FDS);
+    long higher = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, lowest);
     raw(__NR_close, fd);
     return higher;
 }
@@ -73,7 +72,7 @@ static int make_pipe(int *read_end, int *write_end) {
     long error = raw(__NR_pipe2, ends, O_CLOEXEC);
     if (error < 0)
         return (int)error;
-    long reader = above_reserved(ends[0]), writer = above_reserved(ends[1]);
+    long reader = above(ends[0], 3), writer = above(ends[1], 3);
     *read_end = reader < 0 ? -1 : (int)reader;
     *write_end = writer < 0 ? -1 : (int)writer;
     return (int)(reader < 0 ? reader : writer < 0 ? writer : 0);
@@ -97,7 +96,7 @@ static int make_pipes(const struct sbx_job *job, struct sbx_run *run, struct sbx
     int error = c->place->reaper ? make_pipe(&run->status, &c->status) : 0;
     if (error < 0)
         return sbx_fail(run, SBX_STEP_PIPE, REAPER_STATUS_FD, error);
-    long lifeline = above_reserved(raw(RAW_pidfd_open, run->owner, 0));
+    long lifeline = above(raw(RAW_pidfd_open, run->owner, 0), 3);
     if (lifeline < 0)
         return sbx_fail(run, SBX_STEP_LIFELINE, 0, lifeline);
     c->lifeline = (int)lifeline;
@@ -311,7 +310,7 @@ int sbx_open_init(void) {
     long fd = raw(__NR_memfd_create, "sandboxlib-init", flags | 0x10 /* MFD_EXEC, Linux 6.3 */);
     if (fd == -EINVAL)
         fd = raw(__NR_memfd_create, "sandboxlib-init", flags);
-    fd = above_reserved(fd);
+    fd = above(fd, REAPER_FDS); /* where the child will not put anything else */
     long result = fd;
     while (result >= 0 && written < size) {
         result = raw(__NR_write, fd, sbx_init_start + written, size - written);
