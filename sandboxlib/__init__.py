@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from . import chroot, linux_user_chroot
+from . import chroot, linux_user_chroot, sandbox
 from .errors import (
     SandboxError,
     SetupError,
@@ -26,6 +26,8 @@ from .sandbox import (
     Stream,
     environment_vars,
 )
+
+sandbox.runner = chroot.run_in
 
 __version__ = "1.0.0.dev0"
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import _plan, _process, errors
 from .result import Result
-from .sandbox import CAPTURE, Command, Path, Sandbox, Stream, environment_vars
+from .sandbox import Command, Path, Sandbox, Stream
 
 ISOLATED = {
     "network": "isolated",
@@ -25,32 +25,26 @@ def run_native(
     executor: str,
     box: Sandbox,
     command: Command,
-    cwd: Path | None = None,
-    extra_env: Mapping[str, str] | None = None,
-    *,
-    stdin: Stream | bytes = None,
-    stdout: Stream = CAPTURE,
-    stderr: Stream = CAPTURE,
-    timeout: float | None = None,
+    cwd: Path | None,
+    extra_env: Mapping[str, str] | None,
+    stdin: Stream | bytes,
+    stdout: Stream,
+    stderr: Stream,
+    timeout: float | None,
 ) -> Result:
     """Runs a command through the C core."""
     start = monotonic()
     if timeout is not None:
         _check_timeout(timeout)
-    if extra_env is not None and not isinstance(extra_env, Mapping):
+    if extra_env is not None and not isinstance(extra_env, (dict, Mapping)):
         raise errors.SpecTypeError("extra_env is not a mapping")
     if cwd is None:
         cwd = os.getcwd() if box.root == "/" else "/"
-    job = _plan.Job(command, cwd, environment_vars(extra_env))
-    outcome = _process.run(_plan.plan_for(box), job, stdin, stdout, stderr, timeout)
+    job = _plan.Job(command, cwd, extra_env)
+    plan = _plan.plan_for(box)
+    exit, out, err, timed_out = _process.run(plan, job, stdin, stdout, stderr, timeout)
     return Result(
-        outcome.exit,
-        outcome.out,
-        outcome.err,
-        outcome.timed_out,
-        monotonic() - start,
-        executor,
-        box.isolation(),
+        exit, out, err, timed_out, monotonic() - start, executor, plan.isolation
     )
 
 

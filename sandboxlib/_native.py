@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import errors
@@ -158,7 +158,7 @@ def new_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]]) -> tuple
     return ffi.new("struct sbx_place *", whole), kept
 
 
-def held_flags(n_mounts: int, held: Sequence[int]) -> Any:
+def held_flags(n_mounts: int, held: Iterable[int]) -> Any:
     """One byte for each mount: 1 where its target is a stub that the caller holds."""
     if n_mounts == 0:
         return _EMPTY
@@ -171,24 +171,25 @@ def held_flags(n_mounts: int, held: Sequence[int]) -> Any:
 def fill_job(
     workspace: Workspace,
     blob: bytes,
-    cwd: str | None,
+    cwd_size: int,
     counts: tuple[int, int, int],
-    stdio: tuple[int, ...],
+    stdio: tuple[int, int, int],
     init_fd: int,
     held: Any,
 ) -> tuple[Any, ...]:
-    """Fills the job of a workspace; returns what has to stay alive until the spawn is over."""
+    """Fills the job of a workspace; returns what has to stay alive until the spawn is over.
+
+    The blob is the cwd, cwd_size bytes, and then the strings of struct sbx_job.
+    """
     job = workspace.job
-    n_paths, n_args, n_env = counts
-    size = n_paths + n_args + n_env + 3
+    job.n_candidates, job.n_args, job.n_env = counts
+    size = sum(counts) + 3
     vec = workspace.vec if size <= VEC_SIZE else ffi.new("const char *[]", size)
     strings = ffi.from_buffer(blob)
-    inside = ffi.NULL if cwd is None else text(cwd)
-    job.strings, job.vec, job.cwd, job.held = strings, vec, inside, held
-    job.n_candidates, job.n_args, job.n_env = n_paths, n_args, n_env
-    job.stdio[0], job.stdio[1], job.stdio[2] = stdio
+    job.cwd, job.strings, job.vec, job.held = strings, strings + cwd_size, vec, held
+    job.stdio = stdio
     job.init_fd = init_fd
-    return (vec, strings, inside, held)
+    return (vec, strings, held)
 
 
 def some_bytes(buffer: Any, length: int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from . import _native, errors, sandbox
@@ -32,7 +32,13 @@ class Plan:
         values = _place_values(box)
         self.place, self._kept = _native.new_place(values, [m.values for m in self.mounts])
         self.reaper = bool(values["reaper"])
+        self.isolation = box.isolation()
+        self.nothing_held = _native.held_flags(len(self.mounts), ())
         self.stubs: tuple[int, ...] = ()  # mounts whose target had to be made in the last run
+
+    def held(self, indices: Iterable[int]) -> Any:
+        """What tells the core which mounts' targets are stubs that the caller holds."""
+        return _native.held_flags(len(self.mounts), indices)
 
     def error(self, step: int, index: int, error: int, job: Job) -> errors.SetupError:
         """The failure of a step as an exception."""
@@ -46,8 +52,8 @@ class Plan:
             mount = self.mounts[index]
             return f"{mount.words}: {step}", mount.source if step == "source" else mount.target
         if step == "exec":
-            found = job.paths[index] if index >= 0 else None
-            return f"exec {found or job.program!r} in the root {box.root}", found or job.program
+            path = job.paths[index] if index >= 0 else job.paths[0].rpartition("/")[2]
+            return f"exec {path!r} in the root {box.root}", path
         if step == "cwd":
             return f"change to {job.cwd!r} in the root {box.root}", job.cwd
         if step in ("root", "read_only", "attach", "pivot", "chroot"):
@@ -152,31 +158,33 @@ class Job:
     def __init__(
         self,
         command: sandbox.Command,
-        cwd: sandbox.Path | None,
-        env: Mapping[str, str],
+        cwd: sandbox.Path,
+        extra_env: Mapping[str, str] | None,
     ) -> None:
         words = _command_words(command)
         if not words or not words[0]:
             raise errors.SpecError("the command is empty")
-        settings = _settings(env)
-        program = os.fsdecode(words[0])
-        self.program = program
-        if "/" in program:
-            self.paths = [program]
+        settings, places = _settings(extra_env) if extra_env else _BASE
+        program = words[0]
+        if b"/" in program:
+            self._paths = [program]
         else:
-            # An empty entry is the current directory, as in execvp(3).
-            places = env.get("PATH", os.defpath).split(":")
-            self.paths = [f"{place}/{program}" if place else program for place in places]
-        if len(self.paths) > 9999:
-            raise errors.SpecError(f"PATH has {len(self.paths)} entries")
-        self.n_args, self.n_env = len(words), len(settings)
-        strings = [*map(os.fsencode, self.paths), *words, *settings, b""]
+            self._paths = [place + program for place in places]
+        self.cwd = sandbox.check_text("cwd", cwd)
+        if not self.cwd:
+            raise errors.SpecError("cwd is empty")
+        inside = self.cwd.encode("utf-8", "surrogateescape")
+        self.counts = len(self._paths), len(words), len(settings)
+        strings = [inside, *self._paths, *words, *settings, b""]
         self.blob = b"\0".join(strings)
+        self.cwd_size = len(inside) + 1
         if self.blob.count(b"\0") != len(strings) - 1:
             raise errors.SpecError("the command or its environment contains a NUL byte")
-        self.cwd = None if cwd is None else sandbox.check_text("cwd", cwd)
-        if self.cwd == "":
-            raise errors.SpecError("cwd is empty")
+
+    @property
+    def paths(self) -> list[str]:
+        """Where the program is looked for, in order."""
+        return [os.fsdecode(path) for path in self._paths]
 
 
 def _command_words(command: object) -> list[bytes]:
@@ -192,19 +200,26 @@ def _command_words(command: object) -> list[bytes]:
         raise errors.SpecError(f"a word of the command cannot be encoded: {error}") from None
 
 
-def _settings(env: Mapping[str, str]) -> list[bytes]:
+def _settings(extra_env: Mapping[str, str] | None) -> tuple[list[bytes], list[bytes]]:
+    """The environment as NAME=VALUE, and the directories of its PATH, ready to be put together."""
     try:
+        env = sandbox.environment_vars(extra_env)
         for name, value in env.items():
             # The values may be secret: no message holds one.
             if not isinstance(name, str) or not isinstance(value, str):
                 raise errors.SpecTypeError(f"the variable {name!r} or its value is not a str")
             if not name or "=" in name:
                 raise errors.SpecError(f"not the name of a variable: {name!r}")
-        return [os.fsencode(f"{name}={value}") for name, value in env.items()]
-    except AttributeError:
-        raise errors.SpecTypeError("the environment is not a mapping") from None
+        # An empty entry is the current directory, as in execvp(3).
+        places = [os.fsencode(place + "/") if place else b"" for place in env["PATH"].split(":")]
+        if len(places) > 9999:
+            raise errors.SpecError(f"PATH has {len(places)} entries")
+        return [os.fsencode(f"{name}={value}") for name, value in env.items()], places
     except UnicodeEncodeError:
         raise errors.SpecError("a variable of the environment cannot be encoded") from None
+
+
+_BASE = _settings(None)
 
 
 # ---- words for what failed -------------------------------------------------------------------

@@ -24,13 +24,6 @@ _TARGET = lib.SBX_STEP_TARGET
 _NULL, _CAPTURED, _MERGED = lib.SBX_NULL, lib.SBX_CAPTURE, lib.SBX_STDOUT
 
 
-class Outcome:
-    """What a run came to: an exit status and bytes."""
-
-    def __init__(self, exit: int, out: bytes | None, err: bytes | None, timed_out: bool) -> None:
-        self.exit, self.out, self.err, self.timed_out = exit, out, err, timed_out
-
-
 def run(
     plan: Plan,
     job: Job,
@@ -38,32 +31,38 @@ def run(
     stdout: Stream,
     stderr: Stream,
     timeout: float | None,
-) -> Outcome:
-    """Starts the job, moves its output, waits for its end. Nothing of it is left afterwards."""
+) -> tuple[int, bytes | None, bytes | None, bool]:
+    """Starts the job, moves its output, waits for its end: (exit, out, err, timed out).
+
+    Nothing of the run is left afterwards, however it ends.
+    """
     deadline = None if timeout is None else monotonic() + timeout
-    outs = (_output("stdout", stdout), _output("stderr", stderr))
-    with contextlib.ExitStack() as stack:
-        fds = (_input(stdin, stack), *outs)
-        workspace = _native.take_workspace()
-        try:
-            if plan.mounts:
-                stack.enter_context(_spawned_on_stubs(workspace, plan, job, fds))
-            else:
-                _spawn(workspace, plan, job, fds, ())
-            streams = _Streams(workspace)
-            timed_out = _pump(workspace, plan, job, streams, deadline)
-            outcome = Outcome(
-                _exit_status(workspace.run.wait_status),
-                streams.out() if outs[0] == _CAPTURED else None,
-                streams.err() if outs[1] == _CAPTURED else None,
-                timed_out,
-            )
-        finally:
-            # Whatever came, a KeyboardInterrupt too: kill, wait, close. Not interruptible, as it
-            # is one call; should another exception get in before it, ffi.gc makes the same call.
-            lib.sbx_end(workspace.run)
-            _native.give_back(workspace)
-    return outcome
+    outputs = _output("stdout", stdout), _output("stderr", stderr)
+    if isinstance(stdin, (bytes, bytearray, memoryview)):
+        with _memory_file(stdin) as fd:
+            return _run(plan, job, (fd, *outputs), deadline)
+    return _run(plan, job, (_NULL if stdin is None else _descriptor("stdin", stdin), *outputs), deadline)
+
+
+def _run(
+    plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None
+) -> tuple[int, bytes | None, bytes | None, bool]:
+    workspace = _native.take_workspace()
+    stubs: Stubs | None = None
+    try:
+        stubs = _start(workspace, plan, job, stdio)
+        streams = _Streams(workspace)
+        timed_out = _pump(workspace, plan, job, streams, deadline)
+        out = streams.take("out") if stdio[1] == _CAPTURED else None
+        err = streams.take("err") if stdio[2] == _CAPTURED else None
+        return _exit_status(workspace.run.wait_status), out, err, timed_out
+    finally:
+        # Whatever came, a KeyboardInterrupt too: kill, wait, close. Not interruptible, as it is
+        # one call; should another exception get in before it, ffi.gc makes the same call.
+        lib.sbx_end(workspace.run)
+        if stubs is not None:
+            stubs.release()
+        _native.give_back(workspace)
 
 
 # ---- descriptors -----------------------------------------------------------------------------
@@ -84,96 +83,85 @@ def _descriptor(name: str, value: Any) -> int:
 def _output(name: str, value: Stream) -> int:
     if value is None:
         return _NULL
-    if value is CAPTURE or value == CAPTURE:
+    if value == CAPTURE:
         return _CAPTURED
     if value == STDOUT and name == "stderr":
         return _MERGED
     return _descriptor(name, value)
 
 
-def _input(value: Stream | bytes, stack: contextlib.ExitStack) -> int:
-    if value is None:
-        return _NULL
-    if not isinstance(value, (bytes, bytearray, memoryview)):
-        return _descriptor("stdin", value)
-    # A file in memory, not a pipe: nobody has to feed it while the command runs.
+@contextlib.contextmanager
+def _memory_file(content: bytes | bytearray | memoryview) -> Iterator[int]:
+    """A file in memory, not a pipe: nobody has to feed it while the command runs."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
-    stack.callback(os.close, fd)
-    rest = memoryview(value)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
+    try:
+        rest = memoryview(content).cast("B")
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 # ---- start -----------------------------------------------------------------------------------
 
 
+def _start(
+    workspace: _native.Workspace, plan: Plan, job: Job, stdio: tuple[int, int, int]
+) -> Stubs | None:
+    """Starts the job, or raises why not: a SetupError.
+
+    Returns the mount points that were made for it. Whether the root lacks one is found by doing:
+    a run that needs none never looks.
+    """
+    if not plan.stubs:
+        if _spawn(workspace, plan, job, stdio, plan.nothing_held) == 0:
+            return None
+        if not _misses_target(workspace, plan):
+            raise plan.error(*_failure(workspace), job)
+    stubs = Stubs(plan.box.root)
+    try:
+        held = set(plan.stubs)
+        for index in plan.stubs:
+            _hold(stubs, plan, index)
+        while _spawn(workspace, plan, job, stdio, plan.held(held)) != 0:
+            index = workspace.run.failure.index
+            if index in held or not _misses_target(workspace, plan):
+                raise plan.error(*_failure(workspace), job)
+            _hold(stubs, plan, index)
+            held.add(index)
+        plan.stubs = tuple(sorted(held))
+    except BaseException:
+        lib.sbx_end(workspace.run)  # before its mount points go
+        stubs.release()
+        raise
+    return stubs
+
+
 def _spawn(
-    workspace: _native.Workspace, plan: Plan, job: Job, fds: tuple[int, ...], held: tuple[int, ...]
-) -> None:
-    """Starts the job, or raises why not: a SetupError."""
-    if _try_spawn(workspace, plan, job, fds, held) != 0:
-        failure = workspace.run.failure
-        raise plan.error(failure.step, failure.index, failure.error, job)
-
-
-def _try_spawn(
-    workspace: _native.Workspace, plan: Plan, job: Job, fds: tuple[int, ...], held: tuple[int, ...]
+    workspace: _native.Workspace, plan: Plan, job: Job, stdio: tuple[int, int, int], held: Any
 ) -> int:
-    values = workspace.job
-    n_paths, n_args, n_env = len(job.paths), job.n_args, job.n_env
-    keep = _native.fill_job(
-        workspace,
-        job.blob,
-        job.cwd,
-        (n_paths, n_args, n_env),
-        fds,
-        _native.init_descriptor() if plan.reaper else -1,
-        _native.held_flags(len(plan.mounts), held),
-    )
-    result: int = lib.sbx_spawn(plan.place, values, workspace.run, workspace.stack)
+    init = _native.init_descriptor() if plan.reaper else -1
+    keep = _native.fill_job(workspace, job.blob, job.cwd_size, job.counts, stdio, init, held)
+    result: int = lib.sbx_spawn(plan.place, workspace.job, workspace.run, workspace.stack)
     del keep
     return result
 
 
-@contextlib.contextmanager
-def _spawned_on_stubs(
-    workspace: _native.Workspace, plan: Plan, job: Job, fds: tuple[int, ...]
-) -> Iterator[None]:
-    """Starts the job; mount points that its root lacks are there until the end of the context.
-
-    Whether one is missing is found by doing: the hot path never looks.
-    """
-    held: list[int] = []
-    stubs: Stubs | None = None
-    try:
-        for index in plan.stubs:
-            stubs = stubs or Stubs(plan.box.root)
-            _hold(stubs, plan, index, held)
-        while _try_spawn(workspace, plan, job, fds, tuple(held)) != 0:
-            step, index, error = _failure(workspace)
-            missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
-            if not missing or not plan.mounts[index].in_root or held.count(index) > 2:
-                raise plan.error(step, index, error, job)
-            stubs = stubs or Stubs(plan.box.root)
-            _hold(stubs, plan, index, held)
-        plan.stubs = tuple(sorted(set(held)))
-        yield
-    finally:
-        lib.sbx_end(workspace.run)  # before its mount points go
-        if stubs is not None:
-            stubs.release()
+def _misses_target(workspace: _native.Workspace, plan: Plan) -> bool:
+    step, index, error = _failure(workspace)
+    missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
+    return missing and plan.mounts[index].in_root
 
 
-def _hold(stubs: Stubs, plan: Plan, index: int, held: list[int]) -> None:
+def _hold(stubs: Stubs, plan: Plan, index: int) -> None:
     mount = plan.mounts[index]
     try:
         stubs.hold(mount.target, mount.source is None or os.path.isdir(mount.source))
     except OSError as error:
         what = f"{mount.words}: make the mount point"
         raise errors.setup_error(error.errno or 0, mount.target, "target", what) from error
-    held.append(index)
 
 
 def _failure(workspace: _native.Workspace) -> tuple[int, int, int]:
@@ -190,9 +178,9 @@ class _Streams:
     def __init__(self, workspace: _native.Workspace) -> None:
         self._workspace = workspace
         self._grown: dict[str, _native.Grown] = {}
-        run = workspace.run
-        for stream, scratch in ((run.out, workspace.out), (run.err, workspace.err)):
-            stream.buffer, stream.size = scratch, _native.SCRATCH_SIZE
+        out, err = workspace.run.out, workspace.run.err
+        out.buffer, err.buffer = workspace.out, workspace.err
+        out.size = err.size = _native.SCRATCH_SIZE
 
     def enlarge(self) -> None:
         """Gives every buffer that is full more room."""
@@ -200,25 +188,17 @@ class _Streams:
             stream = getattr(self._workspace.run, name)
             if stream.length == stream.size:
                 if name not in self._grown:
-                    self._grown[name] = _native.Grown(self._scratch(name))
+                    self._grown[name] = _native.Grown(self.take(name))
                 view = self._grown[name].enlarge(stream.length)
                 stream.buffer, stream.size = view, len(view)
 
-    def _scratch(self, name: str) -> bytes:
+    def take(self, name: str) -> bytes:
+        """What the run wrote to 'out' or 'err'."""
         length = getattr(self._workspace.run, name).length
-        return _native.some_bytes(getattr(self._workspace, name), length)
-
-    def _take(self, name: str) -> bytes:
         grown = self._grown.get(name)
-        if grown is None:
-            return self._scratch(name)
-        return grown.finish(getattr(self._workspace.run, name).length)
-
-    def out(self) -> bytes:
-        return self._take("out")
-
-    def err(self) -> bytes:
-        return self._take("err")
+        if grown is not None:
+            return grown.finish(length)
+        return _native.some_bytes(getattr(self._workspace, name), length) if length else b""
 
 
 def _pump(

@@ -23,10 +23,15 @@ def run_in(
     command: Command,
     cwd: Path | None = None,
     extra_env: Mapping[str, str] | None = None,
-    **streams: Any,
+    stdin: Stream | bytes = None,
+    stdout: Stream = CAPTURE,
+    stderr: Stream = CAPTURE,
+    timeout: float | None = None,
 ) -> Result:
     """Runs a command in a Sandbox; see run_sandbox."""
-    return _executor.run_native(NAME, box, command, cwd, extra_env, **streams)
+    return _executor.run_native(
+        NAME, box, command, cwd, extra_env, stdin, stdout, stderr, timeout
+    )
 
 
 def run_sandbox(
@@ -44,6 +49,4 @@ def run_sandbox(
 ) -> Result:
     """Runs a command in a sandbox of its own; see sandboxlib.run_sandbox."""
     box = _executor.sandbox_for(rootfs_path, {"network": network, **options})
-    return run_in(
-        box, command, cwd, extra_env, stdin=stdin, stdout=stdout, stderr=stderr, timeout=timeout
-    )
+    return run_in(box, command, cwd, extra_env, stdin, stdout, stderr, timeout)
