@@ -16,6 +16,13 @@ MUST_WORK = os.environ.get("SANDBOXLIB_MUST_WORK") == "1"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the native executor takes root")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The example of the README runs real sandboxes as well."""
+    for item in items:
+        if item.nodeid.startswith("README.md"):
+            item.add_marker(needs_root)
+
+
 def require(present: object, reason: str) -> None:
     """Skips the test where something is missing; SANDBOXLIB_MUST_WORK=1 makes that a failure."""
     if present:
