@@ -15,17 +15,11 @@ from .errors import (
     UnsupportedError,
 )
 from .result import Result
-from .sandbox import (
-    BASE_ENVIRONMENT,
-    CAPTURE,
-    STDOUT,
-    Command,
-    Mount,
-    Path,
-    Sandbox,
-    Stream,
-    environment_vars,
-)
+from .sandbox import BASE_ENVIRONMENT, CAPTURE, STDOUT, Mount, Sandbox, environment_vars
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .sandbox import Command, Path, Stream
 
 sandbox.runner = chroot.run_in
 

@@ -7,11 +7,16 @@ import functools
 import os
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any
 
 from . import _plan, _process, errors
 from .result import Result
-from .sandbox import Command, Path, Sandbox, Stream
+from .sandbox import Mount, Sandbox
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .sandbox import Command, Path, Stream
 
 ISOLATED = {
     "network": "isolated",
@@ -43,9 +48,7 @@ def run_native(
     job = _plan.Job(command, cwd, extra_env)
     plan = _plan.plan_for(box)
     exit, out, err, timed_out = _process.run(plan, job, stdin, stdout, stderr, timeout)
-    return Result(
-        exit, out, err, timed_out, monotonic() - start, executor, plan.isolation
-    )
+    return Result(exit, out, err, timed_out, monotonic() - start, executor, dict(plan.isolation))
 
 
 def _check_timeout(timeout: object) -> None:
@@ -55,16 +58,20 @@ def _check_timeout(timeout: object) -> None:
         raise errors.SpecError(f"timeout has to be from 0 to 1e9 seconds: {timeout!r}")
 
 
-@functools.lru_cache(maxsize=64)
-def _cached(root: Path, options: tuple[tuple[str, Any], ...]) -> Sandbox:
-    return Sandbox(root, **dict(options))
+_cached = functools.lru_cache(maxsize=64, typed=True)(Sandbox)
 
 
 def sandbox_for(root: Path, options: dict[str, Any]) -> Sandbox:
-    """The Sandbox of a one-shot call; the same words give the same one, compiled once."""
-    if not isinstance(root, str) or not root.startswith("/"):
-        return Sandbox(root, **options)  # what a relative path means changes with the directory
-    try:
-        return _cached(root, tuple(options.items()))
-    except TypeError:  # a list among the values
-        return Sandbox(root, **options)
+    """The Sandbox of a one-shot call; the same words give the same one, compiled once.
+
+    What holds a relative path is made anew each time: it changes with the caller's directory.
+    """
+    words = {name: tuple(v) if type(v) is list else v for name, v in options.items()}
+    mounts = words.get("extra_mounts") or ()
+    absolute = isinstance(root, str) and root.startswith("/")
+    if absolute and isinstance(mounts, tuple) and all(isinstance(m, Mount) for m in mounts):
+        try:
+            return _cached(root, **words)
+        except TypeError:  # something that cannot be hashed, or is wrong: the next line says it
+            pass
+    return Sandbox(root, **options)

@@ -6,10 +6,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from . import errors
-from ._sandbox import ffi, lib
+from ._sandbox import ffi as ffi
+from ._sandbox import lib as lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: Names of the steps, by number: 'SBX_STEP_NO_NEW_PRIVS' is step 'no_new_privs'.
 STEPS: dict[int, str] = {
@@ -54,7 +58,8 @@ def take_workspace() -> Workspace:
 
 def give_back(workspace: Workspace) -> None:
     """The workspace of a run that was ended by sbx_end."""
-    _free.append(workspace)
+    if len(_free) < 64:
+        _free.append(workspace)
 
 
 class Grown:
@@ -71,9 +76,9 @@ class Grown:
         self._view: Any = None
 
     def enlarge(self, used: int) -> Any:
-        """Room for as much again as `used`, and 1 MiB at least; the C buffer."""
+        """Room for an eighth more than `used`, and 1 MiB at least; the C buffer."""
         self.release()
-        self._file.seek(used + max(used // 4, 1 << 20) - 1)
+        self._file.seek(used + max(used // 8, 1 << 20) - 1)
         self._file.write(b"\0")
         self._view = ffi.from_buffer("char[]", self._file.getbuffer())
         return self._view

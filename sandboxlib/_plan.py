@@ -6,10 +6,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from . import _native, errors, sandbox
 from .sandbox import Mount, Sandbox
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 lib = _native.lib
 
@@ -52,7 +55,7 @@ class Plan:
             mount = self.mounts[index]
             return f"{mount.words}: {step}", mount.source if step == "source" else mount.target
         if step == "exec":
-            path = job.paths[index] if index >= 0 else job.paths[0].rpartition("/")[2]
+            path = job.paths[index] if index >= 0 else job.program
             return f"exec {path!r} in the root {box.root}", path
         if step == "cwd":
             return f"change to {job.cwd!r} in the root {box.root}", job.cwd
@@ -165,7 +168,7 @@ class Job:
         if not words or not words[0]:
             raise errors.SpecError("the command is empty")
         settings, places = _settings(extra_env) if extra_env else _BASE
-        program = words[0]
+        self._program = program = words[0]
         if b"/" in program:
             self._paths = [program]
         else:
@@ -180,6 +183,11 @@ class Job:
         self.cwd_size = len(inside) + 1
         if self.blob.count(b"\0") != len(strings) - 1:
             raise errors.SpecError("the command or its environment contains a NUL byte")
+
+    @property
+    def program(self) -> str:
+        """The program as it was named."""
+        return os.fsdecode(self._program)
 
     @property
     def paths(self) -> list[str]:
@@ -259,7 +267,10 @@ _HINTS = {
     ("private", errno.EINVAL): "is the caller itself in a chroot whose root is no mount point?",
     ("pivot", errno.EINVAL): "is the caller's own root an initramfs?",
     ("read_only", errno.ENOSYS): "mount_setattr(2) takes Linux 5.12",
-    ("keyring", errno.EDQUOT): "too many keys: sysctl kernel.keys.maxkeys, kernel.keys.root_maxkeys",
+    (
+        "keyring",
+        errno.EDQUOT,
+    ): "too many keys: sysctl kernel.keys.maxkeys, kernel.keys.root_maxkeys",
     ("capabilities", errno.EPERM): "the caller does not have all capabilities that were asked for",
     ("cwd", errno.ELOOP): "links of /proc/PID are not followed",
     ("exec", errno.ENOEXEC): "no program, and no script that begins with #!",
@@ -274,7 +285,7 @@ _HINTS = {
 def _hint(step: str, index: int, error: int) -> str:
     if step == "exec" and error == errno.ENOENT:
         if index < 0:
-            return "there is no such program in the PATH of the sandbox"
+            return "it is looked for inside the root, in the PATH of the sandbox"
         return "the file is there, but not its interpreter or loader"
     if error == errno.ENOSYS:
         return "sandboxlib takes Linux 5.12, and a seccomp filter that lets this call through"

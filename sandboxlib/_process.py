@@ -9,12 +9,17 @@ import os
 import signal
 from collections.abc import Iterator
 from time import monotonic
-from typing import Any
 
 from . import _native, errors
 from ._plan import Job, Plan
 from ._stubs import Stubs
-from .sandbox import CAPTURE, STDOUT, Stream
+from .sandbox import CAPTURE, STDOUT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .sandbox import Stream
 
 lib = _native.lib
 
@@ -41,7 +46,9 @@ def run(
     if isinstance(stdin, (bytes, bytearray, memoryview)):
         with _memory_file(stdin) as fd:
             return _run(plan, job, (fd, *outputs), deadline)
-    return _run(plan, job, (_NULL if stdin is None else _descriptor("stdin", stdin), *outputs), deadline)
+    return _run(
+        plan, job, (_NULL if stdin is None else _descriptor("stdin", stdin), *outputs), deadline
+    )
 
 
 def _run(

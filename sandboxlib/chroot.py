@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from . import _executor
 from .result import Result
-from .sandbox import CAPTURE, Command, Path, Sandbox, Stream
+from .sandbox import CAPTURE, Sandbox
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .sandbox import Command, Path, Stream
 
 NAME = "chroot"
 
@@ -29,9 +34,7 @@ def run_in(
     timeout: float | None = None,
 ) -> Result:
     """Runs a command in a Sandbox; see run_sandbox."""
-    return _executor.run_native(
-        NAME, box, command, cwd, extra_env, stdin, stdout, stderr, timeout
-    )
+    return _executor.run_native(NAME, box, command, cwd, extra_env, stdin, stdout, stderr, timeout)
 
 
 def run_sandbox(

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The executor that wraps the setuid program linux-user-chroot. It is not built yet, and says so."""
+"""The executor that wraps the program linux-user-chroot. It is not built yet, and says so."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
-
 from .errors import UnsupportedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 NAME = "linux_user_chroot"
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
-
 from ..errors import UnsupportedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 
 def _refuse() -> NoReturn:
