@@ -27,6 +27,13 @@ static void read_some(struct sbx_stream *s) {
         sbx_close(&s->fd);
 }
 
+static void take(struct sbx_stream *s, int events) {
+    if (events & POLLIN)
+        read_some(s);
+    else if (events)
+        sbx_close(&s->fd); /* at its end, and empty */
+}
+
 static int is_full(struct sbx_stream *s) { return s->fd >= 0 && s->length == s->size; }
 
 /* A stream that filled its first buffer is a large one: fewer, larger reads from now on. */
@@ -97,10 +104,8 @@ enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns) {
             return full(&run->err);
         if (raw(__NR_ppoll, fds, 3, &wait, 0, 0) <= 0)
             return SBX_PUMP_AGAIN;
-        if (fds[1].revents)
-            read_some(&run->out);
-        if (fds[2].revents)
-            read_some(&run->err);
+        take(&run->out, fds[1].revents);
+        take(&run->err, fds[2].revents);
         if (fds[0].revents && collect(run) < 0)
             return SBX_PUMP_ERROR;
     }

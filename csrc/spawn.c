@@ -281,7 +281,7 @@ int sbx_signal(struct sbx_run *run, int signum) {
 void sbx_end(struct sbx_run *run) {
     if (run->owner == 0)
         return;
-    if (run->owner == getpid() && run->pidfd >= 0 && !run->ended) {
+    if (!run->ended && run->pidfd >= 0 && run->owner == getpid()) {
         struct pollfd dead = {run->pidfd, POLLIN, 0};
         sbx_signal(run, SIGKILL);
         while (raw(__NR_ppoll, &dead, 1, 0, 0, 0) != 1)
