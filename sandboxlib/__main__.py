@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `run-sandbox PATH [COMMAND ...]` and `python -m sandboxlib run|demo`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from . import SandboxError, __version__
+from .errors import SpecError
+from .sandbox import CAPTURE, Mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .result import Result
+
+EXIT_TIMED_OUT = 124  # as timeout(1) has it
+EXIT_OURS = 125  # as env(1), timeout(1) and chroot(1) have it
+EXECUTORS = ("chroot", "linux_user_chroot")
+
+
+def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sandbox") -> int:
+    """run-sandbox: the exit status is the command's, 128+n for a signal, 125 for an error of ours."""
+    words = _run_parser(prog).parse_args(argv)
+    try:
+        executor = importlib.import_module(f"sandboxlib.{words.executor}")
+        result: Result = executor.run_sandbox(
+            words.path, words.command or ["/bin/sh"], **_run_keywords(words)
+        )
+    except (SandboxError, OSError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return EXIT_OURS
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    if words.json:
+        print(json.dumps(_record(result)))
+    if result.timed_out:
+        return EXIT_TIMED_OUT
+    return 128 - result.exit if result.exit < 0 else result.exit
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """python -m sandboxlib."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    commands: Mapping[str, Callable[[Sequence[str]], int]] = {
+        "run": lambda rest: run_sandbox_command(rest, "python -m sandboxlib run"),
+        "demo": _demo,
+    }
+    if words and words[0] in commands:
+        return commands[words[0]](words[1:])
+    if words == ["--version"]:
+        print(f"sandboxlib {__version__}")
+        return 0
+    print(f"usage: python -m sandboxlib {{{','.join(commands)},--version}} ...", file=sys.stderr)
+    return 0 if words in (["-h"], ["--help"]) else 2
+
+
+def _demo(argv: Sequence[str]) -> int:
+    from . import _demo
+
+    return _demo.main(argv)
+
+
+# ---- words of run-sandbox --------------------------------------------------------------------
+
+
+def _run_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Run a command in a sandbox of its own.",
+        epilog="The exit status is the command's; 128+n if signal n ended it, 124 after a timeout, "
+        "125 for an error of run-sandbox itself.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("path", metavar="PATH", help="the root directory of the command")
+    add("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="default: /bin/sh")
+    add("-e", "--executor", type=_executor, default="chroot", help=" or ".join(EXECUTORS))
+    add("--cwd", help="directory inside the root (default /)")
+    add("--env", action="append", type=_setting, metavar="NAME=VALUE", default=[])
+    for kind, default in (
+        ("network", "undefined"),
+        ("mounts", "isolated"),
+        ("processes", "isolated"),
+        ("ipc", "isolated"),
+    ):
+        add(f"--{kind}", choices=("undefined", "isolated"), default=default)
+    add("--hostname")
+    for name, make, form in (
+        ("bind", _bind, "SRC:DST"),
+        ("bind-ro", _bind_read_only, "SRC:DST"),
+        ("tmpfs", _tmpfs, "DST[:BYTES]"),
+        ("proc", Mount.proc, "DST"),
+        ("dev", Mount.dev, "DST"),
+    ):
+        add(f"--{name}", dest="extra_mounts", action="append", type=_checked(make), metavar=form)
+    add("--writable", action="append", metavar="all|none|PATH", help="default: all")
+    add("--capabilities", default="default", help="default, all, none, or names with commas")
+    add("--allow-new-privileges", action="store_true", help="leave no_new_privs unset")
+    add("--no-init", action="store_true", help="the command itself is pid 1")
+    add("--timeout", type=float, metavar="SECONDS")
+    add("--json", action="store_true", help="capture the output and print a record of the run")
+    return parser
+
+
+def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
+    names = ("cwd", "network", "mounts", "processes", "ipc", "hostname", "timeout")
+    keywords = {name: getattr(words, name) for name in names}
+    writable: list[str] = words.writable or ["all"]
+    capabilities: str = words.capabilities
+    simple = capabilities in ("default", "all", "none")
+    stdio: tuple[Any, ...] = (0, CAPTURE, CAPTURE) if words.json else (0, 1, 2)
+    return keywords | {
+        "extra_env": dict(words.env),
+        "extra_mounts": tuple(words.extra_mounts or ()),
+        "filesystem_writable_paths": writable[0] if writable[0] in ("all", "none") else writable,
+        "capabilities": capabilities if simple else capabilities.split(","),
+        "no_new_privs": not words.allow_new_privileges,
+        "init": not words.no_init,
+        "stdin": stdio[0],
+        "stdout": stdio[1],
+        "stderr": stdio[2],
+    }
+
+
+def _executor(text: str) -> str:
+    name = text.replace("-", "_")
+    if name not in EXECUTORS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(EXECUTORS)}")
+    return name
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError("not of the form NAME=VALUE")
+    return name, value
+
+
+def _checked(make: Callable[[str], Mount]) -> Callable[[str], Mount]:
+    """argparse shows the message of an ArgumentTypeError only."""
+
+    def checked(text: str) -> Mount:
+        try:
+            return make(text)
+        except SpecError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+def _bind(text: str, read_only: bool = False) -> Mount:
+    source, _, target = text.rpartition(":")
+    return Mount.bind(source, target, read_only)
+
+
+def _bind_read_only(text: str) -> Mount:
+    return _bind(text, read_only=True)
+
+
+def _tmpfs(text: str) -> Mount:
+    target, _, size = text.partition(":")
+    if size and not size.isdigit():
+        raise SpecError(f"not a number of bytes: {size!r}")
+    return Mount.tmpfs(target, int(size) if size else None)
+
+
+def _record(result: Result) -> dict[str, Any]:
+    return {
+        "exit": result.exit,
+        "signal": signal.Signals(-result.exit).name if result.exit < 0 else None,
+        "timed_out": result.timed_out,
+        "wall": result.wall,
+        "executor": result.executor,
+        "isolation": dict(result.isolation),
+        "out": (result.out or b"").decode(errors="backslashreplace"),
+        "err": (result.err or b"").decode(errors="backslashreplace"),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
