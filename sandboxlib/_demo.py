@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m sandboxlib demo: a real build, every step of it in a sandbox of its own.
+
+It compiles, links, runs what it built, tries to break out, and then does the same steps bare, to
+say what the sandboxes cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+
+from . import _demo_source
+from .errors import SandboxError
+from .sandbox import BASE_ENVIRONMENT, Mount, Sandbox
+
+PROBE = r"""
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    if (argc == 3 && !strcmp(argv[1], "connect")) {
+        struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[2]))};
+        to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        int failed = connect(socket(AF_INET, SOCK_STREAM, 0), (void *)&to, sizeof to);
+        return printf("%s\n", failed ? strerror(errno) : "connected"), !!failed;
+    }
+    if (argc == 3 && !strcmp(argv[1], "write")) {
+        int fd = open(argv[2], O_CREAT | O_WRONLY, 0644);
+        return printf("%s\n", fd < 0 ? strerror(errno) : "written"), fd < 0;
+    }
+    if (argc == 3 && !strcmp(argv[1], "daemon")) {
+        if (fork() || (setsid(), fork()))
+            return 0;
+        signal(SIGTERM, SIG_IGN);
+        sleep(600);
+    }
+    return 2;
+}
+"""
+
+
+@dataclass
+class Project:
+    """C sources: what to compile, and what to link of it."""
+
+    name: str
+    directory: Path
+    files: list[str]
+    flags: list[str] = field(default_factory=list)
+    programs: dict[str, list[str]] = field(default_factory=dict)  # name: C files
+
+
+@dataclass
+class Pass:
+    """One time through all steps."""
+
+    steps: int
+    failures: list[str]
+    wall: float
+
+
+@dataclass
+class Workshop:
+    """Where the steps run: in sandboxes, or bare, with the same words for the same things."""
+
+    project: Project
+    place: Path
+    compiler: str
+    jobs: int
+
+    def box(self) -> Sandbox:
+        """No network, the host's /usr read-only, a private /tmp; /build alone can be written."""
+        return Sandbox(
+            self.place / "root",
+            network="isolated",
+            filesystem_writable_paths="none",
+            extra_mounts=[
+                *_host_mounts(self.place / "root"),
+                Mount.bind(self.project.directory, "/src", read_only=True),
+                Mount.bind(self.place / "build", "/build"),
+                Mount.tmpfs("/tmp"),
+                Mount.dev("/dev"),
+            ],
+        )
+
+    def bare(self, argv: Sequence[str]) -> tuple[int, bytes]:
+        """The same step without a sandbox."""
+        places = {"/src": str(self.project.directory), "/build": str(self.place / "bare")}
+
+        def outside(word: str) -> str:
+            return re.sub(r"(?<![\w/])/(src|build)(?=/|$)", lambda m: places[m.group()], word)
+
+        done = subprocess.run(
+            [outside(word) for word in argv],
+            env=BASE_ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    def compile_steps(self) -> list[list[str]]:
+        return [
+            [self.compiler, *self.project.flags, "-I", f"/src/{os.path.dirname(name)}"]
+            + ["-c", f"/src/{name}", "-o", _object(name)]
+            for name in self.project.files
+        ]
+
+    def link_steps(self) -> list[list[str]]:
+        return [
+            [self.compiler, *map(_object, files), "-lm", "-o", f"/build/{name}"]
+            for name, files in self.project.programs.items()
+        ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the demo; 0 if every step worked and every attempt to get out was stopped."""
+    words = _parse(argv)
+    try:
+        project = _project(words)
+        with tempfile.TemporaryDirectory(prefix="sandboxlib-demo-") as place:
+            os.chmod(place, 0o755)
+            shop = Workshop(project, Path(place), words.cc, words.jobs)
+            _make_places(shop)
+            return _demo(shop)
+    except (SandboxError, _demo_source.SourceError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m sandboxlib demo", description=__doc__)
+    parser.add_argument("--source", type=Path, help="a directory of C files of your own")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--cc", default=shutil.which("cc") or "/usr/bin/cc", help="a C compiler")
+    return parser.parse_args(argv)
+
+
+# ---- what is built ---------------------------------------------------------------------------
+
+
+def _project(words: argparse.Namespace) -> Project:
+    if words.source:
+        return _own_project(words.source.resolve())
+    try:
+        return _lua_project(_demo_source.fetch())
+    except _demo_source.SourceError as error:
+        csrc = Path(__file__).resolve().parents[1] / "csrc"
+        if not csrc.is_dir():
+            raise
+        print(f"{error}\nWithout it the demo builds sandboxlib's own csrc/.", file=sys.stderr)
+        # The reaper's program, which spawn.c takes in, is not built here: any file does.
+        flags = ["-std=gnu11", '-DSBX_INIT="/src/init.c"']
+        return Project("sandboxlib's csrc", csrc, _c_files(csrc), flags)
+
+
+def _c_files(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*.c"))
+
+
+def _own_project(directory: Path) -> Project:
+    files = _c_files(directory)
+    if not files:
+        raise _demo_source.SourceError(f"there are no C files in {directory}")
+    mains = [
+        name
+        for name in files
+        if re.search(r"\bmain\s*\(", (directory / name).read_text(errors="replace"))
+    ]
+    programs = {"program": files} if len(mains) == 1 else {}
+    return Project(str(directory), directory, files, programs=programs)
+
+
+def _lua_project(directory: Path) -> Project:
+    # The interpreters: luac and print make another program, onelua is all the others once more,
+    # ltests is empty.
+    wanted = re.compile(r"lua5\d/(src/)?(?!luac|print|onelua|ltests)\w+\.c$")
+    files = [name for name in _c_files(directory) if wanted.match(name)]
+    versions = sorted({name.split("/")[0] for name in files})
+    programs = {version: [n for n in files if n.startswith(version)] for version in versions}
+    return Project("Lua 5.1 to 5.5", directory, files, programs=programs)
+
+
+def _object(name: str) -> str:
+    return "/build/" + name.removesuffix(".c").replace("/", "-") + ".o"
+
+
+# ---- where -----------------------------------------------------------------------------------
+
+
+def _make_places(shop: Workshop) -> None:
+    for name in ("usr", "etc/alternatives", "src", "build", "tmp", "proc", "dev"):
+        (shop.place / "root" / name).mkdir(parents=True)
+    for name in ("build", "bare"):
+        (shop.place / name).mkdir(exist_ok=True)
+        (shop.place / name / "probe.c").write_text(PROBE)
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        host, inside = Path("/", name), shop.place / "root" / name
+        if host.is_symlink():
+            inside.symlink_to(os.readlink(host))
+        elif host.is_dir():
+            inside.mkdir()
+
+
+def _host_mounts(root: Path) -> Iterator[Mount]:
+    for name in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives"):
+        if os.path.isdir(name) and not os.path.islink(name) and (root / name[1:]).is_dir():
+            yield Mount.bind(name, name, read_only=True)
+
+
+# ---- the demo --------------------------------------------------------------------------------
+
+
+def _demo(shop: Workshop) -> int:
+    box = shop.box()
+
+    def in_sandbox(argv: Sequence[str]) -> tuple[int, bytes]:
+        result = box.run(argv)
+        return result.exit, result.err or b""
+
+    print(f"Building {shop.project.name}: {len(shop.project.files)} C files, {shop.jobs} at a time")
+    sandboxed = _build("each step in a sandbox", shop, in_sandbox)
+    good = not sandboxed.failures
+    good &= _run_programs(shop, box)
+    good &= _prove(shop, box)
+    bare = _build("the same steps bare", shop, shop.bare)
+    _print_table(sandboxed, bare)
+    return 0 if good and not bare.failures else 1
+
+
+def _build(title: str, shop: Workshop, run: Callable[[Sequence[str]], tuple[int, bytes]]) -> Pass:
+    start = monotonic()
+    total = Pass(0, [], 0.0)
+    for steps in (shop.compile_steps(), shop.link_steps()):
+        with ThreadPoolExecutor(shop.jobs) as pool:
+            for argv, (exit, err) in zip(steps, pool.map(run, steps), strict=True):
+                total.steps += 1
+                if exit != 0:
+                    total.failures.append(f"{' '.join(argv)}: exit {exit}\n{err.decode()}")
+                _progress(title, total)
+    total.wall = monotonic() - start
+    _progress(title, total, end="\n")
+    for failure in total.failures[:5]:
+        print(failure, file=sys.stderr)
+    return total
+
+
+def _progress(title: str, total: Pass, end: str = "") -> None:
+    if sys.stderr.isatty() or end:
+        start = "\r" if sys.stderr.isatty() else ""
+        failed = f", {len(total.failures)} failed" if total.failures else ""
+        print(f"{start}  {title}: {total.steps} steps{failed}", end=end, file=sys.stderr, flush=True)
+
+
+def _run_programs(shop: Workshop, box: Sandbox) -> bool:
+    good = True
+    for name in shop.project.programs:
+        words = ["-e", "print(_VERSION)"] if name.startswith("lua5") else []
+        exit, out, _ = box.run([f"/build/{name}", *words], timeout=30)
+        print(f"  {name} {' '.join(words)}: exit {exit}, {(out or b'')[:60].decode().strip()}")
+        good &= exit == 0 or not words
+    return good
+
+
+def _prove(shop: Workshop, box: Sandbox) -> bool:
+    """What the sandbox is for: three steps that want out."""
+    print("Three steps that want out:")
+    built = box.run([shop.compiler, "/build/probe.c", "-o", "/build/probe"])
+    if built.exit != 0:
+        print((built.err or b"").decode(), file=sys.stderr)
+        return False
+    shutil.copy(shop.place / "build" / "probe", shop.place / "bare" / "probe")
+    return all([_prove_network(shop, box), _prove_files(box), _prove_daemon(box)])
+
+
+def _stopped(what: str, stopped: bool, how: str) -> bool:
+    print(f"  {what}: {'stopped' if stopped else 'NOT STOPPED'} ({how})")
+    return stopped
+
+
+def _prove_network(shop: Workshop, box: Sandbox) -> bool:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        outside, _ = shop.bare(["/build/probe", "connect", port])
+        exit, out, _ = box.run(["/build/probe", "connect", port])
+    words = f"inside: {(out or b'').decode().strip()}; outside: exit {outside}"
+    return _stopped("connects to a server of the host", outside == 0 and exit == 1, words)
+
+
+def _prove_files(box: Sandbox) -> bool:
+    good = True
+    for path in ("/usr/escaped", "/src/escaped", "/escaped"):
+        exit, out, _ = box.run(["/build/probe", "write", path])
+        good &= _stopped(f"writes {path}", exit == 1, (out or b"").decode().strip())
+    return good
+
+
+def _prove_daemon(box: Sandbox) -> bool:
+    mark = f"sandboxlib-demo-{os.getpid()}"
+    exit, _, _ = box.run(["/build/probe", "daemon", mark])
+    left = [
+        pid for pid in os.listdir("/proc") if pid.isdigit() and mark in _command_line(int(pid))
+    ]
+    return _stopped("leaves a daemon", exit == 0 and not left, f"{len(left)} processes left")
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _print_table(sandboxed: Pass, bare: Pass) -> None:
+    print(f"\n{'':12} {'steps':>6} {'failures':>9} {'wall s':>8} {'per second':>11}")
+    for name, total in (("sandboxed", sandboxed), ("bare", bare)):
+        rate = total.steps / total.wall
+        print(f"{name:12} {total.steps:6} {len(total.failures):9} {total.wall:8.2f} {rate:11.1f}")
+    print(f"overhead of a sandbox for every step: {100 * (sandboxed.wall / bare.wall - 1):+.1f} %")
