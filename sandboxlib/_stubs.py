@@ -83,18 +83,25 @@ class Stubs:
 
 
 def _make(parent: int, name: str, directory: bool) -> None:
-    with contextlib.suppress(FileExistsError):
+    try:
         if directory:
             os.mkdir(name, _MODE | 0o555, dir_fd=parent)
         else:
             flags = os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC
             os.close(os.open(name, flags, _MODE | 0o444, dir_fd=parent))
+    except FileExistsError:
+        if _is_link(parent, name):
+            raise OSError(errno.ENOENT, "a symbolic link that leads to nothing", name) from None
+        return  # somebody else was faster
+    with contextlib.suppress(FileNotFoundError):
         # Again without the umask: other users of the sandbox may have to pass.
         os.chmod(name, _MODE | (0o555 if directory else 0o444), dir_fd=parent)
-        return
+
+
+def _is_link(parent: int, name: str) -> bool:
     with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-            raise OSError(errno.ENOENT, "a symbolic link that leads to nothing", name)
+        return stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    return False
 
 
 def _is_still(fd: int, parent: int, name: str) -> bool:
