@@ -81,6 +81,9 @@ static int make_pipe(int *read_end, int *write_end) {
 /* The caller's descriptors of the run, and in C the child's. */
 static int make_pipes(const struct sbx_job *job, struct sbx_run *run, struct sbx_child *c) {
     struct sbx_stream *streams[] = {&run->out, &run->err};
+    for (int i = 0; i < 3; i++) /* before a pipe takes the number of one that is closed */
+        if (job->stdio[i] >= 0 && raw(__NR_fcntl, job->stdio[i], F_GETFD) < 0)
+            return sbx_fail(run, SBX_STEP_STDIO, i, -EBADF);
     c->stdio[0] = job->stdio[0];
     for (int i = 0; i < 2; i++) {
         int error = 0;

@@ -278,7 +278,7 @@ _HINTS = {
     ("reaper", errno.E2BIG): "arguments and environment are too long (execve(2), Limits)",
     ("reaper", errno.EACCES): "sysctl vm.memfd_noexec, or a mount with noexec",
     ("target", errno.ENOTDIR): "a part of the path is a file",
-    ("mount", errno.ENOTDIR): "source and target are not both directories or both files",
+    ("mount", errno.EINVAL): "source and target are not both directories or both files",
 }
 
 

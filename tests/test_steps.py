@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of the core: what the kernel's refusal of each of them looks like."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import needs_root, require
+from sandboxlib import Mount, SetupError, _native, run_sandbox
+
+BARE = {"mounts": "undefined", "processes": "undefined", "ipc": "undefined"}
+ALL = {
+    "network": "isolated",
+    "hostname": "box",
+    "filesystem_writable_paths": "none",
+    "extra_mounts": [["/etc", "/etc", None, "bind,ro"], ["x", "/tmp", "tmpfs"], ["x", "/dev", "dev"]],
+}
+NO_REAPER = {**ALL, "init": False}
+
+# One host, which runs one sandbox: what it says of the failure, and whether anything is left.
+HOST = """
+import json, os, sys
+import sandboxlib
+root, words = sys.argv[1], json.loads(sys.argv[2])
+words["extra_mounts"] = [tuple(mount) for mount in words.get("extra_mounts", ())]
+if words.get("processes") != "undefined" and words.get("init", True):
+    sandboxlib._native.init_descriptor()
+before = os.listdir("/proc/self/fd")
+try:
+    said = list(sandboxlib.run_sandbox(root, ["/bin/true"], **words))[:1]
+except sandboxlib.SetupError as error:
+    said = [error.step, error.errno, str(error)]
+assert os.listdir("/proc/self/fd") == before
+assert open(f"/proc/self/task/{os.getpid()}/children").read() == ""
+try:
+    os.waitpid(-1, os.WNOHANG)
+    said = "a child is left"
+except ChildProcessError:
+    pass
+print(json.dumps(said))
+"""
+
+
+def host(root: Path, words: dict[str, Any], *wrapper: str, **options: Any) -> Any:
+    argv = [*wrapper, sys.executable, "-c", HOST, str(root), json.dumps(words)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("call", "error", "step", "words"),
+    [
+        ("pipe2", "EMFILE", "pipe", ALL),
+        ("pidfd_open", "EMFILE", "lifeline", ALL),
+        ("clone3", "ENOSPC", "clone", ALL),
+        ("clone3", "EAGAIN", "clone", BARE),
+        ("dup3", "EINTR", "stdio", ALL),
+        ("setsid", "EPERM", "session", ALL),
+        ("keyctl", "EDQUOT", "keyring", ALL),
+        ("socket", "EAFNOSUPPORT", "loopback", ALL),
+        ("sethostname", "EPERM", "hostname", ALL),
+        ("mount", "EINVAL", "private", ALL),
+        ("open_tree:when=1", "ENOMEM", "root", ALL),
+        ("mount_setattr:when=1", "ENOSYS", "read_only", ALL),
+        ("move_mount:when=1", "EINVAL", "attach", ALL),
+        ("open_tree:when=2", "EACCES", "mount", ALL),  # the first cover of the new /proc
+        ("fsopen:when=1", "ENODEV", "source", ALL),
+        ("fsconfig", "EINVAL", "source", ALL),
+        ("fsmount", "EPERM", "source", ALL),
+        ("move_mount:when=2", "EINVAL", "mount", ALL),
+        ("mknodat", "EPERM", "mount", ALL),
+        ("symlinkat", "ENOSPC", "mount", ALL),
+        ("pivot_root", "EINVAL", "pivot", ALL),
+        ("umount2", "EBUSY", "pivot", ALL),
+        ("chroot", "EPERM", "chroot", BARE),
+        ("capget", "EFAULT", "capabilities", ALL),
+        ("capset", "EPERM", "capabilities", ALL),
+        ("execveat", "EACCES", "reaper", ALL),
+        ("execveat", "ENOMEM", "reaper", ALL),
+    ],
+)
+def test_a_step_that_the_kernel_refuses_is_named_and_undone(
+    shared_rootfs: Path, call: str, error: str, step: str, words: dict[str, Any]
+) -> None:
+    require(shutil.which("strace"), "there is no strace")
+    name, _, when = call.partition(":")
+    inject = f"inject={name}:error={error}" + (f":{when}" if when else "")
+    wrapper = ["strace", "-f", "-qq", "-e", f"trace={name}", "-e", inject, "-o", "/dev/null"]
+    said = host(shared_rootfs, words, *wrapper)
+    assert said[:2] == [step, getattr(errno, error)]
+    assert os.strerror(getattr(errno, error)) in said[2]
+
+
+@needs_root
+@pytest.mark.parametrize("words", [ALL, NO_REAPER, BARE], ids=["all", "no reaper", "bare"])
+def test_where_nothing_is_refused_it_runs(shared_rootfs: Path, words: dict[str, Any]) -> None:
+    assert host(shared_rootfs, words) == [0]
+
+
+@needs_root
+def test_a_seccomp_filter_that_knows_no_clone3_is_no_hindrance(shared_rootfs: Path) -> None:
+    require(shutil.which("strace"), "there is no strace")
+    wrapper = ["strace", "-f", "-qq", "-e", "trace=clone3", "-e", "inject=clone3:error=ENOSYS"]
+    assert host(shared_rootfs, ALL, *wrapper, "-o", "/dev/null") == [0]
+
+
+@needs_root
+def test_too_few_descriptors_are_told(shared_rootfs: Path) -> None:
+    seen = []
+    for count in range(6, 14):
+        said = host(
+            shared_rootfs,
+            ALL,
+            preexec_fn=lambda n=count: resource.setrlimit(resource.RLIMIT_NOFILE, (n, n)),
+        )
+        assert said == [0] or said[1] == errno.EMFILE
+        seen.append(said[0])
+    assert "pipe" in seen
+    assert 0 in seen
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["mnt", "pid", "ipc", "uts", "net"])
+def test_a_limit_on_namespaces_is_not_called_a_full_disk(shared_rootfs: Path, kind: str) -> None:
+    script = f'echo 0 > /proc/sys/user/max_{kind}_namespaces && exec "$@"'
+    wrapper = ["unshare", "-Ur", "sh", "-c", script, "sh"]
+    step, error, text = host(shared_rootfs, ALL, *wrapper)
+    assert (step, error) == ("clone", errno.ENOSPC)
+    assert "user.max_*_namespaces" in text
+
+
+def test_a_caller_without_privilege_is_told_what_it_takes(tmp_path: Path) -> None:
+    wrapper: list[str] = []
+    if os.geteuid() == 0:
+        require(shutil.which("setpriv"), "there is no setpriv")
+        wrapper = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    step, error, text = host(Path("/"), ALL, *wrapper)
+    assert (step, error) == ("clone", errno.EPERM)
+    assert "CAP_SYS_ADMIN" in text
+
+
+@needs_root
+def test_capabilities_that_the_caller_lacks_are_not_given(shared_rootfs: Path) -> None:
+    require(shutil.which("setpriv"), "there is no setpriv")
+    wrapper = ["setpriv", "--bounding-set=-net_admin"]
+    assert host(shared_rootfs, {"capabilities": ["kill"]}, *wrapper) == [0]
+    said = host(shared_rootfs, {"capabilities": ["kill", "net_admin"]}, *wrapper)
+    assert said[:2] == ["capabilities", errno.EPERM]
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [{}, {"init": False}, BARE])
+def test_words_that_are_too_long_for_exec_are_told_briefly(
+    shared_rootfs: Path, mode: dict[str, Any]
+) -> None:
+    with pytest.raises(SetupError) as caught:
+        run_sandbox(shared_rootfs, ["true", "x" * 200_000], **mode)
+    assert caught.value.errno == errno.E2BIG
+    assert len(str(caught.value)) < 500
+    many = {f"V{i}": "x" * 20 for i in range(20_000)}
+    assert run_sandbox(shared_rootfs, ["true"], extra_env=many, **mode).exit == 0
+
+
+@needs_root
+def test_a_closed_descriptor_is_told(shared_rootfs: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.close(writer)
+    for name, text in (("stdin", "stdin"), ("stdout", "stdout"), ("stderr", "stderr")):
+        with pytest.raises(SetupError, match=text) as caught:
+            run_sandbox(shared_rootfs, ["true"], **{name: writer})
+        assert (caught.value.step, caught.value.errno) == ("stdio", errno.EBADF)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("mount", "step", "error"),
+    [
+        (Mount.bind("/none/such", "/etc"), "source", errno.ENOENT),
+        (Mount.bind("/etc/passwd/x", "/etc"), "source", errno.ENOTDIR),
+        (Mount.bind("/etc", "/bin/busybox"), "mount", errno.EINVAL),
+        (Mount.bind("/etc/passwd", "/etc"), "mount", errno.EINVAL),
+        (Mount.bind("/etc", "/bin/busybox/x"), "target", errno.ENOTDIR),
+    ],
+)
+def test_a_mount_that_fails_names_its_number_and_paths(
+    shared_rootfs: Path, mount: Mount, step: str, error: int
+) -> None:
+    with pytest.raises(SetupError) as caught:
+        run_sandbox(shared_rootfs, ["true"], extra_mounts=[Mount.tmpfs("/tmp"), mount])
+    assert (caught.value.step, caught.value.errno) == (step, error)
+    assert f"mount 1: bind {mount.source} on {mount.target}" in str(caught.value)
+
+
+# ---- what is seen from inside ----------------------------------------------------------------
+
+
+def status(root: Path, **words: Any) -> dict[str, str]:
+    out = run_sandbox(root, ["cat", "/proc/self/status"], **words).out
+    assert out is not None
+    return dict(line.split(":\t", 1) for line in out.decode().splitlines())
+
+
+def bits(*names: str) -> str:
+    from sandboxlib.sandbox import CAPABILITIES
+
+    return f"{sum(1 << CAPABILITIES.index(name) for name in names):016x}"
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        (
+            "default",
+            "chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw "
+            "sys_chroot setfcap",
+        ),
+        ("none", ""),
+        (["CAP_KILL", "net_raw"], "kill net_raw"),
+    ],
+)
+@pytest.mark.parametrize("init", [True, False])
+def test_the_command_has_exactly_these_capabilities(
+    shared_rootfs: Path, asked: str | list[str], names: str, init: bool
+) -> None:
+    seen = status(shared_rootfs, capabilities=asked, init=init)
+    assert {seen[name] for name in ("CapPrm", "CapEff", "CapBnd")} == {bits(*names.split())}
+    assert {seen[name] for name in ("CapInh", "CapAmb")} == {bits()}
+
+
+@needs_root
+def test_all_capabilities_are_the_callers(shared_rootfs: Path) -> None:
+    own = Path("/proc/self/status").read_text()
+    assert f"CapEff:\t{status(shared_rootfs, capabilities='all')['CapEff']}\n" in own
+
+
+@needs_root
+@pytest.mark.parametrize("asked", [True, False])
+def test_no_new_privs_is_as_asked(shared_rootfs: Path, asked: bool) -> None:
+    assert status(shared_rootfs, no_new_privs=asked)["NoNewPrivs"] == str(int(asked))
+
+
+NAMESPACES = ("mnt", "pid", "ipc", "uts", "net", "cgroup", "user")
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("words", "new"),
+    [
+        (BARE, set()),
+        ({**BARE, "mounts": "isolated"}, {"mnt"}),
+        ({**BARE, "ipc": "isolated"}, {"ipc", "uts"}),
+        ({**BARE, "hostname": "box"}, {"uts"}),
+        ({**BARE, "network": "isolated"}, {"net"}),
+        ({}, {"mnt", "pid", "ipc", "uts", "cgroup"}),
+        ({"init": False, "network": "isolated"}, set(NAMESPACES) - {"user"}),
+    ],
+)
+def test_the_namespaces_are_those_that_were_asked_for(words: dict[str, Any], new: set[str]) -> None:
+    # In the root "/" a fresh /proc shows every process its own namespaces.
+    script = " ".join(f"/proc/self/ns/{name}" for name in NAMESPACES)
+    out = run_sandbox("/", ["sh", "-c", f"readlink {script}"], **words).out
+    assert out is not None
+    seen = dict(zip(NAMESPACES, out.decode().split(), strict=True))
+    assert {name for name in NAMESPACES if seen[name] != os.readlink(f"/proc/self/ns/{name}")} == new
+
+
+@needs_root
+def test_an_isolated_network_has_lo_up_and_nothing_else(shared_rootfs: Path) -> None:
+    script = "tail -n +3 /proc/net/dev | cut -d: -f1; ping -c1 -W1 127.0.0.1 > /dev/null && echo up"
+    words = {"network": "isolated", "extra_mounts": [Mount.dev()]}
+    out = run_sandbox(shared_rootfs, ["sh", "-c", script], **words).out
+    assert out is not None
+    assert out.split() == [b"lo", b"up"]
+
+
+@needs_root
+def test_the_hostname_is_the_runs_own(shared_rootfs: Path) -> None:
+    before = os.uname().nodename
+    assert run_sandbox(shared_rootfs, ["hostname"], hostname="box").out == b"box\n"
+    assert os.uname().nodename == before
+    assert run_sandbox(shared_rootfs, ["hostname"]).out == f"{before}\n".encode()
+
+
+@needs_root
+def test_the_session_and_the_process_group_are_the_commands_own(shared_rootfs: Path) -> None:
+    for words in ({}, {"init": False}, BARE):
+        out = run_sandbox("/", ["sh", "-c", "cat /proc/$$/stat; echo; echo $$"], **words).out
+        assert out is not None
+        fields, pid = out.decode().rsplit(")", 1)[1].split(), out.decode().split()[-1]
+        assert fields[2] == fields[3] == pid
+
+
+def test_every_step_has_a_name_in_the_order_of_the_contract() -> None:
+    names = [_native.STEPS[number] for number in sorted(_native.STEPS)]
+    assert names[:5] == ["none", "pipe", "lifeline", "clone", "stdio"]
+    assert names[-3:] == ["reaper", "fork", "exec"]
