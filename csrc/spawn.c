@@ -41,6 +41,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef CLONE_PIDFD
@@ -256,10 +257,19 @@ void sbx_reap(struct sbx_run *run) {
         run->wait_status = info.si_code == CLD_EXITED ? (value & 0xff) << 8 : value;
         return;
     }
-    struct pidfd_info told = {.mask = 1 << 3 /* PIDFD_INFO_EXIT */};
-    error = raw(__NR_ioctl, run->pidfd, _IOWR(0xff, 11, struct pidfd_info), &told);
-    if (error == 0 && told.mask & 1 << 3)
-        run->wait_status = told.exit_code;
+    /* Whoever was faster may still be at it: the kernel has the status once the process is gone. */
+    for (int tries = 0; tries < 1000; tries++) {
+        struct pidfd_info told = {.mask = 1 << 3 /* PIDFD_INFO_EXIT */};
+        struct timespec pause = {0, 100000};
+        error = raw(__NR_ioctl, run->pidfd, _IOWR(0xff, 11, struct pidfd_info), &told);
+        if (error == 0 && told.mask & 1 << 3) {
+            run->wait_status = told.exit_code;
+            return;
+        }
+        if (error < 0 && error != -ESRCH) /* older than Linux 6.13 */
+            return;
+        raw(__NR_nanosleep, &pause, 0);
+    }
 }
 
 /* The group by pidfd, where a recycled number cannot be hit (Linux 6.9); before that by number, as
