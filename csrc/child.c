@@ -4,8 +4,9 @@
  *
  * This code runs in the caller's memory while the calling thread stands still and every other
  * thread goes on (clone with CLONE_VM | CLONE_VFORK). So of libc it calls strlen and such alone: a
- * lock may be held by another thread, errno belongs to the caller. A step returns 0 or -errno. Whatever it
- * opens is closed with the process, or by the exec: every descriptor here is close-on-exec.
+ * lock may be held by another thread, errno belongs to the caller. A step returns 0 or -errno.
+ * Whatever it opens is closed with the process, or by the exec: every descriptor here is
+ * close-on-exec.
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -138,12 +139,12 @@ static int do_private(struct sbx_child *c) {
 static int do_root(struct sbx_child *c) {
     if (!c->place->root)
         return 0;
+    if (!(c->place->namespaces & CLONE_NEWNS))
+        return (int)raw(__NR_chdir, c->place->root);
     long fd = raw(__NR_openat, AT_FDCWD, c->place->root, O_SEARCH_DIR);
     if (fd < 0)
         return (int)fd;
     c->root = (int)fd;
-    if (!(c->place->namespaces & CLONE_NEWNS))
-        return 0;
     fd = raw(RAW_open_tree, c->root, "", O_CLOEXEC | EMPTY_PATH | RECURSIVE | TREE_CLONE);
     if (fd >= 0)
         c->tree = (int)fd;
@@ -229,9 +230,9 @@ static long make_target(struct sbx_child *c, const char *path, int is_directory)
             continue;
         }
         prefix[0] = '/';
-        long made = path[i] || is_directory ? raw(__NR_mkdirat, parent, prefix + start, 0755)
-                                            : raw(__NR_mknodat, parent, prefix + start,
-                                                  S_IFREG | 0644, 0);
+        long made = path[i] || is_directory
+                        ? raw(__NR_mkdirat, parent, prefix + start, 0755)
+                        : raw(__NR_mknodat, parent, prefix + start, S_IFREG | 0644, 0);
         close_fd(parent);
         if (made < 0 && made != -EEXIST)
             return made;
@@ -288,7 +289,7 @@ static int fill_dev(long dev) {
     static const struct {
         char name[8];
         unsigned number; /* Documentation/admin-guide/devices.txt: major 1 or 5 */
-    } nodes[] = {{"null", 0x103}, {"zero", 0x105},    {"full", 0x107},
+    } nodes[] = {{"null", 0x103}, {"zero", 0x105},   {"full", 0x107},
                  {"tty", 0x500},  {"random", 0x108}, {"urandom", 0x109}};
     static const char links[][2][16] = {{"/proc/self/fd", "fd"},
                                         {"/proc/self/fd/0", "stdin"},
@@ -399,19 +400,18 @@ static int do_pivot(struct sbx_child *c) {
     return (int)result;
 }
 
+/* Step ROOT went there. */
 static int do_chroot(struct sbx_child *c) {
-    if (c->root < 0 || c->tree >= 0)
-        return 0;
-    long result = raw(__NR_fchdir, c->root);
-    return (int)(result < 0 ? result : raw(__NR_chroot, "."));
+    return c->place->root && c->tree < 0 ? (int)raw(__NR_chroot, ".") : 0;
 }
 
 /* Symbolic links that the root holds stay inside; those of /proc, which could lead anywhere a
  * descriptor does, are not followed at all (CVE-2024-21626). */
 static int do_cwd(struct sbx_child *c) {
-    if (!c->job->cwd)
+    const char *cwd = c->job->cwd;
+    if (!cwd || (c->place->root && strcmp(cwd, "/") == 0)) /* there already */
         return 0;
-    long fd = open_inside(AT_FDCWD, c->job->cwd, O_SEARCH_DIR);
+    long fd = open_inside(AT_FDCWD, cwd, O_SEARCH_DIR);
     if (fd < 0)
         return (int)fd;
     long result = raw(__NR_fchdir, fd);
@@ -503,9 +503,9 @@ static int do_exec(struct sbx_child *c) {
     const struct sbx_job *job = c->job;
     const char *const *paths = job->vec + 1, *const *argv = paths + job->n_candidates;
     long result = raw(RAW_close_range, 3, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
-    return result < 0 ? (int)result
-                      : exec_first(paths, job->n_candidates, argv, argv + job->n_args + 1,
-                                   &c->index);
+    return result < 0
+               ? (int)result
+               : exec_first(paths, job->n_candidates, argv, argv + job->n_args + 1, &c->index);
 }
 
 /* The order of work. Sources before the root changes, privilege before exec, signals last. */

@@ -94,7 +94,8 @@ static int drain(struct sbx_stream *s) {
 
 enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns) {
     while (!run->ended) {
-        struct pollfd fds[] = {{run->pidfd, POLLIN, 0}, {run->out.fd, POLLIN, 0}, {run->err.fd, POLLIN, 0}};
+        struct pollfd fds[] = {
+            {run->pidfd, POLLIN, 0}, {run->out.fd, POLLIN, 0}, {run->err.fd, POLLIN, 0}};
         struct {
             int64_t seconds, nanoseconds;
         } wait = {wait_ns / 1000000000, wait_ns % 1000000000};

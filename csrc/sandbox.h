@@ -16,23 +16,23 @@
  * last two happen behind exec, in the reaper. */
 enum sbx_step {
     SBX_STEP_NONE,
-    SBX_STEP_PIPE,         /* pipes for the output and for the status */
-    SBX_STEP_LIFELINE,     /* a pidfd of the caller, for the run to see it die */
-    SBX_STEP_CLONE,        /* the child and its namespaces */
-    SBX_STEP_STDIO,        /* descriptors 0, 1, 2; index: which */
-    SBX_STEP_SESSION,      /* a session of its own */
-    SBX_STEP_KEYRING,      /* a session keyring of its own */
-    SBX_STEP_LOOPBACK,     /* lo up */
+    SBX_STEP_PIPE,     /* pipes for the output and for the status */
+    SBX_STEP_LIFELINE, /* a pidfd of the caller, for the run to see it die */
+    SBX_STEP_CLONE,    /* the child and its namespaces */
+    SBX_STEP_STDIO,    /* descriptors 0, 1, 2; index: which */
+    SBX_STEP_SESSION,  /* a session of its own */
+    SBX_STEP_KEYRING,  /* a session keyring of its own */
+    SBX_STEP_LOOPBACK, /* lo up */
     SBX_STEP_HOSTNAME,
-    SBX_STEP_PRIVATE,      /* no mount event leaves the namespace */
-    SBX_STEP_ROOT,         /* the root directory, or in a mount namespace a copy of its tree */
-    SBX_STEP_READ_ONLY,    /* the copy read-only, recursively */
-    SBX_STEP_ATTACH,       /* the copy mounted over the old root */
-    SBX_STEP_SOURCE,       /* what is mounted; index: mount */
-    SBX_STEP_TARGET,       /* where; index: mount */
-    SBX_STEP_MOUNT,        /* the mounting itself; index: mount */
-    SBX_STEP_PIVOT,        /* into the copy, the old root detached */
-    SBX_STEP_CHROOT,       /* without a mount namespace */
+    SBX_STEP_PRIVATE,   /* no mount event leaves the namespace */
+    SBX_STEP_ROOT,      /* the root directory, or in a mount namespace a copy of its tree */
+    SBX_STEP_READ_ONLY, /* the copy read-only, recursively */
+    SBX_STEP_ATTACH,    /* the copy mounted over the old root */
+    SBX_STEP_SOURCE,    /* what is mounted; index: mount */
+    SBX_STEP_TARGET,    /* where; index: mount */
+    SBX_STEP_MOUNT,     /* the mounting itself; index: mount */
+    SBX_STEP_PIVOT,     /* into the copy, the old root detached */
+    SBX_STEP_CHROOT,    /* without a mount namespace */
     SBX_STEP_CWD,
     SBX_STEP_CAPABILITIES,
     SBX_STEP_NO_NEW_PRIVS,
@@ -50,7 +50,8 @@ enum sbx_mount_flag {
     SBX_READ_ONLY = 2,   /* recursively */
     SBX_OPTIONAL = 4,    /* no such target: leave it out */
     SBX_MAKE_TARGET = 8, /* the target lies in an earlier tmpfs: make what is missing */
-    SBX_COVER = 16       /* proc: read-only where uid 0 alone, without capabilities, commands the kernel */
+    SBX_COVER =
+        16 /* proc: read-only where uid 0 alone, without capabilities, commands the kernel */
 };
 
 struct sbx_mount {

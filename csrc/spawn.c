@@ -126,8 +126,8 @@ static long clone_onto(struct raw_clone_args *args, int (*entry)(void *), void *
                      "syscall\n\t"
                      "1:"
                      : "=a"(result)
-                     : "a"((long)RAW_clone3), "D"(args), "S"(sizeof *args), "r"(fn), "r"(arg),
-                       [exit] "i"(__NR_exit)
+                     : "a"((long)RAW_clone3), "D"(args), "S"(sizeof *args), "r"(fn),
+                       "r"(arg), [exit] "i"(__NR_exit)
                      : "rcx", "r11", "memory", "cc");
 #elif defined(__aarch64__)
     register long x8 __asm__("x8") = RAW_clone3;
@@ -279,7 +279,8 @@ static long signal_group(struct sbx_run *run, int signum) {
     long error = raw(RAW_pidfd_send_signal, run->pidfd, signum, 0, SIGNAL_GROUP);
     if (error != -EINVAL)
         return error;
-    error = raw(__NR_waitid, WAIT_PIDFD, run->pidfd, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0);
+    error =
+        raw(__NR_waitid, WAIT_PIDFD, run->pidfd, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0);
     return error < 0 ? error : raw(__NR_kill, -run->pid, signum);
 }
 

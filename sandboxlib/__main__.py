@@ -26,7 +26,7 @@ EXECUTORS = ("chroot", "linux_user_chroot")
 
 
 def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sandbox") -> int:
-    """run-sandbox: the exit status is the command's, 128+n for a signal, 125 for an error of ours."""
+    """run-sandbox. The exit status is the command's; 128+n, 124, 125 as the help says."""
     words = _run_parser(prog).parse_args(argv)
     try:
         executor = importlib.import_module(f"sandboxlib.{words.executor}")

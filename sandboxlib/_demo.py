@@ -118,8 +118,10 @@ class Workshop:
 
     def compile_steps(self) -> list[list[str]]:
         return [
-            [self.compiler, *self.project.flags, "-I", f"/src/{os.path.dirname(name)}"]
-            + ["-c", f"/src/{name}", "-o", _object(name)]
+            [
+                *(self.compiler, *self.project.flags, "-I", f"/src/{os.path.dirname(name)}"),
+                *("-c", f"/src/{name}", "-o", _object(name)),
+            ]
             for name in self.project.files
         ]
 
@@ -266,7 +268,9 @@ def _progress(title: str, total: Pass, end: str = "") -> None:
     if sys.stderr.isatty() or end:
         start = "\r" if sys.stderr.isatty() else ""
         failed = f", {len(total.failures)} failed" if total.failures else ""
-        print(f"{start}  {title}: {total.steps} steps{failed}", end=end, file=sys.stderr, flush=True)
+        print(
+            f"{start}  {title}: {total.steps} steps{failed}", end=end, file=sys.stderr, flush=True
+        )
 
 
 def _run_programs(shop: Workshop, box: Sandbox) -> bool:
@@ -315,9 +319,7 @@ def _prove_files(box: Sandbox) -> bool:
 def _prove_daemon(box: Sandbox) -> bool:
     mark = f"sandboxlib-demo-{os.getpid()}"
     exit, _, _ = box.run(["/build/probe", "daemon", mark])
-    left = [
-        pid for pid in os.listdir("/proc") if pid.isdigit() and mark in _command_line(int(pid))
-    ]
+    left = [pid for pid in os.listdir("/proc") if pid.isdigit() and mark in _command_line(int(pid))]
     return _stopped("leaves a daemon", exit == 0 and not left, f"{len(left)} processes left")
 
 

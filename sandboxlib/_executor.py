@@ -68,10 +68,10 @@ def sandbox_for(root: Path, options: dict[str, Any]) -> Sandbox:
     """
     words = {name: tuple(v) if type(v) is list else v for name, v in options.items()}
     mounts = words.get("extra_mounts") or ()
-    absolute = isinstance(root, str) and root.startswith("/")
-    if absolute and isinstance(mounts, tuple) and all(isinstance(m, Mount) for m in mounts):
-        try:
-            return _cached(root, **words)
-        except TypeError:  # something that cannot be hashed, or is wrong: the next line says it
-            pass
-    return Sandbox(root, **options)
+    relative = not isinstance(root, str) or not root.startswith("/")
+    if relative or not all(isinstance(mount, Mount) for mount in mounts):
+        return Sandbox(root, **options)
+    try:
+        return _cached(root, **words)
+    except TypeError:  # something that cannot be hashed, or is wrong: the next line says it
+        return Sandbox(root, **options)

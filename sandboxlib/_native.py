@@ -116,7 +116,7 @@ def init_descriptor() -> int:
             status = None
         if status is not None and (status.st_dev, status.st_ino) == _init[1]:
             return _init[0]
-    fd = lib.sbx_open_init()
+    fd: int = lib.sbx_open_init()
     if fd in (-errno.EACCES, -errno.EPERM):  # sysctl vm.memfd_noexec
         fd = _open_shipped()
     if fd < 0:
@@ -139,7 +139,7 @@ def _open_shipped() -> int:
 
 def open_in_root(directory: int, path: str, flags: int) -> int:
     """os.open, with `directory` as the root for every symbolic link."""
-    fd = lib.sbx_open_in_root(directory, os.fsencode(path), flags)
+    fd: int = lib.sbx_open_in_root(directory, os.fsencode(path), flags)
     if fd < 0:
         raise OSError(-fd, os.strerror(-fd), path)
     return fd
@@ -199,4 +199,5 @@ def fill_job(
 
 def some_bytes(buffer: Any, length: int) -> bytes:
     """The first `length` bytes of a C buffer."""
-    return ffi.buffer(buffer, length)[:]
+    content: bytes = ffi.buffer(buffer, length)[:]
+    return content

@@ -25,8 +25,10 @@ lib = _native.lib
 
 # A signal that another thread took wakes nobody here, so look up from waiting now and then.
 _LONGEST_WAIT = 100_000_000
-_TARGET = lib.SBX_STEP_TARGET
-_NULL, _CAPTURED, _MERGED = lib.SBX_NULL, lib.SBX_CAPTURE, lib.SBX_STDOUT
+_TARGET: int = lib.SBX_STEP_TARGET
+_NULL: int = lib.SBX_NULL
+_CAPTURED: int = lib.SBX_CAPTURE
+_MERGED: int = lib.SBX_STDOUT
 
 
 def run(

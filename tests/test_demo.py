@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import needs_root, require
+
 from sandboxlib import _demo_source
 
 SOURCES = {

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import needs_root, require
+
 from sandboxlib import Sandbox, run_sandbox
 
 pytestmark = needs_root
@@ -270,7 +271,9 @@ signal.pause()
     children = Path(f"/proc/{host.pid}/task/{host.pid}/children")
     assert wait_until(lambda: len(children.read_text().split()) >= 1)
     time.sleep(1.5)
-    forks = [pid for pid in children.read_text().split() if "python" in os.readlink(f"/proc/{pid}/exe")]
+    forks = [
+        pid for pid in children.read_text().split() if "python" in os.readlink(f"/proc/{pid}/exe")
+    ]
     host.kill()
     host.wait()
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import needs_root
+
 from sandboxlib import Mount, Sandbox, SetupError, run_sandbox
 
 pytestmark = [needs_root, pytest.mark.usefixtures("host_mounts_unchanged")]
@@ -70,7 +71,8 @@ subprocess.run(["mount", "-t", "tmpfs", "-o", "nosuid,nodev", "x", source + "/su
 Path(source, "sub", "file").touch()
 for words in ({"read_only": True}, {"recursive": False}):
     script = "ls /dst/sub; touch /dst/x /dst/sub/x; grep /dst /proc/self/mountinfo"
-    result = run_sandbox(root, ["sh", "-c", script], extra_mounts=[Mount.bind(source, "/dst", **words)])
+    mounts = [Mount.bind(source, "/dst", **words)]
+    result = run_sandbox(root, ["sh", "-c", script], extra_mounts=mounts)
     print(result.out.decode(), result.err.count(b"Read-only file system"))
 """
 

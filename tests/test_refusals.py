@@ -11,6 +11,7 @@ import pytest
 from conftest import needs_root
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from sandboxlib import (
     STDOUT,
     Mount,

@@ -9,8 +9,9 @@ import signal
 from pathlib import Path
 
 import pytest
-import sandboxlib
 from conftest import needs_root
+
+import sandboxlib
 from sandboxlib import STDOUT, Mount, Sandbox, SetupError, SpecError, run_sandbox
 
 pytestmark = needs_root

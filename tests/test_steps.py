@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import needs_root, require
+
 from sandboxlib import Mount, SetupError, _native, run_sandbox
 
 BARE = {"mounts": "undefined", "processes": "undefined", "ipc": "undefined"}
@@ -22,7 +23,11 @@ ALL = {
     "network": "isolated",
     "hostname": "box",
     "filesystem_writable_paths": "none",
-    "extra_mounts": [["/etc", "/etc", None, "bind,ro"], ["x", "/tmp", "tmpfs"], ["x", "/dev", "dev"]],
+    "extra_mounts": [
+        ["/etc", "/etc", None, "bind,ro"],
+        ["x", "/tmp", "tmpfs"],
+        ["x", "/dev", "dev"],
+    ],
 }
 NO_REAPER = {**ALL, "init": False}
 
@@ -274,7 +279,9 @@ def test_the_namespaces_are_those_that_were_asked_for(words: dict[str, Any], new
     out = run_sandbox("/", ["sh", "-c", f"readlink {script}"], **words).out
     assert out is not None
     seen = dict(zip(NAMESPACES, out.decode().split(), strict=True))
-    assert {name for name in NAMESPACES if seen[name] != os.readlink(f"/proc/self/ns/{name}")} == new
+    assert {
+        name for name in NAMESPACES if seen[name] != os.readlink(f"/proc/self/ns/{name}")
+    } == new
 
 
 @needs_root

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of the project: what design.md says, held."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import require
+
+import sandboxlib
+from sandboxlib import _native
+
+TOP = Path(__file__).resolve().parents[1]
+PACKAGE = Path(sandboxlib.__file__).parent
+CSRC = TOP / "csrc"
+
+# A module imports from those before it only.
+ORDER = [
+    {"errors"},
+    {"sandbox", "result"},
+    {"_native"},
+    {"_plan", "_stubs"},
+    {"_process"},
+    {"_executor"},
+    {"chroot", "linux_user_chroot", "load"},
+    {"__init__"},
+    {"_demo_source"},
+    {"_demo"},
+    {"__main__"},
+]
+PURE_LIBC = {"strlen", "strcmp", "memcpy", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
+
+
+def module_level_imports(path: Path) -> set[str]:
+    """The project's own modules that a module imports when it is imported."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            parts = [node.module] if node.module else [alias.name for alias in node.names]
+            names = [alias.name for alias in node.names]
+            found |= {part.split(".")[0] for part in parts}
+            if node.module is None and node.level == 1:
+                found |= set(names)
+    return found
+
+
+def test_no_import_points_to_the_right() -> None:
+    rank = {name: number for number, names in enumerate(ORDER) for name in names}
+    for name, own in rank.items():
+        path = PACKAGE / name / "__init__.py" if name == "load" else PACKAGE / f"{name}.py"
+        for other in module_level_imports(path) & rank.keys():
+            assert rank[other] < own, f"{name} imports {other}"
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    modules = {path.stem for path in PACKAGE.glob("*.py")} | {"load"}
+    assert modules == set().union(*ORDER)
+
+
+def test_only_native_says_ffi() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        words = set(re.findall(r"\w+", path.read_text()))
+        docs_only = path.name in ("_process.py",)  # it speaks of ffi.gc
+        assert ("ffi" in words) <= (path.name == "_native.py" or docs_only), path
+
+
+def test_the_exported_names_are_there() -> None:
+    assert len(set(sandboxlib.__all__)) == len(sandboxlib.__all__)
+    for name in sandboxlib.__all__:
+        assert getattr(sandboxlib, name) is not None
+
+
+def test_every_file_names_its_licence() -> None:
+    require((TOP / ".git").exists() or (TOP / "csrc").exists(), "this is not the source tree")
+    for pattern in ("sandboxlib/**/*.py", "csrc/*", "tests/*.py", "benchmarks/*.[pc]*", "*.py"):
+        for path in TOP.glob(pattern):
+            assert "SPDX-License-Identifier: Apache-2.0" in path.read_text()[:200], path
+    for name in (".ci/run", "pyproject.toml", "README.md", "CHANGELOG.md", "docs/design.md"):
+        assert "SPDX-License-Identifier: Apache-2.0" in (TOP / name).read_text()[:200], name
+
+
+# ---- the core --------------------------------------------------------------------------------
+
+
+def test_the_child_calls_nothing_that_could_lock(tmp_path: Path) -> None:
+    require(shutil.which("cc") and shutil.which("nm"), "there is no compiler, or no nm")
+    for level in ("-O0", "-O2", "-O3"):
+        flags = ["-std=gnu11", "-fPIC", level, "-c", str(CSRC / "child.c")]
+        subprocess.run(["cc", *flags, "-o", tmp_path / "child.o"], check=True)
+        nm = ["nm", "-u", tmp_path / "child.o"]
+        listed = subprocess.run(nm, capture_output=True, text=True, check=True).stdout
+        assert {line.split()[-1] for line in listed.splitlines()} <= PURE_LIBC
+
+
+def test_the_extension_binds_everything_when_it_is_loaded() -> None:
+    require(shutil.which("readelf"), "there is no readelf")
+    (extension,) = PACKAGE.glob("_sandbox*.so")
+    listed = subprocess.run(
+        ["readelf", "-d", extension], capture_output=True, text=True, check=True
+    ).stdout
+    assert re.search(r"\(FLAGS(_1)?\).*NOW", listed)
+
+
+def test_the_order_of_the_steps_is_the_order_of_the_table() -> None:
+    table = (CSRC / "child.c").read_text().partition("} steps[] = {")[2]
+    names = re.findall(r"\{SBX_STEP_(\w+),", table)
+    order = [_native.STEPS[number].upper() for number in sorted(_native.STEPS)]
+    assert len(names) > 15
+    assert names == [name for name in order if name in names]
+
+
+def test_the_contract_is_declarations_only() -> None:
+    words = re.sub(r"/\*.*?\*/", "", (CSRC / "sandbox.h").read_text(), flags=re.DOTALL)
+    assert "#" not in words
+    assert "__attribute__" not in words
+
+
+def test_every_field_of_the_plan_is_set_and_used() -> None:
+    contract = (CSRC / "sandbox.h").read_text()
+    python = "".join((PACKAGE / f"{n}.py").read_text() for n in ("_plan", "_native", "_process"))
+    core = "".join((CSRC / name).read_text() for name in ("child.c", "spawn.c"))
+    for struct in ("sbx_mount", "sbx_place", "sbx_job"):
+        body = re.search(rf"struct {struct} {{(.*?)\n}};", contract, re.DOTALL)
+        assert body
+        plain = re.sub(r"/\*.*?\*/", "", body.group(1), flags=re.DOTALL)
+        fields = re.findall(r"(\w+)(?:\[\d+\])?;", plain)
+        assert fields
+        for name in fields:
+            assert re.search(rf"\b{name}\b", python), f"{struct}.{name} is never set"
+            assert re.search(rf"(->|\.){name}\b", core), f"{struct}.{name} is never read"
+
+
+def test_the_core_stays_small() -> None:
+    lines = sum(len(path.read_text().splitlines()) for path in CSRC.iterdir())
+    assert lines < 1650
+    assert os.stat(PACKAGE / "_init").st_size < 2500
+
+
+def test_the_stack_of_the_child_is_large_enough(shared_rootfs: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the native executor takes root")
+    from sandboxlib import Mount, Sandbox
+
+    work = _native.take_workspace()
+    stack = _native.ffi.buffer(work.stack, _native.lib.SBX_STACK_SIZE)
+    stack[:] = b"\xa5" * len(stack)
+    _native.give_back(work)
+    deep = "/tmp/" + "/".join(["d" * 100] * 38)
+    mounts = [Mount.tmpfs("/tmp"), Mount.bind("/etc", deep), Mount.dev()]
+    words = {"network": "isolated", "hostname": "x", "filesystem_writable_paths": "none"}
+    for _ in range(3):
+        assert Sandbox(shared_rootfs, extra_mounts=mounts, **words).run(["true"]).exit == 0
+    untouched = len(stack[:]) - len(stack[:].lstrip(b"\xa5"))
+    assert 0 < len(stack) - untouched < len(stack) / 2
+
+
+GUARD = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+/* Ends the process where a child that shares the caller's memory allocates. */
+static long host;
+__attribute__((constructor)) static void begin(void) { host = syscall(SYS_getpid); }
+static void check(void) { if (host && syscall(SYS_getpid) != host) syscall(SYS_exit_group, 86); }
+extern void *__libc_malloc(size_t), __libc_free(void *), *__libc_calloc(size_t, size_t);
+extern void *__libc_realloc(void *, size_t);
+void *malloc(size_t n) { check(); return __libc_malloc(n); }
+void *calloc(size_t n, size_t m) { check(); return __libc_calloc(n, m); }
+void *realloc(void *p, size_t n) { check(); return __libc_realloc(p, n); }
+void free(void *p) { check(); __libc_free(p); }
+"""
+
+
+def test_the_child_allocates_nothing(tmp_path: Path, shared_rootfs: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the native executor takes root")
+    if os.environ.get("SANDBOXLIB_SANITIZED"):
+        pytest.skip("the sanitizer has an allocator of its own")
+    require(shutil.which("cc"), "there is no C compiler")
+    (tmp_path / "guard.c").write_text(GUARD)
+    guard = str(tmp_path / "guard.so")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", guard, tmp_path / "guard.c"], check=True)
+    script = """
+import os, sys, ctypes
+from sandboxlib import Mount, Sandbox
+box = Sandbox(sys.argv[1], network="isolated", extra_mounts=[Mount.tmpfs("/tmp"), Mount.dev()])
+for _ in range(200):
+    assert box.run(["true"]).exit == 0
+    try:
+        box.run(["nonesuch"], cwd="/none")
+    except FileNotFoundError:
+        pass
+pid = ctypes.PyDLL(None).fork()
+if pid == 0:
+    bytes(100000)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    argv = [sys.executable, "-c", script, str(shared_rootfs)]
+    env = {**os.environ, "LD_PRELOAD": guard}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "86\n"  # the guard is awake
