@@ -68,8 +68,9 @@ def sandbox_for(root: Path, options: dict[str, Any]) -> Sandbox:
     """
     words = {name: tuple(v) if type(v) is list else v for name, v in options.items()}
     mounts = words.get("extra_mounts") or ()
-    relative = not isinstance(root, str) or not root.startswith("/")
-    if relative or not all(isinstance(mount, Mount) for mount in mounts):
+    if not isinstance(root, str) or not root.startswith("/"):
+        return Sandbox(root, **options)
+    if not all(isinstance(mount, Mount) for mount in mounts):
         return Sandbox(root, **options)
     try:
         return _cached(root, **words)
