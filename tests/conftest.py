@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,29 @@ def require(present: object, reason: str) -> None:
     if MUST_WORK:
         pytest.fail(f"SANDBOXLIB_MUST_WORK=1, but {reason}")
     pytest.skip(reason)
+
+
+def processes(mark: str) -> list[str]:
+    """The pids of all processes that have this word in their command line."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if mark.encode() in words:
+            found.append(pid)
+    return found
+
+
+def wait_until(true: Callable[[], object], seconds: float = 10.0) -> bool:
+    """Whether it becomes true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if true():
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def find_busybox() -> str | None:

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import make_rootfs, needs_root, require
+from conftest import make_rootfs, needs_root, processes, require
 
 import sandboxlib
 from sandboxlib import Mount, Sandbox, run_sandbox
@@ -209,11 +209,6 @@ def test_what_runs_outside_is_not_changed_from_inside(cell: Path) -> None:
 # ---- left behind -----------------------------------------------------------------------------
 
 
-def marked(mark: str) -> int:
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    return sum(mark in line for line in listed.stdout.splitlines())
-
-
 @pytest.mark.parametrize("init", [True, False])
 def test_whatever_was_started_is_gone_when_the_call_returns(cell: Path, init: bool) -> None:
     mark = f"81{os.getpid()}"
@@ -224,14 +219,14 @@ def test_whatever_was_started_is_gone_when_the_call_returns(cell: Path, init: bo
         exit 5
     """
     assert run_sandbox(cell, ["sh", "-c", script], init=init).exit == 5
-    assert marked(mark) == 0
+    assert processes(mark) == []
 
 
 def test_without_process_isolation_the_process_group_is_gone(cell: Path) -> None:
     mark = f"82{os.getpid()}"
     script = f"sleep {mark} & sleep {mark} & exit 5"
     assert run_sandbox(cell, ["sh", "-c", script], processes="undefined").exit == 5
-    assert marked(mark) == 0
+    assert processes(mark) == []
 
 
 def test_orphans_are_reaped_while_the_command_still_runs(cell: Path) -> None:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import needs_root, require
+from conftest import needs_root, processes, require, wait_until
 
 from sandboxlib import Sandbox, run_sandbox
 
@@ -206,27 +206,6 @@ assert state() == before, [pair for pair in zip(state(), before) if pair[0] != p
 
 
 # ---- the end of the host ---------------------------------------------------------------------
-
-
-def processes(mark: str) -> list[str]:
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if mark.encode() in words:
-            found.append(pid)
-    return found
-
-
-def wait_until(true: object, seconds: float = 10.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if true():  # type: ignore[operator]
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def start_host(script: str, *words: object) -> subprocess.Popen[bytes]:
