@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from . import chroot, linux_user_chroot, sandbox
+from . import chroot, linux_user_chroot, load, sandbox
 from .errors import (
     SandboxError,
     SetupError,
@@ -40,6 +40,7 @@ __all__ = [
     "chroot",
     "environment_vars",
     "linux_user_chroot",
+    "load",
     "maximum_possible_isolation",
     "run_sandbox",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from . import _native, errors, sandbox
@@ -20,6 +21,7 @@ lib = _native.lib
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEWPID, NEWNET = 0x20000000, 0x40000000
 
+_ENCODING = sys.getfilesystemencoding()
 _KINDS = {"bind": lib.SBX_BIND, "tmpfs": lib.SBX_TMPFS, "proc": lib.SBX_PROC, "dev": lib.SBX_DEV}
 
 
@@ -176,7 +178,7 @@ class Job:
         self.cwd = sandbox.check_text("cwd", cwd)
         if not self.cwd:
             raise errors.SpecError("cwd is empty")
-        inside = self.cwd.encode("utf-8", "surrogateescape")
+        inside = self.cwd.encode(_ENCODING, "surrogateescape")
         self.counts = len(self._paths), len(words), len(settings)
         strings = [inside, *self._paths, *words, *settings, b""]
         self.blob = b"\0".join(strings)
@@ -201,7 +203,10 @@ def _command_words(command: object) -> list[bytes]:
     if not isinstance(command, (list, tuple)):
         raise errors.SpecTypeError(f"the command is neither a list nor a str: {command!r}")
     try:
-        return [os.fsencode(word) for word in command]
+        return [
+            word.encode(_ENCODING, "surrogateescape") if type(word) is str else os.fsencode(word)
+            for word in command
+        ]
     except TypeError:
         raise errors.SpecTypeError("a word of the command is neither str, bytes nor path") from None
     except UnicodeEncodeError as error:

@@ -186,7 +186,7 @@ class _Streams:
 
     def __init__(self, workspace: _native.Workspace) -> None:
         self._workspace = workspace
-        self._grown: dict[str, _native.Grown] = {}
+        self._grown: dict[str, _native.Grown] | None = None
         out, err = workspace.run.out, workspace.run.err
         out.buffer, err.buffer = workspace.out, workspace.err
         out.size = err.size = _native.SCRATCH_SIZE
@@ -196,17 +196,17 @@ class _Streams:
         for name in ("out", "err"):
             stream = getattr(self._workspace.run, name)
             if stream.length == stream.size:
-                if name not in self._grown:
-                    self._grown[name] = _native.Grown(self.take(name))
-                view = self._grown[name].enlarge(stream.length)
+                grown = self._grown = self._grown or {}
+                if name not in grown:
+                    grown[name] = _native.Grown(self.take(name))
+                view = grown[name].enlarge(stream.length)
                 stream.buffer, stream.size = view, len(view)
 
     def take(self, name: str) -> bytes:
         """What the run wrote to 'out' or 'err'."""
         length = getattr(self._workspace.run, name).length
-        grown = self._grown.get(name)
-        if grown is not None:
-            return grown.finish(length)
+        if self._grown and name in self._grown:
+            return self._grown[name].finish(length)
         return _native.some_bytes(getattr(self._workspace, name), length) if length else b""
 
 
