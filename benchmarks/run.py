@@ -91,7 +91,7 @@ class Loops:
         init = _native.init_descriptor() if plan.reaper else -1
         stdio = (_native.lib.SBX_NULL, _native.lib.SBX_CAPTURE, _native.lib.SBX_CAPTURE)
         kept = _native.fill_job(
-            work, job.blob, job.cwd_size, job.counts, stdio, init, plan.nothing_held
+            work, job.blob, job.cwd_size, job.counts, stdio, init, plan.held(())
         )
         pointers = []
         for kind, value in (

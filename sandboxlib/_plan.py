@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from . import _native, errors, sandbox
 from .sandbox import Mount, Sandbox
@@ -38,12 +38,12 @@ class Plan:
         self.place, self._kept = _native.new_place(values, [m.values for m in self.mounts])
         self.reaper = bool(values["reaper"])
         self.isolation = box.isolation()
-        self.nothing_held = _native.held_flags(len(self.mounts), ())
+        self._nothing_held = _native.held_flags(len(self.mounts), ())
         self.stubs: tuple[int, ...] = ()  # mounts whose target had to be made in the last run
 
-    def held(self, indices: Iterable[int]) -> Any:
+    def held(self, indices: Sequence[int]) -> Any:
         """What tells the core which mounts' targets are stubs that the caller holds."""
-        return _native.held_flags(len(self.mounts), indices)
+        return _native.held_flags(len(self.mounts), indices) if indices else self._nothing_held
 
     def error(self, step: int, index: int, error: int, job: Job) -> errors.SetupError:
         """The failure of a step as an exception."""

@@ -57,9 +57,9 @@ def _run(
     plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None
 ) -> tuple[int, bytes | None, bytes | None, bool]:
     workspace = _native.take_workspace()
-    stubs: Stubs | None = None
+    stubs = Stubs(plan.box.root)
     try:
-        stubs = _start(workspace, plan, job, stdio)
+        _start(workspace, plan, job, stdio, stubs)
         streams = _Streams(workspace)
         timed_out = _pump(workspace, plan, job, streams, deadline)
         out = streams.take("out") if stdio[1] == _CAPTURED else None
@@ -69,8 +69,7 @@ def _run(
         # Whatever came, a KeyboardInterrupt too: kill, wait, close. Not interruptible, as it is
         # one call; should another exception get in before it, ffi.gc makes the same call.
         lib.sbx_end(workspace.run)
-        if stubs is not None:
-            stubs.release()
+        stubs.release()
         _native.give_back(workspace)
 
 
@@ -117,35 +116,28 @@ def _memory_file(content: bytes | bytearray | memoryview) -> Iterator[int]:
 
 
 def _start(
-    workspace: _native.Workspace, plan: Plan, job: Job, stdio: tuple[int, int, int]
-) -> Stubs | None:
+    workspace: _native.Workspace,
+    plan: Plan,
+    job: Job,
+    stdio: tuple[int, int, int],
+    stubs: Stubs,
+) -> None:
     """Starts the job, or raises why not: a SetupError.
 
-    Returns the mount points that were made for it. Whether the root lacks one is found by doing:
+    Mount points that the root lacks are made on the way. Whether there are any is found by doing:
     a run that needs none never looks.
     """
-    if not plan.stubs:
-        if _spawn(workspace, plan, job, stdio, plan.nothing_held) == 0:
-            return None
-        if not _misses_target(workspace, plan):
-            raise plan.error(*_failure(workspace), job)
-    stubs = Stubs(plan.box.root)
-    try:
-        held = set(plan.stubs)
-        for index in plan.stubs:
-            _hold(stubs, plan, index)
-        while _spawn(workspace, plan, job, stdio, plan.held(held)) != 0:
-            index = workspace.run.failure.index
-            if index in held or not _misses_target(workspace, plan):
-                raise plan.error(*_failure(workspace), job)
-            _hold(stubs, plan, index)
-            held.add(index)
-        plan.stubs = tuple(sorted(held))
-    except BaseException:
-        lib.sbx_end(workspace.run)  # before its mount points go
-        stubs.release()
-        raise
-    return stubs
+    for index in plan.stubs:
+        _hold(stubs, plan, index)
+    held = plan.stubs
+    while _spawn(workspace, plan, job, stdio, plan.held(held)) != 0:
+        step, index, error = _failure(workspace)
+        missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
+        if not missing or index in held or not plan.mounts[index].in_root:
+            raise plan.error(step, index, error, job)
+        _hold(stubs, plan, index)
+        held = (*held, index)
+    plan.stubs = held
 
 
 def _spawn(
@@ -156,12 +148,6 @@ def _spawn(
     result: int = lib.sbx_spawn(plan.place, workspace.job, workspace.run, workspace.stack)
     del keep
     return result
-
-
-def _misses_target(workspace: _native.Workspace, plan: Plan) -> bool:
-    step, index, error = _failure(workspace)
-    missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
-    return missing and plan.mounts[index].in_root
 
 
 def _hold(stubs: Stubs, plan: Plan, index: int) -> None:

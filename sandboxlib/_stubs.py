@@ -26,14 +26,17 @@ _MODE, _MASK = _native.lib.SBX_STUB_MODE, _native.lib.SBX_STUB_MASK
 
 
 class Stubs:
-    """The stubs that one run holds in one root."""
+    """The stubs that one run holds in one root: none, as a rule, and then nothing is opened."""
 
     def __init__(self, root: str) -> None:
-        self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._path = root
+        self._root = -1
         self._held: list[tuple[int, str, int]] = []  # parent, name, the stub itself
 
     def hold(self, path: str, directory: bool) -> None:
         """Makes what is missing of `path`, and keeps hold of every stub on it. OSError."""
+        if self._root < 0:
+            self._root = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         parts = path.strip("/").split("/")
         for depth in range(1, len(parts) + 1):
             self._hold_one(parts[:depth], directory or depth < len(parts))
