@@ -277,6 +277,7 @@ _HINTS = {
         errno.EDQUOT,
     ): "too many keys: sysctl kernel.keys.maxkeys, kernel.keys.root_maxkeys",
     ("capabilities", errno.EPERM): "the caller does not have all capabilities that were asked for",
+    ("cwd", errno.ENOENT): "it is looked for inside the root, below the mounts of the sandbox",
     ("cwd", errno.ELOOP): "links of /proc/PID are not followed",
     ("exec", errno.ENOEXEC): "no program, and no script that begins with #!",
     ("exec", errno.E2BIG): "arguments and environment are too long (execve(2), Limits)",

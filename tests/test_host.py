@@ -510,7 +510,8 @@ before, size = state(), memory()
 for i in range(260):
     once(i)
 assert state() == before
-assert memory() - size < 3000, (memory(), size)
+if "SANDBOXLIB_SANITIZED" not in os.environ:  # a sanitizer keeps what is freed
+    assert memory() - size < 3000, (memory(), size)
 """
     host(script, shared_rootfs, mode)
 

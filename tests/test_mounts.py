@@ -321,7 +321,7 @@ seen = set()
 mounts = [Mount.tmpfs("/tmp"), Mount.bind("/etc", "/mnt"), Mount.dev()]
 for words in ({"extra_mounts": mounts}, {"filesystem_writable_paths": "none"}):
     for root in (sys.argv[1], "/"):
-        assert run_sandbox(root, ["true"], **words).exit == 0
+        assert run_sandbox(root, ["true"], cwd="/", **words).exit == 0
         assert Path("/proc/self/mountinfo").read_text() == before
 """
 
