@@ -507,7 +507,7 @@ def once(i):
 for i in range(40):
     once(i)
 before, size = state(), memory()
-for i in range(260):
+for i in range(300):
     once(i)
 assert state() == before
 if "SANDBOXLIB_SANITIZED" not in os.environ:  # a sanitizer keeps what is freed
