@@ -93,20 +93,19 @@ class Loops:
         kept = _native.fill_job(
             work, job.blob, job.cwd_size, job.counts, stdio, init, plan.held(())
         )
+        scratch = [self.ffi.new("char[]", _native.SCRATCH_SIZE) for _ in range(2)]
         pointers = []
         for kind, value in (
             ("struct sbx_place *", plan.place),
             ("struct sbx_job *", work.job),
             ("struct sbx_run *", work.run),
             ("char *", work.stack),
-            ("char *", work.out),
-            ("char *", work.err),
         ):
             number = int(_native.ffi.cast("uintptr_t", value))
             pointers.append(self.ffi.cast(kind, number))
 
         def row(kept: object = (kept, work, job, plan)) -> int:
-            spent = int(self.lib.loop_core(*pointers, _native.SCRATCH_SIZE))
+            spent = int(self.lib.loop_core(*pointers, *scratch, _native.SCRATCH_SIZE))
             assert spent > 0
             return spent
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Sequence
+from io import BytesIO
 
 from . import errors
 from ._sandbox import ffi as ffi
@@ -26,8 +27,58 @@ VEC_SIZE = 256  # pointers to argv, environment and paths; more are made where t
 _EMPTY = ffi.new("unsigned char[1]")
 
 
+class Stream:
+    """An output of a run: scratch memory first; once that is full, bytes that C reads into where
+    they stay. BytesIO grows by realloc, and hands its bytes over without a copy when they are
+    exactly full.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._scratch = ffi.new("char[]", SCRATCH_SIZE)
+        self._file: BytesIO | None = None
+        self._view: Any = None
+        stream.buffer, stream.size = self._scratch, SCRATCH_SIZE
+
+    def enlarge(self) -> None:
+        """Makes room, if there is none, for an eighth more than there is, and 1 MiB at least."""
+        stream = self._stream
+        if stream.length < stream.size:
+            return
+        if self._file is None:
+            self._file = BytesIO()
+            self._file.write(ffi.buffer(self._scratch, stream.length))
+        self._release()
+        self._file.seek(stream.length + max(stream.length // 8, 1 << 20) - 1)
+        self._file.write(b"\0")
+        self._view = ffi.from_buffer("char[]", self._file.getbuffer())
+        stream.buffer, stream.size = self._view, len(self._view)
+
+    def take(self) -> bytes:
+        """What the run wrote."""
+        length: int = self._stream.length
+        if self._file is None:
+            content: bytes = ffi.buffer(self._scratch, length)[:]
+            return content
+        self._release()
+        self._file.truncate(length)
+        return self._file.getvalue()
+
+    def _release(self) -> None:
+        if self._view is not None:
+            ffi.release(self._view)
+            self._view = None
+
+    def reset(self) -> None:
+        """Ready for the next run."""
+        if self._file is not None:
+            self._release()
+            self._file = None
+            self._stream.buffer, self._stream.size = self._scratch, SCRATCH_SIZE
+
+
 class Workspace:
-    """The C memory of one run at a time: a stack for the child, the run itself, two buffers.
+    """The C memory of one run at a time: a stack for the child, the run itself, two outputs.
 
     They are kept for the next run, because making them costs more than using them.
     """
@@ -40,8 +91,7 @@ class Workspace:
         # The struct knows how to end itself, whatever happens to this object and whenever.
         self.run = ffi.gc(ffi.new("struct sbx_run *"), lib.sbx_end)
         self.job = ffi.new("struct sbx_job *")
-        self.out = ffi.new("char[]", SCRATCH_SIZE)
-        self.err = ffi.new("char[]", SCRATCH_SIZE)
+        self.out, self.err = Stream(self.run.out), Stream(self.run.err)
         self.vec = ffi.new("const char *[]", VEC_SIZE)
 
 
@@ -58,40 +108,10 @@ def take_workspace() -> Workspace:
 
 def give_back(workspace: Workspace) -> None:
     """The workspace of a run that was ended by sbx_end."""
+    workspace.out.reset()
+    workspace.err.reset()
     if len(_free) < 64:
         _free.append(workspace)
-
-
-class Grown:
-    """A stream that did not fit the scratch buffer: bytes that C reads into where they stay.
-
-    BytesIO grows by realloc, and hands its bytes over without a copy when they are exactly full.
-    """
-
-    def __init__(self, start: bytes) -> None:
-        import io
-
-        self._file = io.BytesIO()
-        self._file.write(start)
-        self._view: Any = None
-
-    def enlarge(self, used: int) -> Any:
-        """Room for an eighth more than `used`, and 1 MiB at least; the C buffer."""
-        self.release()
-        self._file.seek(used + max(used // 8, 1 << 20) - 1)
-        self._file.write(b"\0")
-        self._view = ffi.from_buffer("char[]", self._file.getbuffer())
-        return self._view
-
-    def release(self) -> None:
-        if self._view is not None:
-            ffi.release(self._view)
-            self._view = None
-
-    def finish(self, used: int) -> bytes:
-        self.release()
-        self._file.truncate(used)
-        return self._file.getvalue()
 
 
 def text(string: str) -> Any:
@@ -195,9 +215,3 @@ def fill_job(
     job.stdio = stdio
     job.init_fd = init_fd
     return (vec, strings, held)
-
-
-def some_bytes(buffer: Any, length: int) -> bytes:
-    """The first `length` bytes of a C buffer."""
-    content: bytes = ffi.buffer(buffer, length)[:]
-    return content

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 from collections.abc import Iterator
 from time import monotonic
 
@@ -25,7 +24,11 @@ lib = _native.lib
 
 # A signal that another thread took wakes nobody here, so look up from waiting now and then.
 _LONGEST_WAIT = 100_000_000
+_SIGKILL = 9  # signal(7)
 _TARGET: int = lib.SBX_STEP_TARGET
+_DONE: int = lib.SBX_PUMP_DONE
+_FULL: int = lib.SBX_PUMP_FULL
+_ERROR: int = lib.SBX_PUMP_ERROR
 _NULL: int = lib.SBX_NULL
 _CAPTURED: int = lib.SBX_CAPTURE
 _MERGED: int = lib.SBX_STDOUT
@@ -60,10 +63,9 @@ def _run(
     stubs = Stubs(plan.box.root)
     try:
         _start(workspace, plan, job, stdio, stubs)
-        streams = _Streams(workspace)
-        timed_out = _pump(workspace, plan, job, streams, deadline)
-        out = streams.take("out") if stdio[1] == _CAPTURED else None
-        err = streams.take("err") if stdio[2] == _CAPTURED else None
+        timed_out = _pump(workspace, plan, job, deadline)
+        out = workspace.out.take() if stdio[1] == _CAPTURED else None
+        err = workspace.err.take() if stdio[2] == _CAPTURED else None
         return _exit_status(workspace.run.wait_status), out, err, timed_out
     finally:
         # Whatever came, a KeyboardInterrupt too: kill, wait, close. Not interruptible, as it is
@@ -167,55 +169,24 @@ def _failure(workspace: _native.Workspace) -> tuple[int, int, int]:
 # ---- output, status --------------------------------------------------------------------------
 
 
-class _Streams:
-    """The two buffers that a run fills: scratch first, bytes of their own once that is full."""
-
-    def __init__(self, workspace: _native.Workspace) -> None:
-        self._workspace = workspace
-        self._grown: dict[str, _native.Grown] | None = None
-        out, err = workspace.run.out, workspace.run.err
-        out.buffer, err.buffer = workspace.out, workspace.err
-        out.size = err.size = _native.SCRATCH_SIZE
-
-    def enlarge(self) -> None:
-        """Gives every buffer that is full more room."""
-        for name in ("out", "err"):
-            stream = getattr(self._workspace.run, name)
-            if stream.length == stream.size:
-                grown = self._grown = self._grown or {}
-                if name not in grown:
-                    grown[name] = _native.Grown(self.take(name))
-                view = grown[name].enlarge(stream.length)
-                stream.buffer, stream.size = view, len(view)
-
-    def take(self, name: str) -> bytes:
-        """What the run wrote to 'out' or 'err'."""
-        length = getattr(self._workspace.run, name).length
-        if self._grown and name in self._grown:
-            return self._grown[name].finish(length)
-        return _native.some_bytes(getattr(self._workspace, name), length) if length else b""
-
-
-def _pump(
-    workspace: _native.Workspace, plan: Plan, job: Job, streams: _Streams, deadline: float | None
-) -> bool:
+def _pump(workspace: _native.Workspace, plan: Plan, job: Job, deadline: float | None) -> bool:
     """Until the run is over; whether the deadline ended it."""
-    run = workspace.run
     timed_out = False
     wait = _LONGEST_WAIT
     while True:
-        if deadline is not None and not timed_out:
+        if deadline is not None:
             left = deadline - monotonic()
             if left <= 0:
-                lib.sbx_signal(run, signal.SIGKILL)
-                timed_out = True
-            wait = max(0, min(_LONGEST_WAIT, int(left * 1e9)))
-        result = lib.sbx_pump(run, _LONGEST_WAIT if timed_out else wait)
-        if result == lib.SBX_PUMP_DONE:
+                lib.sbx_signal(workspace.run, _SIGKILL)
+                timed_out, deadline, left = True, None, 1.0
+            wait = min(_LONGEST_WAIT, int(left * 1e9))
+        result = lib.sbx_pump(workspace.run, wait)
+        if result == _DONE:
             return timed_out
-        if result == lib.SBX_PUMP_FULL:
-            streams.enlarge()
-        elif result == lib.SBX_PUMP_ERROR:
+        if result == _FULL:
+            workspace.out.enlarge()
+            workspace.err.enlarge()
+        elif result == _ERROR:
             raise plan.error(*_failure(workspace), job)
 
 
