@@ -20,13 +20,12 @@ struct sbx_child {
     const struct sbx_place *place;
     const struct sbx_job *job;
     struct sbx_run *run;
-    int stdio[3];          /* descriptors, or SBX_NULL */
-    int status, lifeline;  /* this side's ends */
-    int init;              /* the reaper's program */
-    int root;              /* the root directory as the caller sees it */
-    int tree;              /* its copy, which becomes the root */
-    int index;             /* which of several a step was at */
-    uint64_t ignored_mask; /* the caller's signal mask, for the parent alone */
+    int stdio[3];         /* descriptors, or SBX_NULL */
+    int status, lifeline; /* this side's ends */
+    int init;             /* the reaper's program */
+    int root;             /* the root directory as the caller sees it */
+    int tree;             /* its copy, which becomes the root */
+    int index;            /* which of several a step was at */
 };
 
 /* The whole of the child: the steps, then exec. It never returns to its caller's frames. */

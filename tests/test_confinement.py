@@ -232,8 +232,12 @@ def test_without_process_isolation_the_process_group_is_gone(cell: Path) -> None
 def test_orphans_are_reaped_while_the_command_still_runs(cell: Path) -> None:
     script = """
         for i in $(seq 200); do (true &) ; done
-        usleep 300000
-        grep -l '^State:.Z' /proc/[0-9]*/status | wc -l
+        for i in $(seq 100); do
+            usleep 50000
+            zombies=$(grep -l '^State:.Z' /proc/[0-9]*/status | wc -l)
+            test $zombies = 0 && break
+        done
+        echo $zombies
     """
     assert run_sandbox(cell, ["sh", "-c", script]).out.strip() == b"0"
 
