@@ -477,12 +477,20 @@ static int do_parent_death(struct sbx_child *c) {
  * signals that cannot be changed answer EINVAL. */
 static int do_signals(struct sbx_child *c) {
     struct raw_sigaction dfl = {0};
-    uint64_t none = 0;
+    uint64_t none = 0, all = RAW_ALL_SIGNALS;
+    struct {
+        long seconds, nanoseconds;
+    } at_once = {0, 0};
     for (int signum = 1; signum <= 64; signum++)
         raw(__NR_rt_sigaction, signum, &dfl, 0, RAW_SIGSET_SIZE);
     /* The reaper wants them blocked until it is ready, and unblocks them for the command. */
-    if (!c->place->reaper)
-        raw(__NR_rt_sigprocmask, SIG_SETMASK, &none, 0, RAW_SIGSET_SIZE);
+    if (c->place->reaper)
+        return 0;
+    /* What was sent to the caller's group before the child had a session of its own was not meant
+     * for the command, and would end it now. */
+    while (raw(__NR_rt_sigtimedwait, &all, 0, &at_once, RAW_SIGSET_SIZE) > 0)
+        ;
+    raw(__NR_rt_sigprocmask, SIG_SETMASK, &none, 0, RAW_SIGSET_SIZE);
     return 0;
 }
 

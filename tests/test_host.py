@@ -109,6 +109,31 @@ assert len(seen) > 20 and pids == {os.getpid()}
 
 
 @modes
+def test_signals_to_the_whole_group_do_not_reach_a_child_in_its_set_up(
+    shared_rootfs: Path, mode: dict[str, object]
+) -> None:
+    # Until it has a session of its own the child is in the host's group; set-up takes 1 ms.
+    script = """
+import subprocess
+os.setpgid(0, 0)
+pids = set()
+signal.signal(signal.SIGUSR1, lambda *_: pids.add(os.getpid()))
+isolated = Sandbox(root, network="isolated", **mode)
+sender = subprocess.Popen(
+    [sys.executable, "-c", "import os, sys, time\\nwhile True: os.killpg(int(sys.argv[1]), 10)",
+     str(os.getpid())], start_new_session=True)
+try:
+    for _ in range(150):
+        assert isolated.run(["echo", "x"]) == (0, b"x\\n", b"")
+finally:
+    sender.kill()
+    sender.wait()
+assert pids == {os.getpid()}
+"""
+    host(script, shared_rootfs, mode)
+
+
+@modes
 def test_the_command_begins_with_default_signals(
     shared_rootfs: Path, mode: dict[str, object]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from conftest import needs_root
 
 import sandboxlib
-from sandboxlib import STDOUT, Mount, Sandbox, SetupError, SpecError, run_sandbox
+from sandboxlib import STDOUT, Mount, Sandbox, SetupError, SpecError, _native, _process, run_sandbox
+from sandboxlib._plan import Job, plan_for
 
 pytestmark = needs_root
 BARE = {"mounts": "undefined", "processes": "undefined", "ipc": "undefined"}
@@ -154,6 +156,20 @@ def test_every_byte_of_the_output_is_returned(box: Sandbox, size: int) -> None:
     assert exit == 0
     assert out == busybox[:size]
     assert err == busybox
+
+
+def test_what_the_pipe_still_holds_at_the_end_is_read(box: Sandbox) -> None:
+    # The command is dead before the first look, and its output is larger than the buffer.
+    plan = plan_for(box)
+    workspace = _native.Workspace()
+    workspace.run.out.size = 16
+    stdio = (_native.lib.SBX_NULL, _native.lib.SBX_CAPTURE, _native.lib.SBX_NULL)
+    job = Job(["sh", "-c", "echo $(seq 500)"], "/", None)
+    assert _process._spawn(workspace, plan, job, stdio, plan.held(())) == 0
+    select.select([workspace.run.pidfd], [], [])
+    assert not _process._pump(workspace, plan, job, None)
+    assert workspace.out.take() == " ".join(map(str, range(1, 501))).encode() + b"\n"
+    _native.lib.sbx_end(workspace.run)
 
 
 def test_hundreds_of_megabytes_on_both_streams_do_not_block(shared_rootfs: Path) -> None:
