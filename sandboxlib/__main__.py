@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,18 +29,18 @@ EXECUTORS = ("chroot", "linux_user_chroot")
 def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sandbox") -> int:
     """run-sandbox. The exit status is the command's; 128+n, 124, 125 as the help says."""
     words = _run_parser(prog).parse_args(argv)
+    # Where PATH comes after a "--" some versions of argparse leave that in, others do not.
+    path, *command = words.words[1:] if words.words[0] == "--" else words.words
     try:
         executor = importlib.import_module(f"sandboxlib.{words.executor}")
-        result: Result = executor.run_sandbox(
-            words.path, words.command or ["/bin/sh"], **_run_keywords(words)
-        )
+        result: Result = executor.run_sandbox(path, command or ["/bin/sh"], **_run_keywords(words))
+        if words.json:
+            _write(json.dumps(_record(result)) + "\n")
     except (SandboxError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return EXIT_OURS
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    if words.json:
-        print(json.dumps(_record(result)))
     if result.timed_out:
         return EXIT_TIMED_OUT
     return 128 - result.exit if result.exit < 0 else result.exit
@@ -73,14 +74,16 @@ def _demo(argv: Sequence[str]) -> int:
 def _run_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
+        usage="%(prog)s [options] PATH [COMMAND ...]",
         description="Run a command in a sandbox of its own.",
         epilog="The exit status is the command's; 128+n if signal n ended it, 124 after a timeout, "
         "125 for an error of run-sandbox itself.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("path", metavar="PATH", help="the root directory of the command")
-    add("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="default: /bin/sh")
+    # One argument, as argparse would take a "--" between PATH and COMMAND for its own.
+    text = "the root directory, and the command (default: /bin/sh)"
+    add("words", metavar="PATH", nargs=argparse.PARSER, help=text)
     add("-e", "--executor", type=_executor, default="chroot", help=" or ".join(EXECUTORS))
     add("--cwd", help="directory inside the root (default /)")
     add("--env", action="append", type=_setting, metavar="NAME=VALUE", default=[])
@@ -113,6 +116,8 @@ def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
     names = ("cwd", "network", "mounts", "processes", "ipc", "hostname", "timeout")
     keywords = {name: getattr(words, name) for name in names}
     writable: list[str] = words.writable or ["all"]
+    if len(writable) > 1 and not {"all", "none"}.isdisjoint(writable):
+        raise SpecError("--writable all and --writable none stand alone")
     capabilities: str = words.capabilities
     simple = capabilities in ("default", "all", "none")
     stdio: tuple[Any, ...] = (0, CAPTURE, CAPTURE) if words.json else (0, 1, 2)
@@ -169,6 +174,13 @@ def _tmpfs(text: str) -> Mount:
     if size and not size.isdigit():
         raise SpecError(f"not a number of bytes: {size!r}")
     return Mount.tmpfs(target, int(size) if size else None)
+
+
+def _write(text: str) -> None:
+    """Past sys.stdout, which would try what failed once more when the interpreter ends."""
+    data = text.encode()
+    while data:
+        data = data[os.write(1, data) :]
 
 
 def _record(result: Result) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import html.parser
+import http.client
 import os
 import re
 import shutil
@@ -46,7 +47,7 @@ def fetch() -> Path:
                 archive.write_bytes(checked(download()))
                 unpack(archive, Path(new, "tree"))
                 _publish(Path(new, "tree"), done)
-        except OSError as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise SourceError(f"cannot fetch {FILE}: {error}") from error
     return done
 

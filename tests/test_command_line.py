@@ -43,6 +43,24 @@ def test_everything_after_path_belongs_to_the_command(shared_rootfs: Path) -> No
 
 
 @needs_root
+@pytest.mark.parametrize("before", [[], ["--"], ["--hostname", "box"], ["--hostname=box", "--"]])
+def test_a_double_dash_after_path_is_the_commands(shared_rootfs: Path, before: list[str]) -> None:
+    done = call("run", *before, shared_rootfs, "--", "true")
+    assert done.returncode == 125
+    assert b"exec '--'" in done.stderr
+
+
+@needs_root
+@pytest.mark.parametrize("words", [("none", "/tmp"), ("/tmp", "all")])
+def test_writable_words_that_contradict_are_refused(
+    shared_rootfs: Path, words: tuple[str, str]
+) -> None:
+    done = call("run", "--writable", words[0], "--writable", words[1], shared_rootfs, "true")
+    assert done.returncode == 125
+    assert b"--writable" in done.stderr
+
+
+@needs_root
 def test_an_error_of_ours_is_125_with_a_message(shared_rootfs: Path) -> None:
     done = call("run", shared_rootfs, "nonesuch")
     assert done.returncode == 125
@@ -77,6 +95,16 @@ def test_json_is_the_record_of_the_run(shared_rootfs: Path) -> None:
     assert (record["exit"], record["signal"], record["out"]) == (-6, "SIGABRT", "out\n")
     assert record["isolation"]["processes"] == "isolated"
     assert done.returncode == 134
+
+
+@needs_root
+def test_a_record_that_cannot_be_written_is_an_error_of_ours(shared_rootfs: Path) -> None:
+    argv = [sys.executable, "-m", "sandboxlib", "run", "--json", str(shared_rootfs), "true"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 125
+    assert done.stderr.startswith(b"python -m sandboxlib run: [Errno 28]")
+    assert b"Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

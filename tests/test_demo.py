@@ -56,6 +56,34 @@ def test_a_step_that_fails_fails_the_demo(tmp_path: Path) -> None:
 
 
 @needs_root
+def test_a_compiler_may_say_what_is_not_utf8(tmp_path: Path) -> None:
+    require(shutil.which("cc"), "there is no C compiler")
+    (tmp_path / "bad.c").write_bytes(b"\xff\xfe bad")
+    (tmp_path / "gone.c").symlink_to("nowhere")
+    done = demo("--source", tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "sandboxed         1         1" in done.stdout
+
+
+@needs_root
+def test_files_of_like_names_are_different_objects(tmp_path: Path) -> None:
+    require(shutil.which("cc"), "there is no C compiler")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.c").write_text("int g(void) { return 0; }")
+    (tmp_path / "a-b.c").write_text("int g(void); int main(void) { return g(); }")
+    done = demo("--source", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "many"])
+def test_jobs_is_a_number_from_one_on(jobs: str) -> None:
+    done = demo("--jobs", jobs)
+    assert done.returncode == 2
+    assert "--jobs" in done.stderr
+
+
+@needs_root
 def test_with_no_index_it_builds_its_own_core_and_says_so(tmp_path: Path) -> None:
     require(shutil.which("cc"), "there is no C compiler")
     nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "XDG_CACHE_HOME": str(tmp_path)}
@@ -122,6 +150,17 @@ def test_another_archive_is_refused_and_nothing_is_kept(index: Path, tmp_path: P
     with pytest.raises(_demo_source.SourceError, match="sha256"):
         _demo_source.fetch()
     assert list((tmp_path / "cache" / "sandboxlib").iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["/no/url", "http://[bad/simple", "http://127.0.0.1:port/simple"])
+def test_an_index_that_is_no_address_is_an_error_of_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", url)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("PIP_CERT", raising=False)
+    with pytest.raises(_demo_source.SourceError):
+        _demo_source.fetch()
 
 
 def test_where_pip_has_no_setting_its_own_default_is_taken(monkeypatch) -> None:
