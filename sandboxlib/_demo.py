@@ -369,4 +369,4 @@ def _print_table(sandboxed: Pass, bare: Pass) -> None:
         rate = total.steps / total.wall
         print(f"{name:12} {total.steps:6} {len(total.failures):9} {total.wall:8.2f} {rate:11.1f}")
     print(f"overhead of a sandbox for every step: {100 * (sandboxed.wall / bare.wall - 1):+.1f} %")
-    print("(one pass of each, one after the other: other load on the machine weighs as much as this)")
+    print("(one pass each, one after the other: other load on the machine can weigh as much)")
