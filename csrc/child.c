@@ -35,10 +35,14 @@ struct raw_mount_attr {
 struct raw_open_how {
     uint64_t flags, mode, resolve;
 };
-struct raw_statx { /* of its 256 bytes only one field is read */
-    uint32_t before[7];
+struct raw_statx { /* of its 256 bytes only these are read */
+    uint32_t before[2];
+    uint64_t attributes;
+    uint32_t ids[3];
     uint16_t mode;
-    uint16_t after[113];
+    uint16_t between[57];
+    uint64_t mount_id;
+    uint64_t after[13];
 };
 enum {
     TREE_CLONE = 1,
@@ -53,7 +57,9 @@ enum {
     ATTR_NOSUID = 2,
     ATTR_NODEV = 4,
     ATTR_NOEXEC = 8,
-    WANT_MODE = 2
+    WANT_MODE = 2,
+    WANT_MOUNT_ID = 0x1000,
+    IS_MOUNT_ROOT = 0x2000
 };
 
 static long open_inside(int directory, const char *path, int flags) {
@@ -245,6 +251,20 @@ static long make_target(struct sbx_child *c, const char *path, int is_directory)
     return parent;
 }
 
+static long status_of(long fd, struct raw_statx *status) {
+    return raw(__NR_statx, fd, "", EMPTY_PATH, WANT_MODE | WANT_MOUNT_ID, status);
+}
+
+/* What is mounted there would hide nothing of the root, and mounts below it would miss it. */
+static int is_the_root(struct sbx_child *c, const struct raw_statx *target) {
+    struct raw_statx root;
+    if (!(target->attributes & IS_MOUNT_ROOT) || status_of(c->tree, &root) < 0)
+        return 0;
+    return root.mount_id == target->mount_id;
+}
+
+int sbx_is_stub(int mode) { return (mode & 05222) == 05000 || (mode & 05277) == 01000; }
+
 /* The place of mount I below the tree, made if it may be. -ESTALE: it is a stub that another run
  * made and may take away at any moment; Python takes hold of it first and tries again. */
 static long open_target(struct sbx_child *c, int i, long source) {
@@ -252,16 +272,20 @@ static long open_target(struct sbx_child *c, int i, long source) {
     struct raw_statx there;
     long fd = open_inside(c->tree, m->target, O_PATH | O_CLOEXEC);
     if (fd == -ENOENT && m->flags & SBX_MAKE_TARGET) {
-        long error = raw(__NR_statx, source, "", EMPTY_PATH, WANT_MODE, &there);
+        long error = status_of(source, &there);
         return error < 0 ? error : make_target(c, m->target, S_ISDIR(there.mode));
     }
     if (fd < 0 || c->job->held[i])
         return fd;
-    long error = raw(__NR_statx, fd, "", EMPTY_PATH, WANT_MODE, &there);
-    if (error >= 0 && (there.mode & SBX_STUB_MASK) != SBX_STUB_MODE)
+    long error = status_of(fd, &there);
+    if (error >= 0 && is_the_root(c, &there))
+        error = -EBUSY;
+    else if (error >= 0 && sbx_is_stub(there.mode))
+        error = -ESTALE;
+    if (error >= 0)
         return fd;
     close_fd(fd);
-    return error < 0 ? error : -ESTALE;
+    return error;
 }
 
 /* uid 0 may write these without any capability, and the kernel obeys (proc(5): core_pattern,

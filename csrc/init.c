@@ -70,9 +70,10 @@ static long start(int n_paths, const char *const *paths, const char *const *envp
     return pid;
 }
 
-/* Until the command ends, or the caller. */
+/* Until the command ends, or the caller: it dies, or it becomes another program by exec, and then
+ * nobody is left to read the status. */
 static void reap(long command) {
-    struct pollfd lifeline = {REAPER_LIFELINE_FD, POLLIN, 0};
+    struct pollfd caller[] = {{REAPER_LIFELINE_FD, POLLIN, 0}, {REAPER_STATUS_FD, 0, 0}};
     uint64_t all_but_child = RAW_ALL_SIGNALS & ~((uint64_t)1 << (SIGCHLD - 1));
     for (;;) {
         int status;
@@ -80,7 +81,7 @@ static void reap(long command) {
         while ((pid = raw(__NR_wait4, -1, &status, WNOHANG, 0)) > 0)
             if (pid == command)
                 finish(SBX_STEP_NONE, 0, 0, status);
-        if (raw(__NR_ppoll, &lifeline, 1, 0, &all_but_child, RAW_SIGSET_SIZE) == 1)
+        if (raw(__NR_ppoll, caller, 2, 0, &all_but_child, RAW_SIGSET_SIZE) > 0)
             finish(SBX_STEP_LIFELINE, 0, ESRCH, 0);
     }
 }

@@ -12,8 +12,8 @@
  * A field that is zero asks for nothing: a zeroed place is plain vfork and exec.
  */
 
-/* The order of the steps is the order of execution. The first four are the caller's own; the
- * last two happen behind exec, in the reaper. */
+/* The order of the steps is the order of execution. PIPE, LIFELINE and CLONE are the caller's own;
+ * with a reaper, FORK and EXEC happen behind its exec. */
 enum sbx_step {
     SBX_STEP_NONE,
     SBX_STEP_PIPE,     /* pipes for the output and for the status */
@@ -127,9 +127,11 @@ enum sbx_pump_result {
     SBX_PUMP_ERROR  /* failure says which step */
 };
 
-/* A mount point that was made for a run (see _stubs.py) is sticky and writable by nobody: a mark
- * that mkdir(2) and open(2) give at once, whatever the umask. */
-enum { SBX_STUB_MODE = 0x200, SBX_STUB_MASK = 0x292, SBX_STACK_SIZE = 65536 };
+enum { SBX_STACK_SIZE = 65536 };
+
+/* Whether a mount point of this mode was made for a run (see _stubs.py): set-user-ID, sticky, and
+ * writable by nobody; or still in the making: sticky, and open to its owner alone. */
+int sbx_is_stub(int mode);
 
 /* Starts JOB in PLACE: 0, or -1 and run->failure. */
 int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping
 from time import monotonic
 
 from . import _plan, _process, errors
 from .result import Result
-from .sandbox import Mount, Sandbox
+from .sandbox import Mount, Sandbox, absolute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def run_native(
     if extra_env is not None and not isinstance(extra_env, (dict, Mapping)):
         raise errors.SpecTypeError("extra_env is not a mapping")
     if cwd is None:
-        cwd = os.getcwd() if box.root == "/" else "/"
+        cwd = absolute(".") if box.root == "/" else "/"
     job = _plan.Job(command, cwd, extra_env)
     plan = _plan.plan_for(box)
     exit, out, err, timed_out = _process.run(plan, job, stdin, stdout, stderr, timeout)
@@ -68,11 +67,10 @@ def sandbox_for(root: Path, options: dict[str, Any]) -> Sandbox:
     """
     words = {name: tuple(v) if type(v) is list else v for name, v in options.items()}
     mounts = words.get("extra_mounts") or ()
-    if not isinstance(root, str) or not root.startswith("/"):
-        return Sandbox(root, **options)
-    if not all(isinstance(mount, Mount) for mount in mounts):
+    absolute = isinstance(root, str) and root.startswith("/")
+    if not absolute or type(mounts) is not tuple or not all(type(m) is Mount for m in mounts):
         return Sandbox(root, **options)
     try:
-        return _cached(root, **words)
+        return _cached(root, **words)  # type: ignore[arg-type]
     except TypeError:  # something that cannot be hashed, or is wrong: the next line says it
         return Sandbox(root, **options)

@@ -49,7 +49,7 @@ class Plan:
         """The failure of a step as an exception."""
         name = _native.STEPS[step]
         what, filename = self._about(name, index, job)
-        return errors.setup_error(error, filename, name, what, _hint(name, index, error))
+        return errors.setup_error(error, filename, name, what, hint(name, index, error))
 
     def _about(self, step: str, index: int, job: Job) -> tuple[str, str | None]:
         box = self.box
@@ -284,11 +284,14 @@ _HINTS = {
     ("reaper", errno.E2BIG): "arguments and environment are too long (execve(2), Limits)",
     ("reaper", errno.EACCES): "sysctl vm.memfd_noexec, or a mount with noexec",
     ("target", errno.ENOTDIR): "a part of the path is a file",
+    ("target", errno.EBUSY): "a link leads it to the root itself",
+    ("target", errno.ETIMEDOUT): "another process keeps a lock on it",
     ("mount", errno.EINVAL): "source and target are not both directories or both files",
 }
 
 
-def _hint(step: str, index: int, error: int) -> str:
+def hint(step: str, index: int, error: int) -> str:
+    """The likely remedy, or ""."""
     if step == "exec" and error == errno.ENOENT:
         if index < 0:
             return "it is looked for inside the root, in the PATH of the sandbox"

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from time import monotonic
 
-from . import _native, errors
+from . import _native, _plan, errors
 from ._plan import Job, Plan
 from ._stubs import Stubs
 from .sandbox import CAPTURE, STDOUT
@@ -60,7 +60,7 @@ def _run(
     plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None
 ) -> tuple[int, bytes | None, bytes | None, bool]:
     workspace = _native.take_workspace()
-    stubs = Stubs(plan.box.root)
+    stubs = Stubs(plan.box.root, deadline)
     try:
         _start(workspace, plan, job, stdio, stubs)
         timed_out = _pump(workspace, plan, job, deadline)
@@ -85,7 +85,7 @@ def _descriptor(name: str, value: Any) -> int:
         fd = value if isinstance(value, int) else value.fileno()
     except (OSError, ValueError) as error:
         raise errors.SpecError(f"{name} has no descriptor: {error}") from None
-    if fd < 0:
+    if not 0 <= fd < 1 << 31:
         raise errors.SpecError(f"{name} is {fd}, which is no descriptor")
     return int(fd)
 
@@ -93,9 +93,9 @@ def _descriptor(name: str, value: Any) -> int:
 def _output(name: str, value: Stream) -> int:
     if value is None:
         return _NULL
-    if value == CAPTURE:
+    if type(value) is int and value == CAPTURE:
         return _CAPTURED
-    if value == STDOUT and name == "stderr":
+    if type(value) is int and value == STDOUT and name == "stderr":
         return _MERGED
     return _descriptor(name, value)
 
@@ -157,8 +157,9 @@ def _hold(stubs: Stubs, plan: Plan, index: int) -> None:
     try:
         stubs.hold(mount.target, mount.source is None or os.path.isdir(mount.source))
     except OSError as error:
-        what = f"{mount.words}: make the mount point"
-        raise errors.setup_error(error.errno or 0, mount.target, "target", what) from error
+        what, number = f"{mount.words}: make the mount point", error.errno or 0
+        hint = _plan.hint("target", index, number)
+        raise errors.setup_error(number, mount.target, "target", what, hint) from error
 
 
 def _failure(workspace: _native.Workspace) -> tuple[int, int, int]:

@@ -4,12 +4,18 @@
 Removing a directory takes away what other namespaces have mounted on it (mount_namespaces(7)), so
 a stub has to stay while any run of any process uses it, whoever made it:
 
- - A stub is recognised by its mode: sticky, and writable by nobody. mkdir(2) sets that at once,
-   so nobody ever sees a stub that does not look like one.
+ - A stub is recognised by its mode, one that nobody gives to anything else: set-user-ID, sticky, and
+   writable by nobody. mkdir(2) cannot set the first; so until it is there, a directory in the
+   making is known by being sticky and open to its owner alone. Nobody ever sees a stub that does
+   not look like one.
  - Whoever mounts on a stub holds a shared lock on it (flock(2)) for as long as the run lasts. The C
    core mounts on no stub that its caller does not hold.
  - Whoever lets go of a stub removes it if the exclusive lock is to be had, that is if nobody else
-   holds it. So the last one removes it, and a stub whose run was killed goes with the next.
+   holds it. So the last one removes it, and a stub whose run was killed goes with the next. What has
+   something in it is never removed.
+
+Commands of other runs in the same root may do to a stub whatever they like, at any moment. So a
+name is opened without following links and without waiting, and all else is done to what was opened.
 """
 
 from __future__ import annotations
@@ -19,19 +25,23 @@ import errno
 import fcntl
 import os
 import stat
+from time import monotonic, sleep
 
 from . import _native
 
-_MODE, _MASK = _native.lib.SBX_STUB_MODE, _native.lib.SBX_STUB_MASK
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+# Honest runs make, lock and remove a stub within microseconds.
+_LONGEST_WAIT = 5.0  # seconds
 
 
 class Stubs:
     """The stubs that one run holds in one root: none, as a rule, and then nothing is opened."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, deadline: float | None = None) -> None:
         self._path = root
+        self._deadline = deadline  # of monotonic()
         self._root = -1
-        self._held: list[tuple[int, str, int]] = []  # parent, name, the stub itself
+        self._held: list[_Stub] = []
 
     def hold(self, path: str, directory: bool) -> None:
         """Makes what is missing of `path`, and keeps hold of every stub on it. OSError."""
@@ -43,93 +53,134 @@ class Stubs:
 
     def _hold_one(self, parts: list[str], directory: bool) -> None:
         path = "/" + "/".join(parts)
-        parent = _native.open_in_root(self._root, os.path.dirname(path), os.O_PATH)
-        try:
-            while not self._hold_existing(path, parent, parts[-1]):
-                _make(parent, parts[-1], directory)
-        except BaseException:
-            os.close(parent)
-            raise
+        give_up = min(monotonic() + _LONGEST_WAIT, self._deadline or float("inf"))
+        stub = _Stub(parts[-1])
+        self._held.append(stub)  # first of all: an interrupt may come at any moment
+        stub.parent = _native.open_in_root(self._root, os.path.dirname(path), os.O_PATH)
+        while not self._hold_existing(path, stub):
+            _make(stub.parent, stub.name, directory)
+            if monotonic() >= give_up:
+                raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), path)
 
-    def _hold_existing(self, path: str, parent: int, name: str) -> bool:
-        """False where there is nothing."""
+    def _hold_existing(self, path: str, stub: _Stub) -> bool:
+        """False where there is nothing, or something that is changing: to be tried again."""
         try:
             found = _native.open_in_root(self._root, path, os.O_PATH)
         except FileNotFoundError:
             return False
-        is_stub = os.fstat(found).st_mode & _MASK == _MODE
+        status = os.fstat(found)
         os.close(found)
-        if not is_stub:
-            os.close(parent)
+        if not _is_stub(status):
+            self._held.pop().close()
             return True
-        with contextlib.suppress(FileNotFoundError):
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            if _is_still(fd, parent, name):
-                self._held.append((parent, name, fd))
-                return True
-            os.close(fd)  # its last holder removed it between the two lines
+        if stub.open() and os.path.samestat(status, os.fstat(stub.fd)) and stub.lock():
+            return True
+        sleep(0.0005)
         return False
 
     def release(self) -> None:
         """Lets go of every stub, and removes those that nobody else holds."""
         while self._held:
-            parent, name, fd = self._held.pop()
+            stub = self._held.pop()
             try:
-                _remove(parent, name, fd)
+                # Another user's stub goes with the next run of somebody who may remove it.
+                with contextlib.suppress(PermissionError):
+                    stub.remove()
             finally:
-                os.close(fd)
-                os.close(parent)
+                stub.close()
         if self._root >= 0:
-            os.close(self._root)
-            self._root = -1
+            root, self._root = self._root, -1
+            os.close(root)
+
+
+class _Stub:
+    """A name that is made, or about to be, and what was opened by it."""
+
+    def __init__(self, name: str) -> None:
+        self.parent = -1
+        self.name = name
+        self.fd = -1
+
+    def open(self) -> bool:
+        """False where it is gone, something else, or another user's that is still in the making."""
+        self._close_fd()
+        try:
+            self.fd = os.open(self.name, _READ, dir_fd=self.parent)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise
+        return self.fd >= 0
+
+    def lock(self, how: int = fcntl.LOCK_SH) -> bool:
+        """False where somebody else is in the way, or has put something else there."""
+        try:
+            fcntl.flock(self.fd, how | fcntl.LOCK_NB)
+            there = os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        return os.path.samestat(there, os.fstat(self.fd))
+
+    def remove(self) -> None:
+        """Unless somebody else holds it, or it has something in it."""
+        if self.parent < 0 or (self.fd < 0 and not self.open()):
+            return
+        status = os.fstat(self.fd)
+        # First let go, then try: of two that do this at once, one gets it.
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        if not _is_stub(status) or not self.lock(fcntl.LOCK_EX):
+            return
+        if stat.S_ISREG(status.st_mode):
+            if os.fstat(self.fd).st_size == 0:
+                os.unlink(self.name, dir_fd=self.parent)
+            else:
+                os.fchmod(self.fd, 0o644)  # somebody wrote to it: no stub any more
+            return
+        try:
+            os.rmdir(self.name, dir_fd=self.parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            os.fchmod(self.fd, 0o755)  # the command left something in it
+
+    def close(self) -> None:
+        self._close_fd()
+        parent, self.parent = self.parent, -1
+        if parent >= 0:
+            os.close(parent)
+
+    def _close_fd(self) -> None:
+        fd, self.fd = self.fd, -1  # never twice: the number may be somebody else's by then
+        if fd >= 0:
+            os.close(fd)
+
+
+def _is_stub(status: os.stat_result) -> bool:
+    mode = status.st_mode
+    return bool(_native.lib.sbx_is_stub(mode)) and (stat.S_ISDIR(mode) or stat.S_ISREG(mode))
 
 
 def _make(parent: int, name: str, directory: bool) -> None:
     try:
         if directory:
-            os.mkdir(name, _MODE | 0o555, dir_fd=parent)
+            os.mkdir(name, 0o1500, dir_fd=parent)
+            fd = os.open(name, _READ | os.O_DIRECTORY, dir_fd=parent)
         else:
-            flags = os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC
-            os.close(os.open(name, flags, _MODE | 0o444, dir_fd=parent))
+            fd = os.open(name, _READ | os.O_CREAT | os.O_EXCL, 0o5444, dir_fd=parent)
     except FileExistsError:
         if _is_link(parent, name):
             raise OSError(errno.ENOENT, "a symbolic link that leads to nothing", name) from None
         return  # somebody else was faster
-    with contextlib.suppress(FileNotFoundError):
-        # Again without the umask: other users of the sandbox may have to pass.
-        os.chmod(name, _MODE | (0o555 if directory else 0o444), dir_fd=parent)
+    except FileNotFoundError:
+        return  # its first holder has removed it already
+    try:
+        # Whatever the umask: other users of the sandbox may have to pass.
+        if _is_stub(os.fstat(fd)):
+            os.fchmod(fd, 0o5555 if directory else 0o5444)
+    finally:
+        os.close(fd)
 
 
 def _is_link(parent: int, name: str) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
     return False
-
-
-def _is_still(fd: int, parent: int, name: str) -> bool:
-    try:
-        there = os.stat(name, dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(there, os.fstat(fd))
-
-
-def _remove(parent: int, name: str, fd: int) -> None:
-    # First let go, then try: of two that do this at once, one gets it.
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    if not _is_still(fd, parent, name):
-        return
-    if not stat.S_ISDIR(os.fstat(fd).st_mode):
-        os.unlink(name, dir_fd=parent)
-        return
-    try:
-        os.rmdir(name, dir_fd=parent)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        os.fchmod(fd, 0o755)  # the command left something in it: no stub any more

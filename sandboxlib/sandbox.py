@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 
-from .errors import SpecError, SpecTypeError
+from .errors import SpecError, SpecTypeError, setup_error
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # importing typing takes 2 ms
+if TYPE_CHECKING:  # typing takes 2 ms to import
     from typing import IO, Any, TypeAlias
 
     from .result import Result
@@ -85,9 +85,46 @@ def _flag(what: str, value: object) -> None:
         raise SpecTypeError(f"{what} is a {type(value).__name__}, not a bool: {value!r}")
 
 
-@dataclass(frozen=True)
-class Mount:
-    """Something that is mounted inside the root, for the command alone.
+def absolute(path: str) -> str:
+    """The path from '/' on, as the kernel would go it: `link/..` stays what it is."""
+    if path.startswith("/"):
+        return path
+    try:
+        return os.path.join(os.getcwd(), path)
+    except FileNotFoundError:
+        what = "the directory of the caller, which was removed"
+        raise setup_error(errno.ENOENT, path, "cwd", what) from None
+
+
+class _Value:
+    """Frozen; equal, hashed and shown by its fields. (dataclasses takes 10 ms to import.)"""
+
+    _fields: tuple[str, ...] = ()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a {type(self).__name__} does not change: {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a {type(self).__name__} does not change: {name}")
+
+    def _values(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self._fields)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        words = (f"{name}={getattr(self, name)!r}" for name in self._fields)
+        return f"{type(self).__name__}({', '.join(words)})"
+
+
+class Mount(_Value):
+    """Something that is mounted inside the root, for the command alone. A frozen value.
 
     target: str       absolute path inside the root. What is missing of it is made for the run and
                       removed afterwards. Symbolic links on the way stay inside the root.
@@ -99,63 +136,65 @@ class Mount:
     mode: int         tmpfs: permissions of its root, 0o1777 by default.
     """
 
+    _fields = ("target", "source", "type", "read_only", "recursive", "size", "mode")
     target: str
-    source: str | None = None
-    type: str = "bind"
-    read_only: bool = False
-    recursive: bool = True
-    size: int | None = None
-    mode: int = 0o1777
+    source: str | None
+    type: str
+    read_only: bool
+    recursive: bool
+    size: int | None
+    mode: int
+
+    def __init__(
+        self,
+        target: Path,
+        source: Path | None = None,
+        type: str = "bind",
+        read_only: bool = False,
+        recursive: bool = True,
+        size: int | None = None,
+        mode: int = 0o1777,
+    ) -> None:
+        _choice("the type of a mount", type, ("bind", "tmpfs", "proc", "dev"))
+        inside = _inside("the target of a mount", target)
+        if inside == "/":
+            raise SpecError("the target of a mount is the root itself")
+        _flag("read_only", read_only)
+        _flag("recursive", recursive)
+        if type == "bind":
+            source = check_text("the source of a mount", source)
+            if not source:
+                raise SpecError("the source of a mount is empty")
+            source = absolute(source)
+        elif source is not None:
+            raise SpecError(f"a {type} mount has no source: {source!r}")
+        if read_only and type != "bind":
+            raise SpecError(f"a {type} mount cannot be asked to be read-only")
+        _check_tmpfs(type, size, mode)
+        values = (inside, source, type, read_only, recursive, size, mode)
+        self.__dict__.update(zip(self._fields, values, strict=True))
 
     @classmethod
     def bind(
         cls, source: Path, target: Path, read_only: bool = False, recursive: bool = True
     ) -> Mount:
         """The caller's `source` at `target`."""
-        return cls(os.fspath(target), os.fspath(source), "bind", read_only, recursive)
+        return cls(target, source, "bind", read_only, recursive)
 
     @classmethod
     def tmpfs(cls, target: Path, size: int | None = None, mode: int = 0o1777) -> Mount:
         """An empty directory in memory."""
-        return cls(os.fspath(target), None, "tmpfs", size=size, mode=mode)
+        return cls(target, None, "tmpfs", size=size, mode=mode)
 
     @classmethod
     def proc(cls, target: Path = "/proc") -> Mount:
         """proc(5): of the run's own processes where they are isolated."""
-        return cls(os.fspath(target), None, "proc")
+        return cls(target, None, "proc")
 
     @classmethod
     def dev(cls, target: Path = "/dev") -> Mount:
         """null, zero, full, random, urandom, tty, pts, shm and the links to /proc/self/fd."""
-        return cls(os.fspath(target), None, "dev")
-
-    def __post_init__(self) -> None:
-        _choice("the type of a mount", self.type, ("bind", "tmpfs", "proc", "dev"))
-        target = _inside("the target of a mount", self.target)
-        if target == "/":
-            raise SpecError("the target of a mount is the root itself")
-        object.__setattr__(self, "target", target)
-        _flag("read_only", self.read_only)
-        _flag("recursive", self.recursive)
-        if self.type == "bind":
-            source = check_text("the source of a mount", self.source)
-            if not source:
-                raise SpecError("the source of a mount is empty")
-            object.__setattr__(self, "source", os.path.abspath(source))
-        elif self.source is not None:
-            raise SpecError(f"a {self.type} mount has no source: {self.source!r}")
-        if self.read_only and self.type != "bind":
-            raise SpecError(f"a {self.type} mount cannot be asked to be read-only")
-        self._check_tmpfs()
-
-    def _check_tmpfs(self) -> None:
-        for name, value in (("size", self.size), ("mode", self.mode)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise SpecTypeError(f"the {name} of a tmpfs is not an int: {value!r}")
-        if self.size is not None and (self.type != "tmpfs" or self.size <= 0):
-            raise SpecError(f"the size of a {self.type} mount is {self.size}")
-        if not 0 <= self.mode <= 0o7777:
-            raise SpecError(f"the mode of a tmpfs is {self.mode:#o}")
+        return cls(target, None, "dev")
 
     @classmethod
     def from_tuple(cls, words: Sequence[object]) -> Mount:
@@ -185,6 +224,18 @@ class Mount:
         elif kind or "type" not in values:
             raise SpecError(f"neither tmpfs, proc, dev nor a bind: {tuple(words)!r}")
         return cls(target if target.startswith("/") else "/" + target, **values)
+
+
+def _check_tmpfs(type: str, size: object, mode: object) -> None:
+    for name, value, end in (("size", size, 1 << 63), ("mode", mode, 0o10000)):
+        if name == "size" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise SpecTypeError(f"the {name} of a tmpfs is not an int: {value!r}")
+        if not 0 <= value < end:
+            raise SpecError(f"the {name} of a {type} mount is {value}")
+    if size is not None and (type != "tmpfs" or size == 0):
+        raise SpecError(f"the size of a {type} mount is {size}")
 
 
 def _parse_size(text: str) -> int:
@@ -241,8 +292,7 @@ def _capabilities(value: object) -> str | tuple[str, ...]:
 runner: Callable[..., Result] | None = None
 
 
-@dataclass(frozen=True, init=False)
-class Sandbox:
+class Sandbox(_Value):
     """A place to run commands in. One Sandbox runs many, from any number of threads at once.
 
     root: str or path     the root directory of the commands.
@@ -272,18 +322,22 @@ class Sandbox:
     Raises SpecError for everything that makes no sense.
     """
 
+    _fields = (
+        *("root", "network", "mounts", "processes", "ipc", "hostname", "extra_mounts"),
+        *("filesystem_writable_paths", "capabilities", "no_new_privs", "init"),
+    )
     root: str
-    network: str = "undefined"
-    mounts: str = "isolated"
-    processes: str = "isolated"
-    ipc: str = "isolated"
-    hostname: str | None = None
-    extra_mounts: tuple[Mount, ...] = ()
-    filesystem_writable_paths: str | tuple[str, ...] = "all"
-    capabilities: str | tuple[str, ...] = "default"
-    no_new_privs: bool = True
-    init: bool = True
-    _plan: Any = field(default=None, init=False, repr=False, compare=False)
+    network: str
+    mounts: str
+    processes: str
+    ipc: str
+    hostname: str | None
+    extra_mounts: tuple[Mount, ...]
+    filesystem_writable_paths: str | tuple[str, ...]
+    capabilities: str | tuple[str, ...]
+    no_new_privs: bool
+    init: bool
+    _plan: Any
 
     def __init__(
         self,
@@ -311,7 +365,9 @@ class Sandbox:
             _choice(name, value, ("undefined", "isolated"))
             put(name, value)
         put("hostname", None if hostname is None else _hostname(hostname))
-        if isinstance(extra_mounts, (str, bytes, Mount)):
+        if extra_mounts is not None and (
+            isinstance(extra_mounts, (str, bytes)) or not isinstance(extra_mounts, Iterable)
+        ):
             raise SpecTypeError(f"extra_mounts is not a list: {extra_mounts!r}")
         put("extra_mounts", tuple(_mount(mount) for mount in extra_mounts or ()))
         put("filesystem_writable_paths", _writable(filesystem_writable_paths))
@@ -332,8 +388,12 @@ class Sandbox:
         """The four kinds of isolation, by name."""
         return {name: getattr(self, name) for name in ("network", "mounts", "processes", "ipc")}
 
-    def __getstate__(self) -> dict[str, object]:
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
+    def replace(self, **changes: Any) -> Sandbox:
+        """The same with other words: box.replace(network='isolated')."""
+        return Sandbox(**{**self.__getstate__(), **changes})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._fields}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _plan=None)
@@ -358,7 +418,7 @@ def _root(value: object) -> str:
     path = check_text("the root", value)
     if not path:
         raise SpecError("the root is empty")
-    return path if path.startswith("/") else os.path.abspath(path)
+    return absolute(path)
 
 
 def _hostname(value: object) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import needs_root, require
 
-from sandboxlib import Mount, SetupError, _native, run_sandbox
+from sandboxlib import Mount, Sandbox, SetupError, _native, _plan, run_sandbox
 
 BARE = {"mounts": "undefined", "processes": "undefined", "ipc": "undefined"}
 ALL = {
@@ -30,15 +30,21 @@ ALL = {
     ],
 }
 NO_REAPER = {**ALL, "init": False}
+UNCUT = {**NO_REAPER, "capabilities": "all"}  # the first prctl(2) is that of no_new_privs
 
 # One host, which runs one sandbox: what it says of the failure, and whether anything is left.
 HOST = """
-import json, os, sys
+import ctypes, json, os, sys
 import sandboxlib
 root, words = sys.argv[1], json.loads(sys.argv[2])
 words["extra_mounts"] = [tuple(mount) for mount in words.get("extra_mounts", ())]
 if words.get("processes") != "undefined" and words.get("init", True):
     sandboxlib._native.init_descriptor()
+if "uid" in words:
+    os.setgroups([])
+    os.setresgid(words["uid"], words["uid"], words["uid"])
+    os.setresuid(*[words.pop("uid")] * 3)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is its own again
 before = os.listdir("/proc/self/fd")
 try:
     said = list(sandboxlib.run_sandbox(root, ["/bin/true"], **words))[:1]
@@ -93,6 +99,23 @@ def host(root: Path, words: dict[str, Any], *wrapper: str, **options: Any) -> An
         ("capset", "EPERM", "capabilities", ALL),
         ("execveat", "EACCES", "reaper", ALL),
         ("execveat", "ENOMEM", "reaper", ALL),
+        ("ioctl:when=1", "EPERM", "loopback", ALL),
+        ("statx", "EIO", "target", ALL),
+        ("openat2:when=1", "EACCES", "target", ALL),
+        ("mount_setattr:when=2", "EINVAL", "mount", ALL),
+        ("fchdir", "EACCES", "pivot", ALL),
+        ("chdir", "EACCES", "root", BARE),
+        ("openat2:when=1", "EACCES", "cwd", {**BARE, "cwd": "/tmp"}),
+        ("fchdir", "EACCES", "cwd", {**BARE, "cwd": "/tmp"}),
+        ("prctl:when=1", "EPERM", "capabilities", {**ALL, "capabilities": "none"}),
+        ("prctl:when=1", "EINVAL", "no_new_privs", UNCUT),
+        ("prctl:when=2", "EINVAL", "parent_death", UNCUT),
+        ("close_range", "EPERM", "reaper", ALL),
+        ("close_range", "EPERM", "exec", BARE),
+        ("clone", "EAGAIN", "fork", ALL),
+        ("clone", "ENOMEM", "fork", ALL),
+        ("execve:when=1", "ENOEXEC", "exec", ALL),
+        ("execve:when=1", "EIO", "exec", BARE),
     ],
 )
 def test_a_step_that_the_kernel_refuses_is_named_and_undone(
@@ -118,6 +141,25 @@ def test_a_seccomp_filter_that_knows_no_clone3_is_no_hindrance(shared_rootfs: Pa
     require(shutil.which("strace"), "there is no strace")
     wrapper = ["strace", "-f", "-qq", "-e", "trace=clone3", "-e", "inject=clone3:error=ENOSYS"]
     assert host(shared_rootfs, ALL, *wrapper, "-o", "/dev/null") == [0]
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "inject",
+    [
+        "keyctl:error=ENOSYS",  # a kernel without keyrings has none to share
+        "openat2:error=EAGAIN:when=1",  # something was renamed under the look-up
+        "pidfd_send_signal:error=EINVAL:when=1",
+    ],
+)
+@pytest.mark.parametrize("words", [ALL, BARE], ids=["all", "bare"])
+def test_a_refusal_that_does_not_matter_is_no_hindrance(
+    shared_rootfs: Path, words: dict[str, Any], inject: str
+) -> None:
+    require(shutil.which("strace"), "there is no strace")
+    trace = f"trace={inject.partition(':')[0]}"
+    wrapper = ["strace", "-f", "-qq", "-e", trace, "-e", f"inject={inject}", "-o", "/dev/null"]
+    assert host(shared_rootfs, words, *wrapper) == [0]
 
 
 @needs_root
@@ -153,6 +195,17 @@ def test_a_caller_without_privilege_is_told_what_it_takes(tmp_path: Path) -> Non
     step, error, text = host(Path("/"), ALL, *wrapper)
     assert (step, error) == ("clone", errno.EPERM)
     assert "CAP_SYS_ADMIN" in text
+
+
+@needs_root
+def test_an_ordinary_user_is_told_what_it_takes(shared_rootfs: Path) -> None:
+    user = {"uid": 65534}  # it starts as root, because Python may lie where only root can read
+    assert host(shared_rootfs, user)[:2] == ["clone", errno.EPERM]
+    said = host(Path("/"), {**BARE, **user, "cwd": "/"})
+    assert said[:2] == ["chroot", errno.EPERM]
+    assert "CAP_SYS_CHROOT" in said[2]
+    closed = host(shared_rootfs, {**BARE, **user})  # pytest keeps its directories to itself
+    assert closed[:2] == ["root", errno.EACCES]
 
 
 @needs_root
@@ -206,6 +259,58 @@ def test_a_mount_that_fails_names_its_number_and_paths(
         run_sandbox(shared_rootfs, ["true"], extra_mounts=[Mount.tmpfs("/tmp"), mount])
     assert (caught.value.step, caught.value.errno) == (step, error)
     assert f"mount 1: bind {mount.source} on {mount.target}" in str(caught.value)
+
+
+@needs_root
+@pytest.mark.parametrize("init", [True, False])
+def test_the_index_says_which_of_them_failed(
+    shared_rootfs: Path, monkeypatch: pytest.MonkeyPatch, init: bool
+) -> None:
+    (closed, other) = os.pipe()
+    os.close(closed)
+    os.close(other)
+    seen = []
+    told = _plan.Plan.error
+
+    def record(plan: _plan.Plan, step: int, index: int, *rest: Any) -> SetupError:
+        seen.append((_native.STEPS[step], index))
+        return told(plan, step, index, *rest)
+
+    monkeypatch.setattr(_plan.Plan, "error", record)
+    bad, good = Mount.bind("/none/such", "/etc"), Mount.tmpfs("/tmp")
+    hole = "/tmp/none"
+    table: list[tuple[dict[str, Any], tuple[str, int]]] = [
+        ({"stdin": closed}, ("stdio", 0)),
+        ({"stdout": closed}, ("stdio", 1)),
+        ({"stderr": closed}, ("stdio", 2)),
+        # 0 is the run's own /proc, where that is not mounted by hand.
+        ({"extra_mounts": [bad]}, ("source", 1)),
+        ({"extra_mounts": [good, good, bad]}, ("source", 3)),
+        ({"extra_mounts": [Mount.proc(), bad]}, ("source", 1)),
+        ({"extra_mounts": [good, Mount.bind("/etc", "/bin/sh/x")]}, ("target", 2)),
+        ({"extra_mounts": [good, Mount.bind("/etc", "/bin/busybox")]}, ("mount", 2)),
+        ({"filesystem_writable_paths": ["/etc", hole]}, ("source", 1)),
+        ({"command": ["nonesuch"]}, ("exec", -1)),
+        ({"command": ["etc"], "extra_env": {"PATH": "/none:/bin/sh:/"}}, ("exec", 2)),
+        ({"command": ["/etc"]}, ("exec", 0)),
+    ]
+    for words, _ in table:
+        with pytest.raises(SetupError):
+            run_sandbox(shared_rootfs, **{"command": ["true"], "init": init, **words})
+    assert seen == [expected for _, expected in table]
+
+
+@needs_root
+@pytest.mark.parametrize("words", [{}, {"init": False}, BARE])
+def test_a_failure_is_the_same_the_second_time_and_then_it_works(
+    shared_rootfs: Path, words: dict[str, Any]
+) -> None:
+    box = Sandbox(shared_rootfs, **words)
+    for _ in range(2):
+        for command, cwd in ((["nonesuch"], None), (["true"], "/none"), (["/etc"], None)):
+            with pytest.raises(SetupError):
+                box.run(command, cwd)
+        assert box.run(["echo", "x"]) == (0, b"x\n", b"")
 
 
 # ---- what is seen from inside ----------------------------------------------------------------
@@ -308,6 +413,54 @@ def test_the_session_and_the_process_group_are_the_commands_own(shared_rootfs: P
         assert out is not None
         fields, pid = out.decode().rsplit(")", 1)[1].split(), out.decode().split()[-1]
         assert fields[2] == fields[3] == pid
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("words", "parent"),
+    [({}, "1"), ({"init": False}, "0"), ({"processes": "undefined"}, None)],
+)
+def test_the_command_is_the_child_of(words: dict[str, Any], parent: str | None) -> None:
+    # With the reaper of pid 1; without it of nobody inside; not isolated, of the caller.
+    out = run_sandbox("/", ["cat", "/proc/self/status"], cwd="/", **words).out
+    assert out is not None
+    seen = dict(line.split(":\t", 1) for line in out.decode().splitlines() if ":\t" in line)
+    assert seen["PPid"] == (parent or str(os.getpid()))
+    assert (seen["Pid"] == "1") == (parent == "0")
+
+
+@needs_root
+@pytest.mark.parametrize("words", [{}, {"init": False}, BARE])
+def test_the_root_is_the_one_that_was_asked_for(rootfs: Path, words: dict[str, Any]) -> None:
+    (rootfs / "mark").touch()
+    script = "ls -d /mark /../mark /../../../mark; cd /; cd ..; pwd; ls -d mark"
+    out = run_sandbox(rootfs, ["sh", "-c", script], **words).out
+    assert out == b"/../../../mark\n/../mark\n/mark\n/\nmark\n"
+    assert run_sandbox(rootfs, ["ls", f"{rootfs}/mark"], **words).exit != 0
+
+
+@needs_root
+def test_the_old_root_is_mounted_nowhere_inside(shared_rootfs: Path) -> None:
+    out = run_sandbox(shared_rootfs, ["cat", "/proc/self/mountinfo"]).out
+    assert out is not None
+    points = [line.split()[4] for line in out.decode().splitlines()]
+    assert points[0] == "/"
+    assert all(point == "/" or point.startswith("/proc") for point in points)
+    assert points.count("/") == 1
+    assert b" shared:" not in out
+    assert b" master:" not in out
+
+
+CANNOT_FAIL = {"none", "signals"}
+
+
+def test_every_step_that_can_fail_does_so_in_a_test() -> None:
+    (table,) = (
+        mark
+        for mark in test_a_step_that_the_kernel_refuses_is_named_and_undone.pytestmark
+        if mark.name == "parametrize"
+    )
+    assert {row[2] for row in table.args[1]} == set(_native.STEPS.values()) - CANNOT_FAIL
 
 
 def test_every_step_has_a_name_in_the_order_of_the_contract() -> None:
