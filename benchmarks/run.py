@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sandbox costs: sandboxlib against its own core in a bare C loop, and against others.
+"""What a sandbox costs: sandboxlib against bare C loops, and against others.
 
     python benchmarks/run.py [--quick] [--json FILE]     as root, in an environment with sandboxlib
     python benchmarks/run.py --syscalls                  system calls of a run, counted by strace
+
+Two C loops make the same system calls in the same process: loop.c calls the library's own core,
+straight.c shares nothing with it. --syscalls compares what straight.c and the library call.
 
 The rows of a column are run in rounds, in random order, ten times each, of which the first two are
 dropped; a round's figure is the median of the eight. Ratios are taken within a round, and their
@@ -31,14 +34,16 @@ from sandboxlib import Mount, Sandbox, _native, run_sandbox
 from sandboxlib._plan import Job, plan_for
 
 HERE = Path(__file__).resolve().parent
-CHROOT = {
+CHROOT: dict[str, Any] = {
     "mounts": "undefined",
     "processes": "undefined",
     "ipc": "undefined",
     "capabilities": "all",
     "no_new_privs": False,
 }
-FULL = {"network": "isolated", "extra_mounts": (Mount.tmpfs("/tmp"),)}
+FULL: dict[str, Any] = {"network": "isolated", "extra_mounts": (Mount.tmpfs("/tmp"),)}
+CORE, STRAIGHT = "C loop, same system calls", "C loop, written straight"
+LATEST = HERE / "results" / "latest.json"
 Row = Callable[[], int]  # one run; nanoseconds
 
 
@@ -55,6 +60,7 @@ def build(place: Path) -> tuple[Path, Path]:
     init = Path(_native.__file__).with_name("_init")
     flags = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-Wl,-z,now", f'-DSBX_INIT="{init}"']
     subprocess.run(["cc", *flags, "-o", library, HERE / "loop.c"], check=True)
+    subprocess.run(["cc", *flags, "-o", place / "straight.so", HERE / "straight.c"], check=True)
     return root, library
 
 
@@ -83,8 +89,10 @@ class Loops:
             "int64_t loop_core(const struct sbx_place *, const struct sbx_job *, struct sbx_run *,"
             " char *, char *, char *, size_t);"
             "int64_t loop_floor(const char *, const char *);"
+            "int64_t straight(const char *, const char *, int);"
         )
         self.lib = self.ffi.dlopen(str(library))
+        self.straight_lib = self.ffi.dlopen(str(library.with_name("straight.so")))
 
     def core(self, box: Sandbox) -> Row:
         plan, job, work = plan_for(box), Job(["/say"], "/", None), _native.Workspace()
@@ -122,6 +130,17 @@ class Loops:
 
         return row
 
+    def straight(self, root: Path, full: bool) -> Row:
+        path = self.ffi.new("char[]", os.fsencode(root))
+        program = self.ffi.new("char[]", b"/say")
+
+        def row() -> int:
+            spent = int(self.straight_lib.straight(path, program, full))
+            assert spent > 0, spent
+            return spent
+
+        return row
+
 
 def rows(root: Path, library: Path) -> dict[str, dict[str, Row]]:
     """Column by column, the rows."""
@@ -136,7 +155,8 @@ def rows(root: Path, library: Path) -> dict[str, dict[str, Row]]:
     columns = {
         "chroot only": {
             "C floor: vfork, chroot, exec": loops.floor(root),
-            "C loop, same system calls": loops.core(bare),
+            STRAIGHT: loops.straight(root, False),
+            CORE: loops.core(bare),
             "sandboxlib Sandbox.run": timed(lambda: bare.run(["/say"])),
             "sandboxlib run_sandbox": timed(lambda: run_sandbox(str(root), ["/say"], **CHROOT)),
             "subprocess.run, no sandbox": other([say]),
@@ -145,7 +165,8 @@ def rows(root: Path, library: Path) -> dict[str, dict[str, Row]]:
             ),
         },
         "full isolation": {
-            "C loop, same system calls": loops.core(direct),
+            STRAIGHT: loops.straight(root, True),
+            CORE: loops.core(direct),
             "C loop with the reaper": loops.core(full),
             "sandboxlib init=False": timed(lambda: direct.run(["/say"])),
             "sandboxlib Sandbox.run": timed(lambda: full.run(["/say"])),
@@ -223,47 +244,88 @@ def interval(values: list[float]) -> tuple[float, float]:
     return medians[25], medians[974]
 
 
-def import_cost(count: int) -> float:
+def plain_interpreter(place: Path) -> Path:
+    """An environment with sandboxlib as a wheel installs it. The finder of an editable install has
+    loaded much of the standard library before anything is imported, which hides what that costs.
+    """
+    import _cffi_backend
+
+    here = place / "plain"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", here], check=True)
+    packages = next((here / "lib").glob("python*")) / "site-packages"
+    leave = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(_native.__file__).parent, packages / "sandboxlib", ignore=leave)
+    shutil.copy(_cffi_backend.__file__, packages)
+    return here / "bin" / "python"
+
+
+def import_cost(count: int, python: Path) -> float:
     """Milliseconds that `import sandboxlib` takes over a bare interpreter."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    dropped = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH"}
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
     samples: dict[str, list[float]] = {"pass": [], "import sandboxlib": []}
     for number in range(count + 2):
-        for code, found in samples.items():
+        for code in random.sample(list(samples), 2):
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+            subprocess.run([python, "-c", code], check=True, env=environment, cwd="/")
             if number > 1:
-                found.append(time.perf_counter() - start)
-    return 1000 * (
-        statistics.median(samples["import sandboxlib"]) - statistics.median(samples["pass"])
-    )
+                samples[code].append(time.perf_counter() - start)
+    bare, ours = (statistics.median(found) for found in samples.values())
+    return 1000 * (ours - bare)
 
 
-def count_syscalls(place: Path) -> None:
-    """System calls of one run, the host's and the child's."""
-    for name, words in (
-        ("chroot only", CHROOT),
-        ("full isolation, init=False", {**FULL, "init": False}),
-        ("full isolation", FULL),
-    ):
-        totals = []
-        for count in (10, 110):
-            script = f"""
+STRAIGHT_SCRIPT = """
+import ctypes, sys
+run = ctypes.CDLL({library!r}).straight
+run.restype = ctypes.c_int64
+for _ in range(int(sys.argv[1])):
+    assert run({root!r}, b"/say", {full}) > 0
+"""
+OURS_SCRIPT = """
+import sys
 from sandboxlib import Sandbox, Mount
-box = Sandbox({str(place / "root")!r}, **{words!r})
-for _ in range({count}):
+box = Sandbox({root!r}, **{words!r})
+for _ in range(int(sys.argv[1])):
     box.run(["/say"])
 """
-            argv = ["strace", "-f", "-c", "-U", "calls,name", "-o", str(place / "trace")]
-            subprocess.run([*argv, sys.executable, "-c", script], check=True)
-            counts = {}
-            for line in (place / "trace").read_text().splitlines()[2:]:
-                words_of_line = line.split()
-                if len(words_of_line) == 2 and words_of_line[0].isdigit():
-                    counts[words_of_line[1]] = int(words_of_line[0])
-            totals.append(counts)
-        each = {key: (totals[1][key] - totals[0].get(key, 0)) / 100 for key in totals[1]}
-        signals = each.get("rt_sigaction", 0)
-        print(f"{name}: {each['total']:.0f} system calls, {signals:.0f} of them rt_sigaction")
+
+
+def traced(place: Path, script: str) -> dict[str, float]:
+    """System calls of one run, the host's and the child's, by name."""
+    totals = []
+    for count in (10, 110):
+        argv = ["strace", "-f", "-c", "-U", "calls,name", "-o", str(place / "trace")]
+        subprocess.run([*argv, sys.executable, "-c", script, str(count)], check=True)
+        lines = [line.split() for line in (place / "trace").read_text().splitlines()[2:]]
+        totals.append({w[1]: int(w[0]) for w in lines if len(w) == 2 and w[0].isdigit()})
+    return {key: (totals[1][key] - totals[0].get(key, 0)) / 100 for key in totals[1]}
+
+
+def count_syscalls(place: Path) -> int:
+    """What the library calls in a run, and whether straight.c calls the same; 1: it does not."""
+    root, library, missed = place / "root", place / "straight.so", 0
+    for name, full, words in (
+        ("chroot only", 0, CHROOT),
+        ("full isolation, init=False", 1, {**FULL, "init": False}),
+        ("full isolation", None, FULL),
+    ):
+        ours = traced(place, OURS_SCRIPT.format(root=str(root), words=words))
+        signals = ours.get("rt_sigaction", 0)
+        print(f"{name}: {ours['total']:.0f} system calls, {signals:.0f} of them rt_sigaction")
+        if full is None:
+            continue
+        script = STRAIGHT_SCRIPT.format(library=str(library), root=os.fsencode(root), full=full)
+        loop = traced(place, script)
+        # How often a wait wakes, and on which side of the last byte, is the scheduler's choice.
+        differ = {
+            key: (loop.get(key, 0), ours.get(key, 0))
+            for key in sorted({*loop, *ours} - {"total", "ppoll", "read", "ioctl"})
+            if abs(loop.get(key, 0) - ours.get(key, 0)) > 0.5
+        }
+        verdict = f"NOT the same (loop, library): {differ}" if differ else "the same"
+        print(f"    straight.c calls {verdict}")
+        missed += bool(differ)
+    return min(missed, 1)
 
 
 # ---- report ----------------------------------------------------------------------------------
@@ -279,7 +341,8 @@ def machine() -> str:
     return (
         f"{platform.machine()}, {os.cpu_count()} CPUs, {memory} GiB, Linux {platform.release()}, "
         f"{mounts} mounts, CPython {platform.python_version()}, {bwrap}, "
-        + time.strftime("%Y-%m-%d")
+        + time.strftime("%Y-%m-%d, load ")
+        + f"{os.getloadavg()[0]:.1f}"
     )
 
 
@@ -297,7 +360,6 @@ class Report:
         return [one / other for one, other in pairs]
 
     def table(self) -> None:
-        base = "C loop, same system calls"
         sizes = list(self.rounds)
         for column in self.rounds[sizes[0]][0]:
             print(f"\n{column:34}" + "".join(f"{size:>9} MB{'ratio':>8}" for size in sizes))
@@ -305,18 +367,18 @@ class Report:
                 line = f"  {row:32}"
                 for size in sizes:
                     middle = statistics.median(self.values(size, column, row))
-                    ratio = statistics.median(self.ratio(size, column, row, base))
+                    ratio = statistics.median(self.ratio(size, column, row, CORE))
                     line += f"{middle:12.0f}{ratio:8.2f}"
                 print(line)
 
-    def goals(self, import_ms: float) -> None:
+    def goals(self, import_ms: dict[str, float]) -> None:
         small, large = min(self.rounds), max(self.rounds)
-        base, run = "C loop, same system calls", "sandboxlib Sandbox.run"
+        run, direct = "sandboxlib Sandbox.run", "sandboxlib init=False"
         reaper = [
             one - other
             for one, other in zip(
                 self.values(small, "full isolation", run),
-                self.values(small, "full isolation", "sandboxlib init=False"),
+                self.values(small, "full isolation", direct),
                 strict=True,
             )
         ]
@@ -330,13 +392,15 @@ class Report:
             for column in ("chroot only", "full isolation")
         }
         print()
-        goal("chroot only / C loop", self.ratio(small, "chroot only", run, base), 1.20)
-        direct = self.ratio(small, "full isolation", "sandboxlib init=False", base)
-        goal("full isolation, init=False / C loop", direct, 1.05)
+        for base in (STRAIGHT, CORE):
+            goal(f"chroot only / {base}", self.ratio(small, "chroot only", run, base), 1.20)
+            name = f"full, init=False / {base}"
+            goal(name, self.ratio(small, "full isolation", direct, base), 1.05)
         goal("what the reaper adds, us", reaper, 100)
         for column, values in sizes.items():
             goal(f"{column}, {large} MB caller / {small} MB caller", values, 1.05)
-        goal("import sandboxlib, ms", [import_ms], 20)
+        for name, value in import_ms.items():
+            goal(f"import sandboxlib, ms, {name}", [value], 20)
 
 
 def goal(name: str, values: list[float], most: float) -> None:
@@ -351,7 +415,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="few rounds")
-    parser.add_argument("--json", type=Path, help="where to keep every round")
+    parser.add_argument("--json", type=Path, default=LATEST, help="where to keep every round")
     parser.add_argument("--parents", default="50,1024", help="sizes of the caller, MB")
     parser.add_argument("--syscalls", action="store_true")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
@@ -366,8 +430,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="sandboxlib-bench-") as place:
         build(Path(place))
         if words.syscalls:
-            count_syscalls(Path(place))
-            return 0
+            return count_syscalls(Path(place))
         measure(words, Path(place))
     return 0
 
@@ -382,12 +445,14 @@ def measure(words: argparse.Namespace, place: Path) -> None:
             report.rounds[caller.megabytes].append(caller.round())
     for caller in callers:
         caller.end()
-    import_ms = import_cost(5 if words.quick else 30)
+    count = 5 if words.quick else 30
+    pythons = {"plain install": plain_interpreter(place), "this interpreter": Path(sys.executable)}
+    import_ms = {name: import_cost(count, python) for name, python in pythons.items()}
     report.table()
     report.goals(import_ms)
-    if words.json:
-        kept = {"machine": machine(), "import_ms": import_ms, "rounds": report.rounds}
-        words.json.write_text(json.dumps(kept) + "\n")
+    kept = {"machine": machine(), "import_ms": import_ms, "rounds": report.rounds}
+    words.json.parent.mkdir(parents=True, exist_ok=True)
+    words.json.write_text(json.dumps(kept) + "\n")
 
 
 if __name__ == "__main__":
