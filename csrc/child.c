@@ -73,6 +73,40 @@ static long open_inside(int directory, const char *path, int flags) {
 
 static void close_fd(long fd) { raw(__NR_close, fd); }
 
+/* ---- user namespace ---------------------------------------------------------------------- */
+
+static int write_file(const char *path, const char *text) {
+    long fd = raw(__NR_openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return (int)fd;
+    long written = raw(__NR_write, fd, text, strlen(text));
+    close_fd(fd);
+    return (int)written;
+}
+
+/* One's own id may be mapped by oneself, once setgroups(2) is given up (user_namespaces(7)); for
+ * more, somebody outside has to do it: a thread of the caller's, while this one waits. */
+static int do_ids(struct sbx_child *c) {
+    static const char *const files[] = {"/proc/self/setgroups", "/proc/self/uid_map",
+                                        "/proc/self/gid_map"};
+    const char *texts[] = {"deny", c->place->uid_map, c->place->gid_map};
+    int32_t answer = 0;
+    if (!(c->place->namespaces & CLONE_NEWUSER))
+        return 0;
+    if (!c->place->uid_map) {
+        raw(__NR_write, c->job->mapper, "", 1);
+        long n = raw(__NR_read, c->job->mapper, &answer, sizeof answer);
+        return n == sizeof answer ? -answer : -ECANCELED;
+    }
+    for (; c->index < 3; c->index++) {
+        int error = write_file(files[c->index], texts[c->index]);
+        if (error < 0)
+            return error;
+    }
+    c->index = 0;
+    return 0;
+}
+
 /* ---- descriptors ------------------------------------------------------------------------- */
 
 /* Puts every descriptor where it belongs: 0, 1, 2 and, for the reaper, its two. First those that
@@ -263,7 +297,7 @@ static int is_the_root(struct sbx_child *c, const struct raw_statx *target) {
     return root.mount_id == target->mount_id;
 }
 
-int sbx_is_stub(int mode) { return (mode & 05222) == 05000 || (mode & 05277) == 01000; }
+int sbx_is_stub(int mode) { return (mode & 05022) == 05000 || (mode & 05277) == 01000; }
 
 /* The place of mount I below the tree, made if it may be. -ESTALE: it is a stub that another run
  * made and may take away at any moment; Python takes hold of it first and tries again. */
@@ -308,6 +342,30 @@ static int cover_proc(long proc) {
     return 0;
 }
 
+/* A user namespace may make no device, and lends the caller's. */
+static long lend_device(long dev, const char *name) {
+    long host = raw(__NR_openat, AT_FDCWD, "/dev", O_SEARCH_DIR);
+    if (host < 0)
+        return host;
+    long tree = raw(RAW_open_tree, host, name, O_CLOEXEC | TREE_CLONE);
+    close_fd(host);
+    if (tree < 0)
+        return tree;
+    long result = raw(__NR_mknodat, dev, name, S_IFREG | 0666, 0);
+    if (result >= 0)
+        result = raw(RAW_move_mount, tree, "", dev, name, FROM_EMPTY_PATH);
+    close_fd(tree);
+    return result;
+}
+
+static long make_device(long dev, const char *name, unsigned number) {
+    long result = raw(__NR_mknodat, dev, name, S_IFCHR | 0666, number);
+    if (result == -EPERM)
+        return lend_device(dev, name);
+    /* The umask is the caller's, and chmod is exact. */
+    return result < 0 ? result : raw(__NR_fchmodat, dev, name, 0666);
+}
+
 /* What a program may count on in /dev, and no disk, no memory, no console. */
 static int fill_dev(long dev) {
     static const struct {
@@ -321,12 +379,8 @@ static int fill_dev(long dev) {
                                         {"/proc/self/fd/2", "stderr"},
                                         {"pts/ptmx", "ptmx"}};
     long result = 0;
-    /* The umask is the caller's, and chmod is exact. */
-    for (size_t i = 0; i < sizeof nodes / sizeof *nodes && result >= 0; i++) {
-        result = raw(__NR_mknodat, dev, nodes[i].name, S_IFCHR | 0666, nodes[i].number);
-        if (result >= 0)
-            result = raw(__NR_fchmodat, dev, nodes[i].name, 0666);
-    }
+    for (size_t i = 0; i < sizeof nodes / sizeof *nodes && result >= 0; i++)
+        result = make_device(dev, nodes[i].name, nodes[i].number);
     for (size_t i = 0; i < sizeof links / sizeof *links && result >= 0; i++)
         result = raw(__NR_symlinkat, links[i][0], dev, links[i][1]);
     if (result >= 0)
@@ -435,6 +489,8 @@ static int do_cwd(struct sbx_child *c) {
     const char *cwd = c->job->cwd;
     if (!cwd || (c->place->root && strcmp(cwd, "/") == 0)) /* there already */
         return 0;
+    if (!c->place->root)
+        raw(__NR_chdir, "/");
     long fd = open_inside(AT_FDCWD, cwd, O_SEARCH_DIR);
     if (fd < 0)
         return (int)fd;
@@ -471,11 +527,17 @@ static int do_capabilities(struct sbx_child *c) {
     result = raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     if (result < 0)
         return (int)result;
+    /* Other than uid 0, a user keeps over an exec what is ambient. */
+    uint64_t must = c->place->must_capabilities, ambient = must && raw(__NR_geteuid, 0) ? must : 0;
     for (int i = 0; i < 2; i++) {
         sets[i].effective = sets[i].permitted = (uint32_t)(keep >> 32 * i);
-        sets[i].inheritable = 0;
+        sets[i].inheritable = (uint32_t)(ambient >> 32 * i);
     }
-    return (int)raw(__NR_capset, &header, sets);
+    result = raw(__NR_capset, &header, sets);
+    for (int cap = 0; cap < 64 && result >= 0; cap++)
+        if (ambient >> cap & 1)
+            result = raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0);
+    return (int)result;
 }
 
 static int do_no_new_privs(struct sbx_child *c) {
@@ -535,6 +597,8 @@ static int do_exec(struct sbx_child *c) {
     const struct sbx_job *job = c->job;
     const char *const *paths = job->vec + 1, *const *argv = paths + job->n_candidates;
     long result = raw(RAW_close_range, 3, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
+    if (result >= 0 && job->passed >= 0)
+        result = raw(__NR_fcntl, job->passed, F_SETFD, 0);
     return result < 0
                ? (int)result
                : exec_first(paths, job->n_candidates, argv, argv + job->n_args + 1, &c->index);
@@ -545,6 +609,7 @@ static const struct {
     enum sbx_step name;
     int (*act)(struct sbx_child *);
 } steps[] = {
+    {SBX_STEP_IDS, do_ids},
     {SBX_STEP_STDIO, do_stdio},
     {SBX_STEP_SESSION, do_session},
     {SBX_STEP_KEYRING, do_keyring},

@@ -19,6 +19,7 @@ enum sbx_step {
     SBX_STEP_PIPE,     /* pipes for the output and for the status */
     SBX_STEP_LIFELINE, /* a pidfd of the caller, for the run to see it die */
     SBX_STEP_CLONE,    /* the child and its namespaces */
+    SBX_STEP_IDS,      /* uids and gids of a new user namespace; index: which file of /proc/self */
     SBX_STEP_STDIO,    /* descriptors 0, 1, 2; index: which */
     SBX_STEP_SESSION,  /* a session of its own */
     SBX_STEP_KEYRING,  /* a session keyring of its own */
@@ -64,7 +65,9 @@ struct sbx_mount {
 };
 
 struct sbx_place {
-    uint64_t namespaces;  /* CLONE_NEW* */
+    uint64_t namespaces; /* CLONE_NEW* */
+    const char *uid_map; /* user namespace: as user_namespaces(7) has it; NULL: see job.mapper */
+    const char *gid_map;
     const char *root;     /* NULL: the caller's */
     const char *hostname; /* NULL: unchanged */
     const struct sbx_mount *mounts;
@@ -91,6 +94,8 @@ struct sbx_job {
     const char *cwd; /* inside the root; NULL: unchanged */
     int stdio[3];
     int init_fd;               /* place.reaper: the reaper's program */
+    int passed;                /* no reaper: one more descriptor that the command keeps, or -1 */
+    int mapper;                /* user namespace without uid_map: a socket to who writes the maps */
     const unsigned char *held; /* per mount: 1 where the caller holds the stub that is its target */
 };
 
@@ -130,7 +135,7 @@ enum sbx_pump_result {
 enum { SBX_STACK_SIZE = 65536 };
 
 /* Whether a mount point of this mode was made for a run (see _stubs.py): set-user-ID, sticky, and
- * writable by nobody; or still in the making: sticky, and open to its owner alone. */
+ * writable by nobody but its owner; or still in the making: sticky, and open to its owner alone. */
 int sbx_is_stub(int mode);
 
 /* Starts JOB in PLACE: 0, or -1 and run->failure. */

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from . import chroot, linux_user_chroot, load, sandbox
+from . import _ladder, chroot, sandbox
+from ._ladder import executor_for_platform, get_executor
 from .errors import (
+    ProgramNotFound,
     SandboxError,
     SetupError,
     SpecError,
@@ -19,9 +21,18 @@ from .sandbox import BASE_ENVIRONMENT, CAPTURE, STDOUT, Mount, Sandbox, environm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .sandbox import Command, Path, Stream
+    from typing import Any, overload
 
-sandbox.runner = chroot.run_in
+    from . import bubblewrap, linux_user_chroot, load, user_namespace, utils
+    from .sandbox import Command, Path, Stream
+else:
+
+    def overload(function):
+        """What typing has, which takes 2 ms to import."""
+        return function
+
+
+sandbox.runner = _ladder.run_in
 
 __version__ = "1.0.0.dev0"
 __all__ = [
@@ -29,6 +40,7 @@ __all__ = [
     "CAPTURE",
     "STDOUT",
     "Mount",
+    "ProgramNotFound",
     "Result",
     "Sandbox",
     "SandboxError",
@@ -37,20 +49,40 @@ __all__ = [
     "SpecTypeError",
     "StatusLost",
     "UnsupportedError",
+    "argv_to_string",
+    "bubblewrap",
     "chroot",
+    "degrade_config_for_capabilities",
+    "doctor",
     "environment_vars",
+    "executor_for_platform",
+    "get_executor",
     "linux_user_chroot",
     "load",
     "maximum_possible_isolation",
     "run_sandbox",
+    "run_sandbox_with_redirection",
+    "user_namespace",
+    "utils",
+    "validate_extra_mounts",
 ]
 
-
-def maximum_possible_isolation() -> dict[str, str]:
-    """All that can be isolated on this machine, as keywords of run_sandbox."""
-    return chroot.maximum_possible_isolation()
+#: Modules that are imported when they are asked for.
+_LATER = ("bubblewrap", "linux_user_chroot", "load", "user_namespace", "utils")
 
 
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        import importlib
+
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+maximum_possible_isolation = _ladder.api.maximum_possible_isolation
+
+
+@overload
 def run_sandbox(
     rootfs_path: Path,
     command: Command,
@@ -67,12 +99,31 @@ def run_sandbox(
     capabilities: str | Iterable[str] = "default",
     no_new_privs: bool = True,
     init: bool = True,
+    user: str = "caller",
+    env: Mapping[str, str] | None = None,
     stdin: Stream | bytes = None,
     stdout: Stream = CAPTURE,
     stderr: Stream = CAPTURE,
     timeout: float | None = None,
-) -> Result:
+) -> Result: ...
+@overload
+def run_sandbox(  # noqa: F811
+    command: Command,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    filesystem_root: Path = "/",
+    filesystem_writable_paths: str | Iterable[Path] | None = "all",
+    mounts: str = "undefined",
+    extra_mounts: Iterable[Mount | Sequence[object]] | None = None,
+    network: str = "undefined",
+    stdout: Stream = CAPTURE,
+    stderr: Stream = CAPTURE,
+    **options: Any,
+) -> Result: ...
+def run_sandbox(*words: Any, **options: Any) -> Result:  # noqa: F811
     """Runs a command in a sandbox of its own, and returns `(exit, out, err)`.
+
+        run_sandbox(rootfs_path, command, cwd=None, extra_env=None, network='undefined', *, ...)
 
     rootfs_path    the root directory of the command.
     command        a list of str, bytes or paths; or a str that names one program and is never
@@ -80,36 +131,79 @@ def run_sandbox(
                    inside the root.
     cwd            inside the root; '/' by default, the caller's directory where the root is '/'.
     extra_env      added to BASE_ENVIRONMENT, which is all that the command finds otherwise.
+    env            instead of BASE_ENVIRONMENT.
     stdin          None (the default): empty. bytes, a file, or a descriptor.
     stdout, stderr CAPTURE (the default): returned as bytes. A file or a descriptor: written there,
                    None is returned. None: discarded. stderr=STDOUT: goes where stdout goes.
     timeout        seconds; then everything in the sandbox is killed, and Result.timed_out is True.
 
-    The other words are those of Sandbox, which see.
+    The other words are those of Sandbox, which see. The form of sandboxlib 0.3 is understood too:
+
+        run_sandbox(command, cwd=None, env=None, filesystem_root='/', ...)
+
+    where the first word is a list, or the only one, or filesystem_root is given. There env=None is
+    the caller's environment, mounts is 'undefined' unless something has to be mounted, and the
+    command keeps all capabilities of its caller. Two str are a rootfs_path and a command.
 
     Returns a Result, a tuple `(exit, out, err)`. exit is -n where signal n ended the command.
 
+    The executor is the first of chroot, linux_user_chroot, user_namespace and bubblewrap that can
+    promise all of this here; Result.executor names it. SANDBOXLIB_BACKEND chooses another.
+
     Raises SpecError (a ValueError) for a request that makes no sense, UnsupportedError (an
-    AssertionError) for one that cannot be kept here, and SetupError (an OSError: FileNotFoundError,
-    PermissionError, ...) where the kernel refuses a step: a missing program, a bad cwd, a bad root.
+    AssertionError) for one that no executor can keep here, and SetupError (an OSError:
+    FileNotFoundError, PermissionError, ...; and a RuntimeError) where the kernel refuses a step: a
+    missing program, a bad cwd, a bad root.
     """
-    return chroot.run_sandbox(
-        rootfs_path,
-        command,
-        cwd,
-        extra_env,
-        network,
-        mounts=mounts,
-        processes=processes,
-        ipc=ipc,
-        hostname=hostname,
-        extra_mounts=extra_mounts,
-        filesystem_writable_paths=filesystem_writable_paths,
-        capabilities=capabilities,
-        no_new_privs=no_new_privs,
-        init=init,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        timeout=timeout,
-    )
+    return _ladder.api.run_sandbox(*words, **options)
+
+
+def run_sandbox_with_redirection(*words: Any, **options: Any) -> int:
+    """Runs a command as run_sandbox does, and returns its exit status alone.
+
+    stdout and stderr are files or descriptors, or None (the default): discarded.
+    """
+    return _ladder.api.run_sandbox_with_redirection(*words, **options)
+
+
+def degrade_config_for_capabilities(
+    in_config: Mapping[str, Any], warn: bool = True
+) -> dict[str, Any]:
+    """A copy of a configuration (keywords of run_sandbox) that asks for no more than can be had.
+
+    It is the one way to ask for less. With warn=True there is a UserWarning for each thing.
+    """
+    return _ladder.api.degrade_config_for_capabilities(in_config, warn)
+
+
+def validate_extra_mounts(
+    extra_mounts: Iterable[Mount | Sequence[object]] | None,
+) -> list[list[object]]:
+    """The mounts as lists of source, target, type and options, checked; SpecError."""
+    found: list[list[object]] = []
+    for words in extra_mounts or ():
+        if not isinstance(words, (list, tuple)):
+            raise SpecTypeError(f"not (source, target, type[, options]): {words!r}")
+        Mount.from_tuple(words)
+        source, target, kind, options = (*words, None)[:4]
+        found.append([source or "", target, kind or "", options or ""])
+    return found
+
+
+def argv_to_string(argv: Sequence[str]) -> str:
+    """A command as one would type it in a shell."""
+    import shlex
+
+    return shlex.join(argv)
+
+
+def doctor() -> list[dict[str, Any]]:
+    """What works on this machine: for each executor a dict.
+
+    name: str; usable: bool; reason: str, why not; isolation: dict, as maximum_possible_isolation;
+    causes: a list of (cause, remedy) found on this machine.
+    """
+    from . import _doctor
+
+    found: list[dict[str, Any]] = _doctor.examine()
+    return found

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from . import SandboxError, __version__
+from . import SandboxError, __version__, _ladder
 from .errors import SpecError
 from .sandbox import CAPTURE, Mount
 
@@ -23,16 +22,17 @@ if TYPE_CHECKING:
 
 EXIT_TIMED_OUT = 124  # as timeout(1) has it
 EXIT_OURS = 125  # as env(1), timeout(1) and chroot(1) have it
-EXECUTORS = ("chroot", "linux_user_chroot")
 
 
 def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sandbox") -> int:
     """run-sandbox. The exit status is the command's; 128+n, 124, 125 as the help says."""
+    if (sys.argv[1:] if argv is None else list(argv)) == ["doctor"]:
+        return _doctor([])
     words = _run_parser(prog).parse_args(argv)
     # Where PATH comes after a "--" some versions of argparse leave that in, others do not.
     path, *command = words.words[1:] if words.words[0] == "--" else words.words
     try:
-        executor = importlib.import_module(f"sandboxlib.{words.executor}")
+        executor = _ladder.get_executor(words.executor) if words.executor else _ladder.api
         result: Result = executor.run_sandbox(path, command or ["/bin/sh"], **_run_keywords(words))
         if words.json:
             _write(json.dumps(_record(result)) + "\n")
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: Mapping[str, Callable[[Sequence[str]], int]] = {
         "run": lambda rest: run_sandbox_command(rest, "python -m sandboxlib run"),
         "demo": _demo,
+        "doctor": _doctor,
     }
     if words and words[0] in commands:
         return commands[words[0]](words[1:])
@@ -68,6 +69,17 @@ def _demo(argv: Sequence[str]) -> int:
     return _demo.main(argv)
 
 
+def _doctor(argv: Sequence[str]) -> int:
+    """Which executors work on this machine, and why others do not."""
+    from . import _doctor
+
+    if argv:
+        print("usage: python -m sandboxlib doctor", file=sys.stderr)
+        return 0 if argv[0] in ("-h", "--help") else 2
+    _write(_doctor.report() + "\n")
+    return 0
+
+
 # ---- words of run-sandbox --------------------------------------------------------------------
 
 
@@ -75,7 +87,7 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         usage="%(prog)s [options] PATH [COMMAND ...]",
-        description="Run a command in a sandbox of its own.",
+        description="Run a command in a sandbox of its own. `run-sandbox doctor` tells what works.",
         epilog="The exit status is the command's; 128+n if signal n ended it, 124 after a timeout, "
         "125 for an error of run-sandbox itself.",
         allow_abbrev=False,
@@ -84,7 +96,8 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
     # One argument, as argparse would take a "--" between PATH and COMMAND for its own.
     text = "the root directory, and the command (default: /bin/sh)"
     add("words", metavar="PATH", nargs=argparse.PARSER, help=text)
-    add("-e", "--executor", type=_executor, default="chroot", help=" or ".join(EXECUTORS))
+    names = ", ".join(_ladder.EXECUTORS)
+    add("-e", "--executor", type=_executor, help=f"{names} (default: the first that can do it)")
     add("--cwd", help="directory inside the root (default /)")
     add("--env", action="append", type=_setting, metavar="NAME=VALUE", default=[])
     for kind, default in (
@@ -95,6 +108,7 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
     ):
         add(f"--{kind}", choices=("undefined", "isolated"), default=default)
     add("--hostname")
+    add("--user", choices=("caller", "root", "ranges"), default="caller", help="ids of the command")
     for name, make, form in (
         ("bind", _bind, "SRC:DST"),
         ("bind-ro", _bind_read_only, "SRC:DST"),
@@ -113,7 +127,7 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
-    names = ("cwd", "network", "mounts", "processes", "ipc", "hostname", "timeout")
+    names = ("cwd", "network", "mounts", "processes", "ipc", "hostname", "user", "timeout")
     keywords = {name: getattr(words, name) for name in names}
     writable: list[str] = words.writable or ["all"]
     if len(writable) > 1 and not {"all", "none"}.isdisjoint(writable):
@@ -135,10 +149,12 @@ def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
 
 
 def _executor(text: str) -> str:
-    name = text.replace("-", "_")
-    if name not in EXECUTORS:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(EXECUTORS)}")
-    return name
+    try:
+        _ladder.get_executor(text)
+    except KeyError:
+        names = ", ".join(_ladder.EXECUTORS)
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {names}") from None
+    return text
 
 
 def _setting(text: str) -> tuple[str, str]:

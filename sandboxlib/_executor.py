@@ -1,15 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every executor shares: from the caller's words to a Result."""
+"""What every executor shares: from a checked call to a Result.
+
+An executor is a module with these names:
+
+    NAME
+    CAPABILITIES                    the earlier table: keyword -> values that it can deliver
+    why_not() -> str                "" where it works on this machine, otherwise why not
+    refusals(box) -> list[str]      what of a Sandbox it cannot promise
+    run_in(box, command, ...)       runs a command, or raises UnsupportedError
+    maximum_possible_isolation(), run_sandbox(), run_sandbox_with_redirection(),
+    degrade_config_for_capabilities()
+"""
 
 from __future__ import annotations
 
+import errno
 import functools
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
 from . import _plan, _process, errors
 from .result import Result
-from .sandbox import Mount, Sandbox, absolute
+from .sandbox import Mount, Sandbox, caller_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +36,7 @@ ISOLATED = {
     "processes": "isolated",
     "ipc": "isolated",
 }
+UNDEFINED = dict.fromkeys(ISOLATED, "undefined")
 
 
 def run_native(
@@ -35,22 +49,57 @@ def run_native(
     stdout: Stream,
     stderr: Stream,
     timeout: float | None,
+    env: Mapping[str, str] | None = None,
+    ids: tuple[int, int] | None = None,
 ) -> Result:
-    """Runs a command through the C core."""
+    """Runs a command through the C core; with ids in a user namespace of that caller."""
     start = monotonic()
     if timeout is not None:
-        _check_timeout(timeout)
-    if extra_env is not None and not isinstance(extra_env, (dict, Mapping)):
-        raise errors.SpecTypeError("extra_env is not a mapping")
+        check_timeout(timeout)
     if cwd is None:
-        cwd = absolute(".") if box.root == "/" else "/"
-    job = _plan.Job(command, cwd, extra_env)
-    plan = _plan.plan_for(box)
+        cwd = caller_directory() if box.root == "/" else "/"
+    job = _plan.Job(command, cwd, extra_env, env)
+    plan = _plan.plan_for(box, ids)
     exit, out, err, timed_out = _process.run(plan, job, stdin, stdout, stderr, timeout)
     return Result(exit, out, err, timed_out, monotonic() - start, executor, dict(plan.isolation))
 
 
-def _check_timeout(timeout: object) -> None:
+@functools.lru_cache(maxsize=2)
+def _bare_plan(keyring: bool) -> _plan.Plan:
+    """Where the program of an executor runs: the caller's own place, nothing taken away."""
+    words: dict[str, Any] = {**UNDEFINED, "capabilities": "all", "no_new_privs": False}
+    plan = _plan.Plan(Sandbox("/", **words), None)
+    plan.place.keyring = int(keyring)
+    return plan
+
+
+def run_tool(
+    executor: str,
+    box: Sandbox,
+    argv: Sequence[bytes | str],
+    env: Mapping[str, str],
+    stdin: Stream | bytes,
+    stdout: Stream,
+    stderr: Stream,
+    timeout: float | None,
+    start: float,
+    isolation: Mapping[str, str],
+    pass_fds: Sequence[int] = (),
+) -> Result:
+    """Runs the program of an executor through the C core, in a session of its own.
+
+    start: of monotonic(), when the call began. pass_fds: one descriptor at most.
+    """
+    job = _plan.Job(list(argv), "/", None, env)
+    (job.passed,) = pass_fds or (-1,)
+    # No such program makes a session keyring of its own, which belongs to the isolation of IPC.
+    plan = _bare_plan(box.ipc == "isolated")
+    exit, out, err, timed_out = _process.run(plan, job, stdin, stdout, stderr, timeout)
+    return Result(exit, out, err, timed_out, monotonic() - start, executor, dict(isolation))
+
+
+def check_timeout(timeout: object) -> None:
+    """SpecError where it is no number of seconds."""
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise errors.SpecTypeError(f"timeout is not a number of seconds: {timeout!r}")
     if not 0 <= timeout < 1e9:
@@ -67,10 +116,52 @@ def sandbox_for(root: Path, options: dict[str, Any]) -> Sandbox:
     """
     words = {name: tuple(v) if type(v) is list else v for name, v in options.items()}
     mounts = words.get("extra_mounts") or ()
-    absolute = isinstance(root, str) and root.startswith("/")
-    if not absolute or type(mounts) is not tuple or not all(type(m) is Mount for m in mounts):
+    is_absolute = isinstance(root, str) and root.startswith("/")
+    if not is_absolute or type(mounts) is not tuple or not all(type(m) is Mount for m in mounts):
         return Sandbox(root, **options)
     try:
         return _cached(root, **words)  # type: ignore[arg-type]
     except TypeError:  # something that cannot be hashed, or is wrong: the next line says it
         return Sandbox(root, **options)
+
+
+# ---- what works here -------------------------------------------------------------------------
+
+#: What a trial runs: it is not there. That it is missed proves all the steps before it.
+_TRIAL = "/sandboxlib-trial"
+
+#: These say nothing about the machine, and are not remembered.
+_TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+
+
+@functools.lru_cache(maxsize=256)
+def trial(run_in: Callable[..., Result], isolated: tuple[str, ...], user: str, euid: int) -> str:
+    """Whether an executor can isolate these on this machine: "", or why not. Tried once."""
+    words: dict[str, Any] = {**UNDEFINED, **dict.fromkeys(isolated, "isolated")}
+    try:
+        run_in(Sandbox("/", **words, user=user), [_TRIAL], "/")
+    except errors.SetupError as error:
+        if error.errno in _TRANSIENT:
+            raise
+        return "" if error.step == "exec" else str(error)
+    except errors.SandboxError as error:
+        return str(error)
+    return f"there is a program {_TRIAL}"
+
+
+def native_refusals(run_in: Callable[..., Result], box: Sandbox) -> list[str]:
+    """What of a Sandbox the machine denies to a native executor."""
+    isolated = tuple(name for name, value in box.isolation().items() if value == "isolated")
+    reason = trial(run_in, isolated, box.user, os.geteuid())
+    return [reason] if reason else []
+
+
+def possible_isolation(run_in: Callable[..., Result]) -> dict[str, str]:
+    """All that an executor can isolate on this machine, as keywords of run_sandbox."""
+    euid = os.geteuid()
+    if not trial(run_in, tuple(ISOLATED), "caller", euid):
+        return dict(ISOLATED)
+    return {
+        name: "undefined" if trial(run_in, (name,), "caller", euid) else "isolated"
+        for name in ISOLATED
+    }

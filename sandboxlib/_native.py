@@ -168,6 +168,12 @@ def open_in_root(directory: int, path: str, flags: int) -> int:
 # ---- structs ---------------------------------------------------------------------------------
 
 
+def pid_of(workspace: Workspace) -> int:
+    """The pid of the child while it is still in its set-up, in the caller's pid namespace."""
+    with open(f"/proc/self/fdinfo/{workspace.run.pidfd}") as file:
+        return int(file.read().partition("Pid:")[2].split()[0])
+
+
 def new_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]]) -> tuple[Any, Any]:
     """A struct sbx_place of the values, and whatever has to stay alive with it."""
     kept: list[Any] = []
@@ -201,6 +207,8 @@ def fill_job(
     stdio: tuple[int, int, int],
     init_fd: int,
     held: Any,
+    passed: int,
+    mapper: int,
 ) -> tuple[Any, ...]:
     """Fills the job of a workspace; returns what has to stay alive until the spawn is over.
 
@@ -213,5 +221,5 @@ def fill_job(
     strings = ffi.from_buffer(blob)
     job.cwd, job.strings, job.vec, job.held = strings, strings + cwd_size, vec, held
     job.stdio = stdio
-    job.init_fd = init_fd
+    job.init_fd, job.passed, job.mapper = init_fd, passed, mapper
     return (vec, strings, held)

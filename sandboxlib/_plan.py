@@ -19,7 +19,7 @@ lib = _native.lib
 
 # clone(2)
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
-NEWPID, NEWNET = 0x20000000, 0x40000000
+NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 
 _ENCODING = sys.getfilesystemencoding()
 _KINDS = {"bind": lib.SBX_BIND, "tmpfs": lib.SBX_TMPFS, "proc": lib.SBX_PROC, "dev": lib.SBX_DEV}
@@ -29,12 +29,20 @@ class Plan:
     """A Sandbox as the C core takes it, and the way back from a step's number to words.
 
     It holds names and numbers only, no descriptor: any number of runs may use it at once.
+    `ids` are the caller's, for a user namespace; without one None.
     """
 
-    def __init__(self, box: Sandbox) -> None:
+    def __init__(self, box: Sandbox, ids: tuple[int, int] | None) -> None:
         self.box = box
         self.mounts = _all_mounts(box)
         values = _place_values(box)
+        if ids is not None:
+            values["namespaces"] |= NEWUSER
+        if ids is not None and box.user != "ranges":
+            for name, number in zip(("uid_map", "gid_map"), ids, strict=True):
+                values[name] = f"{number if box.user == 'caller' else 0} {number} 1"
+        self.in_user_namespace = ids is not None
+        self.mapped_outside = ids is not None and box.user == "ranges"
         self.place, self._kept = _native.new_place(values, [m.values for m in self.mounts])
         self.reaper = bool(values["reaper"])
         self.isolation = box.isolation()
@@ -49,7 +57,8 @@ class Plan:
         """The failure of a step as an exception."""
         name = _native.STEPS[step]
         what, filename = self._about(name, index, job)
-        return errors.setup_error(error, filename, name, what, hint(name, index, error))
+        remedy = hint(name, index, error, self.in_user_namespace)
+        return errors.setup_error(error, filename, name, what, remedy)
 
     def _about(self, step: str, index: int, job: Job) -> tuple[str, str | None]:
         box = self.box
@@ -60,7 +69,8 @@ class Plan:
             path = job.paths[index] if index >= 0 else job.program
             return f"exec {path!r} in the root {box.root}", path
         if step == "cwd":
-            return f"change to {job.cwd!r} in the root {box.root}", job.cwd
+            what = f"Unable to set current working directory: {job.cwd!r} in the root {box.root}"
+            return what, job.cwd
         if step in ("root", "read_only", "attach", "pivot", "chroot"):
             return f"{_ROOT_STEPS[step]} {box.root}", box.root
         if step == "stdio":
@@ -127,9 +137,8 @@ def _place_values(box: Sandbox) -> dict[str, Any]:
         | (isolated["ipc"] and NEWIPC | NEWUTS)
         | (box.hostname is not None and NEWUTS)
     )
-    values = {
+    values: dict[str, Any] = {
         "namespaces": int(namespaces),
-        "root": box.root,
         "read_only": int(box.filesystem_writable_paths != "all"),
         "session": 1,
         "keyring": int(isolated["ipc"]),
@@ -137,6 +146,9 @@ def _place_values(box: Sandbox) -> dict[str, Any]:
         "no_new_privs": int(box.no_new_privs),
         "cut_capabilities": int(box.capabilities != "all"),
     }
+    # chroot(2) to "/" changes nothing, and takes privilege.
+    if box.root != "/" or isolated["mounts"]:
+        values["root"] = box.root
     if box.hostname is not None:
         values["hostname"] = box.hostname
     if box.capabilities == "default":
@@ -146,11 +158,11 @@ def _place_values(box: Sandbox) -> dict[str, Any]:
     return values
 
 
-def plan_for(box: Sandbox) -> Plan:
-    """The Plan of a Sandbox, made once."""
-    plan: Plan | None = box.__dict__["_plan"]
+def plan_for(box: Sandbox, ids: tuple[int, int] | None = None) -> Plan:
+    """The Plan of a Sandbox, made once for each kind of caller."""
+    plan: Plan | None = box._plans.get(ids)
     if plan is None:
-        plan = box.__dict__["_plan"] = Plan(box)
+        plan = box._plans[ids] = Plan(box, ids)
     return plan
 
 
@@ -160,16 +172,20 @@ def plan_for(box: Sandbox) -> Plan:
 class Job:
     """One command: checked, looked up, and encoded as one blob of NUL-ended strings."""
 
+    passed = -1  # a descriptor above 2 that the command is to have
+
     def __init__(
         self,
         command: sandbox.Command,
         cwd: sandbox.Path,
         extra_env: Mapping[str, str] | None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        words = _command_words(command)
-        if not words or not words[0]:
-            raise errors.SpecError("the command is empty")
-        settings, places = _settings(extra_env) if extra_env else _BASE
+        words = command_words(command)
+        if extra_env is None and env is None:
+            settings, places = _BASE
+        else:
+            settings, places = _settings(extra_env, env)
         self._program = program = words[0]
         if b"/" in program:
             self._paths = [program]
@@ -197,13 +213,14 @@ class Job:
         return [os.fsdecode(path) for path in self._paths]
 
 
-def _command_words(command: object) -> list[bytes]:
+def command_words(command: object) -> list[bytes]:
+    """The argv of a command, encoded; SpecError where it is none."""
     if isinstance(command, (str, bytes, os.PathLike)):
         command = (command,)
     if not isinstance(command, (list, tuple)):
         raise errors.SpecTypeError(f"the command is neither a list nor a str: {command!r}")
     try:
-        return [
+        words = [
             word.encode(_ENCODING, "surrogateescape") if type(word) is str else os.fsencode(word)
             for word in command
         ]
@@ -211,23 +228,40 @@ def _command_words(command: object) -> list[bytes]:
         raise errors.SpecTypeError("a word of the command is neither str, bytes nor path") from None
     except UnicodeEncodeError as error:
         raise errors.SpecError(f"a word of the command cannot be encoded: {error}") from None
+    if not words or not words[0]:
+        raise errors.SpecError("the command is empty")
+    return words
 
 
-def _settings(extra_env: Mapping[str, str] | None) -> tuple[list[bytes], list[bytes]]:
+def environment(
+    extra_env: Mapping[str, str] | None, env: Mapping[str, str] | None
+) -> dict[str, str]:
+    """The environment of a command, checked: `env`, or else BASE_ENVIRONMENT, and extra_env."""
+    for name, words in (("extra_env", extra_env), ("env", env)):
+        if words is not None and not isinstance(words, (dict, Mapping)):
+            raise errors.SpecTypeError(f"{name} is not a mapping")
+    whole = sandbox.environment_vars(extra_env) if env is None else {**env, **(extra_env or {})}
+    for name, value in whole.items():
+        # The values may be secret: no message holds one.
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise errors.SpecTypeError(f"the variable {name!r} or its value is not a str")
+        if not name or "=" in name:
+            raise errors.SpecError(f"not the name of a variable: {name!r}")
+    return whole
+
+
+def _settings(
+    extra_env: Mapping[str, str] | None, env: Mapping[str, str] | None = None
+) -> tuple[list[bytes], list[bytes]]:
     """The environment as NAME=VALUE, and the directories of its PATH, ready to be put together."""
+    whole = environment(extra_env, env)
     try:
-        env = sandbox.environment_vars(extra_env)
-        for name, value in env.items():
-            # The values may be secret: no message holds one.
-            if not isinstance(name, str) or not isinstance(value, str):
-                raise errors.SpecTypeError(f"the variable {name!r} or its value is not a str")
-            if not name or "=" in name:
-                raise errors.SpecError(f"not the name of a variable: {name!r}")
-        # An empty entry is the current directory, as in execvp(3).
-        places = [os.fsencode(place + "/") if place else b"" for place in env["PATH"].split(":")]
+        # As in execvp(3): an empty entry is the current directory, and there is a default.
+        path = whole.get("PATH", "/bin:/usr/bin")
+        places = [os.fsencode(place + "/") if place else b"" for place in path.split(":")]
         if len(places) > 9999:
             raise errors.SpecError(f"PATH has {len(places)} entries")
-        return [os.fsencode(f"{name}={value}") for name, value in env.items()], places
+        return [os.fsencode(f"{name}={value}") for name, value in whole.items()], places
     except UnicodeEncodeError:
         raise errors.SpecError("a variable of the environment cannot be encoded") from None
 
@@ -238,16 +272,17 @@ _BASE = _settings(None)
 # ---- words for what failed -------------------------------------------------------------------
 
 _ROOT_STEPS = {
-    "root": "open the root",
+    "root": "Unable to chroot: open the root",
     "read_only": "make read-only the root",
     "attach": "attach a copy of the root",
     "pivot": "pivot_root into",
-    "chroot": "chroot into",
+    "chroot": "Unable to chroot: into",
 }
 _STEPS = {
     "pipe": "make the pipes of the run",
     "lifeline": "open a pidfd of the caller",
     "clone": "clone into new namespaces",
+    "ids": "map the ids of the new user namespace",
     "session": "make a session",
     "keyring": "join a new session keyring",
     "loopback": "bring up lo in the new network namespace",
@@ -290,8 +325,14 @@ _HINTS = {
 }
 
 
-def hint(step: str, index: int, error: int) -> str:
+def hint(step: str, index: int, error: int, in_user_namespace: bool = False) -> str:
     """The likely remedy, or ""."""
+    if in_user_namespace:
+        from . import _machine
+
+        remedy = _machine.user_namespace_remedy(step, error)
+        if remedy:
+            return remedy
     if step == "exec" and error == errno.ENOENT:
         if index < 0:
             return "it is looked for inside the root, in the PATH of the sandbox"

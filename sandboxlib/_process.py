@@ -143,10 +143,22 @@ def _start(
 
 
 def _spawn(
-    workspace: _native.Workspace, plan: Plan, job: Job, stdio: tuple[int, int, int], held: Any
+    workspace: _native.Workspace,
+    plan: Plan,
+    job: Job,
+    stdio: tuple[int, int, int],
+    held: Any,
+    mapper: int = -1,
 ) -> int:
+    if plan.mapped_outside and mapper < 0:
+        from ._mapper import Mapper
+
+        with Mapper(workspace) as fd:
+            return _spawn(workspace, plan, job, stdio, held, fd)
     init = _native.init_descriptor() if plan.reaper else -1
-    keep = _native.fill_job(workspace, job.blob, job.cwd_size, job.counts, stdio, init, held)
+    keep = _native.fill_job(
+        workspace, job.blob, job.cwd_size, job.counts, stdio, init, held, job.passed, mapper
+    )
     result: int = lib.sbx_spawn(plan.place, workspace.job, workspace.run, workspace.stack)
     del keep
     return result

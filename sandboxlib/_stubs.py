@@ -4,15 +4,15 @@
 Removing a directory takes away what other namespaces have mounted on it (mount_namespaces(7)), so
 a stub has to stay while any run of any process uses it, whoever made it:
 
- - A stub is recognised by its mode, one that nobody gives to anything else: set-user-ID, sticky, and
-   writable by nobody. mkdir(2) cannot set the first; so until it is there, a directory in the
-   making is known by being sticky and open to its owner alone. Nobody ever sees a stub that does
-   not look like one.
+ - A stub is recognised by its mode, one that nobody gives to anything else: set-user-ID, sticky,
+   and writable by its owner alone. mkdir(2) cannot set the first; so until it is there, a directory
+   in the making is known by being sticky and open to its owner alone. Nobody ever sees a stub that
+   does not look like one.
  - Whoever mounts on a stub holds a shared lock on it (flock(2)) for as long as the run lasts. The C
    core mounts on no stub that its caller does not hold.
  - Whoever lets go of a stub removes it if the exclusive lock is to be had, that is if nobody else
-   holds it. So the last one removes it, and a stub whose run was killed goes with the next. What has
-   something in it is never removed.
+   holds it. So the last one removes it, and a stub whose run was killed goes with the next. What
+   has something in it is never removed.
 
 Commands of other runs in the same root may do to a stub whatever they like, at any moment. So a
 name is opened without following links and without waiting, and all else is done to what was opened.
@@ -165,7 +165,7 @@ def _make(parent: int, name: str, directory: bool) -> None:
             os.mkdir(name, 0o1500, dir_fd=parent)
             fd = os.open(name, _READ | os.O_DIRECTORY, dir_fd=parent)
         else:
-            fd = os.open(name, _READ | os.O_CREAT | os.O_EXCL, 0o5444, dir_fd=parent)
+            fd = os.open(name, _READ | os.O_CREAT | os.O_EXCL, 0o5644, dir_fd=parent)
     except FileExistsError:
         if _is_link(parent, name):
             raise OSError(errno.ENOENT, "a symbolic link that leads to nothing", name) from None
@@ -175,7 +175,7 @@ def _make(parent: int, name: str, directory: bool) -> None:
     try:
         # Whatever the umask: other users of the sandbox may have to pass.
         if _is_stub(os.fstat(fd)):
-            os.fchmod(fd, 0o5555 if directory else 0o5444)
+            os.fchmod(fd, 0o5755 if directory else 0o5644)
     finally:
         os.close(fd)
 

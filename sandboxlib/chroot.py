@@ -3,24 +3,43 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Mapping
 
-from . import _executor
+from . import _calls, _executor, _machine
+from .errors import UnsupportedError
 from .result import Result
 from .sandbox import CAPTURE, Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from .sandbox import Command, Path, Stream
 
 NAME = "chroot"
+CAPABILITIES = {
+    "network": ["isolated", "undefined"],
+    "mounts": ["isolated", "undefined"],
+    "filesystem_writable_paths": ["all", "any"],
+}
 
 
-def maximum_possible_isolation() -> dict[str, str]:
-    """All that this executor can isolate, as keywords of run_sandbox."""
-    return dict(_executor.ISOLATED)
+def why_not() -> str:
+    """The empty string where it works on this machine, otherwise why not."""
+    return _executor.trial(run_in, ("mounts",), "caller", os.geteuid())
+
+
+def refusals(box: Sandbox) -> list[str]:
+    """What of a Sandbox it cannot promise on this machine, in words."""
+    return _promises_not(box) or _executor.native_refusals(run_in, box)
+
+
+def _promises_not(box: Sandbox) -> list[str]:
+    if box.user != "caller" and os.geteuid() != 0:
+        return [f"user={box.user!r} takes a user namespace for a caller that is not root"]
+    if box.user == "ranges" and _machine.has_one_id():
+        return ["user='ranges': the caller is in a user namespace that has a single id"]
+    return []
 
 
 def run_in(
@@ -32,24 +51,18 @@ def run_in(
     stdout: Stream = CAPTURE,
     stderr: Stream = CAPTURE,
     timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Result:
     """Runs a command in a Sandbox; see run_sandbox."""
-    return _executor.run_native(NAME, box, command, cwd, extra_env, stdin, stdout, stderr, timeout)
+    if box.user != "caller" and (refused := _promises_not(box)):
+        raise UnsupportedError(f"{NAME}: {refused[0]}")
+    return _executor.run_native(
+        NAME, box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env
+    )
 
 
-def run_sandbox(
-    rootfs_path: Path,
-    command: Command,
-    cwd: Path | None = None,
-    extra_env: Mapping[str, str] | None = None,
-    network: str = "undefined",
-    *,
-    stdin: Stream | bytes = None,
-    stdout: Stream = CAPTURE,
-    stderr: Stream = CAPTURE,
-    timeout: float | None = None,
-    **options: Any,
-) -> Result:
-    """Runs a command in a sandbox of its own; see sandboxlib.run_sandbox."""
-    box = _executor.sandbox_for(rootfs_path, {"network": network, **options})
-    return run_in(box, command, cwd, extra_env, stdin, stdout, stderr, timeout)
+_api = _calls.Api(NAME, run_in, functools.partial(_executor.possible_isolation, run_in))
+maximum_possible_isolation = _api.maximum_possible_isolation
+run_sandbox = _api.run_sandbox
+run_sandbox_with_redirection = _api.run_sandbox_with_redirection
+degrade_config_for_capabilities = _api.degrade_config_for_capabilities

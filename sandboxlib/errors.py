@@ -5,7 +5,8 @@
      |- SpecError(ValueError)                the request makes no sense; nothing was touched
      |   `- SpecTypeError(TypeError)         ... because a value has the wrong type
      |- UnsupportedError(AssertionError)     this executor cannot promise that; nothing was touched
-     |- SetupError(OSError)                  the kernel refused a step; everything was undone
+     |   `- ProgramNotFound                  ... because its program is not installed
+     |- SetupError(OSError, RuntimeError)    the kernel refused a step; everything was undone
      |   |- SetupNotFound(FileNotFoundError)
      |   |- SetupDenied(PermissionError)
      |   `- SetupNotADirectory(NotADirectoryError)
@@ -36,8 +37,14 @@ class UnsupportedError(SandboxError, AssertionError):
     """The executor cannot promise what was asked. Nothing was touched."""
 
 
-class SetupError(SandboxError, OSError):
+class ProgramNotFound(UnsupportedError):
+    """The program that an executor drives is not installed."""
+
+
+class SetupError(SandboxError, OSError, RuntimeError):
     """The kernel refused a step on the way to the command, which was not run.
+
+    It is a RuntimeError as well, because earlier versions raised those for a bad root or cwd.
 
     errno, strerror, filename: as in every OSError; filename may be None.
     step: the name of the step, as in csrc/sandbox.h without its prefix ("mount", "cwd", "exec").

@@ -87,13 +87,16 @@ def _flag(what: str, value: object) -> None:
 
 def absolute(path: str) -> str:
     """The path from '/' on, as the kernel would go it: `link/..` stays what it is."""
-    if path.startswith("/"):
-        return path
+    return path if path.startswith("/") else os.path.join(caller_directory(), path)
+
+
+def caller_directory() -> str:
+    """os.getcwd(); SetupError where it was removed."""
     try:
-        return os.path.join(os.getcwd(), path)
+        return os.getcwd()
     except FileNotFoundError:
         what = "the directory of the caller, which was removed"
-        raise setup_error(errno.ENOENT, path, "cwd", what) from None
+        raise setup_error(errno.ENOENT, None, "cwd", what) from None
 
 
 class _Value:
@@ -318,13 +321,18 @@ class Sandbox(_Value):
     init: bool            True (the default): with processes='isolated' pid 1 is a reaper. False:
                           it is the command itself, 0.1 ms sooner; then nobody reaps orphans,
                           SIGTERM that it sends to itself is ignored, abort() ends it with -11.
+    user                  'caller' (the default): the ids of the caller. 'root': uid and gid 0. As
+                          root that is no difference; other callers appear as root in a user
+                          namespace in which no other id exists. 'ranges': the same, with the ids
+                          that /etc/subuid and /etc/subgid give to the caller from 1 on
+                          (newuidmap(1)), as chown(2) and package managers need it.
 
     Raises SpecError for everything that makes no sense.
     """
 
     _fields = (
         *("root", "network", "mounts", "processes", "ipc", "hostname", "extra_mounts"),
-        *("filesystem_writable_paths", "capabilities", "no_new_privs", "init"),
+        *("filesystem_writable_paths", "capabilities", "no_new_privs", "init", "user"),
     )
     root: str
     network: str
@@ -337,7 +345,8 @@ class Sandbox(_Value):
     capabilities: str | tuple[str, ...]
     no_new_privs: bool
     init: bool
-    _plan: Any
+    user: str
+    _plans: dict[object, Any]
 
     def __init__(
         self,
@@ -353,6 +362,7 @@ class Sandbox(_Value):
         capabilities: str | Iterable[str] = "default",
         no_new_privs: bool = True,
         init: bool = True,
+        user: str = "caller",
     ) -> None:
         put = self.__dict__.__setitem__  # frozen: the one way in
         put("root", _root(root))
@@ -375,7 +385,9 @@ class Sandbox(_Value):
         for name, flag in (("no_new_privs", no_new_privs), ("init", init)):
             _flag(name, flag)
             put(name, flag)
-        put("_plan", None)
+        _choice("user", user, ("caller", "root", "ranges"))
+        put("user", user)
+        put("_plans", {})
         self._check_together()
 
     def _check_together(self) -> None:
@@ -396,7 +408,7 @@ class Sandbox(_Value):
         return {name: getattr(self, name) for name in self._fields}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _plan=None)
+        self.__dict__.update(state, _plans={})
 
     def run(
         self,

@@ -28,17 +28,22 @@ ORDER = [
     {"errors"},
     {"sandbox", "result"},
     {"_native"},
-    {"_plan", "_stubs"},
+    {"_machine"},
+    {"_mapper", "_stubs"},
+    {"_plan"},
     {"_process"},
     {"_executor"},
-    {"chroot", "linux_user_chroot", "load"},
+    {"_calls", "_luc_mounts"},
+    {"chroot", "linux_user_chroot", "user_namespace", "bubblewrap"},
+    {"_ladder"},
+    {"_doctor", "load", "utils"},
     {"__init__"},
     {"_demo_source"},
     {"_demo"},
     {"__main__"},
 ]
 LICENSED = [
-    *("sandboxlib/**/*.py", "sandboxlib/*.pyi", "csrc/*", "tests/*.py", "benchmarks/*.[pc]*"),
+    *("sandboxlib/**/*.py", "sandboxlib/*.pyi", "csrc/*", "tests/*.[pc]*", "benchmarks/*.[pc]*"),
     *("*.py", "*.md", "*.toml", "*.in", "docs/*.md", ".ci/*", ".clang-format"),
 ]
 # Steps without a line in the table: the caller's own, two that MOUNT tells apart, the reaper's.

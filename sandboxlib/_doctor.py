@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What works on this machine, and what an administrator can do about what does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from types import ModuleType
+
+from . import _ladder, _machine, errors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def examine() -> list[dict[str, Any]]:
+    """See sandboxlib.doctor."""
+    return [_examine(_ladder.get_executor(name)) for name in _ladder.EXECUTORS]
+
+
+def _examine(executor: ModuleType) -> dict[str, Any]:
+    reason: str = executor.why_not()
+    isolation: dict[str, str] = {} if reason else executor.maximum_possible_isolation()
+    causes = []
+    if reason or "undefined" in isolation.values():
+        causes = _CAUSES[executor.NAME]()
+    if executor.NAME == "user_namespace" and not reason:
+        causes += _about_ranges()
+    return {
+        "name": executor.NAME,
+        "usable": not reason,
+        "reason": reason,
+        "isolation": isolation,
+        "causes": causes,
+    }
+
+
+def _about_root() -> list[tuple[str, str]]:
+    if os.geteuid() != 0:
+        return [("the caller is not root", "run as root, or use another executor")]
+    bits = int(_machine.status("CapEff") or "0", 16)
+    missing = [
+        name for name, bit in (("CAP_SYS_ADMIN", 21), ("CAP_SYS_CHROOT", 18)) if not bits >> bit & 1
+    ]
+    causes = [(f"root lacks {name}", f"docker run --cap-add {name[4:]}") for name in missing]
+    return causes + _about_containers()
+
+
+def _about_containers() -> list[tuple[str, str]]:
+    causes = []
+    if _machine.status("Seccomp") == "2":
+        causes.append(_machine.SECCOMP)
+    if _machine.proc_is_masked():
+        causes.append(_machine.MASKED_PROC)
+    if _machine.kernel_is_older_than(5, 12):
+        causes.append((f"the kernel is {os.uname().release}", "Linux 5.12 or newer"))
+    return causes
+
+
+def _about_user_namespaces() -> list[tuple[str, str]]:
+    causes = _machine.user_namespace_causes()
+    if _machine.proc_is_masked():
+        causes.append(_machine.MASKED_PROC)
+    return causes
+
+
+def _about_ranges() -> list[tuple[str, str]]:
+    """Only user='ranges' misses them."""
+    if os.geteuid() == 0:
+        return []
+    from . import _mapper
+
+    causes = []
+    for kind in ("uid", "gid"):
+        if shutil.which(f"new{kind}map") is None:
+            causes.append((f"user='ranges': there is no new{kind}map", "install uidmap"))
+        try:
+            _mapper.ranges(kind)
+        except errors.UnsupportedError as error:
+            cause, _, remedy = str(error).rpartition("; ")
+            causes.append((f"user='ranges': {cause}", remedy))
+    return causes
+
+
+def _about_set_user_id() -> list[tuple[str, str]]:
+    causes = []
+    if _machine.status("NoNewPrivs") == "1":
+        remedy = (
+            "start the caller without it: no systemd NoNewPrivileges=, no docker no-new-privileges"
+        )
+        causes.append(("no_new_privs is set for the caller", remedy))
+    path = shutil.which("linux-user-chroot")
+    if path is None:
+        causes.append(("there is no linux-user-chroot in PATH", "install it, 2015.1 best"))
+        return causes
+    status = os.stat(path)
+    if os.geteuid() != 0 and (status.st_uid != 0 or not status.st_mode & 0o4000):
+        causes.append((f"{path} is not set-user-ID root", f"chown root {path}; chmod 4755 {path}"))
+    if os.statvfs(path).f_flag & os.ST_NOSUID:
+        causes.append((f"{path} is on a mount with nosuid", "mount -o remount,suid"))
+    return causes
+
+
+def _about_bubblewrap() -> list[tuple[str, str]]:
+    if shutil.which("bwrap") is None:
+        return [("there is no bwrap in PATH", "install bubblewrap")]
+    return _about_user_namespaces()
+
+
+_CAUSES = {
+    "chroot": _about_root,
+    "linux_user_chroot": _about_set_user_id,
+    "user_namespace": _about_user_namespaces,
+    "bubblewrap": _about_bubblewrap,
+}
+
+
+def report() -> str:
+    """The same for people to read."""
+    lines = []
+    for found in examine():
+        lines.append(f"{found['name']}: {'works' if found['usable'] else 'does not work'}")
+        if found["reason"]:
+            lines.append(f"    {found['reason']}")
+        undefined = [name for name, value in found["isolation"].items() if value != "isolated"]
+        if undefined:
+            lines.append(f"    cannot isolate {', '.join(undefined)}")
+        lines += [f"    {cause}\n        remedy: {remedy}" for cause, remedy in found["causes"]]
+    try:
+        lines.append(f"chosen here: {_ladder.executor_for_platform().NAME}")
+    except errors.UnsupportedError:
+        lines.append("chosen here: none")
+    return "\n".join(lines)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which executor runs a call: the first on the ladder that can promise all that it asks for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+from . import _calls, _executor
+from .errors import UnsupportedError
+from .result import Result
+from .sandbox import CAPTURE, Sandbox
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .sandbox import Command, Path, Stream
+
+#: From the most to the least direct way.
+EXECUTORS = ("chroot", "linux_user_chroot", "user_namespace", "bubblewrap")
+VARIABLE = "SANDBOXLIB_BACKEND"
+
+
+def get_executor(name: str) -> ModuleType:
+    """The executor of that name; '-' is as good as '_'. KeyError where there is none."""
+    canonical = name.replace("-", "_")
+    if canonical not in EXECUTORS:
+        raise KeyError(name)
+    return importlib.import_module(f".{canonical}", __package__)
+
+
+def _candidates() -> tuple[str, ...]:
+    name = os.environ.get(VARIABLE)
+    if not name:
+        return EXECUTORS
+    canonical = name.replace("-", "_")
+    if canonical in EXECUTORS:
+        return (canonical,)
+    known = ", ".join(EXECUTORS)
+    warnings.warn(f"{VARIABLE} is {name!r}, none of {known}; it is ignored", stacklevel=2)
+    return EXECUTORS
+
+
+def executor_for_platform() -> ModuleType:
+    """The first executor on the ladder that works on this machine.
+
+    The variable SANDBOXLIB_BACKEND names another; a name that is none is warned about, and ignored.
+    UnsupportedError where none works; it says for each why not.
+    """
+    reasons = []
+    for name in _candidates():
+        executor = get_executor(name)
+        reason = executor.why_not()
+        if not reason:
+            return executor
+        reasons.append(f"{name}: {reason}")
+    raise UnsupportedError("no executor works on this machine\n  " + "\n  ".join(reasons))
+
+
+def choose(box: Sandbox) -> ModuleType:
+    """The first executor on the ladder that can promise all of a Sandbox; see above."""
+    reasons = []
+    for name in _candidates():
+        executor = get_executor(name)
+        reason = "; ".join(executor.refusals(box))
+        if not reason:
+            return executor
+        reasons.append(f"{name}: {reason}")
+    raise UnsupportedError("no executor can promise this\n  " + "\n  ".join(reasons))
+
+
+def run_in(
+    box: Sandbox,
+    command: Command,
+    cwd: Path | None = None,
+    extra_env: Mapping[str, str] | None = None,
+    stdin: Stream | bytes = None,
+    stdout: Stream = CAPTURE,
+    stderr: Stream = CAPTURE,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Result:
+    """Runs a command in a Sandbox, by the executor that is chosen; see run_sandbox."""
+    key = os.geteuid(), os.environ.get(VARIABLE)
+    chosen: Callable[..., Result] | None = box._plans.get(key)
+    if chosen is None:
+        chosen = box._plans[key] = choose(box).run_in
+    return chosen(box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env)
+
+
+def _possible() -> dict[str, str]:
+    """The most that one executor can isolate here."""
+    best: dict[str, str] = dict(_executor.UNDEFINED)
+    for name in _candidates():
+        executor = get_executor(name)
+        possible = best if executor.why_not() else executor.maximum_possible_isolation()
+        if list(possible.values()).count("isolated") > list(best.values()).count("isolated"):
+            best = possible
+    return best
+
+
+api = _calls.Api("sandboxlib", run_in, _possible)

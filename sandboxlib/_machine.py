@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine forbids, why, and what an administrator can do about it.
+
+One place for the knowledge that the hints of errors and `run-sandbox doctor` share. Nothing here
+decides anything: whether an executor works is found by trying it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+def read(path: str) -> str:
+    """The text of a small file, or "" where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def status(field: str) -> str:
+    """A field of /proc/self/status (proc(5)), or ""."""
+    for line in read("/proc/self/status").splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return value.strip()
+    return ""
+
+
+def kernel_is_older_than(major: int, minor: int) -> bool:
+    """Whether uname(2) says so."""
+    numbers = os.uname().release.split(".")[:2]
+    try:
+        return (int(numbers[0]), int("".join(filter(str.isdigit, numbers[1])))) < (major, minor)
+    except (ValueError, IndexError):
+        return False
+
+
+def is_chrooted() -> bool:
+    """Whether the caller's root is not the root of its mount namespace, as far as can be told."""
+    points = (line.split()[4] for line in read("/proc/self/mountinfo").splitlines())
+    return "/" not in points
+
+
+def has_one_id() -> bool:
+    """Whether the caller is in a user namespace in which only one uid exists."""
+    counts = [int(line.split()[2]) for line in read("/proc/self/uid_map").splitlines()]
+    return sum(counts) == 1
+
+
+def mounts_below(path: str) -> list[str]:
+    """The mount points below a path, not the path itself (proc_pid_mountinfo(5))."""
+    real = os.path.realpath(path).rstrip("/")
+    points = []
+    for line in read("/proc/self/mountinfo").splitlines():
+        point = line.split()[4]
+        for octal, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n")):
+            point = point.replace(octal, character)
+        points.append(point.replace("\\134", "\\"))
+    return [point for point in points if point.startswith(f"{real}/") and point != f"{real}/"]
+
+
+_SYSCTLS = (
+    # file, value that forbids, remedy
+    ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+    ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=15000"),
+)
+
+
+SECCOMP = (
+    "a seccomp filter is in force, as in a container",
+    "docker run --security-opt seccomp=unconfined, or a profile that allows clone and mount calls",
+)
+MASKED_PROC = (
+    "parts of the caller's /proc are hidden, as in a container, so the kernel gives no new one",
+    "docker run --security-opt systempaths=unconfined, or processes='undefined'",
+)
+
+
+def user_namespace_causes() -> list[tuple[str, str]]:
+    """Why a process without privilege may not have a user namespace: (cause, remedy) pairs."""
+    causes = []
+    for name, forbids, remedy in _SYSCTLS:
+        if read(f"/proc/sys/{name}") == forbids:
+            causes.append((f"sysctl {name.replace('/', '.')} is {forbids}", remedy))
+    if read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+        remedy = (
+            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile "
+            "with 'userns,' for the calling program"
+        )
+        causes.append(("sysctl kernel.apparmor_restrict_unprivileged_userns is 1", remedy))
+    if is_chrooted():
+        causes.append(("the caller is in a chroot", "call from a mount namespace of its own"))
+    if status("Seccomp") == "2":
+        causes.append(SECCOMP)
+    if kernel_is_older_than(5, 12):
+        causes.append((f"the kernel is {os.uname().release}", "Linux 5.12 or newer"))
+    return causes
+
+
+def proc_is_masked() -> bool:
+    """Whether something is mounted over parts of /proc, as containers do."""
+    lines = read("/proc/self/mountinfo").splitlines()
+    return any(line.split()[4].startswith("/proc/") for line in lines)
+
+
+def user_namespace_remedy(step: str, error: int) -> str:
+    """The likely remedy for a step of a run in a user namespace, or ""."""
+    if step in ("clone", "ids") or (step == "private" and error == errno.EACCES):
+        causes = user_namespace_causes()
+        return "; ".join(f"{cause}: {remedy}" for cause, remedy in causes)
+    if step in ("source", "mount") and error == errno.EPERM and proc_is_masked():
+        return ": ".join(MASKED_PROC)
+    if step in ("source", "root") and error == errno.EINVAL:
+        return "it hides mounts that a user namespace may not uncover: bind it recursively"
+    return ""

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native executor for callers without privilege: the C core in a user namespace.
+
+In the namespace the command has its caller's ids by default (user='caller'), or is root there and
+nowhere else (user='root'), with more ids where /etc/subuid gives some (user='ranges').
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+
+from . import _calls, _executor
+from .result import Result
+from .sandbox import CAPTURE, Sandbox
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .sandbox import Command, Path, Stream
+
+NAME = "user_namespace"
+CAPABILITIES = {
+    "network": ["isolated", "undefined"],
+    "mounts": ["isolated", "undefined"],
+    "filesystem_writable_paths": ["all", "any"],
+}
+
+
+def why_not() -> str:
+    """The empty string where it works on this machine, otherwise why not."""
+    return _executor.trial(run_in, (), "caller", os.geteuid())
+
+
+def refusals(box: Sandbox) -> list[str]:
+    """What of a Sandbox it cannot promise on this machine, in words."""
+    return _executor.native_refusals(run_in, box)
+
+
+def run_in(
+    box: Sandbox,
+    command: Command,
+    cwd: Path | None = None,
+    extra_env: Mapping[str, str] | None = None,
+    stdin: Stream | bytes = None,
+    stdout: Stream = CAPTURE,
+    stderr: Stream = CAPTURE,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Result:
+    """Runs a command in a Sandbox; see run_sandbox."""
+    ids = os.geteuid(), os.getegid()
+    return _executor.run_native(
+        NAME, box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, ids
+    )
+
+
+_api = _calls.Api(NAME, run_in, functools.partial(_executor.possible_isolation, run_in))
+maximum_possible_isolation = _api.maximum_possible_isolation
+run_sandbox = _api.run_sandbox
+run_sandbox_with_redirection = _api.run_sandbox_with_redirection
+degrade_config_for_capabilities = _api.degrade_config_for_capabilities
