@@ -1,29 +1,404 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The executor that wraps the program linux-user-chroot. It is not built yet, and says so."""
+"""The executor for ordinary users: it drives the set-user-ID program linux-user-chroot.
+
+What the program cannot promise is refused. These differences remain, and are no promise broken:
+
+ - A command that a signal ended has exit status 1: the program says no more.
+ - There is no reaper, whatever `init` says: with processes='isolated' the command is pid 1.
+ - network='isolated' leaves lo down, ipc='isolated' the session keyring, mounts='undefined'
+   isolates mounts nevertheless.
+ - A tmpfs is a new directory on disk, removed afterwards. Mount.dev() has no pts and no shm.
+ - A run that could not begin has exit status 1 too. It is told apart by what the program writes to
+   stderr, where that is captured (or goes to a stdout that is), else by a shell in the root that
+   reports before it executes the command. What a shell does to PWD and SHLVL, where they are in the
+   environment, and to `_`, is seen then. Where stderr is not captured, and the root has no /bin/sh,
+   or stdin is a file, or a variable has a name that no shell knows, it is not told apart.
+ - A run goes on where its caller is killed. Nothing is left of one that is interrupted.
+ - A target is looked up before the run, not during it: the program follows symbolic links out of
+   the root, so none is left in what it is given. Whoever may rename things in the root meanwhile
+   can make a mount miss its place; it never shows outside the run.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from time import monotonic
+
+from . import _calls, _executor, _plan, errors
+from ._luc_mounts import Recipe, View
 from .errors import UnsupportedError
+from .sandbox import CAPTURE, STDOUT, Sandbox, caller_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from .result import Result
+    from .sandbox import Command, Path, Stream
 
 NAME = "linux_user_chroot"
+CAPABILITIES = {
+    "network": ["isolated", "undefined"],
+    "mounts": ["isolated", "undefined"],
+    "filesystem_writable_paths": ["all", "any"],
+}
+PROGRAM = "linux-user-chroot"
+PLACES = ("/usr/bin", "/usr/local/bin", "/bin", "/sbin", "/usr/sbin", "/usr/local/sbin")
+
+#: What glibc takes out of the environment of a set-user-ID program (2.36), or edits.
+STRIPPED = frozenset(
+    "GCONV_PATH GETCONF_DIR GLIBC_TUNABLES HOSTALIASES LD_AUDIT LD_DEBUG LD_DEBUG_OUTPUT "
+    "LD_DYNAMIC_WEAK LD_HWCAP_MASK LD_LIBRARY_PATH LD_ORIGIN_PATH LD_PRELOAD LD_PROFILE "
+    "LD_SHOW_AUXV LOCALDOMAIN LOCPATH MALLOC_CHECK_ MALLOC_TRACE NIS_PATH NLSPATH "
+    "RESOLV_HOST_CONF RES_OPTIONS TMPDIR TZDIR".split()
+)
 
 
-def _refuse() -> NoReturn:
-    raise UnsupportedError(
-        "the executor linux_user_chroot is not part of this version of sandboxlib; "
-        "sandboxlib.chroot runs commands as root"
-    )
+# ---- the program -----------------------------------------------------------------------------
 
 
-def maximum_possible_isolation() -> dict[str, str]:
-    """Raises UnsupportedError."""
-    _refuse()
+class Tool:
+    """A linux-user-chroot that was tried and works."""
+
+    def __init__(self, path: str, version: tuple[int, int], leaks: bool) -> None:
+        self.path = path
+        self.version = version
+        self.recent = version >= (2015, 1)  # no_new_privs, --mount-devapi, and the limit
+        self.limit = 1023 if self.recent else 49
+        self.leaks = leaks
 
 
-def run_sandbox(*words: Any, **options: Any) -> NoReturn:
-    """Raises UnsupportedError."""
-    _refuse()
+_tools: dict[tuple[object, ...], Tool | str] = {}
+
+
+def find_tool() -> str | None:
+    """The program in the caller's PATH, or where it is usually installed."""
+    for place in (*os.environ.get("PATH", "").split(":"), *PLACES):
+        path = os.path.join(place, PROGRAM)
+        if path.startswith("/") and os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def why_not() -> str:
+    """ "" where the program can be used; else a sentence with the cause and the remedy."""
+    tool = _tool()
+    return tool if isinstance(tool, str) else ""
+
+
+def _tool() -> Tool | str:
+    """The program, tried once in each process; or why it cannot be used."""
+    path = find_tool()
+    if path is None:
+        return f"there is no {PROGRAM} in PATH nor in {', '.join(PLACES)}; install it, 2015.1 best"
+    found = os.stat(path)
+    key = (path, found.st_dev, found.st_ino, found.st_ctime_ns, os.geteuid())
+    if key not in _tools:
+        _tools[key] = _obstacle(path, found) or _try(path)
+    return _tools[key]
+
+
+def _obstacle(path: str, found: os.stat_result) -> str:
+    """What can be seen without running it. Of it all only the last hinders root."""
+    if os.geteuid() != 0:
+        if found.st_uid != 0 or not found.st_mode & stat.S_ISUID:
+            remedy = f"chown root {path} && chmod 4755 {path}"
+            return f"{path} is not owned by root and set-user-ID; as root: {remedy}"
+        if os.statvfs(path).f_flag & os.ST_NOSUID:
+            return f"{path} is on a mount with nosuid; install it elsewhere, or remount that suid"
+        if _no_new_privs():
+            return (
+                f"this process has no_new_privs, so that {path} gains no privilege; start it "
+                "without (systemd: NoNewPrivileges=no, docker: no --security-opt no-new-privileges)"
+            )
+    if os.statvfs("/").f_flag & os.ST_RDONLY:
+        return f"/ is read-only, which {path} would undo for the whole machine; remount / writable"
+    return ""
+
+
+def _no_new_privs() -> bool:
+    with contextlib.suppress(OSError), open("/proc/self/status") as lines:
+        return any(line.split() == ["NoNewPrivs:", "1"] for line in lines)
+    return False
+
+
+def _try(path: str) -> Tool | str:
+    """Runs the program on itself, the one program that is there for sure."""
+    import subprocess
+
+    def attempt(*words: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [path, *words, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd="/",
+            env={},
+            timeout=30,
+            check=False,
+        )
+        return done.returncode, done.stdout.decode("ascii", "replace"), os.fsdecode(done.stderr)
+
+    try:
+        exit, out, err = attempt()
+        if exit == 0:
+            exit, out, err = attempt("/", path)
+        if exit == 0:
+            # The variant that binds files leaves a descriptor of every source open.
+            leaks = attempt("--mount-bind", path, path, "/", path)[0] == 0
+            return Tool(path, _version(out), leaks)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{path} cannot be run: {error}; install it again"
+    reason = err.strip() or f"exit status {exit}"
+    return f"{path} does not work here: {reason}; in a container it takes CAP_SYS_ADMIN"
+
+
+def _version(text: str) -> tuple[int, int]:
+    """(2015, 1) from a word like 2015.1; what is not understood is taken for the oldest."""
+    for word in text.replace(",", " ").split():
+        year, _, number = word.partition(".")
+        if len(year) == 4 and year.isdigit() and number.isdigit():
+            return int(year), int(number)
+    return 2013, 1
+
+
+# ---- what it cannot promise ------------------------------------------------------------------
+
+
+def refusals(box: Sandbox) -> list[str]:
+    """A sentence for each keyword that this executor cannot keep."""
+    tool = _tool()
+    if isinstance(tool, str):
+        return [tool]
+    recent = tool.recent
+    found = []
+    if box.hostname is not None:
+        found.append("linux-user-chroot cannot set a hostname")
+    if box.no_new_privs and not recent:
+        found.append("linux-user-chroot before 2015.1 cannot promise no_new_privs=True")
+    if not box.no_new_privs and recent:
+        found.append("linux-user-chroot of 2015.1 or later always sets no_new_privs")
+    if box.user not in ("caller", "caller" if os.getuid() else "root"):
+        found.append("linux-user-chroot runs commands as the caller only")
+    # An ordinary user's command has what the user has: none. Root's has all, or before 2015 none.
+    kept = ("default", "all", "none") if os.getuid() else ("all",) if recent else ("none",)
+    if box.capabilities not in kept:
+        words = " or ".join(map(repr, kept))
+        found.append(f"linux-user-chroot promises this caller no other capabilities than {words}")
+    if any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts):
+        found.append("linux-user-chroot mounts directories, not files")
+    if any(mount.size is not None for mount in box.extra_mounts):
+        found.append("linux-user-chroot cannot limit the size of a tmpfs")
+    if any(mount.type == "dev" for mount in box.extra_mounts) and not recent:
+        found.append("linux-user-chroot before 2015.1 has no Mount.dev()")
+    return found
+
+
+# ---- the command line ------------------------------------------------------------------------
+
+
+def command_line(
+    tool: Tool, recipe: Recipe, words: list[bytes | str], cwd: str
+) -> list[bytes | str]:
+    """All words of a run. Raises UnsupportedError where the program does not take so many."""
+    kinds = (("net", "network"), ("pid", "processes"), ("ipc", "ipc"))
+    options = [[f"--unshare-{kind}"] for kind, name in kinds if _isolates(recipe.box, name)]
+    if cwd != "/":
+        options.append(["--chdir", cwd])
+    options += recipe.options()
+    if len(options) > tool.limit:
+        version = "{}.{}".format(*tool.version)
+        raise UnsupportedError(
+            f"the sandbox takes {len(options)} options of linux-user-chroot, "
+            f"which takes {tool.limit} at most in version {version}"
+        )
+    return [tool.path, *(word for option in options for word in option), recipe.root, *words]
+
+
+def _isolates(box: Sandbox, name: str) -> bool:
+    return box.isolation()[name] == "isolated"
+
+
+def with_stripped(view: View, words: list[bytes | str], env: dict[str, str]) -> list[bytes | str]:
+    """The command with a front that sets the variables which would not arrive otherwise.
+
+    They leave `env`: the program itself is to run without them. Others can read them in /proc.
+    """
+    names = sorted(STRIPPED & env.keys())
+    if not names:
+        return words
+    helper = _executable(view, "/usr/bin/env", "/bin/env")
+    if helper is None or b"=" in os.fsencode(words[0]):
+        raise UnsupportedError(
+            f"the loader of a set-user-ID program removes {', '.join(names)}; "
+            "to set them in the sandbox its root has to have /usr/bin/env"
+        )
+    return [helper, *(f"{name}={env.pop(name)}" for name in names), *words]
+
+
+def _executable(view: View, *paths: str) -> str | None:
+    found = (path for path in paths if os.access(view.find(path) or "", os.X_OK))
+    return next(found, None)
+
+
+def with_report(words: list[bytes | str], env: Mapping[str, str]) -> list[bytes | str]:
+    """The command behind a shell that writes one byte to stdin before it executes the command.
+
+    What a shell adds to the environment is taken away, so far as it lets it be.
+    """
+    added = [name for name in ("PWD", "OLDPWD", "SHLVL") if name not in env]
+    unset = f"unset {' '.join(added)}; " if added else ""
+    return ["/bin/sh", "-c", f'echo >&0; {unset}exec "$@"', "sh", *words]
+
+
+def _passes_a_shell(env: Mapping[str, str]) -> bool:
+    """A shell drops variables that it could not name."""
+    return all(name.isascii() and name.isidentifier() for name in env)
+
+
+def report_file(stdin: bytes | bytearray | memoryview | None, undo: contextlib.ExitStack) -> int:
+    """A stdin that can be reported to: what is read follows one byte, which is overwritten."""
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    undo.callback(os.close, fd)
+    for part in (b"?", stdin or b""):
+        rest = memoryview(part).cast("B")
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+# ---- a run -----------------------------------------------------------------------------------
+
+
+def run_in(
+    box: Sandbox,
+    command: Command,
+    cwd: Path | None = None,
+    extra_env: Mapping[str, str] | None = None,
+    stdin: Stream | bytes = None,
+    stdout: Stream = CAPTURE,
+    stderr: Stream = CAPTURE,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Result:
+    """Runs a command in a Sandbox; see run_sandbox."""
+    start = monotonic()
+    if timeout is not None:
+        _executor.check_timeout(timeout)
+    if cwd is None:
+        cwd = caller_directory() if box.root == "/" else "/"
+    place = _plan.Job(command, cwd, extra_env, env).cwd  # checks all of them
+    settings = dict(_plan.environment(extra_env, env))
+    words: list[bytes | str] = [*_plan.command_words(command)]
+    tool = _tool()
+    if isinstance(tool, str):
+        raise (UnsupportedError if find_tool() else errors.ProgramNotFound)(tool)
+    refused = refusals(box)
+    if refused:
+        raise UnsupportedError("; ".join(refused))
+    with contextlib.ExitStack() as undo:
+        recipe = Recipe(box, undo, None if timeout is None else start + timeout)
+        _check_leaks(tool, recipe)
+        run = _Run(os.fsdecode(words[0]), place, recipe.view)
+        words = with_stripped(recipe.view, words, settings)
+        ask = not _is_seen(stdout, stderr) and _passes_a_shell(settings)
+        ask = ask and _executable(recipe.view, "/bin/sh") is not None
+        if ask and (stdin is None or isinstance(stdin, (bytes, bytearray, memoryview))):
+            run.check_first(settings)
+            words = with_report(words, settings)
+            stdin = run.report = report_file(stdin, undo)
+        argv = command_line(tool, recipe, words, place)
+        isolation = {**box.isolation(), "mounts": "isolated"}
+        rest = (stdin, stdout, stderr, timeout, start, isolation)
+        result = _executor.run_tool(NAME, box, argv, settings, *rest)
+        if result.exit == 1 and not result.timed_out:
+            run.check_setup(result)
+        return result
+
+
+def _check_leaks(tool: Tool, recipe: Recipe) -> None:
+    if tool.leaks and any(option[0] == "--mount-bind" for option in recipe.options()):
+        raise UnsupportedError(
+            f"{tool.path} leaves open in the sandbox what it binds, which leads out of the root; "
+            "install release 2015.1 of linux-user-chroot"
+        )
+
+
+def _is_seen(stdout: Stream, stderr: Stream) -> bool:
+    """Whether the Result will have what the program writes to stderr."""
+    stream = stdout if type(stderr) is int and stderr == STDOUT else stderr
+    return type(stream) is int and stream == CAPTURE
+
+
+_STEPS = {
+    "clone": "clone",
+    "prctl (PR_SET_NO_NEW_PRIVS)": "no_new_privs",
+    "mount (MS_BIND)": "mount",
+    "mount (MS_BIND | MS_RDONLY)": "mount",
+    'mount ("proc")': "mount",
+    "setting up devapi": "mount",
+    "mount (MS_MOVE)": "pivot",
+    "chroot": "chroot",
+    "chdir": "cwd",  # or the root; but that was entered a moment ago
+    "execv": "exec",
+}
+
+
+class _Run:
+    """Tells a run that could not begin from a command that has exit status 1."""
+
+    def __init__(self, program: str, cwd: str, view: View) -> None:
+        self.program, self.cwd, self.view = program, cwd, view
+        self.report = -1  # of report_file, where a shell stands in front of the command
+
+    def check_first(self, env: Mapping[str, str]) -> None:
+        """Raises what would only be written to stderr: a cwd or a program that is not there."""
+        number = errno.ENOENT
+        here = self.view.find(os.path.join("/", self.cwd))
+        if here is None or (here and not os.path.isdir(here)):
+            raise self._error("cwd", errno.ENOTDIR if here else errno.ENOENT)
+        for place in [""] if "/" in self.program else env.get("PATH", "/bin:/usr/bin").split(":"):
+            host = self.view.find(os.path.join("/", self.cwd, place, self.program))
+            if host == "" or (host and os.access(host, os.X_OK) and not os.path.isdir(host)):
+                return
+            number = errno.EACCES if host else number
+        raise self._error("exec", number)
+
+    def check_setup(self, result: Result) -> None:
+        """Raises SetupError where the status is not the command's."""
+        if self.report >= 0:
+            if os.pread(self.report, 1, 0) == b"?":
+                what = f"{PROGRAM}, which wrote its reason to the stderr of the run"
+                raise errors.setup_error(errno.EIO, None, "mount", what)
+            return
+        output = (result.out if result.err is None else result.err) or b""
+        if len(output) > 200 or not output.endswith(b"\n"):
+            return
+        head, _, tail = os.fsdecode(output[:-1]).rpartition(": ")
+        if not head and tail.startswith("Couldn't ") and tail.endswith(" bind mount source"):
+            raise errors.setup_error(errno.EACCES, None, "source", f"{PROGRAM}: {tail}")
+        number = next((n for n in errno.errorcode if os.strerror(n) == tail), 0)
+        if head in _STEPS and number:
+            raise self._error(_STEPS[head], number, f"{PROGRAM}: {head}")
+
+    def _error(self, step: str, number: int, what: str = "") -> errors.SetupError:
+        root, filename = self.view.over["/"], None
+        if step == "exec":
+            filename, what = self.program, f"exec {self.program!r} in the root {root}"
+        if step == "cwd":
+            filename, what = self.cwd, f"change to {self.cwd!r} in the root {root}"
+        return errors.setup_error(number, filename, step, what, _plan.hint(step, -1, number))
+
+
+def _possible_isolation() -> dict[str, str]:
+    return dict(_executor.UNDEFINED if why_not() else _executor.ISOLATED)
+
+
+# In the form of 0.3 the command is not made pid 1, which has nobody here to reap for it.
+_api = _calls.Api(NAME, run_in, _possible_isolation, processes="undefined")
+maximum_possible_isolation = _api.maximum_possible_isolation
+run_sandbox = _api.run_sandbox
+run_sandbox_with_redirection = _api.run_sandbox_with_redirection
+degrade_config_for_capabilities = _api.degrade_config_for_capabilities

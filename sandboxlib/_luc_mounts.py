@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mounts of linux-user-chroot: what to tell a program that binds one directory at a time.
+
+It follows symbolic links out of the root and makes no mount point; a bind has the flags of the
+mount that its source lies on. So every path is looked up here, inside the root, beforehand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from . import _plan, errors
+from ._stubs import Stubs
+from .errors import UnsupportedError
+from .sandbox import Mount, Sandbox
+
+# ---- paths -----------------------------------------------------------------------------------
+
+
+def _below(path: str, above: str) -> bool:
+    return path == above or path.startswith(above.rstrip("/") + "/")
+
+
+def _mounts_below(above: str) -> list[str]:
+    """The mount points below a directory that can be seen and reached, parents first."""
+    points = {}
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:  # proc(5): mount ID, parent, device, root, mount point; \040 is a blank
+            number, _, _, _, point = line.split()[:5]
+            name = os.fsdecode(point.decode("unicode_escape").encode("latin-1"))
+            if name != above and _below(name, above):
+                points[int(number)] = name
+    seen = {name for name in points.values() if points.get(_mount_id(name)) == name}
+    return sorted(seen, key=_parts)
+
+
+def _parts(path: str) -> list[str]:
+    """The key that sorts a directory before what is in it, and that before its next neighbour."""
+    return path.split("/")
+
+
+def _mount_id(path: str) -> int:
+    """The mount that is uppermost at a path; -1 where the caller cannot come, and so no command."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    try:
+        with open(f"/proc/self/fdinfo/{fd}") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
+    finally:
+        os.close(fd)
+
+
+class View:
+    """What the command will see: the root, and over it what was mounted so far."""
+
+    def __init__(self, root: str) -> None:
+        self.over: dict[str, str | None] = {"/": root}
+
+    def put(self, inside: str, host: str | None) -> None:
+        """Mounts a path of the host; None: something that exists in the run only."""
+        self.over = {at: what for at, what in self.over.items() if not _below(at, inside)}
+        self.over[inside] = host
+
+    def mount_of(self, inside: str) -> str:
+        while inside not in self.over:
+            inside = os.path.dirname(inside)
+        return inside
+
+    def host(self, inside: str) -> str | None:
+        """Where a path inside, one without symbolic links, lies on the host."""
+        at = self.mount_of(inside)
+        base = self.over[at]
+        rest = inside[len(at) :].lstrip("/")
+        return os.path.join(base, rest) if base and rest else base
+
+    def resolve(self, path: str) -> str:
+        """The path inside without symbolic links; all of them stay in the root. OSError."""
+        inside, todo, links = "/", path.split("/")[::-1], 0
+        while todo:
+            name = todo.pop()
+            if name in ("", ".", ".."):
+                inside = os.path.dirname(inside) if name == ".." else inside
+                continue
+            here = os.path.join(inside, name)
+            leads_to = _read_link(self.host(here))
+            if leads_to is None:
+                inside = here
+                continue
+            links += 1
+            if links > 40:  # as path_resolution(7)
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            inside = "/" if leads_to.startswith("/") else inside
+            todo += leads_to.split("/")[::-1]
+        return inside
+
+    def find(self, path: str) -> str | None:
+        """The host's name for it, "" for what is in the run only, None for what is not there."""
+        with contextlib.suppress(OSError):
+            host = self.host(self.resolve(path))
+            if host is None or os.path.exists(host):
+                return host or ""
+        return None
+
+
+def _read_link(host: str | None) -> str | None:
+    try:
+        return os.readlink(host) if host is not None else None
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
+
+
+# ---- the mounts ------------------------------------------------------------------------------
+
+
+class Recipe:
+    """The mount options of one run, in the order in which the program does them:
+
+    aside    what will be covered and is needed later is bound to a directory of ours
+    covers   the root and the mounts below it read-only, the writable paths back from aside
+    mounts   /proc, and what was asked for
+
+    A bind has the flags of the mount that its source lies on, and none of the mounts below it: from
+    a root that is read-only already nothing writable can be bound.
+    """
+
+    def __init__(
+        self, box: Sandbox, undo: contextlib.ExitStack, deadline: float | None = None
+    ) -> None:
+        self.box, self.undo = box, undo
+        with _doing(box.root, "root", f"open the root {box.root}"):
+            self.root = os.path.realpath(box.root, strict=True)
+            os.stat(os.path.join(self.root, "."))
+        self.view = View(self.root)
+        self.writable = box.filesystem_writable_paths
+        self.aside: list[list[str]] = []
+        self.covers: list[list[str]] = []
+        self.mounts: list[list[str]] = []
+        self.covered: list[str] = []  # places that are no longer what they were
+        self.scratch = ""
+        self.stubs = Stubs(self.root, deadline)
+        undo.callback(self.stubs.release)
+        if box.mounts == "isolated":
+            self._add_mounts()
+        if self.writable != "all":
+            self._protect()
+        self._check_scratch()
+
+    def options(self) -> list[list[str]]:
+        """Each with its values."""
+        return [*self.aside, *self.covers, *self.mounts]
+
+    # -- directories of ours
+
+    def _new_directory(self) -> str:
+        if not self.scratch:
+            self.scratch = self._make_scratch()
+        path = f"{self.scratch}/{len(os.listdir(self.scratch))}"
+        os.mkdir(path)
+        return path
+
+    def _make_scratch(self) -> str:
+        """A new directory that no mount of the run will cover."""
+        import tempfile
+
+        for place in (os.environ.get("TMPDIR"), "/tmp", "/var/tmp", "/dev/shm"):
+            if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
+                real = os.path.realpath(place)
+                if not any(_below(real, other) for other in self._to_be_covered()):
+                    made = tempfile.mkdtemp(prefix="sandboxlib.", dir=real)
+                    self.undo.callback(_remove_tree, made)
+                    return made
+        raise UnsupportedError(
+            "linux-user-chroot takes a writable directory that the sandbox does not cover; "
+            "set TMPDIR to one that is outside the root, its mounts and its writable paths"
+        )
+
+    def _to_be_covered(self) -> list[str]:
+        if self.root != "/":
+            return [self.root]
+        paths = ["/proc", *(mount.target for mount in self.box.extra_mounts)]
+        if self.writable != "all":
+            paths += [*_mounts_below("/"), *_paths(self.writable)]
+        return [*paths, *map(os.path.realpath, paths)]
+
+    def _check_scratch(self) -> None:
+        if not self.scratch or self.root != "/":
+            return
+        if any(_below(self.scratch, place) for place in self.covered):  # a link led a mount there
+            raise UnsupportedError(f"a mount of the sandbox covers {self.scratch}; set TMPDIR")
+        if self.writable != "all":  # what is aside is writable, and is seen there as well
+            self.mounts.append(["--mount-readonly", self.scratch])
+
+    def _put_aside(self, path: str) -> str:
+        _check_directory(path, "; a mount over its directory hides it (Mount.dev())")
+        place = self._new_directory()
+        # The program appends it to the root, from where the way is up first.
+        up = "" if self.root == "/" else "/.." * self.root.count("/")
+        self.aside.append(["--mount-bind", path, up + place])
+        return place
+
+    # -- the root read-only
+
+    def _protect(self) -> None:
+        """With every mount below it, but for the writable paths. Comes after the mounts are known:
+        what gets a mount on it is not seen, and needs nothing.
+        """
+        seen = [self._hole(path) for path in _paths(self.writable)]
+        holes = {hole for hole in seen if not self._is_covered(hole)}
+        start = len(self.root.rstrip("/"))
+        points = {point[start:] for point in _mounts_below(self.root)}
+        points = {point for point in points if not self._is_covered(point)}
+        hidden_by = [] if self.root == "/" else ["/"]  # "/." below "/" changes the mount in place
+        self.covers.append(["--mount-readonly", "/."])
+        for place in sorted(holes | points, key=_parts):
+            around = [hole for hole in holes if _below(place, hole)]
+            if place not in points and around != [place]:
+                continue  # a part of another hole
+            back = place not in points or any(_below(place, other) for other in hidden_by)
+            if back:
+                source = self._put_aside(os.path.join(self.root, place[1:]))
+                self.covers.append(["--mount-bind", source, place])
+            if not around:
+                self.covers.append(["--mount-readonly", place])
+            if back or not around:
+                hidden_by.append(place)
+        self.covered += hidden_by
+
+    def _is_covered(self, place: str) -> bool:
+        return any(_below(place, other) for other in self.covered)
+
+    def _hole(self, path: str) -> str:
+        with _doing(path, "target", f"writable path {path}: target"):
+            inside = View(self.root).resolve(path)
+            os.stat(os.path.join(self.root, inside[1:]))
+        return inside
+
+    # -- mounts
+
+    def _add_mounts(self) -> None:
+        asked = any(mount.target == "/proc" for mount in self.box.extra_mounts)
+        if self.box.processes == "isolated" and not asked:
+            with contextlib.suppress(OSError):
+                inside = self.view.resolve("/proc")
+                if os.path.isdir(self.view.host(inside) or ""):
+                    self._put("--mount-proc", inside)
+        for index, mount in enumerate(self.box.extra_mounts):
+            self._add_mount(mount, f"mount {index}: {mount.source or mount.type} on {mount.target}")
+
+    def _add_mount(self, mount: Mount, what: str) -> None:
+        source = mount.source
+        if source is not None:
+            with _doing(source, "source", f"{what}: source"):
+                source = os.path.realpath(source, strict=True)
+            _check_directory(source)
+        with _doing(mount.target, "target", f"{what}: target"):
+            target = self._target(mount.target, what)
+        if source is not None:
+            self._bind(source, target, mount)
+        elif mount.type == "tmpfs":
+            place = self._new_directory()
+            os.chmod(place, mount.mode)
+            self._bind(place, target, mount)
+        else:
+            self._put("--mount-proc" if mount.type == "proc" else "--mount-devapi", target)
+
+    def _bind(self, source: str, target: str, mount: Mount) -> None:
+        """One bind, and one more for each mount below the source."""
+        start = len(source.rstrip("/"))
+        for path in (source, *(_mounts_below(source) if mount.recursive else ())):
+            _check_directory(path, "; recursive=False leaves it out")
+            at = target if path == source else target + path[start:]
+            changed = self.writable != "all" or self.mounts
+            whence = self._put_aside(path) if changed and _below(path, self.root) else path
+            self.mounts.append(["--mount-bind", whence, at])
+            if mount.read_only:
+                self.mounts.append(["--mount-readonly", at])
+        self.covered.append(target)
+        self.view.put(target, source)
+
+    def _put(self, option: str, target: str) -> None:
+        self.mounts.append([option, target])
+        self.covered.append(target)
+        self.view.put(target, None)
+
+    def _target(self, path: str, what: str) -> str:
+        """Where a mount goes, without symbolic links; made for the run where it is missing."""
+        inside = self.view.resolve(path)
+        if inside == "/":
+            raise OSError(errno.EBUSY, "the root itself")
+        host = self.view.host(inside)
+        if host is None:
+            raise UnsupportedError(f"{what}: the target lies in a proc or dev of the sandbox")
+        if self.view.mount_of(inside) == "/":
+            self.stubs.hold(inside, True)
+        elif self.scratch and _below(host, self.scratch):
+            os.makedirs(host, exist_ok=True)
+        else:
+            os.stat(host)
+        return inside
+
+
+def _paths(writable: str | tuple[str, ...]) -> tuple[str, ...]:
+    return () if isinstance(writable, str) else writable
+
+
+def _check_directory(path: str, remedy: str = "") -> None:
+    if not os.path.isdir(path):
+        raise UnsupportedError(f"linux-user-chroot mounts directories, not files: {path}{remedy}")
+
+
+@contextlib.contextmanager
+def _doing(filename: str, step: str, what: str) -> Iterator[None]:
+    """Makes a SetupError of an OSError."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or 0
+        hint = _plan.hint(step, 0, number)
+        raise errors.setup_error(number, filename, step, what, hint) from error
+
+
+def _remove_tree(path: str) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+    for directory, names, _ in os.walk(path):  # a command may have made some that nobody enters
+        for name in names:
+            inner = os.path.join(directory, name)
+            if not os.path.islink(inner):
+                with contextlib.suppress(OSError):
+                    os.chmod(inner, 0o700)
+    shutil.rmtree(path, ignore_errors=True)
