@@ -139,14 +139,14 @@ def trial(run_in: Callable[..., Result], isolated: tuple[str, ...], user: str, e
     """Whether an executor can isolate these on this machine: "", or why not. Tried once."""
     words: dict[str, Any] = {**UNDEFINED, **dict.fromkeys(isolated, "isolated")}
     try:
-        run_in(Sandbox("/", **words, user=user), [_TRIAL], "/")
+        result = run_in(Sandbox("/", **words, user=user), [_TRIAL], "/")
     except errors.SetupError as error:
         if error.errno in _TRANSIENT:
             raise
         return "" if error.step == "exec" else str(error)
     except errors.SandboxError as error:
         return str(error)
-    return f"there is a program {_TRIAL}"
+    return f"a trial of it ended with exit status {result.exit}"
 
 
 def native_refusals(run_in: Callable[..., Result], box: Sandbox) -> list[str]:
