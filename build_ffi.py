@@ -19,6 +19,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 CSRC = HERE / "csrc"
 INIT = HERE / "sandboxlib" / "_init"
+INIT_SOURCES = [CSRC / "init.c", CSRC / "child.c"]
 INIT_FLAGS = [
     *("-std=gnu11", "-Os", "-static", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie"),
     *("-fno-stack-protector", "-fno-asynchronous-unwind-tables"),
@@ -29,7 +30,7 @@ INIT_FLAGS = [
 def build_init() -> None:
     """Compiles the reaper with $CC, or the compiler that the interpreter was built with."""
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
-    subprocess.run([compiler, *INIT_FLAGS, "-o", str(INIT), str(CSRC / "init.c")], check=True)
+    subprocess.run([compiler, *INIT_FLAGS, "-o", str(INIT), *map(str, INIT_SOURCES)], check=True)
 
 
 def make_ffi() -> FFI:

@@ -109,9 +109,28 @@ static int do_ids(struct sbx_child *c) {
 
 /* ---- descriptors ------------------------------------------------------------------------- */
 
+void sbx_point_at_strings(const struct sbx_job *job, char count[8]) {
+    const char **slot = job->vec, *string = job->strings;
+    int n_words = job->n_candidates + job->n_args;
+    char *digit = count + 7;
+    *digit = 0;
+    for (int n = job->n_candidates; n > 0 && digit > count; n /= 10)
+        *--digit = (char)('0' + n % 10);
+    *slot++ = digit;
+    for (int i = 0; i < n_words + job->n_env; i++) {
+        if (i == n_words)
+            *slot++ = NULL;
+        *slot++ = string;
+        string += strlen(string) + 1;
+    }
+    if (job->n_env == 0)
+        *slot++ = NULL;
+    *slot = NULL;
+}
+
 /* Puts every descriptor where it belongs: 0, 1, 2 and, for the reaper, its two. First those that
  * stand in the way of another are moved above them all; only then is anything replaced. */
-static int do_stdio(struct sbx_child *c) {
+static int place_stdio(struct sbx_child *c) {
     int n = c->place->reaper ? REAPER_FDS : 3;
     int from[REAPER_FDS] = {c->stdio[0], c->stdio[1], c->stdio[2], c->status, c->lifeline};
     for (int i = 0; i < n; i++) {
@@ -120,7 +139,7 @@ static int do_stdio(struct sbx_child *c) {
         if (fd == SBX_NULL)
             fd = raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
         if (fd >= 0 && fd < n && fd != i)
-            fd = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, REAPER_FDS);
+            fd = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, RESIDENT_FDS);
         if (fd < 0)
             return (int)fd;
         from[i] = (int)fd;
@@ -134,6 +153,10 @@ static int do_stdio(struct sbx_child *c) {
     c->index = 0;
     return 0;
 }
+
+/* The host's /dev/null is there now only; a reaper's child has it already, or gets what it gets
+ * later, with the order. */
+static int do_stdio(struct sbx_child *c) { return c->inside ? 0 : place_stdio(c); }
 
 /* ---- session, keyring, network, name ----------------------------------------------------- */
 
@@ -163,6 +186,28 @@ static int do_loopback(struct sbx_child *c) {
     return (int)result;
 }
 
+/* What a resident looks at after each run, put where it expects it. */
+static int do_watch(struct sbx_child *c) {
+    static const char *const files[] = {"/proc/self/net/dev", "/proc/self/net/sockstat",
+                                        "/proc/self/coredump_filter", "/proc/self/oom_score_adj"};
+    int from = c->place->namespaces & CLONE_NEWNET ? 0 : RESIDENT_MEMORY_FD - REAPER_FDS;
+    if (c->place->reaper != SBX_RESIDENT)
+        return 0;
+    raw(RAW_close_range, REAPER_FDS, RESIDENT_FDS - 1, 0);
+    for (c->index = from; c->index < RESIDENT_FDS - REAPER_FDS; c->index++) {
+        int wanted = REAPER_FDS + c->index;
+        long fd = raw(__NR_openat, AT_FDCWD, files[c->index], O_RDONLY), result = fd;
+        if (fd >= 0 && fd != wanted) {
+            result = raw(__NR_dup3, fd, wanted, 0);
+            close_fd(fd);
+        }
+        if (result < 0)
+            return (int)result;
+    }
+    c->index = 0;
+    return 0;
+}
+
 static int do_hostname(struct sbx_child *c) {
     const char *name = c->place->hostname;
     return name ? (int)raw(__NR_sethostname, name, strlen(name)) : 0;
@@ -177,11 +222,17 @@ static int do_private(struct sbx_child *c) {
 }
 
 static int do_root(struct sbx_child *c) {
+    long fd;
+    if (c->inside) { /* mounts go below the root that is there already */
+        fd = c->place->n_mounts ? raw(__NR_openat, AT_FDCWD, "/", O_SEARCH_DIR) : -1;
+        c->tree = (int)fd;
+        return fd < -1 ? (int)fd : 0;
+    }
     if (!c->place->root)
         return 0;
     if (!(c->place->namespaces & CLONE_NEWNS))
         return (int)raw(__NR_chdir, c->place->root);
-    long fd = raw(__NR_openat, AT_FDCWD, c->place->root, O_SEARCH_DIR);
+    fd = raw(__NR_openat, AT_FDCWD, c->place->root, O_SEARCH_DIR);
     if (fd < 0)
         return (int)fd;
     c->root = (int)fd;
@@ -204,7 +255,7 @@ static int do_read_only(struct sbx_child *c) {
 /* On top of the old root: paths from the old root never see it, so sources are still found where
  * the caller has them, while targets are looked up below c->tree. */
 static int do_attach(struct sbx_child *c) {
-    if (c->tree < 0)
+    if (c->root < 0)
         return 0;
     return (int)raw(RAW_move_mount, c->tree, "", AT_FDCWD, "/", FROM_EMPTY_PATH);
 }
@@ -216,8 +267,8 @@ static long new_filesystem(const char *type, const char *size, const char *mode,
     long context = raw(RAW_fsopen, type, 1 /* FSOPEN_CLOEXEC */);
     if (context < 0)
         return context;
-    long result = raw(RAW_fsconfig, context, FS_SET_STRING, "source", "sandboxlib", 0);
-    if (result >= 0 && size)
+    long result = 0;
+    if (size)
         result = raw(RAW_fsconfig, context, FS_SET_STRING, "size", size, 0);
     if (result >= 0 && mode)
         result = raw(RAW_fsconfig, context, FS_SET_STRING, "mode", mode, 0);
@@ -260,7 +311,7 @@ static long open_source(struct sbx_child *c, const struct sbx_mount *m) {
  * and in the end a file where the source is one. */
 static long make_target(struct sbx_child *c, const char *path, int is_directory) {
     char prefix[4096];
-    long parent = raw(__NR_fcntl, c->tree, F_DUPFD_CLOEXEC, REAPER_FDS);
+    long parent = raw(__NR_fcntl, c->tree, F_DUPFD_CLOEXEC, RESIDENT_FDS);
     for (size_t i = 1, start = 1; parent >= 0; i++) {
         if (i >= sizeof prefix)
             return -ENAMETOOLONG;
@@ -326,20 +377,15 @@ static long open_target(struct sbx_child *c, int i, long source) {
  * sysrq-trigger): read-only, as other sandboxes have them. */
 static int cover_proc(long proc) {
     static const char names[][16] = {"sys", "sysrq-trigger", "irq", "bus", "fs"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        long tree = raw(RAW_open_tree, proc, names[i], O_CLOEXEC | TREE_CLONE);
-        if (tree == -ENOENT)
-            continue;
-        if (tree < 0)
-            return (int)tree;
-        long result = make_read_only(tree);
+    long result = raw(__NR_fchdir, proc);
+    for (size_t i = 0; i < sizeof names / sizeof *names && result >= 0; i++) {
+        struct raw_mount_attr attr = {.set = ATTR_READ_ONLY};
+        result = raw(__NR_mount, names[i], names[i], 0, MS_BIND, 0);
         if (result >= 0)
-            result = raw(RAW_move_mount, tree, "", proc, names[i], FROM_EMPTY_PATH);
-        close_fd(tree);
-        if (result < 0)
-            return (int)result;
+            result = raw(RAW_mount_setattr, proc, names[i], 0, &attr, sizeof attr);
+        result = result == -ENOENT ? 0 : result;
     }
-    return 0;
+    return (int)result;
 }
 
 /* A user namespace may make no device, and lends the caller's. */
@@ -466,7 +512,7 @@ static int do_mounts(struct sbx_child *c) {
 
 /* pivot_root(2), NOTES: with "." twice the old root ends up on top of the new one, and goes. */
 static int do_pivot(struct sbx_child *c) {
-    if (c->tree < 0)
+    if (c->root < 0)
         return 0;
     long result = raw(__NR_fchdir, c->tree);
     if (result >= 0)
@@ -483,14 +529,21 @@ static int do_chroot(struct sbx_child *c) {
     return c->place->root && c->tree < 0 ? (int)raw(__NR_chroot, ".") : 0;
 }
 
+static int do_order(struct sbx_child *c) {
+    int error = c->order ? c->order(c) : 0;
+    return c->order && error == 0 ? place_stdio(c) : error;
+}
+
 /* Symbolic links that the root holds stay inside; those of /proc, which could lead anywhere a
  * descriptor does, are not followed at all (CVE-2024-21626). */
 static int do_cwd(struct sbx_child *c) {
     const char *cwd = c->job->cwd;
-    if (!cwd || (c->place->root && strcmp(cwd, "/") == 0)) /* there already */
+    if (!cwd)
         return 0;
     if (!c->place->root)
         raw(__NR_chdir, "/");
+    if (strcmp(cwd, "/") == 0) /* there already */
+        return 0;
     long fd = open_inside(AT_FDCWD, cwd, O_SEARCH_DIR);
     if (fd < 0)
         return (int)fd;
@@ -501,10 +554,25 @@ static int do_cwd(struct sbx_child *c) {
 
 /* ---- privilege --------------------------------------------------------------------------- */
 
+int sbx_cut_bounding_set(uint64_t keep) {
+    for (int cap = 0; cap < 64; cap++) {
+        if (keep >> cap & 1)
+            continue;
+        long result = raw(__NR_prctl, PR_CAPBSET_DROP, cap, 0, 0, 0);
+        if (result == -EINVAL) /* one more than the kernel knows */
+            break;
+        if (result < 0)
+            return (int)result;
+    }
+    return 0;
+}
+
 /* Bounding set first: it limits what exec gives to uid 0 (capabilities(7)). Changing capabilities
  * leaves the dumpable flag alone, other than changing ids would. */
 static int do_capabilities(struct sbx_child *c) {
-    if (!c->place->cut_capabilities)
+    /* A resident needs all that it can have; other than uid 0 it would lose it in its exec. */
+    int resident = c->place->reaper == SBX_RESIDENT;
+    if (!c->place->cut_capabilities && !(resident && raw(__NR_geteuid, 0)))
         return 0;
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct sets[2];
@@ -512,23 +580,19 @@ static int do_capabilities(struct sbx_child *c) {
     if (result < 0)
         return (int)result;
     uint64_t have = sets[0].permitted | (uint64_t)sets[1].permitted << 32;
-    uint64_t keep = c->place->capabilities & have;
-    if (c->place->must_capabilities & ~have)
+    uint64_t keep = resident ? have : c->place->capabilities & have;
+    uint64_t must = resident ? have : c->place->must_capabilities;
+    if (must & ~have)
         return -EPERM;
-    for (int cap = 0; cap < 64; cap++) {
-        if (keep >> cap & 1)
-            continue;
-        result = raw(__NR_prctl, PR_CAPBSET_DROP, cap, 0, 0, 0);
-        if (result == -EINVAL) /* one more than the kernel knows */
-            break;
+    if (!resident && !c->inside) { /* once for all its runs a resident does that itself */
+        result = sbx_cut_bounding_set(keep);
+        if (result >= 0)
+            result = raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
         if (result < 0)
             return (int)result;
     }
-    result = raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-    if (result < 0)
-        return (int)result;
     /* Other than uid 0, a user keeps over an exec what is ambient. */
-    uint64_t must = c->place->must_capabilities, ambient = must && raw(__NR_geteuid, 0) ? must : 0;
+    uint64_t ambient = must && raw(__NR_geteuid, 0) ? must : 0;
     for (int i = 0; i < 2; i++) {
         sets[i].effective = sets[i].permitted = (uint32_t)(keep >> 32 * i);
         sets[i].inheritable = (uint32_t)(ambient >> 32 * i);
@@ -547,7 +611,7 @@ static int do_no_new_privs(struct sbx_child *c) {
 /* Without a reaper this is what ends the command with its caller. It follows the calling thread,
  * which stays in the call for as long as the run lasts; a change of credentials would clear it. */
 static int do_parent_death(struct sbx_child *c) {
-    if (c->place->reaper)
+    if (c->place->reaper || c->inside)
         return 0;
     long result = raw(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     struct pollfd caller = {c->lifeline, POLLIN, 0};
@@ -567,7 +631,7 @@ static int do_signals(struct sbx_child *c) {
     struct {
         long seconds, nanoseconds;
     } at_once = {0, 0};
-    for (int signum = 1; signum <= 64; signum++)
+    for (int signum = 1; signum <= 64 && !c->inside; signum++)
         raw(__NR_rt_sigaction, signum, &dfl, 0, RAW_SIGSET_SIZE);
     /* The reaper wants them blocked until it is ready, and unblocks them for the command. */
     if (c->place->reaper)
@@ -586,10 +650,10 @@ static int do_reaper(struct sbx_child *c) {
     if (!c->place->reaper)
         return 0;
     const struct sbx_job *job = c->job;
-    const char *const *envp = job->vec + 1 + job->n_candidates + job->n_args + 1;
-    long result = raw(RAW_close_range, REAPER_FDS, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
+    int first = c->place->reaper == SBX_RESIDENT ? RESIDENT_FDS : REAPER_FDS;
+    long result = raw(RAW_close_range, first, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     if (result >= 0)
-        result = raw(__NR_execveat, c->init, "", job->vec, envp, EMPTY_PATH);
+        result = raw(__NR_execveat, c->init, "", job->vec, c->envp, EMPTY_PATH);
     return (int)result;
 }
 
@@ -599,9 +663,8 @@ static int do_exec(struct sbx_child *c) {
     long result = raw(RAW_close_range, 3, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     if (result >= 0 && job->passed >= 0)
         result = raw(__NR_fcntl, job->passed, F_SETFD, 0);
-    return result < 0
-               ? (int)result
-               : exec_first(paths, job->n_candidates, argv, argv + job->n_args + 1, &c->index);
+    return result < 0 ? (int)result
+                      : exec_first(paths, job->n_candidates, argv, c->envp, &c->index);
 }
 
 /* The order of work. Sources before the root changes, privilege before exec, signals last. */
@@ -614,6 +677,7 @@ static const struct {
     {SBX_STEP_SESSION, do_session},
     {SBX_STEP_KEYRING, do_keyring},
     {SBX_STEP_LOOPBACK, do_loopback},
+    {SBX_STEP_WATCH, do_watch},
     {SBX_STEP_HOSTNAME, do_hostname},
     {SBX_STEP_PRIVATE, do_private},
     {SBX_STEP_ROOT, do_root},
@@ -622,6 +686,7 @@ static const struct {
     {SBX_STEP_MOUNT, do_mounts},
     {SBX_STEP_PIVOT, do_pivot},
     {SBX_STEP_CHROOT, do_chroot},
+    {SBX_STEP_ORDER, do_order},
     {SBX_STEP_CWD, do_cwd},
     {SBX_STEP_CAPABILITIES, do_capabilities},
     {SBX_STEP_NO_NEW_PRIVS, do_no_new_privs},

@@ -11,25 +11,30 @@
 
 #include "sandbox.h"
 
-struct raw_clone_args { /* clone3(2), its first version */
-    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
-};
-
 /* What the child is given. It lives in the parent's frame, in memory that both share. */
 struct sbx_child {
     const struct sbx_place *place;
     const struct sbx_job *job;
     struct sbx_run *run;
-    int stdio[3];         /* descriptors, or SBX_NULL */
-    int status, lifeline; /* this side's ends */
-    int init;             /* the reaper's program */
-    int root;             /* the root directory as the caller sees it */
-    int tree;             /* its copy, which becomes the root */
-    int index;            /* which of several a step was at */
+    int inside; /* started by the reaper: what belongs to the place is done */
+    const char *const *envp;
+    int stdio[3];                     /* descriptors, or SBX_NULL */
+    int status, lifeline;             /* this side's ends */
+    int init;                         /* the reaper's program */
+    int (*order)(struct sbx_child *); /* waits for the job, where it comes late */
+    int root;                         /* the root directory as the caller sees it */
+    int tree;                         /* its copy, which becomes the root */
+    int index;                        /* which of several a step was at */
 };
 
 /* The whole of the child: the steps, then exec. It never returns to its caller's frames. */
 int sbx_child_main(void *child);
+
+/* vec: the number of paths for the reaper, the paths, argv, NULL, environment, NULL. */
+void sbx_point_at_strings(const struct sbx_job *job, char count[8]);
+
+/* What exec cannot give to the command any more (capabilities(7)): all but KEEP. */
+int sbx_cut_bounding_set(uint64_t keep);
 
 /* Records the first failure; returns -1 for the caller to pass on. */
 static inline int sbx_fail(struct sbx_run *run, enum sbx_step step, int index, long error) {

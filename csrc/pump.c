@@ -14,6 +14,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 #define LARGE_PIPE 1048576 /* pipe(7): what a user may have by default */
@@ -48,6 +49,13 @@ static int holds(int fd) {
     return fd >= 0 && raw(__NR_ioctl, fd, FIONREAD, &bytes) == 0 ? bytes : 0;
 }
 
+static int obey(struct sbx_run *run, const struct sbx_record *record) {
+    run->wait_status = record->wait_status;
+    if (record->step == SBX_STEP_NONE)
+        return 0;
+    return sbx_fail(run, (enum sbx_step)record->step, record->index, -(long)record->error);
+}
+
 /* What the reaper had to say. Nothing: it was killed from outside, and everything with it, so its
  * own status is the command's. It never exits without a word. */
 static int read_record(struct sbx_run *run) {
@@ -61,22 +69,37 @@ static int read_record(struct sbx_run *run) {
             run->wait_status = -1;
         return 0;
     }
-    run->wait_status = record.wait_status;
-    if (record.step == SBX_STEP_NONE)
-        return 0;
-    return sbx_fail(run, (enum sbx_step)record.step, record.index, -(long)record.error);
+    return obey(run, &record);
+}
+
+/* From a resident there is one record for each run, once all of the run is gone. Nothing: it was
+ * killed, by us or from outside, and the command with it. */
+static int read_answer(struct sbx_run *run) {
+    struct sbx_record record = {0};
+    raw(__NR_recvfrom, run->slot->control, &record, sizeof record, MSG_DONTWAIT, 0, 0);
+    if (record.magic == SBX_RECORD_MAGIC)
+        return obey(run, &record);
+    sbx_close_slot(run->slot);
+    run->wait_status = SIGKILL;
+    return 0;
 }
 
 /* The process is dead: whatever is left of its group goes, then its status is taken, and what the
  * pipes hold is counted, so that a writer that lives on cannot keep the caller. */
 static int collect(struct sbx_run *run) {
-    if (run->group)
-        sbx_signal(run, SIGKILL);
-    sbx_reap(run);
+    int answer;
+    if (run->slot) {
+        answer = read_answer(run);
+    } else {
+        if (run->group)
+            sbx_signal(run, SIGKILL);
+        sbx_reap(run);
+        answer = read_record(run);
+    }
     run->ended = 1;
     run->out.left = holds(run->out.fd);
     run->err.left = holds(run->err.fd);
-    return read_record(run);
+    return answer;
 }
 
 /* Reads what is left of S; 1: the buffer is too small for it. */
@@ -94,8 +117,9 @@ static int drain(struct sbx_stream *s) {
 
 enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns) {
     while (!run->ended) {
-        struct pollfd fds[] = {
-            {run->pidfd, POLLIN, 0}, {run->out.fd, POLLIN, 0}, {run->err.fd, POLLIN, 0}};
+        struct pollfd fds[] = {{run->slot ? run->slot->control : run->pidfd, POLLIN, 0},
+                               {run->out.fd, POLLIN, 0},
+                               {run->err.fd, POLLIN, 0}};
         struct {
             int64_t seconds, nanoseconds;
         } wait = {wait_ns / 1000000000, wait_ns % 1000000000};

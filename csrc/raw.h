@@ -73,10 +73,68 @@ struct raw_sigaction {
 #define RAW_SIGSET_SIZE 8
 #define RAW_ALL_SIGNALS (~(uint64_t)0)
 
-/* The reaper finds its ends of the status pipe and of the lifeline here. */
-enum { REAPER_STATUS_FD = 3, REAPER_LIFELINE_FD = 4, REAPER_FDS = 5 };
+struct raw_clone_args { /* clone3(2), its first version */
+    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
+};
 
-/* What the reaper writes, once: how the command ended, or why it never began. */
+#define RAW_CLONE_PIDFD 0x1000
+
+/* clone3 onto a stack of its own: no libc function does that. The child's half never returns. */
+static inline long clone_onto(struct raw_clone_args *args, int (*entry)(void *), void *argument) {
+    long result;
+#if defined(__x86_64__)
+    register int (*fn)(void *) __asm__("r12") = entry;
+    register void *arg __asm__("r13") = argument;
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xor %%ebp, %%ebp\n\t"
+                     "mov %%r13, %%rdi\n\t"
+                     "call *%%r12\n\t"
+                     "mov %%eax, %%edi\n\t"
+                     "mov %[exit], %%eax\n\t"
+                     "syscall\n\t"
+                     "1:"
+                     : "=a"(result)
+                     : "a"((long)RAW_clone3), "D"(args), "S"(sizeof *args), "r"(fn),
+                       "r"(arg), [exit] "i"(__NR_exit)
+                     : "rcx", "r11", "memory", "cc");
+#elif defined(__aarch64__)
+    register long x8 __asm__("x8") = RAW_clone3;
+    register long x0 __asm__("x0") = (long)args;
+    register long x1 __asm__("x1") = sizeof *args;
+    register int (*fn)(void *) __asm__("x19") = entry;
+    register void *arg __asm__("x20") = argument;
+    __asm__ volatile("svc #0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, #0\n\t"
+                     "mov x0, x20\n\t"
+                     "blr x19\n\t"
+                     "mov x8, %[exit]\n\t"
+                     "svc #0\n\t"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(fn), "r"(arg), [exit] "i"(__NR_exit)
+                     : "memory", "cc");
+    result = x0;
+#endif
+    return result;
+}
+
+/* The reaper finds its ends of the status pipe and of the lifeline here; one that stays, also what
+ * it looks at after each run, as far as that is its own. */
+enum {
+    REAPER_STATUS_FD = 3,
+    REAPER_LIFELINE_FD = 4,
+    REAPER_FDS = 5,
+    RESIDENT_TRAFFIC_FD = 5, /* /proc/net/dev */
+    RESIDENT_SOCKETS_FD = 6, /* /proc/net/sockstat */
+    RESIDENT_MEMORY_FD = 7,  /* /proc/self/coredump_filter: of its memory, not of the process */
+    RESIDENT_OOM_FD = 8,     /* /proc/self/oom_score_adj: of all who share memory */
+    RESIDENT_FDS = 9
+};
+
+/* What the reaper writes for each command: how it ended, or why it never began. */
 struct sbx_record {
     uint32_t magic;
     int32_t step; /* of enum sbx_step */
@@ -85,6 +143,16 @@ struct sbx_record {
     int32_t wait_status;
 };
 #define SBX_RECORD_MAGIC 0x53425831u
+#define SBX_READY_MAGIC 0x53425832u /* a resident: the next command, please */
+
+/* What a resident is sent for each command; its strings follow, and with it come descriptors, one
+ * for each stdio that is not null. */
+struct sbx_order {
+    uint32_t size; /* of the strings: the cwd, then those of struct sbx_job */
+    uint32_t cwd_size;
+    int32_t n_candidates, n_args, n_env;
+    int32_t has[3]; /* stdio: a descriptor comes for it */
+};
 
 /* Runs the first of PATHS that can be run, as execvp(3) would: a path that does not exist, or may
  * not be run, gives way to the next one. Unlike execvp it hands no text file to /bin/sh. Returns

@@ -3,8 +3,9 @@
  * The contract between Python and C. build_ffi.py reads this very file as the cffi cdef, so it
  * holds declarations only: no #include, no attribute, no second copy of anything.
  *
- * Three structs, by how long they live:
+ * Four structs, by how long they live:
  *   sbx_place   the sandbox: compiled once, read by any number of threads at once
+ *   sbx_slot    namespaces that are kept, with a resident reaper, for one run at a time
  *   sbx_job     one command in it: argv, environment, cwd, stdio
  *   sbx_run     one run under way: descriptors, buffers, and in the end the status or the error
  *
@@ -24,6 +25,7 @@ enum sbx_step {
     SBX_STEP_SESSION,  /* a session of its own */
     SBX_STEP_KEYRING,  /* a session keyring of its own */
     SBX_STEP_LOOPBACK, /* lo up */
+    SBX_STEP_WATCH,    /* what a resident looks at after each run */
     SBX_STEP_HOSTNAME,
     SBX_STEP_PRIVATE,   /* no mount event leaves the namespace */
     SBX_STEP_ROOT,      /* the root directory, or in a mount namespace a copy of its tree */
@@ -34,6 +36,7 @@ enum sbx_step {
     SBX_STEP_MOUNT,     /* the mounting itself; index: mount */
     SBX_STEP_PIVOT,     /* into the copy, the old root detached */
     SBX_STEP_CHROOT,    /* without a mount namespace */
+    SBX_STEP_ORDER,     /* a resident's: all before is done ahead of the run */
     SBX_STEP_CWD,
     SBX_STEP_CAPABILITIES,
     SBX_STEP_NO_NEW_PRIVS,
@@ -64,6 +67,13 @@ struct sbx_mount {
     const char *mode;   /* tmpfs: octal */
 };
 
+/* Who is pid 1 of a pid namespace. */
+enum sbx_reaper {
+    SBX_COMMAND, /* the command itself */
+    SBX_REAPER,  /* a program of ours, which ends with the command */
+    SBX_RESIDENT /* the same, but it stays and runs one command after the other: see sbx_slot */
+};
+
 struct sbx_place {
     uint64_t namespaces; /* CLONE_NEW* */
     const char *uid_map; /* user namespace: as user_namespaces(7) has it; NULL: see job.mapper */
@@ -75,7 +85,7 @@ struct sbx_place {
     int read_only;
     int session;
     int keyring;
-    int reaper;
+    int reaper; /* of enum sbx_reaper */
     int no_new_privs;
     int cut_capabilities;
     uint64_t capabilities;      /* cut_capabilities: what may stay, where the caller has it */
@@ -107,8 +117,15 @@ struct sbx_stream {
     int left; /* what the pipe still held when the command ended */
 };
 
+struct sbx_slot {
+    int owner;   /* pid of the process that opened it; 0: it is closed */
+    int pidfd;   /* of the resident */
+    int control; /* a socket to it */
+};
+
 struct sbx_run {
-    int owner;  /* pid of the process that started it; 0: no run */
+    int owner;             /* pid of the process that started it; 0: no run */
+    struct sbx_slot *slot; /* the slot that it runs in, or NULL */
     int pid;    /* for people to read: it is never signalled by number while a pidfd can do it */
     int pidfd;  /* -1: over */
     int status; /* descriptor of the status pipe, -1: no reaper */
@@ -142,6 +159,20 @@ int sbx_is_stub(int mode);
 int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
               char *stack);
 
+/* Opens a slot for runs in PLACE, whose reaper is SBX_RESIDENT; `inside` is what the resident does
+ * for each run: a struct sbx_place without namespaces and root, whose pointers are offsets from its
+ * start, with all that they point to. 0, or -1 and run->failure. */
+int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
+                  char *stack, const char *inside, size_t size, struct sbx_slot *slot);
+
+/* Starts JOB in a slot: 0, or -1 and run->failure; 1: the slot is of no use any more. */
+int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run,
+                      size_t size, size_t cwd_size);
+
+/* Kills what is in it and waits for its end. Does nothing the second time; a fork of the caller
+ * closes only. */
+void sbx_close_slot(struct sbx_slot *slot);
+
 /* Moves bytes until the run is over; waits WAIT_NS at most. */
 enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns);
 
@@ -158,6 +189,10 @@ int sbx_open_init(void);
 /* A stack of SBX_STACK_SIZE with a guard page below it, NULL where there is no memory. */
 char *sbx_new_stack(void);
 void sbx_free_stack(char *stack);
+
+/* Whether N paths, one after the other and NUL-ended, name the same files as the last time: `seen`
+ * has room for three numbers each. 1: they do; 0: not, or it is the first time. */
+int sbx_see(const char *paths, int n, uint64_t *seen);
 
 /* openat2(2) of PATH as if DIRECTORY were the root, no magic links: a descriptor or -errno. */
 int sbx_open_in_root(int directory, const char *path, int flags);

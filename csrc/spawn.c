@@ -40,6 +40,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -49,7 +51,8 @@
 #endif
 #define CLEAR_SIGHAND 0x100000000ULL /* clone3(2), CLONE_CLEAR_SIGHAND */
 #define WAIT_PIDFD 3                 /* waitid(2), P_PIDFD */
-#define SIGNAL_GROUP 4               /* pidfd_send_signal(2), PIDFD_SIGNAL_PROCESS_GROUP */
+#define BETWEEN_STACK_SIZE 8192
+#define SIGNAL_GROUP 4 /* pidfd_send_signal(2), PIDFD_SIGNAL_PROCESS_GROUP */
 
 /* ---- descriptors ------------------------------------------------------------------------- */
 
@@ -79,25 +82,58 @@ static int make_pipe(int *read_end, int *write_end) {
     return (int)(reader < 0 ? reader : writer < 0 ? writer : 0);
 }
 
-/* The caller's descriptors of the run, and in C the child's. */
-static int make_pipes(const struct sbx_job *job, struct sbx_run *run, struct sbx_child *c) {
+/* To a resident, and back. One that does not answer within seconds is of no use. */
+static int make_socket(int *ours, int *theirs) {
+    int ends[2];
+    struct timeval patience = {5, 0};
+    long error = raw(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends);
+    if (error < 0)
+        return (int)error;
+    raw(__NR_setsockopt, ends[0], SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    raw(__NR_setsockopt, ends[0], SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    long first = above(ends[0], 3), second = above(ends[1], 3);
+    *ours = first < 0 ? -1 : (int)first;
+    *theirs = second < 0 ? -1 : (int)second;
+    return (int)(first < 0 ? first : second < 0 ? second : 0);
+}
+
+/* The caller's ends of the outputs, and in STDIO the command's. */
+static int make_outputs(const struct sbx_job *job, struct sbx_run *run, int stdio[3]) {
     struct sbx_stream *streams[] = {&run->out, &run->err};
     for (int i = 0; i < 3; i++) /* before a pipe takes the number of one that is closed */
         if (job->stdio[i] >= 0 && raw(__NR_fcntl, job->stdio[i], F_GETFD) < 0)
             return sbx_fail(run, SBX_STEP_STDIO, i, -EBADF);
-    c->stdio[0] = job->stdio[0];
+    stdio[0] = job->stdio[0];
     for (int i = 0; i < 2; i++) {
         int error = 0;
         if (job->stdio[i + 1] == SBX_CAPTURE)
-            error = make_pipe(&streams[i]->fd, &c->stdio[i + 1]);
+            error = make_pipe(&streams[i]->fd, &stdio[i + 1]);
         else
-            c->stdio[i + 1] = job->stdio[i + 1];
+            stdio[i + 1] = job->stdio[i + 1];
         if (error < 0)
             return sbx_fail(run, SBX_STEP_PIPE, i + 1, error);
     }
     if (job->stdio[2] == SBX_STDOUT)
-        c->stdio[2] = c->stdio[1];
-    int error = c->place->reaper ? make_pipe(&run->status, &c->status) : 0;
+        stdio[2] = stdio[1];
+    return 0;
+}
+
+/* Once the command has them, or nobody will. */
+static void close_outputs(const struct sbx_job *job, int stdio[3]) {
+    for (int i = 1; i < 3; i++)
+        if (job->stdio[i] == SBX_CAPTURE)
+            sbx_close(&stdio[i]);
+}
+
+/* The caller's descriptors of the run, and in C the child's. */
+static int make_pipes(const struct sbx_job *job, struct sbx_run *run, struct sbx_child *c) {
+    if (make_outputs(job, run, c->stdio) < 0)
+        return -1;
+    int error = 0;
+    if (c->place->reaper == SBX_RESIDENT)
+        error = make_socket(&run->status, &c->status);
+    else if (c->place->reaper)
+        error = make_pipe(&run->status, &c->status);
     if (error < 0)
         return sbx_fail(run, SBX_STEP_PIPE, REAPER_STATUS_FD, error);
     long lifeline = above(raw(RAW_pidfd_open, run->owner, 0), 3);
@@ -109,46 +145,34 @@ static int make_pipes(const struct sbx_job *job, struct sbx_run *run, struct sbx
 
 /* ---- clone ------------------------------------------------------------------------------- */
 
-/* clone3 onto a stack of its own: no libc function does that. The child's half never returns. */
-static long clone_onto(struct raw_clone_args *args, int (*entry)(void *), void *argument) {
-    long result;
-#if defined(__x86_64__)
-    register int (*fn)(void *) __asm__("r12") = entry;
-    register void *arg __asm__("r13") = argument;
-    __asm__ volatile("syscall\n\t"
-                     "test %%rax, %%rax\n\t"
-                     "jnz 1f\n\t"
-                     "xor %%ebp, %%ebp\n\t"
-                     "mov %%r13, %%rdi\n\t"
-                     "call *%%r12\n\t"
-                     "mov %%eax, %%edi\n\t"
-                     "mov %[exit], %%eax\n\t"
-                     "syscall\n\t"
-                     "1:"
-                     : "=a"(result)
-                     : "a"((long)RAW_clone3), "D"(args), "S"(sizeof *args), "r"(fn),
-                       "r"(arg), [exit] "i"(__NR_exit)
-                     : "rcx", "r11", "memory", "cc");
-#elif defined(__aarch64__)
-    register long x8 __asm__("x8") = RAW_clone3;
-    register long x0 __asm__("x0") = (long)args;
-    register long x1 __asm__("x1") = sizeof *args;
-    register int (*fn)(void *) __asm__("x19") = entry;
-    register void *arg __asm__("x20") = argument;
-    __asm__ volatile("svc #0\n\t"
-                     "cbnz x0, 1f\n\t"
-                     "mov x29, #0\n\t"
-                     "mov x0, x20\n\t"
-                     "blr x19\n\t"
-                     "mov x8, %[exit]\n\t"
-                     "svc #0\n\t"
-                     "1:"
-                     : "+r"(x0)
-                     : "r"(x8), "r"(x1), "r"(fn), "r"(arg), [exit] "i"(__NR_exit)
-                     : "memory", "cc");
-    result = x0;
-#endif
-    return result;
+/* What clone_orphan shares with the process between. */
+struct orphan {
+    struct sbx_child *child;
+    struct raw_clone_args args;
+    long pid;
+};
+
+static int between_main(void *argument) {
+    struct orphan *o = argument;
+    o->pid = clone_onto(&o->args, sbx_child_main, o->child);
+    return 0;
+}
+
+/* A resident outlives the call, and must not be a child of the caller's: one that waits for any
+ * child would wait for it, for ever. So there is a process between the two, which starts it and
+ * ends. It shares the caller's descriptors, so that the pidfd arrives there. */
+static long clone_orphan(struct sbx_child *c, struct raw_clone_args *args) {
+    struct orphan o = {c, *args, -ECHILD};
+    o.args.stack_size -= BETWEEN_STACK_SIZE;
+    args->flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLEAR_SIGHAND;
+    args->stack += o.args.stack_size;
+    args->stack_size = BETWEEN_STACK_SIZE;
+    long between = clone_onto(args, between_main, &o);
+    if (between < 0)
+        return between;
+    while (raw(__NR_waitid, P_PID, between, 0, WEXITED | __WALL, 0) == -EINTR)
+        ;
+    return o.pid;
 }
 
 /* exit_signal stays 0, so that the caller's SIGCHLD is quiet until the exec sets it. */
@@ -162,10 +186,14 @@ static long clone_child(struct sbx_child *c, char *stack) {
     };
     uint64_t all = RAW_ALL_SIGNALS, before;
     raw(__NR_rt_sigprocmask, SIG_SETMASK, &all, &before, RAW_SIGSET_SIZE);
-    long pid = clone_onto(&args, sbx_child_main, c);
+    long pid;
+    if (c->place->reaper == SBX_RESIDENT)
+        pid = clone_orphan(c, &args);
+    else
+        pid = clone_onto(&args, sbx_child_main, c);
     /* Seccomp filters of some containers know only clone(2); the child resets every disposition
      * itself, so nothing is lost with CLEAR_SIGHAND. */
-    if (pid == -ENOSYS) {
+    if (pid == -ENOSYS && c->place->reaper != SBX_RESIDENT) {
         int saved = errno;
         pid = clone(sbx_child_main, stack + SBX_STACK_SIZE, (int)flags, c, &c->run->pidfd);
         pid = pid < 0 ? -errno : pid;
@@ -182,32 +210,13 @@ static long clone_child(struct sbx_child *c, char *stack) {
 
 /* ---- start ------------------------------------------------------------------------------- */
 
-/* vec: the number of paths for the reaper, the paths, argv, NULL, environment, NULL. */
-static void point_at_strings(const struct sbx_job *job, char count[8]) {
-    const char **slot = job->vec, *string = job->strings;
-    int n_words = job->n_candidates + job->n_args;
-    char *digit = count + 7;
-    *digit = 0;
-    for (int n = job->n_candidates; n > 0 && digit > count; n /= 10)
-        *--digit = (char)('0' + n % 10);
-    *slot++ = digit;
-    for (int i = 0; i < n_words + job->n_env; i++) {
-        if (i == n_words)
-            *slot++ = NULL;
-        *slot++ = string;
-        string += strlen(string) + 1;
-    }
-    if (job->n_env == 0)
-        *slot++ = NULL;
-    *slot = NULL;
-}
-
 static void begin(struct sbx_run *run, const struct sbx_place *place) {
     run->owner = getpid();
+    run->slot = NULL;
     run->pid = 0;
     run->pidfd = run->status = run->out.fd = run->err.fd = -1;
     run->out.length = run->err.length = 0;
-    run->group = place->session && !(place->namespaces & CLONE_NEWPID);
+    run->group = place && place->session && !(place->namespaces & CLONE_NEWPID);
     run->ended = 0;
     run->wait_status = -1;
     run->failure.step = SBX_STEP_NONE;
@@ -220,7 +229,8 @@ int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct s
     char count[8];
     child.stdio[0] = child.stdio[1] = child.stdio[2] = SBX_NULL;
     child.status = child.lifeline = child.root = child.tree = -1;
-    point_at_strings(job, count);
+    sbx_point_at_strings(job, count);
+    child.envp = job->vec + 1 + job->n_candidates + job->n_args + 1;
     begin(run, place);
     if (make_pipes(job, run, &child) == 0) {
         long pid = clone_child(&child, stack);
@@ -229,15 +239,125 @@ int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct s
         else
             run->pid = (int)pid;
     }
-    for (int i = 1; i < 3; i++)
-        if (job->stdio[i] == SBX_CAPTURE)
-            sbx_close(&child.stdio[i]);
+    close_outputs(job, child.stdio);
     sbx_close(&child.status);
     sbx_close(&child.lifeline);
     if (run->failure.step == SBX_STEP_NONE)
         return 0;
     sbx_end(run);
     return -1;
+}
+
+/* ---- slots ------------------------------------------------------------------------------- */
+
+/* Descriptors go with the first byte; a message that is longer than the socket's buffer goes in
+ * several pieces, which the resident takes as they come. */
+static long send_all(int socket, struct iovec parts[2], const int *fds, int n_fds) {
+    union {
+        struct cmsghdr head;
+        char room[CMSG_SPACE(3 * sizeof(int))];
+    } control = {.head = {0}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+    if (n_fds) {
+        message.msg_control = &control;
+        message.msg_controllen = CMSG_SPACE((size_t)n_fds * sizeof(int));
+        control.head.cmsg_len = CMSG_LEN((size_t)n_fds * sizeof(int));
+        control.head.cmsg_level = SOL_SOCKET;
+        control.head.cmsg_type = SCM_RIGHTS;
+        memcpy(CMSG_DATA(&control.head), fds, (size_t)n_fds * sizeof(int));
+    }
+    while (parts[0].iov_len + parts[1].iov_len > 0) {
+        long sent = raw(__NR_sendmsg, socket, &message, MSG_NOSIGNAL);
+        if (sent == -EINTR)
+            continue;
+        if (sent <= 0)
+            return sent < 0 ? sent : -EPIPE;
+        message.msg_controllen = 0;
+        for (int i = 0; i < 2; i++) {
+            size_t taken = (size_t)sent < parts[i].iov_len ? (size_t)sent : parts[i].iov_len;
+            parts[i].iov_base = (char *)parts[i].iov_base + taken;
+            parts[i].iov_len -= taken;
+            sent -= (long)taken;
+        }
+    }
+    return 0;
+}
+
+int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
+                  char *stack, const char *inside, size_t size, struct sbx_slot *slot) {
+    struct sbx_order order = {.size = (uint32_t)size};
+    struct iovec parts[] = {{&order, sizeof order}, {(void *)(uintptr_t)inside, size}};
+    if (sbx_spawn(place, job, run, stack) != 0)
+        return -1;
+    slot->owner = run->owner;
+    slot->pidfd = run->pidfd;
+    slot->control = run->status;
+    run->pidfd = run->status = -1;
+    run->owner = 0;
+    run->ended = 1;
+    long error = send_all(slot->control, parts, NULL, 0);
+    if (error == 0)
+        return 0;
+    sbx_close_slot(slot);
+    return sbx_fail(run, SBX_STEP_REAPER, 0, error);
+}
+
+/* Whether the resident has asked for a command; it has not when the run before left something. */
+static int is_ready(const struct sbx_slot *slot) {
+    struct sbx_record record = {0};
+    long n = raw(__NR_recvfrom, slot->control, &record, sizeof record, MSG_WAITALL, 0, 0);
+    return n == sizeof record && record.magic == SBX_READY_MAGIC;
+}
+
+int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run,
+                      size_t size, size_t cwd_size) {
+    struct sbx_order order = {(uint32_t)size, (uint32_t)cwd_size, job->n_candidates,
+                              job->n_args,    job->n_env,         {0}};
+    struct iovec parts[] = {{&order, sizeof order}, {(void *)(uintptr_t)job->cwd, size}};
+    int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3], n_fds = 0;
+    begin(run, NULL);
+    if (slot->owner != run->owner || !is_ready(slot)) {
+        run->owner = 0;
+        sbx_close_slot(slot);
+        return 1;
+    }
+    run->slot = slot;
+    long error = make_outputs(job, run, stdio);
+    for (int i = 0; i < 3 && error == 0; i++)
+        if (stdio[i] >= 0) {
+            order.has[i] = 1;
+            fds[n_fds++] = stdio[i];
+        }
+    if (error == 0) {
+        error = send_all(slot->control, parts, fds, n_fds);
+        if (error < 0)
+            sbx_fail(run, SBX_STEP_REAPER, 0, error);
+    }
+    close_outputs(job, stdio);
+    if (error == 0)
+        return 0;
+    sbx_end(run);
+    return -1;
+}
+
+static void wait_for_end(int pidfd) {
+    struct pollfd dead = {pidfd, POLLIN, 0};
+    while (raw(__NR_ppoll, &dead, 1, 0, 0, 0) != 1)
+        ; /* signals: Python sees to them afterwards */
+}
+
+void sbx_close_slot(struct sbx_slot *slot) {
+    if (slot->owner == 0)
+        return;
+    if (slot->owner == getpid()) {
+        raw(RAW_pidfd_send_signal, slot->pidfd, SIGKILL, 0, 0);
+        wait_for_end(slot->pidfd);
+        /* It is the caller's only where the caller adopts orphans. */
+        raw(__NR_waitid, WAIT_PIDFD, slot->pidfd, 0, WEXITED | __WALL, 0);
+    }
+    sbx_close(&slot->pidfd);
+    sbx_close(&slot->control);
+    slot->owner = 0;
 }
 
 /* ---- end --------------------------------------------------------------------------------- */
@@ -285,6 +405,8 @@ static long signal_group(struct sbx_run *run, int signum) {
 }
 
 int sbx_signal(struct sbx_run *run, int signum) {
+    if (run->slot)
+        return (int)raw(RAW_pidfd_send_signal, run->slot->pidfd, signum, 0, 0);
     if (run->pidfd < 0)
         return -ESRCH;
     if (run->group && signal_group(run, signum) == 0)
@@ -295,11 +417,11 @@ int sbx_signal(struct sbx_run *run, int signum) {
 void sbx_end(struct sbx_run *run) {
     if (run->owner == 0)
         return;
-    if (!run->ended && run->pidfd >= 0 && run->owner == getpid()) {
-        struct pollfd dead = {run->pidfd, POLLIN, 0};
+    if (!run->ended && run->slot) {
+        sbx_close_slot(run->slot);
+    } else if (!run->ended && run->pidfd >= 0 && run->owner == getpid()) {
         sbx_signal(run, SIGKILL);
-        while (raw(__NR_ppoll, &dead, 1, 0, 0, 0) != 1)
-            ; /* signals: Python sees to them afterwards */
+        wait_for_end(run->pidfd);
         sbx_reap(run);
     }
     sbx_close(&run->pidfd);
@@ -324,7 +446,7 @@ int sbx_open_init(void) {
     long fd = raw(__NR_memfd_create, "sandboxlib-init", flags | 0x10 /* MFD_EXEC, Linux 6.3 */);
     if (fd == -EINVAL)
         fd = raw(__NR_memfd_create, "sandboxlib-init", flags);
-    fd = above(fd, REAPER_FDS); /* where the child will not put anything else */
+    fd = above(fd, RESIDENT_FDS); /* where the child will not put anything else */
     long result = fd;
     while (result >= 0 && written < size) {
         result = raw(__NR_write, fd, sbx_init_start + written, size - written);
@@ -363,4 +485,26 @@ int sbx_open_in_root(int directory, const char *path, int flags) {
         uint64_t flags, mode, resolve;
     } how = {(uint64_t)flags | O_CLOEXEC, 0, 0x10 | 0x02 /* IN_ROOT, NO_MAGICLINKS */};
     return (int)raw(RAW_openat2, directory, path, &how, sizeof how);
+}
+
+struct seen_statx { /* statx(2); the rest of its 256 bytes is not looked at */
+    uint32_t before[8];
+    uint64_t inode;
+    uint64_t between[12];
+    uint32_t device[4];
+    uint64_t mount_id;
+    uint64_t after[13];
+};
+
+int sbx_see(const char *paths, int n, uint64_t *seen) {
+    int same = 1;
+    for (int i = 0; i < n; i++, paths += strlen(paths) + 1) {
+        struct seen_statx there = {.mount_id = 0};
+        raw(__NR_statx, AT_FDCWD, paths, 0, 0x1100 /* STATX_INO, STATX_MNT_ID */, &there);
+        uint64_t device = (uint64_t)there.device[2] << 32 | there.device[3];
+        uint64_t now[] = {there.inode, device, there.mount_id};
+        same &= memcmp(&seen[i * 3], now, sizeof now) == 0;
+        memcpy(&seen[i * 3], now, sizeof now);
+    }
+    return same;
 }

@@ -51,6 +51,7 @@ def run_native(
     timeout: float | None,
     env: Mapping[str, str] | None = None,
     ids: tuple[int, int] | None = None,
+    fresh: bool = True,
 ) -> Result:
     """Runs a command through the C core; with ids in a user namespace of that caller."""
     start = monotonic()
@@ -60,7 +61,7 @@ def run_native(
         cwd = caller_directory() if box.root == "/" else "/"
     job = _plan.Job(command, cwd, extra_env, env)
     plan = _plan.plan_for(box, ids)
-    exit, out, err, timed_out = _process.run(plan, job, stdin, stdout, stderr, timeout)
+    exit, out, err, timed_out = _process.run(plan, job, stdin, stdout, stderr, timeout, fresh)
     return Result(exit, out, err, timed_out, monotonic() - start, executor, dict(plan.isolation))
 
 
@@ -94,7 +95,7 @@ def run_tool(
     (job.passed,) = pass_fds or (-1,)
     # No such program makes a session keyring of its own, which belongs to the isolation of IPC.
     plan = _bare_plan(box.ipc == "isolated")
-    exit, out, err, timed_out = _process.run(plan, job, stdin, stdout, stderr, timeout)
+    exit, out, err, timed_out = _process.run(plan, job, stdin, stdout, stderr, timeout, True)
     return Result(exit, out, err, timed_out, monotonic() - start, executor, dict(isolation))
 
 

@@ -81,13 +81,14 @@ def run_in(
     stderr: Stream = CAPTURE,
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
+    fresh: bool = True,
 ) -> Result:
     """Runs a command in a Sandbox, by the executor that is chosen; see run_sandbox."""
     key = os.geteuid(), os.environ.get(VARIABLE)
     chosen: Callable[..., Result] | None = box._plans.get(key)
     if chosen is None:
         chosen = box._plans[key] = choose(box).run_in
-    return chosen(box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env)
+    return chosen(box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh)
 
 
 def _possible() -> dict[str, str]:

@@ -52,7 +52,7 @@ class Mapper:
             return
         answer = errno.EIO
         try:
-            _map(_native.pid_of(self._workspace))
+            _map(_native.pid_of(self._workspace.run.pidfd))
             answer = 0
         except errors.SandboxError as error:
             self._error = error

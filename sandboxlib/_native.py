@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 
 from . import errors
@@ -168,9 +168,9 @@ def open_in_root(directory: int, path: str, flags: int) -> int:
 # ---- structs ---------------------------------------------------------------------------------
 
 
-def pid_of(workspace: Workspace) -> int:
-    """The pid of the child while it is still in its set-up, in the caller's pid namespace."""
-    with open(f"/proc/self/fdinfo/{workspace.run.pidfd}") as file:
+def pid_of(pidfd: int) -> int:
+    """The pid of a process that lives, in the caller's pid namespace."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
         return int(file.read().partition("Pid:")[2].split()[0])
 
 
@@ -187,6 +187,82 @@ def new_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]]) -> tuple
     kept.append(array)
     whole = {**convert(values), "mounts": array, "n_mounts": len(mounts)}
     return ffi.new("struct sbx_place *", whole), kept
+
+
+def pack_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]], held: bytes) -> bytes:
+    """A struct sbx_place in one piece, as a resident takes it: then the mounts, a byte for each of
+    them, and the strings. Pointers are offsets from its start.
+    """
+    mounts_at = ffi.sizeof("struct sbx_place")
+    strings_at = mounts_at + len(mounts) * ffi.sizeof("struct sbx_mount") + len(held)
+    strings = bytearray()
+
+    def convert(values: dict[str, Any]) -> dict[str, Any]:
+        converted = dict(values)
+        for key, value in values.items():
+            if isinstance(value, str):
+                converted[key] = ffi.cast("char *", strings_at + len(strings))
+                strings.extend(os.fsencode(value) + b"\0")
+        return converted
+
+    array = ffi.new("struct sbx_mount[]", [convert(mount) for mount in mounts])
+    whole = {**values, "mounts": ffi.cast("struct sbx_mount *", mounts_at), "n_mounts": len(mounts)}
+    place = ffi.new("struct sbx_place *", whole)
+    return b"".join([bytes(ffi.buffer(place)), bytes(ffi.buffer(array)), held, strings])
+
+
+class Slot:
+    """A slot that is open; it closes itself when it is lost."""
+
+    def __init__(self, generation: int) -> None:
+        self.struct = ffi.gc(ffi.new("struct sbx_slot *"), lib.sbx_close_slot)
+        self.generation = generation
+        self.is_used = False
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self.struct.owner)
+
+    def close(self) -> None:
+        lib.sbx_close_slot(self.struct)
+
+    def mounts(self) -> list[str]:
+        """What the resident has mounted: the lines of proc_pid_mountinfo(5). OSError."""
+        with open(f"/proc/{pid_of(self.struct.pidfd)}/mountinfo", errors="replace") as file:
+            return file.read().splitlines()
+
+
+def open_slot(place: Any, held: Any, inside: bytes, generation: int) -> Slot:
+    """A new slot of a place (from new_place), whose resident does `inside`. OSError."""
+    slot, workspace = Slot(generation), take_workspace()
+    try:
+        stdio = (lib.SBX_NULL,) * 3
+        keep = fill_job(
+            workspace, b"/\0", 2, (0, 0, 0), stdio, init_descriptor(), held, -1, -1
+        )
+        result = lib.sbx_open_slot(
+            place[0], workspace.job, workspace.run, workspace.stack, inside, len(inside), slot.struct
+        )
+        del keep
+        if result != 0:
+            failure = workspace.run.failure
+            raise OSError(failure.error, f"{STEPS[failure.step]}, {failure.index}")
+        return slot
+    finally:
+        lib.sbx_end(workspace.run)
+        give_back(workspace)
+
+
+def watch(paths: Sequence[str]) -> Callable[[], bool]:
+    """A function that tells whether the paths name what they named when it was called last."""
+    words = ffi.from_buffer(b"".join(os.fsencode(path) + b"\0" for path in paths))
+    seen = ffi.new("uint64_t[]", 3 * len(paths))
+    count = len(paths)
+
+    def look() -> bool:
+        return bool(lib.sbx_see(words, count, seen))
+
+    return look
 
 
 def held_flags(n_mounts: int, held: Iterable[int]) -> Any:

@@ -43,7 +43,9 @@ class Plan:
                 values[name] = f"{number if box.user == 'caller' else 0} {number} 1"
         self.in_user_namespace = ids is not None
         self.mapped_outside = ids is not None and box.user == "ranges"
+        self.values = values
         self.place, self._kept = _native.new_place(values, [m.values for m in self.mounts])
+        self.slots: Any = None  # of _slots; False: no run of this plan may leave its place to others
         self.reaper = bool(values["reaper"])
         self.isolation = box.isolation()
         self._nothing_held = _native.held_flags(len(self.mounts), ())
@@ -87,6 +89,10 @@ class PlannedMount:
         self.source: str | None = None
         self.in_root = in_root  # the target lies in the root, where a stub can be made
         self.values: dict[str, Any] = {"kind": kind, "flags": flags, "target": target}
+
+    def is_directory(self) -> bool:
+        """Whether the mount point has to be one."""
+        return self.source is None or os.path.isdir(self.source)
 
 
 def _all_mounts(box: Sandbox) -> list[PlannedMount]:

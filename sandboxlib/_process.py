@@ -9,16 +9,18 @@ import os
 from collections.abc import Iterator
 from time import monotonic
 
-from . import _native, _plan, errors
+from . import _native, _plan, _slots, errors
 from ._plan import Job, Plan
 from ._stubs import Stubs
 from .sandbox import CAPTURE, STDOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from .sandbox import Stream
+
+    Outcome: TypeAlias = tuple[int, bytes | None, bytes | None, bool]
 
 lib = _native.lib
 
@@ -41,32 +43,99 @@ def run(
     stdout: Stream,
     stderr: Stream,
     timeout: float | None,
-) -> tuple[int, bytes | None, bytes | None, bool]:
+    fresh: bool,
+) -> Outcome:
     """Starts the job, moves its output, waits for its end: (exit, out, err, timed out).
 
-    Nothing of the run is left afterwards, however it ends.
+    Nothing of the run is left afterwards, however it ends. fresh=False: in a slot, where runs of
+    this plan may follow one another in one.
     """
     deadline = None if timeout is None else monotonic() + timeout
     outputs = _output("stdout", stdout), _output("stderr", stderr)
+    choose = _run_fresh if fresh else _run
     if isinstance(stdin, (bytes, bytearray, memoryview)):
         with _memory_file(stdin) as fd:
-            return _run(plan, job, (fd, *outputs), deadline)
-    return _run(
-        plan, job, (_NULL if stdin is None else _descriptor("stdin", stdin), *outputs), deadline
+            return choose(plan, job, (fd, *outputs), deadline)
+    first = _NULL if stdin is None else _descriptor("stdin", stdin)
+    return choose(plan, job, (first, *outputs), deadline)
+
+
+def _run(plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None) -> Outcome:
+    slots = plan.slots
+    if slots is None:
+        slots = plan.slots = _slots.Slots(plan) if _slots.can_stay(plan) else False
+    if slots:
+        try:
+            return _run_in_slot(slots, plan, job, stdio, deadline)
+        except _slots.NoSlot:
+            pass  # the same isolation, all of it new; that also tells what is wrong
+    return _run_fresh(plan, job, stdio, deadline)
+
+
+def _run_in_slot(
+    slots: _slots.Slots, plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None
+) -> Outcome:
+    workspace = _native.take_workspace()
+    slot = None
+    try:
+        slot = _start_in_slot(slots, workspace, plan, job, stdio)
+        return _finish(workspace, plan, job, stdio, deadline)
+    except errors.SetupError as error:
+        if error.step in ("source", "target", "mount"):  # the root changed beneath the slots
+            slots.close()
+            raise _slots.NoSlot from None
+        raise
+    finally:
+        lib.sbx_end(workspace.run)
+        if slot is not None:
+            slots.give(slot)
+        _native.give_back(workspace)
+
+
+def _start_in_slot(
+    slots: _slots.Slots,
+    workspace: _native.Workspace,
+    plan: Plan,
+    job: Job,
+    stdio: tuple[int, int, int],
+) -> _native.Slot:
+    keep = _native.fill_job(
+        workspace, job.blob, job.cwd_size, job.counts, stdio, -1, plan.held(()), -1, -1
     )
+    for _ in range(_slots.MOST_IDLE + 2):  # a resident that died is told by this only
+        slot = slots.take()
+        started = lib.sbx_spawn_in_slot(
+            slot.struct, workspace.job, workspace.run, len(job.blob), job.cwd_size
+        )
+        if started == 0:
+            del keep
+            return slot
+        if started < 0:
+            raise plan.error(*_failure(workspace), job)
+    raise _slots.NoSlot
 
 
-def _run(
+def _finish(
+    workspace: _native.Workspace,
+    plan: Plan,
+    job: Job,
+    stdio: tuple[int, int, int],
+    deadline: float | None,
+) -> Outcome:
+    timed_out = _pump(workspace, plan, job, deadline)
+    out = workspace.out.take() if stdio[1] == _CAPTURED else None
+    err = workspace.err.take() if stdio[2] == _CAPTURED else None
+    return _exit_status(workspace.run.wait_status), out, err, timed_out
+
+
+def _run_fresh(
     plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None
-) -> tuple[int, bytes | None, bytes | None, bool]:
+) -> Outcome:
     workspace = _native.take_workspace()
     stubs = Stubs(plan.box.root, deadline)
     try:
         _start(workspace, plan, job, stdio, stubs)
-        timed_out = _pump(workspace, plan, job, deadline)
-        out = workspace.out.take() if stdio[1] == _CAPTURED else None
-        err = workspace.err.take() if stdio[2] == _CAPTURED else None
-        return _exit_status(workspace.run.wait_status), out, err, timed_out
+        return _finish(workspace, plan, job, stdio, deadline)
     finally:
         # Whatever came, a KeyboardInterrupt too: kill, wait, close. Not interruptible, as it is
         # one call; should another exception get in before it, ffi.gc makes the same call.
@@ -167,7 +236,7 @@ def _spawn(
 def _hold(stubs: Stubs, plan: Plan, index: int) -> None:
     mount = plan.mounts[index]
     try:
-        stubs.hold(mount.target, mount.source is None or os.path.isdir(mount.source))
+        stubs.hold(mount.target, mount.is_directory())
     except OSError as error:
         what, number = f"{mount.words}: make the mount point", error.errno or 0
         hint = _plan.hint("target", index, number)

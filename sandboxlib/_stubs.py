@@ -92,6 +92,13 @@ class Stubs:
             root, self._root = self._root, -1
             os.close(root)
 
+    def abandon(self) -> None:
+        """In a fork of the caller, whose stubs they are: closes what was inherited."""
+        held, self._held = self._held, []
+        for stub in held:
+            stub.close()
+        self.release()
+
 
 class _Stub:
     """A name that is made, or about to be, and what was opened by it."""

@@ -52,12 +52,13 @@ def run_in(
     stderr: Stream = CAPTURE,
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
+    fresh: bool = True,
 ) -> Result:
     """Runs a command in a Sandbox; see run_sandbox."""
     if box.user != "caller" and (refused := _promises_not(box)):
         raise UnsupportedError(f"{NAME}: {refused[0]}")
     return _executor.run_native(
-        NAME, box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env
+        NAME, box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh=fresh
     )
 
 

@@ -282,6 +282,7 @@ def run_in(
     stderr: Stream = CAPTURE,
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
+    fresh: bool = True,
 ) -> Result:
     """Runs a command in a Sandbox; see run_sandbox."""
     start = monotonic()

@@ -420,10 +420,28 @@ class Sandbox(_Value):
         stdout: Stream = CAPTURE,
         stderr: Stream = CAPTURE,
         timeout: float | None = None,
+        fresh: bool = False,
     ) -> Result:
-        """Runs a command in the sandbox and waits for its end; the words are run_sandbox's."""
+        """Runs a command in the sandbox and waits for its end; the words are run_sandbox's.
+
+        fresh: True makes every namespace anew for this run, as run_sandbox does. False (the
+        default): those that a command cannot change are leased to one run after the other.
+        """
         assert runner is not None
-        return runner(self, command, cwd, extra_env, stdin, stdout, stderr, timeout)
+        words = (self, command, cwd, extra_env, stdin, stdout, stderr, timeout, None, fresh)
+        return runner(*words)
+
+    def close(self) -> None:
+        """Ends what is kept from run to run; the next run makes it anew."""
+        for plan in list(self._plans.values()):
+            if slots := getattr(plan, "slots", None):
+                slots.close()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def _root(value: object) -> str:

@@ -47,11 +47,12 @@ def run_in(
     stderr: Stream = CAPTURE,
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
+    fresh: bool = True,
 ) -> Result:
     """Runs a command in a Sandbox; see run_sandbox."""
     ids = os.geteuid(), os.getegid()
     return _executor.run_native(
-        NAME, box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, ids
+        NAME, box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, ids, fresh
     )
 
 

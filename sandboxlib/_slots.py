@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a Sandbox keeps from run to run: slots, each with namespaces and a resident reaper.
+
+A slot serves one run at a time. A run takes one that is idle, or opens one; afterwards it gives it
+back. A slot in which anything went wrong, or in which a run left something, is closed. All of them
+go with the Sandbox, with its close(), with the interpreter, and with the process: a resident holds
+a pidfd of the caller.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from _thread import allocate_lock
+from collections import deque
+from weakref import ref
+
+from . import _native, sandbox
+from ._plan import Plan, PlannedMount
+from ._stubs import Stubs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+lib = _native.lib
+
+MOST_IDLE = 32  # slots that wait for a run; more are closed when they come back
+# While one run goes on, a slot makes itself ready for the next: on another CPU.
+MOST_SPARE = min(os.cpu_count() or 1, 8) - 1
+_OF_A_RUN = (lib.SBX_TMPFS, lib.SBX_PROC, lib.SBX_DEV)
+_all: dict[int, ref[Slots]] = {}
+
+
+def can_stay(plan: Plan) -> bool:
+    """Whether runs may follow one another in a slot: only where none can change what it keeps."""
+    box = plan.box
+    if box.mounts != "isolated" or box.processes != "isolated" or box.user == "ranges":
+        return False
+    if isinstance(box.capabilities, tuple):
+        return set(box.capabilities) <= set(sandbox.DEFAULT_CAPABILITIES)
+    return box.capabilities != "all"
+
+
+class NoSlot(Exception):
+    """Nothing ran, as there is no slot to be had."""
+
+
+class Slots:
+    """The slots of one Plan that can_stay()."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._idle: deque[_native.Slot] = deque()
+        self._lock = allocate_lock()
+        self._generation = 0
+        self._out = 0
+        self._root = plan.box.root
+        self._stubs = Stubs(self._root)
+        names = [self._root, *(m.source for m in plan.mounts if m.source)]
+        self._see = _native.watch(names)
+        self._mounts = plan.mounts
+        self._own = _of_the_run(plan.mounts, self._root)
+        self._values = plan.values
+        self._in_user_namespace = plan.in_user_namespace
+        self._program: tuple[Any, Any, bytes] | None = None
+        self._checked = -1
+        self._may_stay = True
+        _all[id(self)] = ref(self)
+
+    def take(self) -> _native.Slot:
+        """A slot that is open, for one run. NoSlot where it cannot be opened."""
+        if not self._see():
+            self.close()
+        if not self._may_stay:
+            raise NoSlot
+        self._out += 1
+        try:
+            slot = self._idle.popleft()
+        except IndexError:
+            slot = self._open()
+        if slot.is_used and len(self._idle) < min(self._out, MOST_SPARE):
+            self._idle.append(self._open())
+        slot.is_used = True
+        return slot
+
+    def give(self, slot: _native.Slot) -> None:
+        """Back from a run. It is the last to be taken again, as it makes itself ready meanwhile."""
+        self._out -= 1
+        if slot.generation == self._generation and slot.is_open and len(self._idle) < MOST_IDLE:
+            self._idle.append(slot)
+        else:
+            slot.close()
+
+    def close(self) -> None:
+        """Closes the idle ones now, and those that are in use when they come back."""
+        with self._lock:
+            self._generation += 1
+            self._program = None
+            while self._idle:
+                self._idle.pop().close()
+            self._stubs.release()
+
+    def forget(self) -> None:
+        """In a fork of the caller: the slots are the caller's."""
+        idle, self._idle = self._idle, deque()
+        self._lock = allocate_lock()
+        self._stubs.abandon()
+        for slot in idle:
+            slot.close()  # of another process: its descriptors only
+
+    def __del__(self) -> None:
+        _all.pop(id(self), None)
+        self.close()
+
+    # ---- opening -----------------------------------------------------------------------------
+
+    def _open(self) -> _native.Slot:
+        with self._lock:  # of several threads one makes the mount points that the root lacks
+            try:
+                if self._program is None:
+                    self._program = self._prepare()
+                place, held, inside = self._program
+                slot = _native.open_slot(place, held, inside, self._generation)
+            except OSError as error:
+                raise NoSlot from error
+        if self._checked != self._generation:
+            self._check(slot)
+        if not self._may_stay:
+            raise NoSlot
+        return slot
+
+    def _check(self, slot: _native.Slot) -> None:
+        """Through a proc that is not of the run uid 0 could write what the network's sysctls say,
+        and a later run would find it.
+        """
+        owns = [self._mounts[i].target for i in self._own]
+        for line in slot.mounts():
+            words = line.split()
+            point, kind = words[4], words[words.index("-") + 1]
+            if kind == "proc" and not any(f"{point}/".startswith(f"{o}/") for o in owns):
+                self._may_stay = False
+        self._checked = self._generation
+
+    def _prepare(self) -> tuple[Any, Any, bytes]:
+        """What a resident finds, and what it does for each run."""
+        held = [self._needs_stub(mount) for mount in self._mounts]
+        for mount, missing in zip(self._mounts, held, strict=True):
+            if missing:
+                self._stubs.hold(mount.target, mount.is_directory())
+        kept = [i for i in range(len(self._mounts)) if i not in self._own]
+        mounts = [self._mounts[i].values for i in kept]
+        if self._in_user_namespace:
+            # A new proc is given only where one that is whole can be seen (mount_too_revealing in
+            # fs/namespace.c): this one, beneath that of each run.
+            procs = [self._mounts[i].values for i in self._own]
+            more = [v for v in procs if v["kind"] == lib.SBX_PROC]
+            mounts += [{**v, "flags": v["flags"] & ~lib.SBX_COVER} for v in more]
+        own = [i for i in self._own if held[i]]
+        values = {
+            **self._values,
+            **{"reaper": lib.SBX_RESIDENT, "keyring": 0, "no_new_privs": 0, "cut_capabilities": 0},
+        }
+        names = "keyring reaper no_new_privs cut_capabilities capabilities must_capabilities"
+        inside = {name: self._values[name] for name in names.split() if name in self._values}
+        inside |= {"session": 1, "namespaces": int(self._in_user_namespace)}
+        place = _native.new_place(values, mounts)
+        flags = _native.held_flags(len(mounts), [n for n, i in enumerate(kept) if held[i]])
+        packed = _native.pack_place(
+            inside,
+            [self._mounts[i].values for i in self._own],
+            bytes(i in own for i in self._own),
+        )
+        return place, flags, packed
+
+    def _needs_stub(self, mount: PlannedMount) -> bool:
+        if not mount.in_root:
+            return False
+        root = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = _native.open_in_root(root, mount.target, os.O_PATH)
+        except FileNotFoundError:
+            return True
+        finally:
+            os.close(root)
+        try:
+            return bool(lib.sbx_is_stub(os.fstat(fd).st_mode))
+        finally:
+            os.close(fd)
+
+
+def _of_the_run(mounts: list[PlannedMount], root: str) -> list[int]:
+    """Which mounts every run makes anew: file systems of its own, and what lies in or over one.
+
+    All after the first, where symbolic links in the targets hide what lies where.
+    """
+    real = os.path.realpath(root).rstrip("/")
+    found: list[int] = []
+    targets: list[str] = []
+    straight = all(os.path.realpath(real + m.target) == real + m.target for m in mounts)
+    for index, mount in enumerate(mounts):
+        target = mount.target + "/"
+        inside = any(target.startswith(t) or t.startswith(target) for t in targets)
+        if mount.values["kind"] in _OF_A_RUN or inside or (found and not straight):
+            found.append(index)
+            targets.append(target)
+    return found
+
+
+def _each() -> list[Slots]:
+    return [slots for slots in (r() for r in list(_all.values())) if slots is not None]
+
+
+def _forget_all() -> None:
+    for slots in _each():
+        slots.forget()
+
+
+def close_all() -> None:
+    """At the end of the interpreter."""
+    for slots in _each():
+        slots.close()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+atexit.register(close_all)
