@@ -47,6 +47,7 @@ __asm__(".globl _start\n_start:\n"
 __asm__(".globl _start\n_start:\nmov x29, #0\nmov x0, sp\nbl reaper\n"
         ".globl return_from_signal\nreturn_from_signal:\nmov x8, #139\nsvc #0\n");
 #endif
+#define MOST_LEAVING 16 /* reapers that have told, and are still on their way out */
 #define ALIGNED(size) (((size_t)(size) + 7) & ~(size_t)7)
 #define RESTORER 0x04000000 /* SA_RESTORER: x86_64 leaves the way back to the program */
 
@@ -163,6 +164,7 @@ static const unsigned char *held;
 static int with_reaper, own_users;
 static struct sbx_run run;       /* shared by the three processes, as all of their memory */
 static volatile int asked, told; /* the caller: for an order; how it ended */
+static int waker;                /* an eventfd, by which a reaper says that it is done */
 static char *buffer;             /* the order's strings, then the pointers to them */
 static size_t capacity;
 static char reaper_stack[8192] __attribute__((aligned(16)));
@@ -268,6 +270,27 @@ static long spawn(uint64_t flags, char *stack, size_t size, int (*entry)(void *)
     return clone_onto(&args, entry, argument);
 }
 
+/* The end of a reaper, without its stack: that is the next one's as soon as the resident wakes. */
+static void wake_and_exit(int fd) {
+    static const uint64_t one = 1;
+#if defined(__x86_64__)
+    __asm__ volatile("syscall\n\tmov %[exit], %%eax\n\txor %%edi, %%edi\n\tsyscall"
+                     :
+                     : "a"((long)__NR_write), "D"((long)fd), "S"(&one),
+                       "d"(8L), [exit] "i"(__NR_exit)
+                     : "rcx", "r11", "memory");
+#elif defined(__aarch64__)
+    register long x8 __asm__("x8") = __NR_write;
+    register long x0 __asm__("x0") = fd;
+    register long x1 __asm__("x1") = (long)&one;
+    register long x2 __asm__("x2") = 8;
+    __asm__ volatile("svc #0\n\tmov x8, %[exit]\n\tmov x0, #0\n\tsvc #0"
+                     : "+r"(x8), "+r"(x0)
+                     : "r"(x1), "r"(x2), [exit] "i"(__NR_exit)
+                     : "memory");
+#endif
+}
+
 /* The reaper of one run. It tells the status once no process of the run is left; the mounts go with
  * it, after that. Without a reaper the command is pid 1, and this is who waits for it. */
 static int reaper_main(void *child) {
@@ -280,20 +303,24 @@ static int reaper_main(void *child) {
     while (command > 0 && pid != command)
         pid = raw(__NR_wait4, -1, &status, 0, 0);
     run.wait_status = status;
-    if (with_reaper)
+    if (raw(__NR_getpid, 0) == 1) /* all of its pid namespace, and never of another */
         raw(__NR_kill, -1, SIGKILL);
     while (raw(__NR_wait4, -1, 0, 0, 0) > 0)
         ;
     told = 1;
     tell(SBX_RECORD_MAGIC, &run);
+    wake_and_exit(waker);
     return 0;
 }
 
-/* Makes ready for a run, lets it happen, and waits until all of it is gone; 0: something is wrong.
+/* Makes ready for a run, lets it happen, and waits until no process of it is left; 0: something is
+ * wrong. The reaper goes after that: its mounts take it a grace period of RCU, which can be long.
  */
 static int serve(void) {
     static struct sbx_child c;
     static struct sbx_job job;
+    static int leaving;
+    uint64_t woken;
     int pidfd = -1;
     memset(&run, 0, sizeof run);
     memset(&c, 0, sizeof c);
@@ -310,13 +337,18 @@ static int serve(void) {
     long pid = spawn(flags, reaper_stack, sizeof reaper_stack, reaper_main, &c, &pidfd);
     if (pid < 0)
         return 0;
-    struct pollfd watched[] = {
-        {pidfd, POLLIN, 0}, {REAPER_LIFELINE_FD, POLLIN, 0}, {REAPER_STATUS_FD, 0, 0}};
-    raw(__NR_ppoll, watched, 3, 0, 0, 0);
+    leaving++;
+    struct pollfd watched[] = {{waker, POLLIN, 0},
+                               {pidfd, POLLIN, 0},
+                               {REAPER_LIFELINE_FD, POLLIN, 0},
+                               {REAPER_STATUS_FD, 0, 0}};
+    raw(__NR_ppoll, watched, 4, 0, 0, 0);
     if (!watched[0].revents)
         return 0;
+    raw(__NR_read, waker, &woken, sizeof woken);
     raw(__NR_close, pidfd);
-    raw(__NR_wait4, pid, 0, 0, 0);
+    while (raw(__NR_wait4, -1, 0, leaving > MOST_LEAVING ? 0 : WNOHANG, 0) > 0)
+        leaving--;
     return asked && told && run.failure.step != SBX_STEP_ORDER;
 }
 
@@ -343,9 +375,13 @@ static int is_count_same(int i, int first) {
 }
 
 static int are_counts_same(int first) {
-    for (int i = 0; i < RESIDENT_FDS - REAPER_FDS; i++)
-        if (raw(__NR_fcntl, REAPER_FDS + i, 1 /* F_GETFD */) >= 0 && !is_count_same(i, first))
+    static int is_there[RESIDENT_FDS - REAPER_FDS];
+    for (int i = 0; i < RESIDENT_FDS - REAPER_FDS; i++) {
+        if (first)
+            is_there[i] = raw(__NR_fcntl, REAPER_FDS + i, 1 /* F_GETFD */) >= 0;
+        if (is_there[i] && !is_count_same(i, first))
             return 0;
+    }
     return 1;
 }
 
@@ -389,9 +425,10 @@ static long open_queues(void) {
 static void stay(void) __attribute__((noreturn));
 static void stay(void) {
     settle();
+    are_counts_same(1);
+    waker = (int)raw(__NR_eventfd2, 0, 0x80000 /* EFD_CLOEXEC */);
     long queues = inside.keyring ? open_queues() : 0;
     int keys = own_users && is_keyring_there();
-    are_counts_same(1);
     while (serve() && are_counts_same(0) && (!inside.keyring || is_ipc_empty((int)queues))
            && (!own_users || is_keyring_there() == keys))
         ;

@@ -31,6 +31,7 @@ ORDER = [
     {"_machine"},
     {"_mapper", "_stubs"},
     {"_plan"},
+    {"_slots"},
     {"_process"},
     {"_executor"},
     {"_calls", "_luc_mounts"},
