@@ -117,7 +117,8 @@ static int drain(struct sbx_stream *s) {
 
 enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns) {
     while (!run->ended) {
-        struct pollfd fds[] = {{run->slot ? run->slot->control : run->pidfd, POLLIN, 0},
+        struct pollfd fds[] = {{run->slot ? run->slot->pidfd : run->pidfd, POLLIN, 0},
+                               {run->slot ? run->slot->control : -1, POLLIN, 0},
                                {run->out.fd, POLLIN, 0},
                                {run->err.fd, POLLIN, 0}};
         struct {
@@ -127,11 +128,11 @@ enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns) {
             return full(&run->out);
         if (is_full(&run->err))
             return full(&run->err);
-        if (raw(__NR_ppoll, fds, 3, &wait, 0, 0) <= 0)
+        if (raw(__NR_ppoll, fds, 4, &wait, 0, 0) <= 0)
             return SBX_PUMP_AGAIN;
-        take(&run->out, fds[1].revents);
-        take(&run->err, fds[2].revents);
-        if (fds[0].revents && collect(run) < 0)
+        take(&run->out, fds[2].revents);
+        take(&run->err, fds[3].revents);
+        if ((fds[0].revents || fds[1].revents) && collect(run) < 0)
             return SBX_PUMP_ERROR;
     }
     if (drain(&run->out) || drain(&run->err))
