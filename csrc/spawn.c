@@ -69,7 +69,7 @@ static long above(long fd, int lowest) {
         return fd;
     long higher = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, lowest);
     raw(__NR_close, fd);
-    return higher;
+    return higher == -EINVAL ? -EMFILE : higher; /* fcntl(2): beyond RLIMIT_NOFILE */
 }
 
 static int make_pipe(int *read_end, int *write_end) {
@@ -297,7 +297,7 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
     if (sbx_spawn(place, job, run, stack) != 0)
         return -1;
     slot->owner = run->owner;
-    slot->pidfd = run->pidfd;
+    slot->pidfd = (int)above(run->pidfd, 3); /* it stays, and must not be found as stdin */
     slot->control = run->status;
     slot->inodes[0] = inode_of(slot->pidfd);
     slot->inodes[1] = inode_of(slot->control);

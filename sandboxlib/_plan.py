@@ -45,7 +45,9 @@ class Plan:
         self.mapped_outside = ids is not None and box.user == "ranges"
         self.values = values
         self.place, self._kept = _native.new_place(values, [m.values for m in self.mounts])
-        self.slots: Any = None  # of _slots; False: no run of this plan may leave its place to others
+        self.slots: Any = (
+            None  # of _slots; False: no run of this plan may leave its place to others
+        )
         self.reaper = bool(values["reaper"])
         self.isolation = box.isolation()
         self._nothing_held = _native.held_flags(len(self.mounts), ())

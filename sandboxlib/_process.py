@@ -98,11 +98,11 @@ def _start_in_slot(
     plan: Plan,
     job: Job,
     stdio: tuple[int, int, int],
-) -> _native.Slot:
+) -> _slots.Slot:
     keep = _native.fill_job(
         workspace, job.blob, job.cwd_size, job.counts, stdio, -1, plan.held(()), -1, -1
     )
-    for _ in range(_slots.MOST_IDLE + 2):  # a resident that died is told by this only
+    for _ in range(_slots.MOST_IDLE + 2):  # as many may have died since
         slot = slots.take()
         started = lib.sbx_spawn_in_slot(
             slot.struct, workspace.job, workspace.run, len(job.blob), job.cwd_size
@@ -110,6 +110,7 @@ def _start_in_slot(
         if started == 0:
             del keep
             return slot
+        slots.give(slot)
         if started < 0:
             raise plan.error(*_failure(workspace), job)
     raise _slots.NoSlot
