@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,6 +55,19 @@ def wait_until(true: Callable[[], object], seconds: float = 10.0) -> bool:
             return True
         time.sleep(0.01)
     return False
+
+
+def python() -> list[str]:
+    """The words that start this Python with sandboxlib in an environment that is not the tests'.
+
+    Over a sanitizer build its library has to come first, in Python alone: all that is started on
+    the way there, and what runs in a sandbox, does without.
+    """
+    names = ("LD_PRELOAD", "ASAN_OPTIONS", "SANDBOXLIB_SANITIZED")
+    if "SANDBOXLIB_SANITIZED" not in os.environ:
+        return [sys.executable]
+    settings = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    return ["/usr/bin/env", *settings, sys.executable]
 
 
 def find_busybox() -> str | None:

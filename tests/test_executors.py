@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import processes, require, wait_until
+from conftest import processes, python, require, wait_until
 
 import sandboxlib
 from sandboxlib import CAPTURE, STDOUT, Mount, Sandbox, UnsupportedError, _ladder
@@ -408,7 +408,7 @@ def test_degrading_a_config_that_is_possible_changes_nothing(executor: ModuleTyp
 
 def run_nested(run: Callable[..., subprocess.CompletedProcess[str]], what: str) -> None:
     """This file again; as many tests have to pass as say something."""
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
+    argv = [*python(), "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
     done = run([*argv, "-k", "executor or root"])
     if done.returncode != 0:
         telling = [line for line in done.stdout.splitlines() if line.startswith(("E  ", "FAILED"))]

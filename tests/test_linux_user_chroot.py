@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import processes, wait_until
+from conftest import processes, python, wait_until
 
 from sandboxlib import Mount, Sandbox, SetupError, UnsupportedError
 from sandboxlib import linux_user_chroot as luc
@@ -660,7 +660,7 @@ assert "leaves open" in str(fails(AssertionError, ["true"], extra_mounts=[Mount.
 def reason(setuid_tool: SetuidTool, **words: object) -> str:
     script = "from sandboxlib import linux_user_chroot as luc; print(luc.why_not())"
     env = {"PYTHONPATH": str(Path(luc.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = setuid_tool.run(sys.executable, "-c", script, **env, **words)  # type: ignore[arg-type]
+    done = setuid_tool.run(*python(), "-c", script, **env, **words)  # type: ignore[arg-type]
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -718,7 +718,7 @@ def test_a_program_that_does_not_work_is_not_used(
 def test_the_import_stays_cheap() -> None:
     heavy = {"subprocess", "tempfile", "shutil", "typing", "dataclasses", "inspect"}
     script = "import sandboxlib.linux_user_chroot, sys, json; print(json.dumps(list(sys.modules)))"
-    argv = [sys.executable, "-S", "-c", script]
+    argv = [*python(), "-S", "-c", script]
     env = {"PYTHONPATH": ":".join(filter(None, sys.path))}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
     assert not heavy & set(json.loads(done.stdout))
