@@ -110,8 +110,13 @@ def _write(path: str, text: str) -> None:
         raise errors.setup_error(error.errno or 0, path, "ids", _WHAT) from error
 
 
+def find_tool(tool: str) -> str | None:
+    """newuidmap or newgidmap in the caller's PATH or where it is usually installed."""
+    return shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/bin:/bin:/usr/local/bin")
+
+
 def _run(tool: str, pid: int, extents: list[tuple[int, int, int]]) -> None:
-    path = shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/bin:/bin:/usr/local/bin")
+    path = find_tool(tool)
     if path is None:
         hint = "it is in the package uidmap (Debian) or shadow-utils (Fedora)"
         raise errors.UnsupportedError(f"{_WHAT}: there is no {tool}; {hint}")

@@ -236,7 +236,10 @@ def _failure(result: Result, root: str, program: str) -> errors.SetupError:
     """What bwrap said on stderr, as an error; it begins a line with its name."""
     said = [line for line in (result.err or result.out or b"").splitlines() if b"bwrap: " in line]
     text = os.fsdecode(said[-1]) if said else "bwrap failed, and its stderr was not captured"
-    number = next((n for n in errno.errorcode if text.endswith(os.strerror(n))), errno.EIO)
+    number = next(
+        (n for n, name in errno.errorcode.items() if text.endswith((os.strerror(n), f"({name})"))),
+        errno.EIO,
+    )
     step, filename = "bwrap", None
     if "execvp" in text:
         step, filename = "exec", program

@@ -213,6 +213,8 @@ def test_variables_that_the_loader_removes_go_through_env(plain: Path) -> None:
 
 
 def test_what_cannot_be_promised_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tool, "denied", lambda tool, box: "")
+
     def refused(tool: Tool, uid: int, **words: object) -> bool:
         monkeypatch.setattr(luc, "_tool", lambda: tool)
         monkeypatch.setattr(os, "getuid", lambda: uid)
