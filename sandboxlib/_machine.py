@@ -52,6 +52,11 @@ def is_dumpable() -> bool:
         return True
 
 
+def is_in_user_namespace() -> bool:
+    """Whether the caller is in another user namespace than the machine's first."""
+    return read("/proc/self/uid_map").split() not in ([], ["0", "0", "4294967295"])
+
+
 def has_one_id() -> bool:
     """Whether the caller is in a user namespace in which only one uid exists."""
     counts = [int(line.split()[2]) for line in read("/proc/self/uid_map").splitlines()]
@@ -141,6 +146,10 @@ def user_namespace_remedy(step: str, error: int) -> str:
         return "; ".join(f"{cause}: {remedy}" for cause, remedy in causes)
     if step in ("source", "mount") and error == errno.EPERM and proc_is_masked():
         return ": ".join(MASKED_PROC)
+    if step == "source" and error == errno.EPERM:
+        return (
+            "a proc of the caller's processes is the caller's: bind /proc, or processes='isolated'"
+        )
     if step in ("source", "root") and error == errno.EINVAL:
         return "it hides mounts that a user namespace may not uncover: bind it recursively"
     return ""

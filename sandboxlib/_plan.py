@@ -327,10 +327,11 @@ _HINTS = {
 
 def hint(step: str, index: int, error: int, in_user_namespace: bool = False) -> str:
     """The likely remedy, or ""."""
-    if in_user_namespace:
+    if in_user_namespace or step in ("source", "root", "mount"):
         from . import _machine
 
-        remedy = _machine.user_namespace_remedy(step, error)
+        applies = in_user_namespace or _machine.is_in_user_namespace()
+        remedy = _machine.user_namespace_remedy(step, error) if applies else ""
         if remedy:
             return remedy
     if step == "exec" and error == errno.ENOENT:
