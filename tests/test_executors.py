@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One contract for every executor, for root, for an ordinary user and inside a user namespace.
 
-Where executors differ, DIFFERENCES says how; docs/executors.md has the same as a table.
+Where executors differ, docs/executors.md has a table. AFTER_SIGTERM, PID_1 and is_refused say the
+same: what they do not name is delivered, and what they name is refused before anything runs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pytest
 from conftest import processes, python, require, wait_until
 
 import sandboxlib
-from sandboxlib import CAPTURE, STDOUT, Mount, Sandbox, UnsupportedError, _ladder
+from sandboxlib import CAPTURE, STDOUT, Mount, Sandbox, UnsupportedError, _ladder, _machine
 
 pytest_plugins = ["setuid_tool"]
 
@@ -29,6 +30,37 @@ NESTED = os.environ.get("SANDBOXLIB_TEST_NESTED")
 
 #: The exit status of a command that SIGTERM ends: the programs tell less.
 AFTER_SIGTERM = {"chroot": -15, "user_namespace": -15, "linux_user_chroot": 1, "bubblewrap": 143}
+
+#: Whether the command is pid 1 of its namespace though a reaper is asked for.
+PID_1 = {"chroot": False, "user_namespace": False, "linux_user_chroot": True, "bubblewrap": False}
+
+
+def is_refused(executor: ModuleType, box: Sandbox) -> bool | None:
+    """Whether docs/executors.md has it as refused; None where the machine decides."""
+    is_root = os.geteuid() == 0
+    if executor.NAME == "linux_user_chroot":
+        return (
+            box.hostname is not None
+            or not box.no_new_privs
+            or box.user == "ranges"
+            or (box.user == "root" and not is_root)
+            or isinstance(box.capabilities, tuple)
+            or (is_root and box.capabilities != "all")
+            or any(mount.size for mount in box.extra_mounts)
+            or any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts)
+        )
+    if executor.NAME == "bubblewrap":
+        by_name = isinstance(box.capabilities, tuple)
+        shallow = [mount for mount in box.extra_mounts if not mount.recursive]
+        return (
+            not box.no_new_privs
+            or box.user == "ranges"
+            or (by_name and not is_root and box.user != "root")
+            or any(_machine.mounts_below(mount.source or "/none") for mount in shallow)
+        )
+    if box.user == "ranges" and is_root:
+        return _machine.has_one_id()
+    return None if box.user == "ranges" else False
 
 
 @pytest.fixture(params=_ladder.EXECUTORS)
@@ -75,7 +107,9 @@ def sh(executor: ModuleType, root: Path | str, script: str, **words: Any) -> str
         refused = ""
     box = {k: v for k, v in words.items() if k not in ("cwd", "extra_env", "env", "timeout")}
     # It says so beforehand as well: the ladder goes by that.
-    assert bool(refused) == bool(executor.refusals(box_of(executor, root, box)))
+    place = box_of(executor, root, box)
+    assert bool(refused) == bool(executor.refusals(place))
+    assert is_refused(executor, place) in (bool(refused), None)
     if refused:
         pytest.skip(f"refused: {refused}")
     assert (result.exit, result.err) == (0, b""), result
@@ -219,6 +253,23 @@ def test_what_is_not_isolated_is_the_callers(executor: ModuleType, root: Path, k
     assert seen.strip() == os.readlink(f"/proc/self/ns/{name}")
 
 
+@pytest.mark.parametrize("kind", _ladder._executor.ISOLATED)
+def test_the_result_tells_what_the_run_had(executor: ModuleType, root: Path, kind: str) -> None:
+    name = {"network": "net", "processes": "pid", "ipc": "ipc", "mounts": "mnt"}[kind]
+    for value in ("isolated", "undefined"):
+        words = {**_ladder._executor.UNDEFINED, kind: value}
+        result = run(executor, "/", ["readlink", f"/proc/self/ns/{name}"], **words)
+        is_own = result.out.decode().strip() != os.readlink(f"/proc/self/ns/{name}")
+        assert result.isolation[kind] == ("isolated" if is_own else "undefined")
+        assert is_own or value == "undefined"
+
+
+@pytest.mark.parametrize("init", [True, False])
+def test_a_reaper_or_none(executor: ModuleType, root: Path, init: bool) -> None:
+    pid = int(sh(executor, root, "echo $$", init=init))
+    assert (pid == 1) == (PID_1[executor.NAME] or not init)
+
+
 def test_a_root_that_is_read_only(executor: ModuleType, root: Path) -> None:
     script = "for p in / /tmp /etc; do touch $p/x 2> /proc/self/fd/1; done; true"
     said = sh(executor, root, script, filesystem_writable_paths="none")
@@ -247,6 +298,12 @@ def test_the_default_capabilities_are_no_more_than_promised(
         for name in sandboxlib.sandbox.DEFAULT_CAPABILITIES
     )
     assert all(int(line.split()[1], 16) & ~allowed == 0 for line in seen.splitlines())
+
+
+def test_all_capabilities_of_the_caller(executor: ModuleType, root: Path) -> None:
+    seen = sh(executor, root, "grep CapEff /proc/self/status", capabilities="all")
+    ours = int(_machine.status("CapEff"), 16)
+    assert int(seen.split()[1], 16) & ours == ours
 
 
 def test_a_capability_by_name(executor: ModuleType, root: Path) -> None:
@@ -317,6 +374,49 @@ def test_a_tmpfs_with_a_limit(executor: ModuleType, root: Path) -> None:
     mounts = [Mount.dev(), Mount.tmpfs("/tmp", size=1 << 20, mode=0o700)]
     script = "stat -c %a /tmp; head -c 2000000 /dev/zero 2> /dev/null > /tmp/x; stat -c %s /tmp/x"
     assert sh(executor, root, script, extra_mounts=mounts).split() == ["700", str(1 << 20)]
+
+
+def test_a_proc_is_of_the_run(executor: ModuleType, root: Path) -> None:
+    script = "ls /tmp/in/proc | grep -c '^[0-9]*$'; test -e /tmp/in/proc/self/fd"
+    mounts = [Mount.tmpfs("/tmp/in"), Mount.proc("/tmp/in/proc")]
+    assert int(sh(executor, root, script, extra_mounts=mounts)) < 8
+
+
+def sh_or_kernel(executor: ModuleType, root: Path, script: str, hint: str, **words: Any) -> str:
+    """The same for what a user namespace is denied by the kernel, not by us; "" then."""
+    refused = contextlib.nullcontext()
+    if executor.NAME == "user_namespace" or (executor.NAME == "chroot" and _machine.has_one_id()):
+        refused = pytest.raises(sandboxlib.SetupError, match=hint)  # type: ignore[assignment]
+    with refused:
+        return sh(executor, root, script, **words)
+    return ""
+
+
+def test_a_proc_of_the_callers_processes(executor: ModuleType, root: Path) -> None:
+    words = {"processes": "undefined", "extra_mounts": [Mount.proc()]}
+    script = f"test -e /proc/{os.getpid()} && echo seen"
+    seen = sh_or_kernel(executor, root, script, "processes='isolated'", **words)
+    assert seen in ("seen\n", "")
+
+
+def test_a_bind_without_what_is_mounted_below(executor: ModuleType, root: Path) -> None:
+    (below, *_) = _machine.mounts_below("/dev") or [""]
+    require(below, "nothing is mounted below /dev")
+    mounts = [Mount.bind("/dev", "/tmp", recursive=False)]
+    script = "cat /proc/self/mountinfo"
+    seen = sh_or_kernel(executor, root, script, "recursively", extra_mounts=mounts)
+    assert not [line for line in seen.splitlines() if line.split()[4].startswith("/tmp/")]
+
+
+def test_a_bind_with_what_is_mounted_below(executor: ModuleType, root: Path) -> None:
+    (below, *_) = _machine.mounts_below("/dev") or [""]
+    require(below, "nothing is mounted below /dev")
+    mounts = [Mount.bind("/dev", "/tmp", read_only=True)]
+    script = "cat /proc/self/mountinfo"
+    seen = sh(executor, root, script, extra_mounts=mounts).splitlines()
+    points = {line.split()[4]: line.split()[5].split(",") for line in seen}
+    assert "ro" in points["/tmp"]
+    assert "ro" in points["/tmp" + below[len("/dev") :]]
 
 
 def test_devices(executor: ModuleType, root: Path) -> None:
@@ -395,7 +495,7 @@ def test_degrading_a_config_that_is_possible_changes_nothing(executor: ModuleTyp
 def run_nested(run: Callable[..., subprocess.CompletedProcess[str]], what: str) -> None:
     """This file again; as many tests have to pass as say something."""
     argv = [*python(), "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
-    done = run([*argv, "-k", "executor or root"])
+    done = run(argv)
     if done.returncode != 0:
         telling = [line for line in done.stdout.splitlines() if line.startswith(("E  ", "FAILED"))]
         pytest.fail("\n".join([what, *telling, done.stderr[-2000:]]))
