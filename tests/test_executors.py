@@ -489,6 +489,91 @@ def test_degrading_a_config_that_is_possible_changes_nothing(executor: ModuleTyp
     assert executor.degrade_config_for_capabilities(config) == config
 
 
+# ---- as YBD calls it -------------------------------------------------------------------------
+
+
+def ybd(executor: ModuleType, config: dict[str, Any], log: Path, command: str) -> int:
+    """A step of a build, in YBD's own words (ybd/sandbox.py with sandboxlib 0.3)."""
+    env = {"PATH": "/bin:/usr/bin", "TMPDIR": "/tmp"}
+    config = executor.degrade_config_for_capabilities(config, warn=False)
+    with open(log, "a") as file:
+        status: int = executor.run_sandbox_with_redirection(
+            ["sh", "-c", "-e", command], stdout=file, stderr=sandboxlib.STDOUT, env=env, **config
+        )
+    return status
+
+
+def ybd_mounts(tmp_path: Path) -> list[Any]:
+    (tmp_path / "ccache").mkdir()
+    cache = (str(tmp_path / "ccache"), "/tmp/ccache", None, "bind")
+    return [cache, ("tmpfs", "/dev/shm", "tmpfs"), ("proc", "/proc", "proc")]
+
+
+def ybd_root(rootfs: Path) -> dict[str, Any]:
+    for name in ("foo.build", "foo.inst"):
+        (rootfs / name).mkdir()
+    isolated = {"mounts": "isolated", "network": "isolated"}
+    return {"cwd": "foo.build", "filesystem_root": str(rootfs), **isolated}
+
+
+def test_a_chunk_of_ybd(executor: ModuleType, rootfs: Path, tmp_path: Path) -> None:
+    writable = ["foo.build", "foo.inst", "/dev", "/proc", "/tmp"]
+    config = ybd_root(rootfs) | {
+        "filesystem_writable_paths": writable,
+        "extra_mounts": ybd_mounts(tmp_path),
+    }
+    log = tmp_path / "log"
+    command = "pwd; touch made /foo.inst/made /tmp/ccache/object /dev/shm/x; echo $TMPDIR >&2"
+    assert ybd(executor, config, log, command) == 0
+    assert ybd(executor, config, log, "touch /etc/x") == 1
+    assert ybd(executor, config, log, "ls /dev/shm; tail -n +3 /proc/net/dev | cut -d: -f1") == 0
+    assert ybd(executor, config, log, "false; exit 3") == 1
+    assert ybd(executor, config, log, "exit 7") == 7
+    said = [line.strip() for line in log.read_text().splitlines()]
+    assert said == ["/foo.build", "/tmp", "touch: /etc/x: Read-only file system", "lo"]
+    assert (rootfs / "foo.build" / "made").exists()
+    assert (rootfs / "foo.inst" / "made").exists()
+    assert os.listdir(tmp_path / "ccache") == ["object"]
+    assert os.listdir(rootfs / "dev") == []
+
+
+def test_a_system_of_ybd(executor: ModuleType, rootfs: Path, tmp_path: Path) -> None:
+    config = ybd_root(rootfs) | {
+        "filesystem_writable_paths": "all",
+        "extra_mounts": ybd_mounts(tmp_path),
+    }
+    # As root it makes devices and gives files away.
+    command = "touch /etc/made"
+    if os.geteuid() == 0 and executor.NAME == "chroot" and not _machine.has_one_id():
+        command += "; chown 12:34 /etc/made; mknod /dev/made c 1 3"
+    assert ybd(executor, config, tmp_path / "log", command) == 0, (tmp_path / "log").read_text()
+    found = (rootfs / "etc" / "made").stat()
+    assert (found.st_uid == 12) == ("chown" in command)
+    assert (rootfs / "dev" / "made").is_char_device() == ("mknod" in command)
+
+
+def test_a_bootstrap_of_ybd(executor: ModuleType, tmp_path: Path) -> None:
+    tmp_path = tmp_path.resolve()
+    writable = [str(tmp_path / name) for name in ("foo.build", "foo.inst", "tmp")]
+    for path in writable:
+        os.mkdir(path)
+    config = {
+        "cwd": writable[0],
+        "filesystem_root": "/",
+        "filesystem_writable_paths": writable,
+        "mounts": "isolated",
+        "network": "isolated",
+        "extra_mounts": [],
+    }
+    command = f"pwd; touch made {writable[1]}/made {writable[2]}/made"
+    log = tmp_path / "log"
+    assert ybd(executor, config, log, command) == 0, log.read_text()
+    assert log.read_text() == f"{writable[0]}\n"
+    assert ybd(executor, config, log, f"touch {tmp_path}/x 2> {writable[2]}/said") == 1
+    assert "Read-only file system" in Path(writable[2], "said").read_text()
+    assert [os.listdir(path) for path in writable[:2]] == [["made"], ["made"]]
+
+
 # ---- who runs all of this --------------------------------------------------------------------
 
 

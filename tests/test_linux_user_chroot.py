@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import processes, python, wait_until
 
-from sandboxlib import Mount, Sandbox, SetupError, UnsupportedError
+from sandboxlib import STDOUT, Mount, Result, Sandbox, SetupError, UnsupportedError
 from sandboxlib import linux_user_chroot as luc
 from sandboxlib.linux_user_chroot import Recipe, Tool, View, command_line
 
@@ -96,6 +96,97 @@ def test_a_system_of_ybd(plain: Path) -> None:
         "--unshare-net --chdir foo.build "
         "--mount-bind SCRATCH/0 /dev/shm --mount-proc /proc ROOT sh -c -e make"
     )
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the executor tells the program, token by token; the program itself does not run."""
+    said: list[str] = []
+
+    def run_tool(name: str, box: Sandbox, argv: list[bytes | str], *rest: object) -> Result:
+        said[:] = map(os.fsdecode, argv)
+        return Result(0, None, None, False, 0.0, name, {})
+
+    monkeypatch.setattr(Tool, "denied", lambda tool, box: "")
+    monkeypatch.setattr(luc, "_tool", lambda: RECENT)
+    monkeypatch.setattr(luc._executor, "run_tool", run_tool)
+    return said
+
+
+def ybd(config: dict[str, object]) -> None:
+    luc.run_sandbox_with_redirection(
+        ["sh", "-c", "-e", "make"], stdout=2, stderr=STDOUT, env={"A": "b"}, **config
+    )
+
+
+def test_what_ybd_has_the_program_told_is_as_it_was(plain: Path, told: list[str]) -> None:
+    config = {
+        "cwd": "foo.build",
+        "filesystem_root": str(plain),
+        "filesystem_writable_paths": "all",
+        "mounts": "isolated",
+        "network": "isolated",
+        "extra_mounts": [
+            (str(plain.parent / "ccache"), "/tmp/ccache", None, "bind"),
+            ("tmpfs", "/dev/shm", "tmpfs"),
+            ("proc", "/proc", "proc"),
+        ],
+    }
+    ybd(config)
+    scratch = told[told.index("/dev/shm") - 1]
+    assert scratch.startswith(("/tmp/sandboxlib.", os.environ.get("TMPDIR", "/tmp/sandboxlib.")))
+    assert told == [
+        *("/usr/bin/linux-user-chroot", "--unshare-net", "--chdir", "foo.build"),
+        *("--mount-bind", str(plain.parent / "ccache"), "/tmp/ccache"),
+        *("--mount-bind", scratch, "/dev/shm", "--mount-proc", "/proc", str(plain)),
+        *("sh", "-c", "-e", "make"),
+    ]
+    # 0.3 named each neighbour of a writable path, and left the root directory itself writable.
+    ybd({**config, "filesystem_writable_paths": ["foo.build"]})
+    aside = told[told.index("/foo.build") - 1]
+    up = "/.." * str(plain).count("/")
+    scratch = told[told.index("/dev/shm") - 1]
+    assert told == [
+        *("/usr/bin/linux-user-chroot", "--unshare-net", "--chdir", "foo.build"),
+        *("--mount-bind", str(plain / "foo.build"), up + aside, "--mount-readonly", "/."),
+        *("--mount-bind", aside, "/foo.build"),
+        *("--mount-bind", str(plain.parent / "ccache"), "/tmp/ccache"),
+        *("--mount-bind", scratch, "/dev/shm", "--mount-proc", "/proc", str(plain)),
+        *("sh", "-c", "-e", "make"),
+    ]
+
+
+def test_a_shell_in_the_root_reports_before_the_command(plain: Path, told: list[str]) -> None:
+    (plain / "bin").mkdir()
+    (plain / "bin" / "sh").touch(mode=0o755)
+    (plain / "bin" / "make").touch(mode=0o755)
+    luc.run_sandbox_with_redirection(
+        ["make", "-j"], filesystem_root=str(plain), env={"PATH": "/bin"}
+    )
+    start = told.index(str(plain))
+    assert told[start + 1 : start + 3] == ["/bin/sh", "-c"]
+    assert told[-2:] == ["make", "-j"]
+
+
+def test_a_bootstrap_of_ybd(tmp_path: Path, told: list[str]) -> None:
+    place = tmp_path.resolve()
+    writable = [str(place / name) for name in ("foo.build", "foo.inst", "tmp")]
+    for path in writable:
+        os.mkdir(path)
+    config: dict[str, object] = {"mounts": "isolated", "network": "isolated", "extra_mounts": []}
+    paths = {"cwd": writable[0], "filesystem_root": "/", "filesystem_writable_paths": writable}
+    ybd({**config, **paths})
+    root = told.index("/", told.index("--mount-readonly"))
+    options = told[1:root]
+    assert options[:3] == ["--unshare-net", "--chdir", writable[0]]
+    asides = [options[options.index(path, 3) + 1] for path in writable]
+    read_only = options.index("/.")
+    assert options[read_only - 1] == "--mount-readonly"
+    for path, aside in zip(writable, asides, strict=True):
+        assert ["--mount-bind", path, aside] == options[options.index(path, 3) - 1 :][:3]
+        back = options.index(path, read_only)
+        assert options[back - 2 : back] == ["--mount-bind", aside]
+    assert told[-4:] == ["sh", "-c", "-e", "make"]
 
 
 def test_read_only_roots_and_binds(plain: Path) -> None:
