@@ -74,22 +74,26 @@ def _about_ranges() -> list[tuple[str, str]]:
 
 
 def _about_set_user_id() -> list[tuple[str, str]]:
-    path = linux_user_chroot.find_tool()
-    if path is None:
-        return [("there is no linux-user-chroot in PATH", "install it, 2015.1 best")]
-    if os.geteuid() == 0:
-        return _machine.missing_capabilities() + _machine.limits("mnt", "net", "pid", "ipc")
+    is_root = os.geteuid() == 0
     causes = []
-    if _machine.status("NoNewPrivs") == "1":
+    if is_root:
+        causes = _machine.missing_capabilities() + _machine.limits("mnt", "net", "pid", "ipc")
+    elif _machine.status("NoNewPrivs") == "1":
         remedy = (
             "start the caller without it: no systemd NoNewPrivileges=, no docker no-new-privileges"
         )
         causes.append(("no_new_privs is set for the caller", remedy))
+    path = linux_user_chroot.find_tool()
+    if path is None:
+        return [*causes, ("there is no linux-user-chroot in PATH", "install it, 2015.1 best")]
+    if is_root:
+        return causes
     status = os.stat(path)
     if status.st_uid != 0 or not status.st_mode & 0o4000:
         causes.append((f"{path} is not set-user-ID root", f"chown root {path}; chmod 4755 {path}"))
     if os.statvfs(path).f_flag & os.ST_NOSUID:
-        causes.append((f"{path} is on a mount with nosuid", "mount -o remount,suid"))
+        remedy = f"mount -o remount,suid {_machine.mount_point(path)}"
+        causes.append((f"{path} is on a mount with nosuid", remedy))
     return causes
 
 

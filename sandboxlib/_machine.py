@@ -63,6 +63,14 @@ def has_one_id() -> bool:
     return sum(counts) == 1
 
 
+def mount_point(path: str) -> str:
+    """Where the mount begins on which a path lies."""
+    point = os.path.realpath(path)
+    while not os.path.ismount(point):
+        point = os.path.dirname(point)
+    return point
+
+
 def mounts_below(path: str) -> list[str]:
     """The mount points below a path, not the path itself (proc_pid_mountinfo(5))."""
     real = os.path.realpath(path).rstrip("/")

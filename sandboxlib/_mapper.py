@@ -75,9 +75,11 @@ def ranges(kind: str) -> list[tuple[int, int, int]]:
     """
     import pwd
 
-    names = {str(os.getuid())}
+    user = str(os.getuid())
+    names = {user}
     with contextlib.suppress(KeyError):
-        names.add(pwd.getpwuid(os.getuid()).pw_name)
+        user = pwd.getpwuid(os.getuid()).pw_name
+        names.add(user)
     found: list[tuple[int, int, int]] = []
     path = f"/etc/sub{kind}"
     for line in _machine.read(path).splitlines():
@@ -86,7 +88,7 @@ def ranges(kind: str) -> list[tuple[int, int, int]]:
         if name in names and start.isdigit() and count.isdigit() and int(count) > 0:
             found.append((1 + sum(each[2] for each in found), int(start), int(count)))
     if not found:
-        hint = f"an administrator can give a range: usermod --add-sub{kind}s 100000-165535 USER"
+        hint = f"an administrator can give a range: usermod --add-sub{kind}s 100000-165535 {user}"
         raise errors.UnsupportedError(f"{_WHAT}: the caller has none in {path}; {hint}")
     return found
 

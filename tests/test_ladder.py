@@ -22,7 +22,7 @@ import pytest
 from conftest import needs_root, python, require
 
 import sandboxlib
-from sandboxlib import Sandbox, _ladder
+from sandboxlib import Sandbox, _ladder, _machine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -215,6 +215,13 @@ MACHINES = {
         {**NOT_ROOT, "user_namespace": "in a chroot", "bubblewrap": "in a chroot"},
         before=(*BARE_CHROOT, *USER),
     ),
+    "user, parts of /proc hidden, no linux-user-chroot": Machine(
+        "ub",
+        "--------u",
+        {**NOT_ROOT, "user_namespace": "/proc are hidden", "bubblewrap": "/proc are hidden"},
+        before=(*shell("mount -t tmpfs none /proc/irq"), *USER),
+        path=WITHOUT_TOOL,
+    ),
     "user, no user namespaces, no linux-user-chroot": Machine(
         "",
         "---------",
@@ -393,6 +400,42 @@ def test_the_doctor_looks_where_the_executors_look(setuid_tool: SetuidTool) -> N
     user = Machine("", "", before=(*USER, *nothing))
     found = {f["name"]: f for f in json.loads(python_on(setuid_tool, user, script))}
     assert not [cause for cause, _ in found["user_namespace"]["causes"] if "there is no" in cause]
+
+
+def test_the_remedy_for_nosuid_names_the_mount(setuid_tool: SetuidTool, report: Report) -> None:
+    found = {f["name"]: f for f in report("user, linux-user-chroot on a nosuid mount")["doctor"]}[
+        "linux_user_chroot"
+    ]
+    assert f"mount -o remount,suid {setuid_tool.place}" in [remedy for _, remedy in found["causes"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+        (
+            "apparmor_restrict_unprivileged_userns",
+            "1",
+            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
+    ],
+)
+def test_sysctls_of_other_distributions(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, remedy: str
+) -> None:
+    before = _machine.user_namespace_causes()
+    real = _machine.read
+    for content, expected in ((value, 1), (str(1 - int(value)), 0)):
+        known = {f"/proc/sys/kernel/{name}": content}
+        monkeypatch.setattr(
+            _machine, "read", lambda path, known=known: known.get(path) or real(path)
+        )
+        more = [each for each in _machine.user_namespace_causes() if each not in before]
+        assert len(more) == expected
+        assert all(cause == f"sysctl kernel.{name} is {value}" for cause, _ in more)
+        assert all(said.startswith(remedy) for _, said in more)
+        hint = _machine.user_namespace_remedy("clone", errno.EPERM)
+        assert (remedy in hint) == bool(expected)
 
 
 # ---- SANDBOXLIB_BACKEND ----------------------------------------------------------------------
