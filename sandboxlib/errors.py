@@ -3,7 +3,8 @@
 
     SandboxError(Exception)                  everything that sandboxlib raises of its own
      |- SpecError(ValueError)                the request makes no sense; nothing was touched
-     |   `- SpecTypeError(TypeError)         ... because a value has the wrong type
+     |   |- SpecTypeError(TypeError)         ... because a value has the wrong type
+     |   `- SpecChoiceError(AssertionError)  ... because a value is none of those that there are
      |- UnsupportedError(AssertionError)     this executor cannot promise that; nothing was touched
      |   `- ProgramNotFound                  ... because its program is not installed
      |- SetupError(OSError, RuntimeError)    the kernel refused a step; everything was undone
@@ -31,6 +32,12 @@ class SpecError(SandboxError, ValueError):
 
 class SpecTypeError(SpecError, TypeError):
     """A request with a value of the wrong type. Nothing was touched."""
+
+
+class SpecChoiceError(SpecError, AssertionError):
+    """A request with a value that is none of the choices, for which earlier versions raised
+    AssertionError. Nothing was touched.
+    """
 
 
 class UnsupportedError(SandboxError, AssertionError):

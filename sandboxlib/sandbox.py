@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .errors import SpecError, SpecTypeError, setup_error
+from .errors import SpecChoiceError, SpecError, SpecTypeError, setup_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes 2 ms to import
@@ -77,7 +77,7 @@ def _inside(what: str, value: object) -> str:
 
 def _choice(what: str, value: object, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise SpecError(f"{what} is {value!r}, and has to be one of {', '.join(choices)}")
+        raise SpecChoiceError(f"{what} is {value!r}, and has to be one of {', '.join(choices)}")
 
 
 def _flag(what: str, value: object) -> None:

@@ -469,6 +469,13 @@ def test_the_form_of_0_3(executor: ModuleType, root: Path, monkeypatch: pytest.M
     assert run(["echo", "x"], stdout=None, stderr=None) == (0, None, None)
 
 
+def test_a_value_that_there_is_not_is_an_assertion_as_it_was(executor: ModuleType) -> None:
+    for words in ({"network": "some"}, {"mounts": "some"}, {"filesystem_writable_paths": "some"}):
+        with pytest.raises(AssertionError, match="'some'") as caught:
+            executor.run_sandbox(["true"], **words)
+        assert isinstance(caught.value, sandboxlib.SpecError)
+
+
 def test_only_the_status(executor: ModuleType, root: Path, tmp_path: Path) -> None:
     with open(tmp_path / "log", "a") as log:
         words = {"stdout": log, "stderr": STDOUT, "filesystem_root": root}
@@ -588,12 +595,13 @@ def run_nested(run: Callable[..., subprocess.CompletedProcess[str]], what: str) 
 
 @pytest.mark.skipif(NESTED is not None, reason="it is run by the same suite outside")
 @pytest.mark.timeout(300)
-def test_the_contract_inside_a_user_namespace() -> None:
+def test_the_contract_inside_a_user_namespace(tmp_path: Path) -> None:
     works = subprocess.run(["unshare", "-Ur", "true"], capture_output=True, check=False)
     require(works.returncode == 0, f"there are no user namespaces: {works.stderr.decode()}")
 
     def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "SANDBOXLIB_TEST_NESTED": "1", "SANDBOXLIB_MUST_WORK": ""}
+        env["PYTEST_DEBUG_TEMPROOT"] = str(tmp_path)  # /tmp/pytest-of-root may be real root's
         return subprocess.run(
             ["unshare", "-Ur", *argv], env=env, capture_output=True, text=True, check=False
         )
