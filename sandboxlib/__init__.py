@@ -102,6 +102,7 @@ def run_sandbox(
     no_new_privs: bool = True,
     init: bool = True,
     user: str = "caller",
+    ids: Sequence[int] | None = None,
     env: Mapping[str, str] | None = None,
     stdin: Stream | bytes = None,
     stdout: Stream = CAPTURE,
