@@ -572,9 +572,8 @@ class Layer:
         with open(os.open(path, flags, 0o600), "wb") as file:
             for start, size in member.map or [(0, member.size)]:
                 file.seek(start)
-                while size > 0:
-                    data = archive.read(min(size, CHUNK))
-                    size -= file.write(data)
+                for at in range(0, size, CHUNK):
+                    file.write(archive.read(min(size - at, CHUNK)))
             file.truncate(member.size)
             file.flush()
             self.finish(member, file.fileno())
