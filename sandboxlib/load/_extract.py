@@ -200,9 +200,9 @@ class Archive:
         everywhere: dict[bytes, bytes] = {}
         extras = 0
         while True:
-            self.skip(self.left + self.padding)
-            self.left = self.padding = 0
-            block = self.header()
+            self.skip(self.left)
+            block = self.header() if self.pad() else None
+            self.left = 0
             if block is None:
                 return
             kind = block[156:157]
@@ -258,6 +258,14 @@ class Archive:
     def skip(self, size: int) -> None:
         while size > 0:
             size -= len(self.take(min(size, CHUNK)))
+
+    def pad(self) -> bool:
+        """Skips what follows the content; False where nothing does, as after umoci's last file."""
+        left, self.padding = self.padding, 0
+        while left > 0 and (data := self.stream.read(left)):
+            self.offset += len(data)
+            left -= len(data)
+        return left == 0
 
     def read(self, size: int) -> bytes:
         """Of the content of the last member."""
