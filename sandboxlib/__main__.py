@@ -75,6 +75,8 @@ def _place(path: str, words: argparse.Namespace) -> Iterator[tuple[str, dict[str
 
 
 def _leave(signum: int, frame: object) -> None:
+    for each in (signal.SIGTERM, signal.SIGHUP):  # the next one would come while it is taken away
+        signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + signum)
 
 

@@ -17,7 +17,9 @@ def number(value: int, width: int) -> bytes:
     """As ustar has it, or in binary where that is too small."""
     if 0 <= value < 8 ** (width - 1):
         return f"{value:0{width - 1}o}\0".encode()
-    return bytes([0xFF if value < 0 else 0x80]) + (value % 256 ** (width - 1)).to_bytes(width - 1)
+    return bytes([0xFF if value < 0 else 0x80]) + (value % 256 ** (width - 1)).to_bytes(
+        width - 1, "big"
+    )
 
 
 def header(
