@@ -575,6 +575,15 @@ def test_members_without_end_are_refused(place: Path, tmp_path: Path) -> None:
         pytest.fail("it was unpacked")
 
 
+def test_directories_that_no_member_names_count_as_well(place: Path, tmp_path: Path) -> None:
+    image = aci(tmp_path / "x.aci", pax(path="rootfs/" + "d/" * 200) + file("x"))
+    with (
+        pytest.raises(ImageError, match="more than max_members"),
+        appc.unpack_app_container_image(image, max_members=100),
+    ):
+        pytest.fail("it was unpacked")
+
+
 def test_the_limits_are_those_of_all_layers(place: Path, tmp_path: Path) -> None:
     layers = [file(f"{i}", bytes(100_000)) + END for i in range(5)]
     layout = Layout(*layers).directory(tmp_path / "layout")

@@ -434,9 +434,7 @@ class Layer:
 
     def extract(self, archive: Archive) -> None:
         for member in archive:
-            self.members -= 1
-            if self.members < 0:
-                raise Refused(f"it has more than max_members members: {shown(member.name)}")
+            self.count(member.name)
             try:
                 self.place(archive, member)
             except OSError as error:
@@ -447,6 +445,12 @@ class Layer:
             raise Refused("it has no rootfs")
         for path, member in self.directories.items():
             self.finish_directory(path, member)
+
+    def count(self, name: bytes) -> None:
+        """One more of what max_members limits."""
+        self.members -= 1
+        if self.members < 0:
+            raise Refused(f"it has more than max_members members: {shown(name)}")
 
     def place(self, archive: Archive, member: Member) -> None:
         parts = parts_of(member.name, "the name of a member")
@@ -496,6 +500,7 @@ class Layer:
             path += part
             try:
                 os.mkdir(path, 0o755)
+                self.count(name)
             except FileExistsError:
                 # The kernel goes first: it follows 40 links at most.
                 if not os.path.isdir(path):
