@@ -5,7 +5,8 @@
  * the end of the namespace: the kernel kills whatever is still in it.
  *
  * It is given
- *   argv    the number of paths to try, in decimal; those paths; the command's own argv
+ *   argv    the number of paths to try, in decimal, and the command's uid and gid if they are to
+ *           change; those paths; the command's own argv
  *   envp    the command's environment
  *   fd 3    the status pipe: one struct sbx_record is written, however the run ends
  *   fd 4    the lifeline: a pidfd of the caller, readable when that process is dead
@@ -47,9 +48,30 @@ static void finish(int step, int index, int error, int wait_status) {
         raw(__NR_exit_group, 0);
 }
 
+/* The next of some numbers, each with a space before it; -1: there is none. */
+static long next_number(const char **text) {
+    long number = 0;
+    if (!**text)
+        return -1;
+    while (*++*text && **text != ' ')
+        number = number * 10 + (**text - '0');
+    return number;
+}
+
+/* From uid 0 to another takes all capabilities away (capabilities(7)). */
+static int become(long uid, long gid) {
+    long result = raw(__NR_setgroups, 0, 0);
+    if (result >= 0)
+        result = raw(__NR_setresgid, gid, gid, gid);
+    if (result >= 0)
+        result = raw(__NR_setresuid, uid, uid, uid);
+    return (int)result;
+}
+
 /* A vfork: the two share this frame until the exec, so the child leaves its failure in it. */
-static long start(int n_paths, const char *const *paths, const char *const *envp) {
-    volatile int error = 0, index = 0;
+static long start(int n_paths, long uid, long gid, const char *const *paths,
+                  const char *const *envp) {
+    volatile int error = 0, index = 0, step = SBX_STEP_USER;
     long pid = raw(__NR_clone, CLONE_VM | CLONE_VFORK | SIGCHLD, 0, 0, 0, 0);
     if (pid == 0) {
         uint64_t none = 0;
@@ -58,15 +80,19 @@ static long start(int n_paths, const char *const *paths, const char *const *envp
         raw(__NR_setsid, 0);
         raw(__NR_rt_sigaction, SIGCHLD, &dfl, 0, RAW_SIGSET_SIZE);
         raw(__NR_rt_sigprocmask, SIG_SETMASK, &none, 0, RAW_SIGSET_SIZE);
-        error = exec_first(paths, n_paths, paths + n_paths, envp, &which);
-        index = which;
+        error = uid < 0 ? 0 : become(uid, gid);
+        if (error == 0) {
+            step = SBX_STEP_EXEC;
+            error = exec_first(paths, n_paths, paths + n_paths, envp, &which);
+            index = which;
+        }
         for (;;)
             raw(__NR_exit, 127);
     }
     if (pid < 0)
         finish(SBX_STEP_FORK, 0, (int)-pid, 0);
     if (error)
-        finish(SBX_STEP_EXEC, index, -error, 0);
+        finish(step, index, -error, 0);
     return pid;
 }
 
@@ -87,14 +113,16 @@ static void reap(long command) {
 }
 
 void reaper(const char **stack) {
-    int argc = (int)(long)stack[0], n_paths = 0;
-    const char *const *argv = stack + 1, *const *envp = argv + argc + 1;
+    int argc = (int)(long)stack[0];
+    const char *const *argv = stack + 1, *const *envp = argv + argc + 1, *numbers = argv[0];
+    long n_paths = next_number(&numbers), uid = next_number(&numbers), gid = next_number(&numbers);
     struct raw_sigaction action = {on_child, RESTORER, return_from_signal, RAW_ALL_SIGNALS};
-    for (const char *digit = argv[0]; *digit; digit++)
-        n_paths = n_paths * 10 + (*digit - '0');
     raw(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
     raw(RAW_close_range, REAPER_STATUS_FD, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     raw(__NR_rt_sigaction, SIGCHLD, &action, 0, RAW_SIGSET_SIZE);
-    reap(start(n_paths, argv + 1, envp));
+    long command = start((int)n_paths, uid, gid, argv + 1, envp);
+    if (uid >= 0) /* a change of ids in shared memory set it to fs.suid_dumpable */
+        raw(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    reap(command);
     __builtin_unreachable();
 }

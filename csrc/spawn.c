@@ -182,15 +182,27 @@ static long clone_child(struct sbx_child *c, char *stack) {
 
 /* ---- start ------------------------------------------------------------------------------- */
 
-/* vec: the number of paths for the reaper, the paths, argv, NULL, environment, NULL. */
-static void point_at_strings(const struct sbx_job *job, char count[8]) {
+enum { SBX_NUMBERS = 3 * (1 + 10) + 1 };
+
+/* In decimal and with a space before it, so that it ends at END; returns where it begins. */
+static char *put_number(char *end, uint32_t number) {
+    do
+        *--end = (char)('0' + number % 10);
+    while (number /= 10);
+    *--end = ' ';
+    return end;
+}
+
+/* vec: the numbers for the reaper, the paths, argv, NULL, environment, NULL. */
+static void point_at_strings(const struct sbx_place *place, const struct sbx_job *job,
+                             char numbers[SBX_NUMBERS]) {
     const char **slot = job->vec, *string = job->strings;
     int n_words = job->n_candidates + job->n_args;
-    char *digit = count + 7;
-    *digit = 0;
-    for (int n = job->n_candidates; n > 0 && digit > count; n /= 10)
-        *--digit = (char)('0' + n % 10);
-    *slot++ = digit;
+    char *text = numbers + SBX_NUMBERS - 1;
+    *text = 0;
+    if (place->change_ids)
+        text = put_number(put_number(text, place->gid), place->uid);
+    *slot++ = put_number(text, (uint32_t)job->n_candidates);
     for (int i = 0; i < n_words + job->n_env; i++) {
         if (i == n_words)
             *slot++ = NULL;
@@ -217,10 +229,10 @@ static void begin(struct sbx_run *run, const struct sbx_place *place) {
 int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
               char *stack) {
     struct sbx_child child = {.place = place, .job = job, .run = run, .init = job->init_fd};
-    char count[8];
+    char numbers[SBX_NUMBERS];
     child.stdio[0] = child.stdio[1] = child.stdio[2] = SBX_NULL;
     child.status = child.lifeline = child.root = child.tree = -1;
-    point_at_strings(job, count);
+    point_at_strings(place, job, numbers);
     begin(run, place);
     if (make_pipes(job, run, &child) == 0) {
         long pid = clone_child(&child, stack);

@@ -60,6 +60,8 @@ def _promises_not(box: Sandbox) -> list[str]:
         found.append("no_new_privs=False: bwrap always sets it")
     if box.user == "ranges":
         found.append("user='ranges': bwrap maps one id")
+    if box.ids is not None:
+        found.append(f"ids={box.ids!r}: bwrap does not change ids")
     if isinstance(box.capabilities, tuple) and not _is_root(box):
         found.append(f"capabilities={box.capabilities!r}: the command is not root")
     for mount in box.extra_mounts:

@@ -7,6 +7,7 @@
      |   `- SpecChoiceError(AssertionError)  ... because a value is none of those that there are
      |- UnsupportedError(AssertionError)     this executor cannot promise that; nothing was touched
      |   `- ProgramNotFound                  ... because its program is not installed
+     |- ImageError(ValueError)               an image is broken or hostile; nothing of it is left
      |- SetupError(OSError, RuntimeError)    the kernel refused a step; everything was undone
      |   |- SetupNotFound(FileNotFoundError)
      |   |- SetupDenied(PermissionError)
@@ -46,6 +47,13 @@ class UnsupportedError(SandboxError, AssertionError):
 
 class ProgramNotFound(UnsupportedError):
     """The program that an executor drives is not installed."""
+
+
+class ImageError(SandboxError, ValueError):
+    """An image that cannot be used, or must not be: broken, too large, or hostile.
+
+    Nothing of it is left.
+    """
 
 
 class SetupError(SandboxError, OSError, RuntimeError):

@@ -197,6 +197,8 @@ def refusals(box: Sandbox) -> list[str]:
         found.append("linux-user-chroot of 2015.1 or later always sets no_new_privs")
     if box.user not in ("caller", "caller" if os.getuid() else "root"):
         found.append("linux-user-chroot runs commands as the caller only")
+    if box.ids is not None:
+        found.append(f"ids={box.ids!r}: linux-user-chroot does not change ids")
     # An ordinary user's command has what the user has: none. Root's has all, or before 2015 none.
     kept = ("default", "all", "none") if os.getuid() else ("all",) if recent else ("none",)
     if box.capabilities not in kept:

@@ -336,6 +336,17 @@ def test_ranges_of_ids(executor: ModuleType, rootfs: Path) -> None:
     assert sh(executor, rootfs, script, user="ranges") == "1:2\n"
 
 
+def test_ids_are_given_or_refused(executor: ModuleType, rootfs: Path) -> None:
+    for words in ({}, {"user": "ranges"}):
+        box = Sandbox(rootfs, ids=(5, 7), **words)
+        if refused := executor.refusals(box):
+            with pytest.raises(UnsupportedError):
+                executor.run_in(box, ["true"])
+            assert refused
+        else:
+            assert sh(executor, rootfs, "id -u; id -g; id -G", ids=(5, 7), **words) == "5\n7\n7\n"
+
+
 # ---- mounts ----------------------------------------------------------------------------------
 
 
