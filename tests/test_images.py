@@ -1057,7 +1057,11 @@ def test_ids_that_cannot_be_given_are_refused(place: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_takes_the_image_away(place: Path, tmp_path: Path, signum: signal.Signals) -> None:
     image = _image("oci", tmp_path)
-    argv = [sys.executable, "-m", "sandboxlib", "run", str(image), "sh", "-c", "echo on; sleep 60"]
+    # Under nohup(1), or in the background of some shells, signals are ignored from the start.
+    undo = f"import runpy, signal, sys; signal.signal({int(signum)}, signal.SIG_DFL); "
+    undo += f"signal.signal({int(signal.SIGINT)}, signal.default_int_handler); "
+    undo += "runpy.run_module('sandboxlib', run_name='__main__', alter_sys=True)"
+    argv = [sys.executable, "-c", undo, "run", str(image), "sh", "-c", "echo on; sleep 60"]
     env = {**os.environ, "TMPDIR": str(place)}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, env=env) as process:
         assert process.stdout is not None
