@@ -228,10 +228,10 @@ static void begin(struct sbx_run *run, const struct sbx_place *place) {
 int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
               char *stack) {
     struct sbx_child child = {.place = place, .job = job, .run = run, .init = job->init_fd};
-    char count[8];
+    char numbers[SBX_NUMBERS];
     child.stdio[0] = child.stdio[1] = child.stdio[2] = SBX_NULL;
     child.status = child.lifeline = child.root = child.tree = -1;
-    sbx_point_at_strings(job, count);
+    sbx_point_at_strings(place, job, numbers);
     child.envp = job->vec + 1 + job->n_candidates + job->n_args + 1;
     begin(run, place);
     if (make_pipes(job, run, &child) == 0) {

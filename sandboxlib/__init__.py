@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from . import _ladder, chroot, sandbox
 from ._ladder import executor_for_platform, get_executor
 from .errors import (
+    ImageError,
     ProgramNotFound,
     SandboxError,
     SetupError,
@@ -39,6 +40,7 @@ __all__ = [
     "BASE_ENVIRONMENT",
     "CAPTURE",
     "STDOUT",
+    "ImageError",
     "Mount",
     "ProgramNotFound",
     "Result",
@@ -100,6 +102,7 @@ def run_sandbox(
     no_new_privs: bool = True,
     init: bool = True,
     user: str = "caller",
+    ids: Sequence[int] | None = None,
     env: Mapping[str, str] | None = None,
     stdin: Stream | bytes = None,
     stdout: Stream = CAPTURE,

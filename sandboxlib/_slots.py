@@ -195,6 +195,7 @@ class Slots:
             **{"reaper": lib.SBX_RESIDENT, "keyring": 0, "no_new_privs": 0, "cut_capabilities": 0},
         }
         names = "keyring reaper no_new_privs cut_capabilities capabilities must_capabilities"
+        names += " change_ids uid gid"
         inside = {name: self._values[name] for name in names.split() if name in self._values}
         inside |= {"session": 1, "namespaces": int(self._in_user_namespace)}
         place = _native.new_place(values, mounts)

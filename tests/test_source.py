@@ -48,7 +48,7 @@ LICENSED = [
     *("*.py", "*.md", "*.toml", "*.in", "docs/*.md", ".ci/*", ".clang-format"),
 ]
 # Steps without a line in the table: the caller's own, two that MOUNT tells apart, the reaper's.
-NOT_IN_THE_TABLE = {"NONE", "PIPE", "LIFELINE", "CLONE", "SOURCE", "TARGET", "FORK"}
+NOT_IN_THE_TABLE = {"NONE", "PIPE", "LIFELINE", "CLONE", "SOURCE", "TARGET", "FORK", "USER"}
 PURE_LIBC = {"strlen", "strcmp", "memcpy", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
 
 

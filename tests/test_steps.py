@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -117,6 +118,9 @@ def host(root: Path, words: dict[str, Any], *wrapper: str, **options: Any) -> An
         ("close_range", "EPERM", "exec", BARE),
         ("clone", "EAGAIN", "fork", ALL),
         ("clone", "ENOMEM", "fork", ALL),
+        ("setgroups", "EPERM", "user", {**ALL, "ids": [5, 6]}),
+        ("setresgid", "EINVAL", "user", {**ALL, "ids": [5, 6]}),
+        ("setresuid", "EAGAIN", "user", {**ALL, "ids": [5, 6]}),
         ("execve:when=1", "ENOEXEC", "exec", ALL),
         ("execve:when=1", "EIO", "exec", BARE),
     ],
@@ -353,6 +357,24 @@ def test_the_command_has_exactly_these_capabilities(
 
 
 @needs_root
+@pytest.mark.parametrize("words", [{}, {"user": "root"}, {"user": "ranges"}], ids=repr)
+def test_the_ids_are_those_that_were_asked_for(shared_rootfs: Path, words: dict[str, Any]) -> None:
+    dumpable = ctypes.CDLL(None).prctl
+    assert dumpable(3, 0, 0, 0, 0) == 1  # PR_GET_DUMPABLE
+    seen = status(shared_rootfs, ids=(5, 4294967294), capabilities="all", **words)
+    assert seen["Uid"].split() == ["5"] * 4
+    assert seen["Gid"].split() == ["4294967294"] * 4
+    assert seen["Groups"].split() == []
+    assert seen["CapPrm"] == seen["CapEff"] == seen["CapAmb"] == bits()
+    assert dumpable(3, 0, 0, 0, 0) == 1
+    script = "kill -9 1; ls /proc/1/fd; echo x > /proc/1/oom_score_adj; echo alive"
+    done = run_sandbox(shared_rootfs, ["sh", "-c", script], ids=(5, 6))
+    assert done[:2] == (0, b"alive\n")
+    assert done.err is not None
+    assert done.err.count(b"ermi") + done.err.count(b"denied") >= 3
+
+
+@needs_root
 def test_all_capabilities_are_the_callers(shared_rootfs: Path) -> None:
     own = Path("/proc/self/status").read_text()
     assert f"CapEff:\t{status(shared_rootfs, capabilities='all')['CapEff']}\n" in own
@@ -472,4 +494,4 @@ def test_every_step_that_can_fail_does_so_in_a_test() -> None:
 def test_every_step_has_a_name_in_the_order_of_the_contract() -> None:
     names = [_native.STEPS[number] for number in sorted(_native.STEPS)]
     assert names[:6] == ["none", "pipe", "lifeline", "clone", "ids", "stdio"]
-    assert names[-3:] == ["reaper", "fork", "exec"]
+    assert names[-4:] == ["reaper", "fork", "user", "exec"]
