@@ -48,7 +48,7 @@ LICENSED = [
     *("*.py", "*.md", "*.toml", "*.in", "docs/*.md", ".ci/*", ".clang-format"),
 ]
 # Steps without a line in the table: the caller's own, two that MOUNT tells apart, the reaper's.
-NOT_IN_THE_TABLE = {"NONE", "PIPE", "LIFELINE", "CLONE", "SOURCE", "TARGET", "FORK", "USER"}
+NOT_IN_THE_TABLE = {"NONE", "PIPE", "LIFELINE", "CLONE", "SOURCE", "TARGET", "FORK"}
 PURE_LIBC = {"strlen", "strcmp", "memcpy", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
 
 
@@ -166,8 +166,8 @@ def test_every_field_of_the_plan_is_set_and_used() -> None:
 
 def test_the_core_stays_small() -> None:
     lines = sum(len(path.read_text().splitlines()) for path in CSRC.iterdir())
-    assert lines < 1650
-    assert os.stat(PACKAGE / "_init").st_size < 2500
+    assert lines < 2350
+    assert os.stat(PACKAGE / "_init").st_size < 12_000
 
 
 def test_the_reaper_is_static() -> None:
