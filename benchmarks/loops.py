@@ -62,9 +62,7 @@ class Loops:
 
     def straight_for(self, full: bool, seconds: float) -> int:
         """How many runs one thread does in that time."""
-        return int(
-            self.other.straight_for(self._root, self._program, full, int(seconds * 1e9))
-        )
+        return int(self.other.straight_for(self._root, self._program, full, int(seconds * 1e9)))
 
     def keep(self, program: Path, size: int) -> int:
         """Nanoseconds to read all that a program writes."""

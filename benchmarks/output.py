@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast much output is captured, and in how much memory: one process for each try.
 
-    python output.py PLACE ROW BYTES       prints the seconds and the peak memory in bytes
+python output.py PLACE ROW BYTES       prints the seconds and the peak memory in bytes
 """
 
 from __future__ import annotations

@@ -287,9 +287,7 @@ MAKERS: dict[str, Callable[[Maker], Row]] = {
 }
 
 
-def rows(
-    place: Path, megabytes: int, wanted: dict[str, list[str]]
-) -> dict[str, dict[str, Row]]:
+def rows(place: Path, megabytes: int, wanted: dict[str, list[str]]) -> dict[str, dict[str, Row]]:
     """The rows that are wanted, by column."""
     loops = Loops(place)
     found = {}

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From tables to text: the terminal's, docs/benchmark.md, and the block in README.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import goals
+import output
+import rows
+import steps
+from table import Table, spread
+
+TOP = Path(__file__).resolve().parents[1]
+DOCS = TOP / "docs"
+START = "<!-- written by benchmarks/run.py -->"
+END = "<!-- end of what benchmarks/run.py writes -->"
+HOW = """The rows take turns in random order. In each round a row is run 3 to 10 times (60 ms at most),
+the first two runs are dropped, and the median of the others is the round's figure. The tables
+have the medians of all rounds; a ratio is taken within each round, and the brackets hold its
+bootstrap interval of 95 %. The command is a static program of 1 KB that writes "ok\\n"
+(`benchmarks/say.c`), with stdout and stderr captured; the caller is CPython with 50 MB more than
+it needs, unless a table says otherwise. `benchmarks/results/` has every value."""
+BASES = (rows.STRAIGHT, rows.CORE, steps.BARE, output.KEEP)
+
+
+def number(value: float) -> str:
+    """Three digits that say something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def base_of(table: Table, column: str) -> str:
+    """The row that the others of a column are compared with; "" where there is none."""
+    found = table.values[column]
+    for base in BASES:
+        for prefix in ("", "full: ", "chroot: "):
+            if prefix + base in found:
+                return prefix + base
+    return ""
+
+
+def cell_text(table: Table, column: str, row: str) -> str:
+    if not table.has((column, row)):
+        return ""
+    text = number(table.median((column, row)))
+    base = base_of(table, column)
+    if not base:
+        middle, low, high = spread(table.of((column, row)))
+        return f"{text} [{number(low)}, {number(high)}]"
+    middle, low, high = spread(table.ratios((column, row), (column, base)))
+    return f"{text} | {middle:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+# ---- the terminal ----------------------------------------------------------------------------
+
+
+def print_table(table: Table) -> None:
+    print(f"\n{table.title}")
+    for column, found in table.values.items():
+        base = base_of(table, column)
+        print(f"  {column}" + (f"   (ratios: to {base!r})" if base else ""))
+        for row in found:
+            print(f"    {row:44} {cell_text(table, column, row)}")
+        for row, reason in table.missing.get(column, {}).items():
+            print(f"    {row:44} no figure: {reason}")
+
+
+def print_words(table: Table) -> None:
+    """How to repeat each row."""
+    for column, found in table.words.items():
+        for row, words in found.items():
+            print(f"    {column}, {row}:\n        {words}")
+
+
+def print_goals(tables: dict[str, Table]) -> None:
+    print("\nGoals")
+    for goal, middle, low, high, word in goals.judge_all(tables):
+        figures = f"{middle:9.2f} [{low:.2f}, {high:.2f}]" if middle == middle else ""
+        print(f"  {goal.words:48} {figures:28} {goal.sign} {goal.limit:g}: {word}")
+
+
+# ---- Markdown --------------------------------------------------------------------------------
+
+
+def markdown_table(table: Table, only: list[str] | None = None) -> str:
+    """Rows by columns; only: these rows."""
+    columns = list(table.values)
+    lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    for row in table.rows():
+        if only is None or row in only:
+            cells = [_markdown_cell(table, column, row) for column in columns]
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _markdown_cell(table: Table, column: str, row: str) -> str:
+    return cell_text(table, column, row).replace(" | ", ", ") or "-"
+
+
+def goals_table(tables: dict[str, Table]) -> str:
+    lines = ["| goal | limit | measured | |", "| --- | ---: | ---: | --- |"]
+    for goal, middle, low, high, word in goals.judge_all(tables):
+        figures = f"{middle:,.2f} [{low:,.2f}, {high:,.2f}]" if middle == middle else "-"
+        word = f"**{word}**" if word == "MISSED" else word
+        lines.append(f"| {goal.words} | {goal.sign} {goal.limit:g} | {figures} | {word} |")
+    return "\n".join(lines)
+
+
+def _bases(table: Table) -> str:
+    found = {column: base_of(table, column) for column in table.values}
+    if not any(found.values()):
+        return "The brackets hold the interval of the value."
+    return "Ratios: to " + "; ".join(
+        f"`{base}`" for base in dict.fromkeys(base for base in found.values() if base)
+    )
+
+
+def _reasons(table: Table) -> str:
+    """Rows that are not there at all, and why."""
+    found = {
+        f"{row} ({column})": reason
+        for column, reasons in table.missing.items()
+        for row, reason in reasons.items()
+    }
+    if not found:
+        return ""
+    return "No figure: " + "; ".join(f"{name}: {why}" for name, why in found.items()) + ".\n"
+
+
+def write_docs(tables: dict[str, Table]) -> None:
+    """docs/benchmark.md."""
+    machine = next(iter(tables.values())).machine
+    parts = [
+        "<!-- SPDX-License-Identifier: Apache-2.0 -->",
+        "# The benchmark",
+        "Written by `python benchmarks/run.py` (as root; README says how): do not edit.",
+        machine,
+        HOW,
+        "![What a run costs](benchmark.svg)",
+        "## Goals",
+        goals_table(tables),
+    ]
+    for table in tables.values():
+        count = len(next(iter(next(iter(table.values.values())).values())))
+        parts += [f"## {table.title}", f"Medians of {count} rounds. {_bases(table)}"]
+        parts += [markdown_table(table), _reasons(table)]
+    parts += ["## Every row, to be repeated", _all_words(tables)]
+    text = "\n\n".join(part.strip() for part in parts if part)
+    (DOCS / "benchmark.md").write_text(text + "\n")
+
+
+def _all_words(tables: dict[str, Table]) -> str:
+    """ROOT is a directory with /say in it, PLACE the one above, CACHE where PyPI's peers are."""
+    lines = [
+        "ROOT has /say in it; PLACE is above ROOT; CACHE is where the peers of PyPI are.",
+        "```",
+    ]
+    for name in ("isolation", "binds", "build"):
+        if name in tables:
+            for column, found in tables[name].words.items():
+                lines += [f"{column}, {row}:\n    {words}" for row, words in found.items()]
+    return "\n".join([*lines, "```"])
+
+
+def write_readme(tables: dict[str, Table]) -> None:
+    """The block between the marks."""
+    path = TOP / "README.md"
+    before, rest = path.read_text().split(START)
+    after = rest.split(END)[1]
+    path.write_text(f"{before}{START}\n{readme_block(tables)}\n{END}{after}")
+
+
+def readme_block(tables: dict[str, Table]) -> str:
+    table = tables["isolation"]
+    verdicts = goals.judge_all(tables)
+    words = [verdict.word for verdict in verdicts]
+    missed = [verdict.goal.words for verdict in verdicts if verdict.word == "MISSED"]
+    listed = f" Missed: {'; '.join(missed)}." if missed else ""
+    return f"""Microseconds for one run of a static program of 1 KB with its output captured, called from CPython;
+in brackets the interval of the ratio to the C loop of the column. {_bases(table)}.
+
+{markdown_table(table)}
+
+{table.machine}.
+
+Of {len(words)} goals {words.count("met")} are met.{listed} [docs/benchmark.md](docs/benchmark.md) has all tables (sizes of
+the caller, threads, host mounts, output, a build with tcc and gcc), the words of every row and the
+intervals; `benchmarks/results/` has every value.
+
+![What a run costs](docs/benchmark.svg)"""
+
+
+def write_all(tables: dict[str, Table]) -> None:
+    """What is committed. It takes matplotlib (the extra `bench`)."""
+    import picture
+
+    picture.draw(tables, DOCS / "benchmark.svg")
+    write_docs(tables)
+    write_readme(tables)
