@@ -178,26 +178,25 @@ GOALS = [
 
 
 class Verdict(NamedTuple):
+    """figures: the median and its interval, or nothing; word: met, MISSED, or why not measured."""
+
     goal: Goal
-    middle: float
-    low: float
-    high: float
-    word: str  # met, MISSED, or why it was not measured
+    figures: tuple[float, float, float] | None
+    word: str
 
 
 def judge(goal: Goal, table: Table | None) -> Verdict:
     """What came of a goal."""
-    nothing = float("nan")
     for cell in (goal.cell, *([goal.to] if goal.to else [])):
         if table is None or not table.has(cell):
             reason = table.missing.get(cell[0], {}).get(cell[1], "") if table else ""
             reason = f"not measured: {reason}" if reason else "not measured"
-            return Verdict(goal, nothing, nothing, nothing, reason)
+            return Verdict(goal, None, reason)
     assert table is not None
     values = table.ratios(goal.cell, goal.to) if goal.to else table.of(goal.cell)
-    middle, low, high = spread(values)
+    figures = spread(values)
     compare = {"<=": operator.le, ">=": operator.ge}[goal.sign]
-    return Verdict(goal, middle, low, high, "met" if compare(middle, goal.limit) else "MISSED")
+    return Verdict(goal, figures, "met" if compare(figures[0], goal.limit) else "MISSED")
 
 
 def judge_all(tables: dict[str, Table]) -> list[Verdict]:

@@ -28,7 +28,7 @@ def sandlock(root, binds):
 def main():
     name, root, megabytes, *paths = sys.argv[1:]
     ballast = bytearray(os.urandom(1 << 20)) * int(megabytes)
-    binds = list(zip(paths[1::2], paths[0::2]))
+    binds = list(zip(paths[1::2], paths[0::2], strict=True))
     run = {"sandboxlib": earlier, "sandlock": sandlock}[name](root, binds)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the library prints is no answer

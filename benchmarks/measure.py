@@ -18,18 +18,23 @@ import output
 import peers
 import rows
 import steps
-from sandboxlib import _native
 from table import Table
 from worker import Worker
 
+from sandboxlib import _native
+
 US = "us"
-SMALL = [column for column in rows.COLUMNS if column != "full, 1,000 binds"]
 LARGE = "full, 1,000 binds"
 
 
 def isolation(table: Table, place: Path, quick: bool) -> None:
     """What each kind of isolation costs."""
-    with Worker(place, {column: list(rows.MAKERS) for column in SMALL}) as worker:
+    wanted = {
+        "chroot": rows.OF_CHROOT,
+        "full": rows.OF_FULL,
+        "full, 100 binds": rows.OF_BINDS,
+    }
+    with Worker(place, wanted) as worker:
         table.words, table.missing = worker.words, worker.missing
         for _ in range(6 if quick else 60):
             table.add_round(worker.ask(round=True))
@@ -97,7 +102,7 @@ def threads(table: Table, place: Path, quick: bool) -> None:
         "chroot": [rows.STRAIGHT, rows.PREPARED, rows.MAP, rows.BARE],
         "full": [rows.STRAIGHT, rows.PREPARED, rows.MAP, rows.ONE_SHOT, rows.BWRAP],
     }
-    rates(table, place, wanted, counts, 0.1 if quick else 0.4, 2 if quick else 5)
+    rates(table, place, wanted, counts, 0.1 if quick else 0.4, 1 if quick else 5)
 
 
 def sustained(table: Table, place: Path, quick: bool) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import rows
 from loops import Loops
+
 from sandboxlib import Sandbox
 
 KEEP = "C reader that keeps it"

@@ -34,13 +34,13 @@ def _environment(package: str) -> Path:
 
 def install() -> None:
     """Installs what is not there yet. What failed is tried again the next time."""
-    for package in PACKAGES:
+    for package, version in PACKAGES.items():
         place = _environment(package)
         if (place / "installed").exists():
             continue
         shutil.rmtree(place, ignore_errors=True)
         place.parent.mkdir(parents=True, exist_ok=True)
-        wanted = f"{package}=={PACKAGES[package]}"
+        wanted = f"{package}=={version}"
         print(f"installing {wanted} into {place}", file=sys.stderr, flush=True)
         pip = [str(place / "bin" / "python"), "-m", "pip", "install", "-q", wanted]
         for argv in ([sys.executable, "-m", "venv", str(place)], pip):

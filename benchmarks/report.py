@@ -15,13 +15,13 @@ TOP = Path(__file__).resolve().parents[1]
 DOCS = TOP / "docs"
 START = "<!-- written by benchmarks/run.py -->"
 END = "<!-- end of what benchmarks/run.py writes -->"
-HOW = """The rows take turns in random order. In each round a row is run 3 to 10 times (60 ms at most),
-the first two runs are dropped, and the median of the others is the round's figure. The tables
-have the medians of all rounds; a ratio is taken within each round, and the brackets hold its
-bootstrap interval of 95 %. The command is a static program of 1 KB that writes "ok\\n"
+HOW = """The rows take turns in random order. In each round a row is run 3 to 10 times (60 ms at
+most), the first two runs are dropped, and the median of the others is the round's figure. The
+tables have the medians of all rounds; a ratio is taken within each round, and the brackets hold
+its bootstrap interval of 95 %. The command is a static program of 1 KB that writes "ok\\n"
 (`benchmarks/say.c`), with stdout and stderr captured; the caller is CPython with 50 MB more than
 it needs, unless a table says otherwise. `benchmarks/results/` has every value."""
-BASES = (rows.STRAIGHT, rows.CORE, steps.BARE, output.KEEP)
+BASES = (rows.STRAIGHT, rows.CORE, steps.BARE, output.KEEP, rows.ONE_SHOT)
 
 
 def number(value: float) -> str:
@@ -29,13 +29,12 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def base_of(table: Table, column: str) -> str:
-    """The row that the others of a column are compared with; "" where there is none."""
-    found = table.values[column]
+def base_of(table: Table, column: str, row: str) -> str:
+    """The row that a row is compared with, of the same isolation; "" where there is none."""
+    isolation, colon, _ = row.rpartition(": ")
     for base in BASES:
-        for prefix in ("", "full: ", "chroot: "):
-            if prefix + base in found:
-                return prefix + base
+        if table.has((column, f"{isolation}{colon}{base}")):
+            return f"{isolation}{colon}{base}"
     return ""
 
 
@@ -43,10 +42,12 @@ def cell_text(table: Table, column: str, row: str) -> str:
     if not table.has((column, row)):
         return ""
     text = number(table.median((column, row)))
-    base = base_of(table, column)
+    base = base_of(table, column, row)
     if not base:
         middle, low, high = spread(table.of((column, row)))
         return f"{text} [{number(low)}, {number(high)}]"
+    if base == row:
+        return f"{text} | 1"
     middle, low, high = spread(table.ratios((column, row), (column, base)))
     return f"{text} | {middle:.2f}x [{low:.2f}, {high:.2f}]"
 
@@ -56,9 +57,9 @@ def cell_text(table: Table, column: str, row: str) -> str:
 
 def print_table(table: Table) -> None:
     print(f"\n{table.title}")
+    print(f"  {bases(table)}")
     for column, found in table.values.items():
-        base = base_of(table, column)
-        print(f"  {column}" + (f"   (ratios: to {base!r})" if base else ""))
+        print(f"  {column}")
         for row in found:
             print(f"    {row:44} {cell_text(table, column, row)}")
         for row, reason in table.missing.get(column, {}).items():
@@ -74,9 +75,12 @@ def print_words(table: Table) -> None:
 
 def print_goals(tables: dict[str, Table]) -> None:
     print("\nGoals")
-    for goal, middle, low, high, word in goals.judge_all(tables):
-        figures = f"{middle:9.2f} [{low:.2f}, {high:.2f}]" if middle == middle else ""
-        print(f"  {goal.words:48} {figures:28} {goal.sign} {goal.limit:g}: {word}")
+    for goal, figures, word in goals.judge_all(tables):
+        print(f"  {goal.words:48} {_spoken(figures):30} {goal.sign} {goal.limit:g}: {word}")
+
+
+def _spoken(figures: tuple[float, float, float] | None) -> str:
+    return "{:,.2f} [{:,.2f}, {:,.2f}]".format(*figures) if figures else "-"
 
 
 # ---- Markdown --------------------------------------------------------------------------------
@@ -99,20 +103,23 @@ def _markdown_cell(table: Table, column: str, row: str) -> str:
 
 def goals_table(tables: dict[str, Table]) -> str:
     lines = ["| goal | limit | measured | |", "| --- | ---: | ---: | --- |"]
-    for goal, middle, low, high, word in goals.judge_all(tables):
-        figures = f"{middle:,.2f} [{low:,.2f}, {high:,.2f}]" if middle == middle else "-"
-        word = f"**{word}**" if word == "MISSED" else word
-        lines.append(f"| {goal.words} | {goal.sign} {goal.limit:g} | {figures} | {word} |")
+    for goal, figures, word in goals.judge_all(tables):
+        strong = f"**{word}**" if word == "MISSED" else word
+        lines.append(
+            f"| {goal.words} | {goal.sign} {goal.limit:g} | {_spoken(figures)} | {strong} |"
+        )
     return "\n".join(lines)
 
 
-def _bases(table: Table) -> str:
-    found = {column: base_of(table, column) for column in table.values}
-    if not any(found.values()):
-        return "The brackets hold the interval of the value."
-    return "Ratios: to " + "; ".join(
-        f"`{base}`" for base in dict.fromkeys(base for base in found.values() if base)
-    )
+def bases(table: Table) -> str:
+    """What the ratios of a table are to."""
+    found = [
+        base_of(table, c, row).rpartition(": ")[2] for c, r in table.values.items() for row in r
+    ]
+    names = [name for name in dict.fromkeys(found) if name]
+    if not names:
+        return "In brackets: the interval of the value."
+    return "Ratios: to " + ", or else to ".join(f"`{name}`" for name in names) + "."
 
 
 def _reasons(table: Table) -> str:
@@ -142,7 +149,7 @@ def write_docs(tables: dict[str, Table]) -> None:
     ]
     for table in tables.values():
         count = len(next(iter(next(iter(table.values.values())).values())))
-        parts += [f"## {table.title}", f"Medians of {count} rounds. {_bases(table)}"]
+        parts += [f"## {table.title}", f"Medians of {count} rounds. {bases(table)}"]
         parts += [markdown_table(table), _reasons(table)]
     parts += ["## Every row, to be repeated", _all_words(tables)]
     text = "\n\n".join(part.strip() for part in parts if part)
@@ -176,16 +183,17 @@ def readme_block(tables: dict[str, Table]) -> str:
     words = [verdict.word for verdict in verdicts]
     missed = [verdict.goal.words for verdict in verdicts if verdict.word == "MISSED"]
     listed = f" Missed: {'; '.join(missed)}." if missed else ""
-    return f"""Microseconds for one run of a static program of 1 KB with its output captured, called from CPython;
-in brackets the interval of the ratio to the C loop of the column. {_bases(table)}.
+    return f"""Microseconds for one run of a static program of 1 KB with its output captured, called from
+CPython; after it the ratio to the C loop of the column, and its interval of 95 %.
+{bases(table)}
 
 {markdown_table(table)}
 
 {table.machine}.
 
-Of {len(words)} goals {words.count("met")} are met.{listed} [docs/benchmark.md](docs/benchmark.md) has all tables (sizes of
-the caller, threads, host mounts, output, a build with tcc and gcc), the words of every row and the
-intervals; `benchmarks/results/` has every value.
+{words.count("met")} of {len(words)} goals are met.{listed} [docs/benchmark.md](docs/benchmark.md) has all tables
+(sizes of the caller, threads, host mounts, output, a build with tcc and gcc) and the words of every
+row; `benchmarks/results/` has every value.
 
 ![What a run costs](docs/benchmark.svg)"""
 

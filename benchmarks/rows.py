@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import os
 import subprocess
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from loops import Loops, build as build_loops
+from loops import Loops
+from loops import build as build_loops
+
 from sandboxlib import Mount, Sandbox, run_sandbox
 
 HERE = Path(__file__).resolve().parent
@@ -50,6 +53,15 @@ NSJAIL = "nsjail"
 SANDLOCK = "sandlock"
 EARLIER = "sandboxlib 0.3.1"
 COLUMNS = {"chroot": 0, "full": 0, "full, 100 binds": 100, "full, 1,000 binds": 1000}
+PEERS = [UNSHARE, BWRAP, NSJAIL, SANDLOCK, EARLIER]
+OF_CHROOT = [FLOOR, STRAIGHT, CORE, PREPARED, MAP, ONE_SHOT, BARE, PREEXEC, *PEERS]
+OF_FULL = [STRAIGHT, CORE, SLOT, PREPARED, DIRECT, MAP, ONE_SHOT, ONE_SHOT_DIRECT, *PEERS]
+OF_BINDS = [name for name in OF_FULL if name not in (STRAIGHT, EARLIER)]
+
+
+def takes_fresh() -> bool:
+    """Whether this build keeps something from run to run."""
+    return "fresh" in inspect.signature(Sandbox.run).parameters
 
 
 class Row:
@@ -110,7 +122,8 @@ class Guest:
         self._process = subprocess.Popen(
             [*argv, *paths], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd="/"
         )
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._ask, self._answers = self._process.stdin, self._process.stdout
         self._answer()
 
@@ -162,13 +175,9 @@ class Maker:
         return self.none(once) if isinstance(once, str) else Row(once, words)
 
     def floor(self) -> Row:
-        if self.full:
-            return self.none("it only chroots")
         return self.loop(self.loops.floor(), "benchmarks/loop.c, loop_floor")
 
     def straight(self) -> Row:
-        if self.binds:
-            return self.none("it has no binds")
         words = "benchmarks/straight.c" + (", the command is pid 1" if self.full else "")
         return self.loop(self.loops.straight(self.full), words)
 
@@ -176,8 +185,6 @@ class Maker:
         return self.loop(self.loops.core(self.box), "benchmarks/loop.c, loop_core")
 
     def slot(self) -> Row:
-        if not self.full:
-            return self.none("a chroot alone keeps nothing")
         return self.loop(self.loops.slot(self.box), "benchmarks/loop.c, loop_slot")
 
     def prepared(self) -> Row:
@@ -185,8 +192,6 @@ class Maker:
         return Row(call, f"box = Sandbox(ROOT, {self.spoken}); box.run(['/say'])")
 
     def run_direct(self) -> Row:
-        if not self.full:
-            return self.none("without a pid namespace there is no reaper")
         call = timed(lambda: self.direct.run(["/say"]).out)
         return Row(call, f"box = Sandbox(ROOT, init=False, {self.spoken}); box.run(['/say'])")
 
@@ -197,8 +202,6 @@ class Maker:
         return Row(call, f"run_sandbox(ROOT, ['/say'], {spoken})")
 
     def one_shot_direct(self) -> Row:
-        if not self.full:
-            return self.none("without a pid namespace there is no reaper")
         return self.one_shot(init=False)
 
     def map(self) -> Row:
@@ -231,13 +234,9 @@ class Maker:
         return row
 
     def bare(self) -> Row:
-        if self.full:
-            return self.none("it isolates nothing")
         return self.other([str(self.root / "say")])
 
     def preexec(self) -> Row:
-        if self.full:
-            return self.none("it only chroots")
         row = self.other(["/say"], preexec_fn=lambda: os.chroot(self.root))
         row.words = "subprocess.run(['/say'], preexec_fn=lambda: os.chroot(ROOT))"
         return row

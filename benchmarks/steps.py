@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import peers
+
 from sandboxlib import BASE_ENVIRONMENT, _demo
 
 COMPILERS = {"tcc": ["tcc"], "gcc -O0": ["gcc", "-O0"], "gcc -O2": ["gcc", "-O2"]}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System calls of a run, counted by strace: the library's, and whether straight.c calls the same."""
+"""System calls of a run, counted by strace: do the library and straight.c call the same?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rows import CHROOT, FULL
+from rows import CHROOT, FULL, takes_fresh
 
 STRAIGHT_SCRIPT = """
 import ctypes, sys
@@ -40,12 +40,14 @@ def traced(place: Path, script: str) -> dict[str, float]:
 def count_syscalls(place: Path) -> int:
     """What the library calls in a run, and whether straight.c calls the same; 1: it does not."""
     root, library, missed = place / "root", place / "straight.so", 0
-    for name, full, words in (
-        ("chroot only", 0, CHROOT),
-        ("full isolation, init=False", 1, {**FULL, "init": False}),
-        ("full isolation", None, FULL),
+    fresh = ", fresh=True" if takes_fresh() else ""
+    for name, full, how, words in (
+        ("chroot only", 0, fresh, CHROOT),
+        ("full isolation, fresh, init=False", 1, fresh, {**FULL, "init": False}),
+        ("full isolation, fresh", None, fresh, FULL),
+        *([("full isolation, prepared", None, "", FULL)] if fresh else []),
     ):
-        ours = traced(place, OURS_SCRIPT.format(root=str(root), words=words))
+        ours = traced(place, OURS_SCRIPT.format(root=str(root), words=words, how=how))
         signals = ours.get("rt_sigaction", 0)
         print(f"{name}: {ours['total']:.0f} system calls, {signals:.0f} of them rt_sigaction")
         if full is None:

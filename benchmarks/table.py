@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
+
 import sandboxlib
 from sandboxlib._bench import interval
 

@@ -100,10 +100,8 @@ def block(row: all_rows.Row) -> float:
 def one_round(columns: dict[str, dict[str, all_rows.Row]]) -> dict[str, dict[str, float]]:
     order = [(column, name) for column, found in columns.items() for name in found]
     random.shuffle(order)
-    answer: dict[str, dict[str, float]] = {column: {} for column in columns}
-    for column, name in order:
-        answer[column][name] = block(columns[column][name])
-    return answer
+    figures = {cell: block(columns[cell[0]][cell[1]]) for cell in order}
+    return {c: {name: figures[c, name] for name in found} for c, found in columns.items()}
 
 
 def main() -> None:
