@@ -113,9 +113,8 @@ def goals_table(tables: dict[str, Table]) -> str:
 
 def bases(table: Table) -> str:
     """What the ratios of a table are to."""
-    found = [
-        base_of(table, c, row).rpartition(": ")[2] for c, r in table.values.items() for row in r
-    ]
+    cells = [(column, row) for column, found in table.values.items() for row in found]
+    found = [base_of(table, *cell).rpartition(": ")[2] for cell in cells]
     names = [name for name in dict.fromkeys(found) if name]
     if not names:
         return "In brackets: the interval of the value."
@@ -182,6 +181,7 @@ def readme_block(tables: dict[str, Table]) -> str:
     verdicts = goals.judge_all(tables)
     words = [verdict.word for verdict in verdicts]
     missed = [verdict.goal.words for verdict in verdicts if verdict.word == "MISSED"]
+    count = f"{words.count('met')} of {len(words)} goals are met."
     listed = f" Missed: {'; '.join(missed)}." if missed else ""
     return f"""Microseconds for one run of a static program of 1 KB with its output captured, called from
 CPython; after it the ratio to the C loop of the column, and its interval of 95 %.
@@ -191,9 +191,9 @@ CPython; after it the ratio to the C loop of the column, and its interval of 95 
 
 {table.machine}.
 
-{words.count("met")} of {len(words)} goals are met.{listed} [docs/benchmark.md](docs/benchmark.md) has all tables
-(sizes of the caller, threads, host mounts, output, a build with tcc and gcc) and the words of every
-row; `benchmarks/results/` has every value.
+{count}{listed}
+[docs/benchmark.md](docs/benchmark.md) has all tables (sizes of the caller, threads, host mounts,
+output, a build with tcc and gcc) and the words of every row; `benchmarks/results/` has every value.
 
 ![What a run costs](docs/benchmark.svg)"""
 

@@ -19,6 +19,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import peers
@@ -62,11 +63,13 @@ def main() -> int:
     line = machine()
     print(line, flush=True)
     for name in words.tables or TABLES:
+        start = time.monotonic()
         table = measure(name, line, words.quick)
         table.save(results)
         report.print_table(table)
         if words.words:
             report.print_words(table)
+        print(f"  ({time.monotonic() - start:.0f} s)")
         sys.stdout.flush()
     return show(results, write=not (words.quick or words.tables or words.results))
 

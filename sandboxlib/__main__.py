@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `run-sandbox PATH [COMMAND ...]` and `python -m sandboxlib run|demo|bench|doctor`."""
+"""The command line: `run-sandbox PATH [COMMAND ...]` and `python -m sandboxlib run|demo|...`."""
 
 from __future__ import annotations
 
