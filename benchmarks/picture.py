@@ -53,16 +53,17 @@ def bars(panel: Any, table: Table, column: str) -> None:
 
 def lines(panel: Any, table: Table) -> None:
     columns = list(table.values)
-    for row in table.rows():
+    last = {row: table.median((columns[-1], row)) for row in table.rows()}
+    place = 0.0
+    for row in sorted(last, key=lambda row: last[row]):
         kind, _, name = row.partition(": ")
         points = [table.median((column, row)) for column in columns]
         style = "-" if kind == "full" else "--"
-        panel.plot(columns, points, style, marker="o", markersize=3, color=colour(name))
-        place = (len(columns) - 1, points[-1])
-        panel.annotate(
-            row, place, xytext=(6, -3), textcoords="offset points", fontsize=7, color=colour(name)
-        )
+        panel.plot(range(len(columns)), points, style, marker=".", color=colour(name))
+        place = max(last[row], place * 1.17)  # no label upon another
+        panel.text(len(columns) - 0.9, place, row, va="center", fontsize=7, color=colour(name))
     panel.set_yscale("log")
-    panel.set_xlim(-0.2, len(columns) + 1.2)
+    panel.set_xlim(-0.2, len(columns) + 1.8)
+    panel.set_xticks(range(len(columns)), [column.split()[0] for column in columns])
     panel.set_title("runs per second, by threads", loc="left")
     panel.spines[["top", "right"]].set_visible(False)

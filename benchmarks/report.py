@@ -86,19 +86,22 @@ def _spoken(figures: tuple[float, float, float] | None) -> str:
 # ---- Markdown --------------------------------------------------------------------------------
 
 
-def markdown_table(table: Table, only: list[str] | None = None) -> str:
-    """Rows by columns; only: these rows."""
+def markdown_table(table: Table, short: bool = False) -> str:
+    """Rows by columns; short: without intervals."""
     columns = list(table.values)
     lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
-    for row in table.rows():
-        if only is None or row in only:
-            cells = [_markdown_cell(table, column, row) for column in columns]
-            lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    for row in sorted(table.rows(), key=_rank):
+        cells = [cell_text(table, column, row).replace(" | ", ", ") for column in columns]
+        words = [cell.partition(" [")[0] if short else cell for cell in cells]
+        lines.append(f"| {row} | " + " | ".join(word or "-" for word in words) + " |")
     return "\n".join(lines)
 
 
-def _markdown_cell(table: Table, column: str, row: str) -> str:
-    return cell_text(table, column, row).replace(" | ", ", ") or "-"
+def _rank(row: str) -> tuple[bool, int]:
+    """The place of a row: chroot before full, then as rows.py has them."""
+    isolation, _, name = row.rpartition(": ")
+    order = list(rows.MAKERS)
+    return isolation == "full", order.index(name) if name in order else -1
 
 
 def goals_table(tables: dict[str, Table]) -> str:
@@ -183,11 +186,12 @@ def readme_block(tables: dict[str, Table]) -> str:
     missed = [verdict.goal.words for verdict in verdicts if verdict.word == "MISSED"]
     count = f"{words.count('met')} of {len(words)} goals are met."
     listed = f" Missed: {'; '.join(missed)}." if missed else ""
-    return f"""Microseconds for one run of a static program of 1 KB with its output captured, called from
-CPython; after it the ratio to the C loop of the column, and its interval of 95 %.
+    return f"""Microseconds for one run of a static program of 1 KB with its output captured, called
+from CPython: medians of interleaved rounds, and the median of the ratios within them.
 {bases(table)}
+full: mount, pid, ipc, uts, cgroup and net namespaces, pivot_root, a /proc and a /tmp of the run.
 
-{markdown_table(table)}
+{markdown_table(table, short=True)}
 
 {table.machine}.
 

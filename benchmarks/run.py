@@ -42,6 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--syscalls", action="store_true")
+    parser.add_argument("--no-install", action="store_true", help="no peers that are not there yet")
     parser.add_argument("--words", action="store_true", help="print how to repeat each row")
     parser.add_argument("--results", type=Path, help="where to keep every value")
     return parser.parse_args()
@@ -59,7 +60,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="sandboxlib-bench-") as place:
             rows.build(Path(place))
             return syscalls.count_syscalls(Path(place))
-    peers.install()
+    if not words.no_install:
+        peers.install()
     line = machine()
     print(line, flush=True)
     for name in words.tables or TABLES:

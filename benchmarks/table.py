@@ -58,8 +58,7 @@ class Table:
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         text = json.dumps(vars(self), separators=(",", ":"))
-        text = text.replace('"},"', '"},\n"').replace('],"', '],\n"') + "\n"
-        (directory / f"{self.name}.json").write_text(text)
+        (directory / f"{self.name}.json").write_text(text + "\n")
 
 
 def load(directory: Path, name: str) -> Table | None:
