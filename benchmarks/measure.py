@@ -36,7 +36,7 @@ def isolation(table: Table, place: Path, quick: bool) -> None:
     }
     with Worker(place, wanted) as worker:
         table.words, table.missing = worker.words, worker.missing
-        for _ in range(6 if quick else 60):
+        for _ in range(6 if quick else 50):
             table.add_round(worker.ask(round=True))
 
 
@@ -57,7 +57,7 @@ def parents(table: Table, place: Path, quick: bool) -> None:
     }
     sizes = [50, 1024] if quick else [50, 1024, 4096]
     workers = [(f"{size:,} MB", size, 0) for size in sizes]
-    conditions(table, place, wanted, workers, 4 if quick else 30)
+    conditions(table, place, wanted, workers, 4 if quick else 20)
 
 
 def mounts(table: Table, place: Path, quick: bool) -> None:
@@ -108,7 +108,7 @@ def threads(table: Table, place: Path, quick: bool) -> None:
 def sustained(table: Table, place: Path, quick: bool) -> None:
     """Runs per second for 10 s without a break."""
     wanted = {"full": [rows.PREPARED, rows.ONE_SHOT, rows.BWRAP]}
-    rates(table, place, wanted, [1, 2], 1 if quick else 10, 1 if quick else 3)
+    rates(table, place, wanted, [1, 2], 1 if quick else 10, 1 if quick else 2)
 
 
 def rates(
@@ -166,7 +166,7 @@ def build(table: Table, place: Path, quick: bool) -> None:
             table.missing[compiler] = {steps.BARE: str(error)}
     for compiler, made in builds.items():
         table.words[compiler] = {steps.BWRAP: " ".join(made.bwrap()).replace(str(place), "PLACE")}
-    for _ in range(2 if quick else 14):
+    for _ in range(2 if quick else 12):
         numbers = random.sample(range(1 << 20), 5 if quick else 16)
         for compiler in random.sample(list(builds), len(builds)):
             table.add_round({compiler: builds[compiler].round(numbers)})

@@ -74,8 +74,11 @@ def print_words(table: Table) -> None:
 
 
 def print_goals(tables: dict[str, Table]) -> None:
+    """Those of the tables that there are."""
     print("\nGoals")
     for goal, figures, word in goals.judge_all(tables):
+        if goal.table not in tables:
+            continue
         print(f"  {goal.words:48} {_spoken(figures):30} {goal.sign} {goal.limit:g}: {word}")
 
 
