@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `run-sandbox PATH [COMMAND ...]` and `python -m sandboxlib run|demo`."""
+"""The command line: `run-sandbox PATH [COMMAND ...]` and `python -m sandboxlib run|demo|...`."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: Mapping[str, Callable[[Sequence[str]], int]] = {
         "run": lambda rest: run_sandbox_command(rest, "python -m sandboxlib run"),
         "demo": _demo,
+        "bench": _bench,
         "doctor": _doctor,
     }
     if words and words[0] in commands:
@@ -101,6 +102,12 @@ def _demo(argv: Sequence[str]) -> int:
     from . import _demo
 
     return _demo.main(argv)
+
+
+def _bench(argv: Sequence[str]) -> int:
+    from . import _bench
+
+    return _bench.main(argv)
 
 
 def _doctor(argv: Sequence[str]) -> int:

@@ -116,15 +116,16 @@ class Workshop:
             ],
         )
 
+    def outside(self, argv: Sequence[str]) -> list[str]:
+        """The words of a step with the places as they are called outside of the sandbox."""
+        places = {"/src": str(self.project.directory), "/build": str(self.place / "bare")}
+        pattern = re.compile(r"(?<![\w/])/(src|build)(?=/|$)")
+        return [pattern.sub(lambda m: places[m.group()], word) for word in argv]
+
     def bare(self, argv: Sequence[str]) -> tuple[int, bytes]:
         """The same step without a sandbox."""
-        places = {"/src": str(self.project.directory), "/build": str(self.place / "bare")}
-
-        def outside(word: str) -> str:
-            return re.sub(r"(?<![\w/])/(src|build)(?=/|$)", lambda m: places[m.group()], word)
-
         done = subprocess.run(
-            [outside(word) for word in argv],
+            self.outside(argv),
             env=BASE_ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -40,7 +40,7 @@ ORDER = [
     {"_doctor", "load", "utils"},
     {"__init__"},
     {"_demo_source"},
-    {"_demo"},
+    {"_demo", "_bench"},
     {"__main__"},
 ]
 LICENSED = [

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture of README.md, drawn by matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rows
+from table import Table
+
+OURS = {rows.PREPARED, rows.DIRECT, rows.MAP, rows.ONE_SHOT, rows.ONE_SHOT_DIRECT}
+IN_C = {rows.FLOOR, rows.STRAIGHT, rows.CORE, rows.SLOT}
+BLUE, GREY, RED = "#2b6cb0", "#4a5568", "#c05621"
+
+
+def colour(row: str) -> str:
+    return BLUE if row in OURS else GREY if row in IN_C else RED
+
+
+def draw(tables: dict[str, Table], path: Path) -> None:
+    """The columns of the table `isolation` as bars, and the threads as lines."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "sandboxlib", "font.size": 9}
+    table = tables["isolation"]
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8.5), layout="constrained")
+    panels = list(axes.flat)
+    for panel, column in zip(panels, table.values, strict=False):
+        bars(panel, table, column)
+    if "threads" in tables:
+        lines(panels[3], tables["threads"])
+    else:
+        panels[3].set_axis_off()
+    figure.savefig(path, metadata={"Date": None}, facecolor="white")
+    text = path.read_text()
+    path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n")
+
+
+def bars(panel: Any, table: Table, column: str) -> None:
+    found = sorted(table.values[column], key=lambda row: -table.median((column, row)))
+    values = [table.median((column, row)) for row in found]
+    drawn = panel.barh(found, values, color=[colour(row) for row in found])
+    panel.bar_label(drawn, [f"{value:,.0f}" for value in values], padding=2, fontsize=8)
+    panel.set_xscale("log")
+    panel.set_xlim(50, max(values) * 2.5)
+    panel.set_title(f"{column}: microseconds for a run", loc="left")
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def lines(panel: Any, table: Table) -> None:
+    columns = list(table.values)
+    last = {row: table.median((columns[-1], row)) for row in table.rows()}
+    place = 0.0
+    for row in sorted(last, key=lambda row: last[row]):
+        kind, _, name = row.partition(": ")
+        points = [table.median((column, row)) for column in columns]
+        style = "-" if kind == "full" else "--"
+        panel.plot(range(len(columns)), points, style, marker=".", color=colour(name))
+        place = max(last[row], place * 1.17)  # no label upon another
+        panel.text(len(columns) - 0.9, place, row, va="center", fontsize=7, color=colour(name))
+    panel.set_yscale("log")
+    panel.set_xlim(-0.2, len(columns) + 1.8)
+    panel.set_xticks(range(len(columns)), [column.split()[0] for column in columns])
+    panel.set_title("runs per second, by threads", loc="left")
+    panel.spines[["top", "right"]].set_visible(False)

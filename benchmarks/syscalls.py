@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System calls of a run, counted by strace: do the library and straight.c call the same?"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rows import CHROOT, FULL, takes_fresh
+
+STRAIGHT_SCRIPT = """
+import ctypes, sys
+run = ctypes.CDLL({library!r}).straight
+run.restype = ctypes.c_int64
+for _ in range(int(sys.argv[1])):
+    assert run({root!r}, b"/say", {full}) > 0
+"""
+OURS_SCRIPT = """
+import sys
+from sandboxlib import Sandbox, Mount
+box = Sandbox({root!r}, **{words!r})
+for _ in range(int(sys.argv[1])):
+    box.run(["/say"]{how})
+"""
+
+
+def traced(place: Path, script: str) -> dict[str, float]:
+    """System calls of one run, the host's and the child's, by name."""
+    totals = []
+    for count in (10, 110):
+        argv = ["strace", "-f", "-c", "-U", "calls,name", "-o", str(place / "trace")]
+        subprocess.run([*argv, sys.executable, "-c", script, str(count)], check=True)
+        lines = [line.split() for line in (place / "trace").read_text().splitlines()[2:]]
+        totals.append({w[1]: int(w[0]) for w in lines if len(w) == 2 and w[0].isdigit()})
+    return {key: (totals[1][key] - totals[0].get(key, 0)) / 100 for key in totals[1]}
+
+
+def count_syscalls(place: Path) -> int:
+    """What the library calls in a run, and whether straight.c calls the same; 1: it does not."""
+    root, library, missed = place / "root", place / "straight.so", 0
+    fresh = ", fresh=True" if takes_fresh() else ""
+    for name, full, how, words in (
+        ("chroot only", 0, fresh, CHROOT),
+        ("full isolation, fresh, init=False", 1, fresh, {**FULL, "init": False}),
+        ("full isolation, fresh", None, fresh, FULL),
+        *([("full isolation, prepared", None, "", FULL)] if fresh else []),
+    ):
+        ours = traced(place, OURS_SCRIPT.format(root=str(root), words=words, how=how))
+        signals = ours.get("rt_sigaction", 0)
+        print(f"{name}: {ours['total']:.0f} system calls, {signals:.0f} of them rt_sigaction")
+        if full is None:
+            continue
+        script = STRAIGHT_SCRIPT.format(library=str(library), root=os.fsencode(root), full=full)
+        loop = traced(place, script)
+        # How often a wait wakes, and on which side of the last byte, is the scheduler's choice.
+        differ = {
+            key: (loop.get(key, 0), ours.get(key, 0))
+            for key in sorted({*loop, *ours} - {"total", "ppoll", "read", "ioctl"})
+            if abs(loop.get(key, 0) - ours.get(key, 0)) > 0.5
+        }
+        verdict = f"NOT the same (loop, library): {differ}" if differ else "the same"
+        print(f"    straight.c calls {verdict}")
+        missed += bool(differ)
+    return min(missed, 1)
