@@ -298,6 +298,9 @@ runner: Callable[..., Result] | None = None
 class Sandbox(_Value):
     """A place to run commands in. One Sandbox runs many, from any number of threads at once.
 
+    What no command can change of it (namespaces, mounts) is kept from run to run: docs/slots.md.
+    close(), or the end of a `with`, ends that; the next run makes it anew.
+
     root: str or path     the root directory of the commands.
     network               'undefined' (the caller's, the default) or 'isolated': lo, up, and
                           nothing else.
