@@ -62,7 +62,7 @@ def run_native(
     job = _plan.Job(command, cwd, extra_env, env)
     plan = _plan.plan_for(box, ids)
     exit, out, err, timed_out = _process.run(plan, job, stdin, stdout, stderr, timeout, fresh)
-    return Result(exit, out, err, timed_out, monotonic() - start, executor, dict(plan.isolation))
+    return Result(exit, out, err, timed_out, monotonic() - start, executor, plan.isolation)
 
 
 @functools.lru_cache(maxsize=2)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: From the most to the least direct way.
 EXECUTORS = ("chroot", "linux_user_chroot", "user_namespace", "bubblewrap")
 VARIABLE = "SANDBOXLIB_BACKEND"
+_VARIABLE = VARIABLE.encode()
+# os.environ converts what it is asked for and what it finds: several times what this takes.
+_variables: Mapping[bytes, bytes] = getattr(os.environ, "_data", os.environb)
 
 
 def get_executor(name: str) -> ModuleType:
@@ -83,7 +86,7 @@ def run_in(
     fresh: bool = True,
 ) -> Result:
     """Runs a command in a Sandbox, by the executor that is chosen; see run_sandbox."""
-    key = os.geteuid(), os.environ.get(VARIABLE)
+    key = os.geteuid(), _variables.get(_VARIABLE)
     chosen: Callable[..., Result] | None = box._plans.get(key)
     if chosen is None:
         chosen = box._plans[key] = choose(box).run_in

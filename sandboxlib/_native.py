@@ -37,6 +37,7 @@ class Stream:
         self._stream = stream
         self._scratch = ffi.new("char[]", SCRATCH_SIZE)
         self._file: BytesIO | None = None
+        self.is_long = False
         self._view: Any = None
         stream.buffer, stream.size = self._scratch, SCRATCH_SIZE
 
@@ -46,6 +47,7 @@ class Stream:
         if stream.length < stream.size:
             return
         if self._file is None:
+            self.is_long = True
             self._file = BytesIO()
             self._file.write(ffi.buffer(self._scratch, stream.length))
         self._release()
@@ -57,6 +59,8 @@ class Stream:
     def take(self) -> bytes:
         """What the run wrote."""
         length: int = self._stream.length
+        if not length:
+            return b""
         if self._file is None:
             content: bytes = ffi.buffer(self._scratch, length)[:]
             return content
@@ -70,11 +74,10 @@ class Stream:
             self._view = None
 
     def reset(self) -> None:
-        """Ready for the next run."""
-        if self._file is not None:
-            self._release()
-            self._file = None
-            self._stream.buffer, self._stream.size = self._scratch, SCRATCH_SIZE
+        """Ready for the next run, where it is_long."""
+        self._release()
+        self._file, self.is_long = None, False
+        self._stream.buffer, self._stream.size = self._scratch, SCRATCH_SIZE
 
 
 class Workspace:
@@ -108,8 +111,9 @@ def take_workspace() -> Workspace:
 
 def give_back(workspace: Workspace) -> None:
     """The workspace of a run that was ended by sbx_end."""
-    workspace.out.reset()
-    workspace.err.reset()
+    for stream in (workspace.out, workspace.err):
+        if stream.is_long:
+            stream.reset()
     if len(_free) < 64:
         _free.append(workspace)
 

@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from . import _native, errors, sandbox
 from .sandbox import Mount, Sandbox
@@ -52,7 +53,7 @@ class Plan:
             None  # of _slots; False: no run of this plan may leave its place to others
         )
         self.reaper = bool(values["reaper"])
-        self.isolation = box.isolation()
+        self.isolation = MappingProxyType(box.isolation())  # all results share it
         self._nothing_held = _native.held_flags(len(self.mounts), ())
         self.stubs: tuple[int, ...] = ()  # mounts whose target had to be made in the last run
 

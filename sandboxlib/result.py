@@ -14,7 +14,7 @@ class Result(tuple[int, bytes | None, bytes | None]):
     timed_out     bool: the timeout ended it; out and err hold what there was until then.
     wall: float   seconds from the call to the end of the run.
     executor      the name of the executor that ran it.
-    isolation     a dict of what the run had: network, mounts, processes, ipc.
+    isolation     a mapping of what the run had: network, mounts, processes, ipc.
     """
 
     timed_out: bool
@@ -39,8 +39,9 @@ class Result(tuple[int, bytes | None, bytes | None]):
         self.isolation = isolation or {}
         return self
 
-    def __getnewargs__(self) -> tuple[object, ...]:
-        return (*self, self.timed_out, self.wall, self.executor, dict(self.isolation))
+    def __reduce__(self) -> tuple[object, ...]:
+        words = (*self, self.timed_out, self.wall, self.executor, dict(self.isolation))
+        return (type(self), words)
 
     @property
     def exit(self) -> int:
