@@ -330,7 +330,9 @@ static int is_ready(const struct sbx_slot *slot) {
     /* A fork of the caller may have the resident's end as well, so its death is looked for. */
     if (n == -EAGAIN && raw(__NR_ppoll, fds, 2, &patience, 0, 0) > 0)
         n = raw(__NR_recvfrom, slot->control, &record, sizeof record, MSG_DONTWAIT, 0, 0);
-    return n == sizeof record && record.magic == SBX_READY_MAGIC;
+    struct timespec at_once = {0, 0}; /* it may have died after it had asked */
+    return n == sizeof record && record.magic == SBX_READY_MAGIC
+           && raw(__NR_ppoll, &fds[1], 1, &at_once, 0, 0) == 0;
 }
 
 int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run,

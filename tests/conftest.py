@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from sandboxlib import _slots
+
 MUST_WORK = os.environ.get("SANDBOXLIB_MUST_WORK") == "1"
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the native executor takes root")
@@ -123,6 +125,13 @@ def tool_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     source = Path(__file__).with_name("linux-user-chroot.c")
     subprocess.run(["cc", "-O1", str(source), "-o", str(place / "linux-user-chroot")], check=True)
     return f"{place}:{found}"
+
+
+@pytest.fixture(autouse=True)
+def _no_slot_is_left_to_the_next_test() -> Iterator[None]:
+    """A traceback may hold a Sandbox, and with it descriptors, until some later moment."""
+    yield
+    _slots.close_all()
 
 
 @pytest.fixture

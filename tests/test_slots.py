@@ -459,6 +459,7 @@ def test_a_resident_that_is_killed_is_told_as_that_and_replaced(box: Sandbox) ->
     assert results[0].exit == -9
     assert sh(box, "echo x") == "x"
     os.kill(min(residents()), signal.SIGKILL)
+    assert wait_until(lambda: not residents())
     assert sh(box, "echo x") == "x"
 
 
