@@ -92,7 +92,6 @@ static int mount_one(int tree, const char *type, const char *mode, int attribute
     uint32_t there[64];
     int context, at;
     TRY(context = (int)syscall(SYS_fsopen, type, 1));
-    TRY(syscall(SYS_fsconfig, context, SET_STRING, "source", "sandboxlib", 0));
     if (mode)
         TRY(syscall(SYS_fsconfig, context, SET_STRING, "mode", mode, 0));
     TRY(syscall(SYS_fsconfig, context, CREATE, 0, 0, 0));
@@ -111,14 +110,11 @@ static int mount_all(int tree) {
     int made, error;
     if ((error = mount_one(tree, "proc", NULL, NOSUID | NODEV | NOEXEC, "/proc", &made)))
         return error;
+    TRY(fchdir(made));
     for (int i = 0; i < 5; i++) {
-        int cover = (int)syscall(SYS_open_tree, made, covers[i], O_CLOEXEC | TREE_CLONE);
-        if (cover < 0 && errno == ENOENT)
+        if (mount(covers[i], covers[i], NULL, MS_BIND, NULL) < 0 && errno == ENOENT)
             continue;
-        TRY(cover);
-        TRY(syscall(SYS_mount_setattr, cover, "", EMPTY_PATH | RECURSIVE, attr, sizeof attr));
-        TRY(syscall(SYS_move_mount, cover, "", made, covers[i], FROM_EMPTY));
-        close(cover);
+        TRY(syscall(SYS_mount_setattr, made, covers[i], 0, attr, sizeof attr));
     }
     close(made);
     if ((error = mount_one(tree, "tmpfs", "1777", NOSUID | NODEV, "/tmp", &made)))

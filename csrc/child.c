@@ -28,21 +28,12 @@
 
 #define O_SEARCH_DIR (O_PATH | O_DIRECTORY | O_CLOEXEC)
 
-/* mount_setattr(2), open_tree(2), move_mount(2), fsopen(2), openat2(2), statx(2) */
+/* mount_setattr(2), open_tree(2), move_mount(2), fsopen(2), openat2(2) */
 struct raw_mount_attr {
     uint64_t set, clear, propagation, userns_fd;
 };
 struct raw_open_how {
     uint64_t flags, mode, resolve;
-};
-struct raw_statx { /* of its 256 bytes only these are read */
-    uint32_t before[2];
-    uint64_t attributes;
-    uint32_t ids[3];
-    uint16_t mode;
-    uint16_t between[57];
-    uint64_t mount_id;
-    uint64_t after[13];
 };
 enum {
     TREE_CLONE = 1,
@@ -58,6 +49,7 @@ enum {
     ATTR_NODEV = 4,
     ATTR_NOEXEC = 8,
     WANT_MODE = 2,
+    WANT_INODE = 0x100,
     WANT_MOUNT_ID = 0x1000,
     IS_MOUNT_ROOT = 0x2000
 };
@@ -199,7 +191,8 @@ static int do_loopback(struct sbx_child *c) {
 /* What a resident looks at after each run, put where it expects it. */
 static int do_watch(struct sbx_child *c) {
     static const char *const files[] = {"/proc/self/net/dev", "/proc/self/net/sockstat",
-                                        "/proc/self/coredump_filter", "/proc/self/oom_score_adj"};
+                                        "/proc/self/coredump_filter", "/proc/self/oom_score_adj",
+                                        "/proc/self/projid_map"};
     int from = c->place->namespaces & CLONE_NEWNET ? 0 : RESIDENT_MEMORY_FD - REAPER_FDS;
     if (c->place->reaper != SBX_RESIDENT)
         return 0;
@@ -272,16 +265,14 @@ static int do_attach(struct sbx_child *c) {
 
 /* ---- mounts ------------------------------------------------------------------------------ */
 
-/* A new filesystem, mounted nowhere yet. */
-static long new_filesystem(const char *type, const char *size, const char *mode, int attributes) {
+long sbx_new_filesystem(const char *type, const char *const *options, int attributes) {
     long context = raw(RAW_fsopen, type, 1 /* FSOPEN_CLOEXEC */);
     if (context < 0)
         return context;
     long result = 0;
-    if (size)
-        result = raw(RAW_fsconfig, context, FS_SET_STRING, "size", size, 0);
-    if (result >= 0 && mode)
-        result = raw(RAW_fsconfig, context, FS_SET_STRING, "mode", mode, 0);
+    for (; *options && result >= 0; options += 2)
+        if (options[1])
+            result = raw(RAW_fsconfig, context, FS_SET_STRING, options[0], options[1], 0);
     if (result >= 0)
         result = raw(RAW_fsconfig, context, FS_CREATE, 0, 0, 0);
     if (result >= 0)
@@ -296,6 +287,8 @@ static long put_mount(long tree, long target) {
 
 static long open_source(struct sbx_child *c, const struct sbx_mount *m) {
     int flags = O_CLOEXEC | TREE_CLONE | (m->flags & SBX_RECURSIVE ? RECURSIVE : 0);
+    const char *none[] = {NULL}, *tmpfs[] = {"size", m->size, "mode", m->mode, NULL};
+    static const char *const dev[] = {"size", "1048576", "mode", "755", NULL};
     switch (m->kind) {
     case SBX_BIND:
         return raw(RAW_open_tree, AT_FDCWD, m->source, flags);
@@ -308,11 +301,11 @@ static long open_source(struct sbx_child *c, const struct sbx_mount *m) {
         return tree;
     }
     case SBX_TMPFS:
-        return new_filesystem("tmpfs", m->size, m->mode, ATTR_NOSUID | ATTR_NODEV);
+        return sbx_new_filesystem("tmpfs", tmpfs, ATTR_NOSUID | ATTR_NODEV);
     case SBX_PROC:
-        return new_filesystem("proc", 0, 0, ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
+        return sbx_new_filesystem("proc", none, ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
     case SBX_DEV:
-        return new_filesystem("tmpfs", "1048576", "755", ATTR_NOSUID | ATTR_NOEXEC);
+        return sbx_new_filesystem("tmpfs", dev, ATTR_NOSUID | ATTR_NOEXEC);
     }
     return -EINVAL;
 }
@@ -399,12 +392,13 @@ static int cover_proc(long proc) {
 }
 
 /* A user namespace may make no device, and lends the caller's. */
-static long lend_device(long dev, const char *name) {
-    long host = raw(__NR_openat, AT_FDCWD, "/dev", O_SEARCH_DIR);
+static long lend_device(long lender, long dev, const char *name) {
+    long host = lender < 0 ? raw(__NR_openat, AT_FDCWD, "/dev", O_SEARCH_DIR) : lender;
     if (host < 0)
         return host;
     long tree = raw(RAW_open_tree, host, name, O_CLOEXEC | TREE_CLONE);
-    close_fd(host);
+    if (lender < 0)
+        close_fd(host);
     if (tree < 0)
         return tree;
     long result = raw(__NR_mknodat, dev, name, S_IFREG | 0666, 0);
@@ -414,16 +408,16 @@ static long lend_device(long dev, const char *name) {
     return result;
 }
 
-static long make_device(long dev, const char *name, unsigned number) {
+static long make_device(long lender, long dev, const char *name, unsigned number) {
     long result = raw(__NR_mknodat, dev, name, S_IFCHR | 0666, number);
     if (result == -EPERM)
-        return lend_device(dev, name);
+        return lend_device(lender, dev, name);
     /* The umask is the caller's, and chmod is exact. */
     return result < 0 ? result : raw(__NR_fchmodat, dev, name, 0666);
 }
 
 /* What a program may count on in /dev, and no disk, no memory, no console. */
-static int fill_dev(long dev) {
+static int fill_dev(long lender, long dev) {
     static const struct {
         char name[8];
         unsigned number; /* Documentation/admin-guide/devices.txt: major 1 or 5 */
@@ -436,7 +430,7 @@ static int fill_dev(long dev) {
                                         {"pts/ptmx", "ptmx"}};
     long result = 0;
     for (size_t i = 0; i < sizeof nodes / sizeof *nodes && result >= 0; i++)
-        result = make_device(dev, nodes[i].name, nodes[i].number);
+        result = make_device(lender, dev, nodes[i].name, nodes[i].number);
     for (size_t i = 0; i < sizeof links / sizeof *links && result >= 0; i++)
         result = raw(__NR_symlinkat, links[i][0], dev, links[i][1]);
     if (result >= 0)
@@ -449,29 +443,20 @@ static int fill_dev(long dev) {
 }
 
 static int add_devpts(long dev) {
-    long context = raw(RAW_fsopen, "devpts", 1);
-    if (context < 0)
-        return (int)context;
-    long result = raw(RAW_fsconfig, context, FS_SET_STRING, "ptmxmode", "666", 0);
-    if (result >= 0)
-        result = raw(RAW_fsconfig, context, FS_SET_STRING, "mode", "620", 0);
-    if (result >= 0)
-        result = raw(RAW_fsconfig, context, FS_CREATE, 0, 0, 0);
-    if (result >= 0)
-        result = raw(RAW_fsmount, context, 1, ATTR_NOSUID | ATTR_NOEXEC);
-    close_fd(context);
-    if (result < 0)
-        return (int)result;
-    long pts = result;
-    result = raw(RAW_move_mount, pts, "", dev, "pts", FROM_EMPTY_PATH);
+    static const char *const options[] = {"ptmxmode", "666", "mode", "620", NULL};
+    long pts = sbx_new_filesystem("devpts", options, ATTR_NOSUID | ATTR_NOEXEC);
+    if (pts < 0)
+        return (int)pts;
+    long result = raw(RAW_move_mount, pts, "", dev, "pts", FROM_EMPTY_PATH);
     close_fd(pts);
     return (int)result;
 }
 
-static int furnish(const struct sbx_mount *m, long tree) {
+/* LENDER: a /dev that has the caller's devices, or -1: the caller's own. */
+static int furnish(const struct sbx_mount *m, long tree, long lender) {
     int result = 0;
     if (m->kind == SBX_DEV) {
-        result = fill_dev(tree);
+        result = fill_dev(lender, tree);
         if (result >= 0)
             result = add_devpts(tree);
     }
@@ -501,22 +486,51 @@ static int do_mount(struct sbx_child *c, int i, enum sbx_step *step) {
         return (int)target;
     *step = SBX_STEP_MOUNT;
     long result = put_mount(tree, target);
+    if (result >= 0) /* of a run in a slot: the resident's /dev lies beneath */
+        result = furnish(m, tree, c->inside ? target : -1);
     close_fd(target);
-    if (result >= 0)
-        result = furnish(m, tree);
     close_fd(tree);
     return (int)result;
+}
+
+struct sbx_seen sbx_see_mount(const char *path) {
+    struct raw_statx there;
+    struct sbx_seen seen = {0, 0};
+    long error = raw(__NR_statx, AT_FDCWD, path, 0x800 /* AT_NO_AUTOMOUNT */, WANT_INODE, &there);
+    if (error < 0 || !(there.attributes & IS_MOUNT_ROOT))
+        return seen;
+    seen.device = (uint64_t)there.device[0] << 32 | there.device[1];
+    seen.inode = there.inode;
+    return seen;
+}
+
+/* Another command in the same root may have renamed or removed a target meanwhile, and with it what
+ * is mounted there: then nothing may run. */
+static int check_mounts(struct sbx_child *c, const struct sbx_seen *expected, int only) {
+    for (int i = 0; i < c->place->n_mounts; i++) {
+        const struct sbx_mount *m = &c->place->mounts[i];
+        if (only && !(m->flags & only))
+            continue;
+        struct sbx_seen now = sbx_see_mount(m->target);
+        if (now.inode != expected[i].inode || now.device != expected[i].device)
+            return sbx_fail(c->run, SBX_STEP_TARGET, i, -ESTALE);
+    }
+    return 0;
 }
 
 /* Steps SOURCE, TARGET and MOUNT, mount by mount: later ones may lie in earlier ones, and no more
  * than three descriptors are open at a time, however many mounts there are. */
 static int do_mounts(struct sbx_child *c) {
+    if (c->kept && check_mounts(c, c->kept, SBX_KEPT) < 0)
+        return -1;
     for (int i = 0; i < c->place->n_mounts; i++) {
         enum sbx_step step;
-        int error = do_mount(c, i, &step);
+        int error = c->place->mounts[i].flags & SBX_KEPT ? 0 : do_mount(c, i, &step);
         if (error < 0)
             return sbx_fail(c->run, step, i, error);
     }
+    for (int i = 0; c->seen && i < c->place->n_mounts; i++)
+        c->seen[i] = sbx_see_mount(c->place->mounts[i].target);
     return 0;
 }
 
@@ -540,8 +554,12 @@ static int do_chroot(struct sbx_child *c) {
 }
 
 static int do_order(struct sbx_child *c) {
-    int error = c->order ? c->order(c) : 0;
-    return c->order && error == 0 ? place_stdio(c) : error;
+    if (!c->order)
+        return 0;
+    int error = c->order(c);
+    if (error == 0)
+        error = place_stdio(c);
+    return error < 0 ? error : check_mounts(c, c->seen, 0);
 }
 
 /* Symbolic links that the root holds stay inside; those of /proc, which could lead anywhere a
@@ -582,7 +600,7 @@ int sbx_cut_bounding_set(uint64_t keep) {
 static int do_capabilities(struct sbx_child *c) {
     /* A resident needs all that it can have; other than uid 0 it would lose it in its exec. */
     int resident = c->place->reaper == SBX_RESIDENT;
-    if (!c->place->cut_capabilities && !(resident && raw(__NR_geteuid, 0)))
+    if (!c->place->cut_capabilities && !resident)
         return 0;
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct sets[2];
@@ -594,9 +612,10 @@ static int do_capabilities(struct sbx_child *c) {
     uint64_t must = resident ? have : c->place->must_capabilities;
     if (must & ~have)
         return -EPERM;
-    if (!resident && !c->inside) { /* once for all its runs a resident does that itself */
-        result = sbx_cut_bounding_set(keep);
-        if (result >= 0)
+    if (!c->inside) { /* a resident cuts the rest itself, once for all its runs */
+        result =
+            sbx_cut_bounding_set(keep); /* its exec must not give it more than the caller has */
+        if (result >= 0 && !resident)
             result = raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
         if (result < 0)
             return (int)result;

@@ -176,6 +176,7 @@ static void run_once(int n_paths, const char *numbers, const char *const *argv,
 
 static struct sbx_place inside; /* what is done for each run */
 static const unsigned char *held;
+static struct sbx_seen *kept, *seen;
 static int with_reaper, own_users;
 static struct sbx_run run;       /* shared by the three processes, as all of their memory */
 static volatile int asked, told; /* the caller: for an order; how it ended */
@@ -185,21 +186,25 @@ static size_t capacity;
 static char reaper_stack[8192] __attribute__((aligned(16)));
 static char command_stack[32768] __attribute__((aligned(16)));
 
+static void *get_memory(size_t size) {
+    long memory =
+        raw(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory < 0 && memory > -4096)
+        end();
+    return (void *)memory;
+}
+
 static void make_room(size_t size) {
     if (size <= capacity)
         return;
     if (capacity)
         raw(__NR_munmap, buffer, capacity);
     capacity = (size + 0xffff) & ~(size_t)0xffff;
-    long memory =
-        raw(__NR_mmap, 0, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory < 0 && memory > -4096)
-        end();
-    buffer = (char *)memory;
+    buffer = get_memory(capacity);
 }
 
-/* The next order, with at most three descriptors; whoever sends it is the caller's core. 0: the
- * caller hung up. */
+/* The next order and its three descriptors; whoever sends it is the caller's core. 0: the caller
+ * hung up, or there is no room for them. */
 static int receive(struct sbx_order *order, int fds[3]) {
     union {
         struct cmsghdr head;
@@ -212,9 +217,10 @@ static int receive(struct sbx_order *order, int fds[3]) {
     if (n != sizeof *order)
         return 0;
     size_t got = message.msg_controllen >= CMSG_LEN(sizeof(int)) ? control.head.cmsg_len : 0;
-    size_t n_fds = got > CMSG_LEN(0) ? (got - CMSG_LEN(0)) / sizeof(int) : 0, used = 0;
-    for (int i = 0; i < 3; i++)
-        fds[i] = !order->has[i] ? i : used < n_fds ? ((int *)CMSG_DATA(&control.head))[used++] : -1;
+    if (fds && got != CMSG_LEN(3 * sizeof(int)))
+        return 0;
+    for (int i = 0; fds && i < 3; i++)
+        fds[i] = ((int *)CMSG_DATA(&control.head))[i];
     size_t words = (size_t)(order->n_candidates + order->n_args + order->n_env) + 3;
     make_room(ALIGNED(order->size) + words * sizeof(char *));
     for (size_t at = 0; at < order->size; at += (size_t)n) {
@@ -228,28 +234,33 @@ static int receive(struct sbx_order *order, int fds[3]) {
 /* The first message is the place of the runs; its pointers are offsets. */
 static void settle(void) {
     struct sbx_order order;
-    int fds[3];
-    if (!receive(&order, fds))
+    if (!receive(&order, 0))
         end();
-    char *kept = buffer;
+    char *start = buffer;
     capacity = 0;
-    inside = *(struct sbx_place *)kept;
+    inside = *(struct sbx_place *)start;
     with_reaper = inside.reaper;
     own_users = inside.namespaces != 0;
     inside.reaper = 0;
     inside.namespaces = 0;
-    struct sbx_mount *mounts = (struct sbx_mount *)(kept + (uintptr_t)inside.mounts);
+    struct sbx_mount *mounts = (struct sbx_mount *)(start + (uintptr_t)inside.mounts);
     for (int i = 0; i < inside.n_mounts; i++) {
         const char **words[] = {&mounts[i].source, &mounts[i].target, &mounts[i].size,
                                 &mounts[i].mode};
         for (int w = 0; w < 4; w++)
             if (*words[w])
-                *words[w] = kept + (uintptr_t)*words[w];
+                *words[w] = start + (uintptr_t)*words[w];
     }
     inside.mounts = mounts;
+    size_t size = (size_t)inside.n_mounts * sizeof *kept;
+    kept = get_memory(2 * size + 1);
+    seen = kept + inside.n_mounts;
+    for (int i = 0; i < inside.n_mounts; i++)
+        if (mounts[i].flags & SBX_KEPT)
+            kept[i] = sbx_see_mount(mounts[i].target);
     held = (const unsigned char *)(mounts + inside.n_mounts);
-    if (inside.cut_capabilities)
-        sbx_cut_bounding_set(inside.capabilities);
+    if (inside.cut_capabilities && sbx_cut_bounding_set(inside.capabilities) < 0)
+        end();
     raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 }
 
@@ -311,6 +322,7 @@ static void wake_and_exit(int fd) {
 static int reaper_main(void *child) {
     struct sbx_child *c = child;
     int status = -1;
+    raw(__NR_setsid, 0); /* the resident's autogroup (sched(7)) belongs to its session */
     long pid = 0, command = spawn(with_reaper ? 0 : CLONE_NEWPID, command_stack,
                                   sizeof command_stack, sbx_child_main, c, 0);
     if (command < 0)
@@ -347,6 +359,8 @@ static int serve(void) {
     c.run = &run;
     c.inside = 1;
     c.order = await_order;
+    c.kept = kept;
+    c.seen = seen;
     c.root = c.tree = -1;
     uint64_t flags = CLONE_NEWNS | (with_reaper ? CLONE_NEWPID : 0);
     long pid;
@@ -367,7 +381,8 @@ static int serve(void) {
     raw(__NR_close, pidfd);
     while (raw(__NR_wait4, -1, 0, leaving > MOST_LEAVING ? 0 : WNOHANG, 0) > 0)
         leaving--;
-    return asked && told && run.failure.step != SBX_STEP_ORDER;
+    int changed = run.failure.step == SBX_STEP_ORDER || run.failure.step == SBX_STEP_TARGET;
+    return asked && told && !changed;
 }
 
 /* ---- whether a run left something ---------------------------------------------------------- */
@@ -389,7 +404,7 @@ static int is_count_same(int i, int first) {
         if (REAPER_FDS + i == RESIDENT_SOCKETS_FD && now[at] == '\n')
             break;
     }
-    return n > 0;
+    return n >= 0; /* a projid_map is empty at first */
 }
 
 static int are_counts_same(int first) {
@@ -421,18 +436,16 @@ static int is_ipc_empty(int queues) {
 
 /* The keyrings of a user belong to the user namespace (keyrings(7)): with none of its own, to the
  * host, as in every other run. */
-static int is_keyring_there(void) {
-    return raw(__NR_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_USER_KEYRING, 0) >= 0
-           || raw(__NR_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_USER_SESSION_KEYRING, 0) >= 0;
+static int are_keyrings_empty(long persistent) {
+    const long size = sizeof(int32_t); /* of a link; the second has one, to the first */
+    return raw(__NR_keyctl, KEYCTL_READ, KEY_SPEC_USER_KEYRING, 0, 0) == 0
+           && raw(__NR_keyctl, KEYCTL_READ, KEY_SPEC_USER_SESSION_KEYRING, 0, 0) == size
+           && (persistent < 0 || raw(__NR_keyctl, KEYCTL_READ, persistent, 0, 0) == 0);
 }
 
 static long open_queues(void) {
-    long context = raw(RAW_fsopen, "mqueue", 1);
-    if (context < 0)
-        return context;
-    long result = raw(RAW_fsconfig, context, 6 /* FSCONFIG_CMD_CREATE */, 0, 0, 0);
-    long mount = result < 0 ? result : raw(RAW_fsmount, context, 1, 0);
-    raw(__NR_close, context);
+    static const char *const none[] = {NULL};
+    long mount = sbx_new_filesystem("mqueue", none, 0);
     if (mount < 0)
         return mount;
     long fd = raw(__NR_openat, mount, ".", 0x10000 | 0x80000 /* O_DIRECTORY | O_CLOEXEC */);
@@ -446,9 +459,12 @@ static void stay(void) {
     are_counts_same(1);
     waker = (int)raw(__NR_eventfd2, 0, 0x80000 /* EFD_CLOEXEC */);
     long queues = inside.keyring ? open_queues() : 0;
-    int keys = own_users && is_keyring_there();
+    long persistent = -1;
+    if (own_users)
+        persistent = raw(__NR_keyctl, KEYCTL_GET_PERSISTENT, -1, KEY_SPEC_PROCESS_KEYRING);
+    int keys = own_users && are_keyrings_empty(persistent); /* 0: a kernel without */
     while (serve() && are_counts_same(0) && (!inside.keyring || is_ipc_empty((int)queues))
-           && (!own_users || is_keyring_there() == keys))
+           && (!keys || are_keyrings_empty(persistent)))
         ;
     end();
 }

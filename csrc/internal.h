@@ -11,7 +11,24 @@
 
 #include "sandbox.h"
 
-/* What the child is given. It lives in the parent's frame, in memory that both share. */
+struct raw_statx { /* statx(2); of its 256 bytes only these are read */
+    uint32_t before[2];
+    uint64_t attributes;
+    uint32_t ids[3];
+    uint16_t mode, spare;
+    uint64_t inode;
+    uint64_t between[11];
+    uint32_t of_device[2], device[2];
+    uint64_t mount_id;
+    uint64_t after[13];
+};
+
+/* The root of what is mounted somewhere; zeros: nothing is. */
+struct sbx_seen {
+    uint64_t device, inode;
+};
+
+/* What is given to the child. It lives in the parent's frame, in memory that both share. */
 struct sbx_child {
     const struct sbx_place *place;
     const struct sbx_job *job;
@@ -25,6 +42,8 @@ struct sbx_child {
     int root;                         /* the root directory as the caller sees it */
     int tree;                         /* its copy, which becomes the root */
     int index;                        /* which of several a step was at */
+    const struct sbx_seen *kept;      /* inside: what lies at the targets of the template */
+    struct sbx_seen *seen;            /* inside: what lay at all targets when all was mounted */
 };
 
 /* The whole of the child: the steps, then exec. It never returns to its caller's frames. */
@@ -35,6 +54,13 @@ int sbx_child_main(void *child);
 enum { SBX_NUMBERS = 3 * (1 + 10) + 1 };
 void sbx_point_at_strings(const struct sbx_place *place, const struct sbx_job *job,
                           char numbers[SBX_NUMBERS]);
+
+/* What is mounted at a path, which is absolute inside the root. */
+struct sbx_seen sbx_see_mount(const char *path);
+
+/* A new filesystem, mounted nowhere yet. OPTIONS: names and values by turns, then NULL; an option
+ * whose value is NULL is left out. */
+long sbx_new_filesystem(const char *type, const char *const *options, int attributes);
 
 /* What exec cannot give to the command any more (capabilities(7)): all but KEEP. */
 int sbx_cut_bounding_set(uint64_t keep);

@@ -127,11 +127,12 @@ enum {
     REAPER_STATUS_FD = 3,
     REAPER_LIFELINE_FD = 4,
     REAPER_FDS = 5,
-    RESIDENT_TRAFFIC_FD = 5, /* /proc/net/dev */
-    RESIDENT_SOCKETS_FD = 6, /* /proc/net/sockstat */
-    RESIDENT_MEMORY_FD = 7,  /* /proc/self/coredump_filter: of its memory, not of the process */
-    RESIDENT_OOM_FD = 8,     /* /proc/self/oom_score_adj: of all who share memory */
-    RESIDENT_FDS = 9
+    RESIDENT_TRAFFIC_FD = 5,  /* /proc/net/dev */
+    RESIDENT_SOCKETS_FD = 6,  /* /proc/net/sockstat */
+    RESIDENT_MEMORY_FD = 7,   /* /proc/self/coredump_filter: of its memory, not of the process */
+    RESIDENT_OOM_FD = 8,      /* /proc/self/oom_score_adj: of all who share memory */
+    RESIDENT_PROJECTS_FD = 9, /* /proc/self/projid_map: anybody in a user namespace may write it */
+    RESIDENT_FDS = 10
 };
 
 /* What the reaper writes for each command: how it ended, or why it never began. */
@@ -145,13 +146,12 @@ struct sbx_record {
 #define SBX_RECORD_MAGIC 0x53425831u
 #define SBX_READY_MAGIC 0x53425832u /* a resident: the next command, please */
 
-/* What a resident is sent for each command; its strings follow, and with it come descriptors, one
- * for each stdio that is not null. */
+/* What a resident is sent for each command; its strings follow, and with it come three descriptors.
+ */
 struct sbx_order {
     uint32_t size; /* of the strings: the cwd, then those of struct sbx_job */
     uint32_t cwd_size;
     int32_t n_candidates, n_args, n_env;
-    int32_t has[3]; /* stdio: a descriptor comes for it */
 };
 
 /* Runs the first of PATHS that can be run, as execvp(3) would: a path that does not exist, or may

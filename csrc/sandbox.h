@@ -56,7 +56,8 @@ enum sbx_mount_flag {
     SBX_OPTIONAL = 4,    /* no such target: leave it out */
     SBX_MAKE_TARGET = 8, /* the target lies in an earlier tmpfs: make what is missing */
     SBX_COVER =
-        16 /* proc: read-only where uid 0 alone, without capabilities, commands the kernel */
+        16,       /* proc: read-only where uid 0 alone, without capabilities, commands the kernel */
+    SBX_KEPT = 32 /* of a run in a slot: it is mounted already */
 };
 
 struct sbx_mount {
@@ -195,9 +196,10 @@ int sbx_open_init(void);
 char *sbx_new_stack(void);
 void sbx_free_stack(char *stack);
 
-/* Whether N paths, one after the other and NUL-ended, name the same files as the last time: `seen`
- * has room for three numbers each. 1: they do; 0: not, or it is the first time. */
-int sbx_see(const char *paths, int n, uint64_t *seen);
+/* Whether N paths, one after the other and NUL-ended, name the same files as when KEEP was last
+ * set: `seen` has room for three numbers each. And whether MOUNTINFO, open since then, says that
+ * nothing was mounted or unmounted in the caller's namespace; -1: it is not asked. */
+int sbx_see(const char *paths, int n, uint64_t *seen, int keep, int mountinfo);
 
 /* openat2(2) of PATH as if DIRECTORY were the root, no magic links: a descriptor or -errno. */
 int sbx_open_in_root(int directory, const char *path, int flags);

@@ -328,7 +328,10 @@ static int is_ready(const struct sbx_slot *slot) {
     struct timespec patience = {5, 0};
     long n = raw(__NR_recvfrom, slot->control, &record, sizeof record, MSG_DONTWAIT, 0, 0);
     /* A fork of the caller may have the resident's end as well, so its death is looked for. */
-    if (n == -EAGAIN && raw(__NR_ppoll, fds, 2, &patience, 0, 0) > 0)
+    long waited = n == -EAGAIN ? -EINTR : 0;
+    while (waited == -EINTR) /* the kernel counts PATIENCE down */
+        waited = raw(__NR_ppoll, fds, 2, &patience, 0, 0);
+    if (waited > 0)
         n = raw(__NR_recvfrom, slot->control, &record, sizeof record, MSG_DONTWAIT, 0, 0);
     struct timespec at_once = {0, 0}; /* it may have died after it had asked */
     return n == sizeof record && record.magic == SBX_READY_MAGIC
@@ -337,11 +340,15 @@ static int is_ready(const struct sbx_slot *slot) {
 
 int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run,
                       size_t size, size_t cwd_size) {
-    struct sbx_order order = {(uint32_t)size, (uint32_t)cwd_size, job->n_candidates,
-                              job->n_args,    job->n_env,         {0}};
+    struct sbx_order order = {(uint32_t)size, (uint32_t)cwd_size, job->n_candidates, job->n_args,
+                              job->n_env};
     struct iovec parts[] = {{&order, sizeof order}, {(void *)(uintptr_t)job->cwd, size}};
-    int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3], n_fds = 0;
+    int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3], null = -1;
     begin(run, NULL);
+    if (size > INT32_MAX) { /* an order has no room for it, nor has an exec */
+        run->owner = 0;
+        return sbx_fail(run, SBX_STEP_EXEC, -1, -E2BIG);
+    }
     forget_foreign(slot);
     if (slot->owner != run->owner || !is_ready(slot)) {
         run->owner = 0;
@@ -350,17 +357,20 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
     }
     run->slot = slot;
     long error = make_outputs(job, run, stdio);
-    for (int i = 0; i < 3 && error == 0; i++)
-        if (stdio[i] >= 0) {
-            order.has[i] = 1;
-            fds[n_fds++] = stdio[i];
-        }
+    for (int i = 0; i < 3 && error == 0; i++) {
+        if (stdio[i] < 0 && null < 0) /* its flags and locks are this run's alone */
+            null = (int)raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
+        fds[i] = stdio[i] < 0 ? null : stdio[i];
+        if (fds[i] < 0)
+            error = sbx_fail(run, SBX_STEP_STDIO, i, null);
+    }
     if (error == 0) {
-        error = send_all(slot->control, parts, fds, n_fds);
+        error = send_all(slot->control, parts, fds, 3);
         if (error < 0)
             sbx_fail(run, SBX_STEP_REAPER, 0, error);
     }
     close_outputs(job, stdio);
+    sbx_close(&null);
     if (error == 0)
         return 0;
     sbx_end(run);
@@ -520,24 +530,18 @@ int sbx_open_in_root(int directory, const char *path, int flags) {
     return (int)raw(RAW_openat2, directory, path, &how, sizeof how);
 }
 
-struct seen_statx { /* statx(2); the rest of its 256 bytes is not looked at */
-    uint32_t before[8];
-    uint64_t inode;
-    uint64_t between[12];
-    uint32_t device[4];
-    uint64_t mount_id;
-    uint64_t after[13];
-};
-
-int sbx_see(const char *paths, int n, uint64_t *seen) {
-    int same = 1;
+int sbx_see(const char *paths, int n, uint64_t *seen, int keep, int mountinfo) {
+    struct pollfd changed = {mountinfo, POLLPRI, 0}; /* proc_pid_mounts(5) */
+    struct timespec at_once = {0, 0};
+    int same = raw(__NR_ppoll, &changed, 1, &at_once, 0, 0) <= 0;
     for (int i = 0; i < n; i++, paths += strlen(paths) + 1) {
-        struct seen_statx there = {.mount_id = 0};
+        struct raw_statx there = {.mount_id = 0};
         raw(__NR_statx, AT_FDCWD, paths, 0, 0x1100 /* STATX_INO, STATX_MNT_ID */, &there);
-        uint64_t device = (uint64_t)there.device[2] << 32 | there.device[3];
+        uint64_t device = (uint64_t)there.device[0] << 32 | there.device[1];
         uint64_t now[] = {there.inode, device, there.mount_id};
         same &= memcmp(&seen[i * 3], now, sizeof now) == 0;
-        memcpy(&seen[i * 3], now, sizeof now);
+        if (keep)
+            memcpy(&seen[i * 3], now, sizeof now);
     }
     return same;
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 
 from . import errors
@@ -93,6 +93,7 @@ class Workspace:
         self.stack = ffi.gc(stack, lib.sbx_free_stack)
         # The struct knows how to end itself, whatever happens to this object and whenever.
         self.run = ffi.gc(ffi.new("struct sbx_run *"), lib.sbx_end)
+        self.slot: Slot | None = None  # C has a pointer to it
         self.job = ffi.new("struct sbx_job *")
         self.out, self.err = Stream(self.run.out), Stream(self.run.err)
         self.vec = ffi.new("const char *[]", VEC_SIZE)
@@ -111,6 +112,7 @@ def take_workspace() -> Workspace:
 
 def give_back(workspace: Workspace) -> None:
     """The workspace of a run that was ended by sbx_end."""
+    workspace.slot = None
     for stream in (workspace.out, workspace.err):
         if stream.is_long:
             stream.reset()
@@ -249,16 +251,35 @@ class Slot:
             return file.read().splitlines()
 
 
-def watch(paths: Sequence[str]) -> Callable[[], bool]:
-    """A function that tells whether the paths name what they named when it was called last."""
-    words = ffi.from_buffer(b"".join(os.fsencode(path) + b"\0" for path in paths))
-    seen = ffi.new("uint64_t[]", 3 * len(paths))
-    count = len(paths)
+class Watch:
+    """What some paths name at the moment, and what the caller has mounted."""
 
-    def look() -> bool:
-        return bool(lib.sbx_see(words, count, seen))
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._words = ffi.from_buffer(b"".join(os.fsencode(path) + b"\0" for path in paths))
+        self._seen = ffi.new("uint64_t[]", 3 * len(paths))
+        self._count = len(paths)
+        self._mountinfo = -1
+        self._status: os.stat_result | None = None
+        try:
+            self._mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+            self._status = os.fstat(self._mountinfo)
+        except OSError:  # without it mounts of the host's are not noticed
+            pass
+        lib.sbx_see(self._words, self._count, self._seen, 1, -1)
 
-    return look
+    def is_same(self) -> bool:
+        """Whether nothing changed since."""
+        return bool(lib.sbx_see(self._words, self._count, self._seen, 0, self._mountinfo))
+
+    def close(self) -> None:
+        fd, self._mountinfo = self._mountinfo, -1
+        try:
+            if self._status and os.path.samestat(os.fstat(fd), self._status):
+                os.close(fd)
+        except OSError:  # the host closed what is not its own
+            pass
+
+    __del__ = close
 
 
 def held_flags(n_mounts: int, held: Iterable[int]) -> Any:

@@ -96,6 +96,11 @@ class PlannedMount:
         self.in_root = in_root  # the target lies in the root, where a stub can be made
         self.values: dict[str, Any] = {"kind": kind, "flags": flags, "target": target}
 
+    def needs_lender(self, in_user_namespace: bool) -> bool:
+        """Whether it is a dev that lies in a file system of the run."""
+        is_dev = self.values["kind"] == lib.SBX_DEV
+        return in_user_namespace and is_dev and not self.in_root
+
     def is_directory(self) -> bool:
         """Whether the mount point has to be one."""
         return self.source is None or os.path.isdir(self.source)

@@ -103,7 +103,7 @@ def _start_in_slot(
         workspace, job.blob, job.cwd_size, job.counts, stdio, -1, plan.held(()), -1, -1
     )
     for _ in range(_slots.MOST_IDLE + 2):  # as many may have died since
-        slot = slots.take()
+        workspace.slot = slot = slots.take()
         started = lib.sbx_spawn_in_slot(
             slot.struct, workspace.job, workspace.run, len(job.blob), job.cwd_size
         )
@@ -113,6 +113,7 @@ def _start_in_slot(
         slots.give(slot)
         if started < 0:
             raise plan.error(*_failure(workspace), job)
+        slots.waste(slot)
     raise _slots.NoSlot
 
 

@@ -28,6 +28,8 @@ lib = _native.lib
 MOST_IDLE = 32  # slots that wait for a run; more are closed when they come back
 # While one run goes on, a slot makes itself ready for the next: on another CPU.
 MOST_SPARE = min(os.cpu_count() or 1, 8) - 1
+MOST_WASTED = 16  # slots in a row that served one run, or none; then
+REST = 1000  # runs are made fresh, before there is another slot
 _OF_A_RUN = (lib.SBX_TMPFS, lib.SBX_PROC, lib.SBX_DEV)
 _all: dict[int, ref[Slots]] = {}
 
@@ -51,6 +53,7 @@ class _Shared:
 
     def __init__(self, root: str) -> None:
         self.stubs = Stubs(root)
+        self.watch: _native.Watch | None = None
         self.program: tuple[Any, Any, bytes] | None = None
         self.is_checked = False
         self.slots = 0
@@ -61,12 +64,15 @@ class _Shared:
         if self.slots == 0:
             self.stubs.release()
             self.program = None
+            if self.watch is not None:
+                self.watch.close()
+                self.watch = None
 
 
 class Slot(_native.Slot):
     """A slot that is open."""
 
-    is_used = False
+    runs = 0
 
     def __init__(self, shared: _Shared, place: Any, held: Any, inside: bytes) -> None:
         super().__init__(place, held, inside)
@@ -93,29 +99,56 @@ class Slots:
         self._idle: deque[Slot] = deque()
         self._lock = RLock()
         self._root = plan.box.root
+        self._paths = [self._root, *(m.source for m in plan.mounts if m.source)]
         self._shared = _Shared(self._root)
-        self._see = _native.watch([self._root, *(m.source for m in plan.mounts if m.source)])
+        self._wasted = self._rest = 0
         self._mounts = plan.mounts
         self._own = _of_the_run(plan.mounts, self._root)
         self._values = plan.values
         self._in_user_namespace = plan.in_user_namespace
-        self._may_stay = True
+        # A run finds no path of the caller's: such a source, or the /dev that lends devices.
+        own = [plan.mounts[i] for i in self._own]
+        self._may_stay = not any(m.source or m.needs_lender(plan.in_user_namespace) for m in own)
         _all[id(self)] = ref(self)
 
     def take(self) -> Slot:
         """A slot that is open, for one run. NoSlot where it cannot be opened."""
-        if not self._see():
-            self.close()
-        if not self._may_stay:
+        if not self._may_stay or self._is_resting():
             raise NoSlot
-        try:
-            slot = self._idle.popleft()
-        except IndexError:
-            slot = self._open()
-        if slot.is_used and len(self._idle) < min(self._shared.slots / 2, MOST_SPARE):
+        shared = self._shared
+        if shared.watch is not None and not shared.watch.is_same():
+            with self._lock:  # of several threads that see it, one
+                if self._shared is shared:
+                    self.close()
+        slot = self._take_idle() or self._open()
+        if slot.runs and len(self._idle) < min(self._shared.slots / 2, MOST_SPARE):
             self._idle.append(self._open())
-        slot.is_used = True
+        slot.runs += 1
         return slot
+
+    def waste(self, slot: Slot) -> None:
+        """It could not be used: if it was never used twice, it gained nothing. After some of these
+        in a row the runs are made fresh; a new slot that fails is not worth another try.
+        """
+        self._wasted = self._wasted + 1 if slot.runs <= 2 else 0
+        if slot.runs == 1 or self._is_resting():
+            raise NoSlot
+
+    def _is_resting(self) -> bool:
+        if self._wasted >= MOST_WASTED:
+            self._wasted, self._rest = 0, REST
+        self._rest -= self._rest > 0
+        return self._rest > 0
+
+    def _take_idle(self) -> Slot | None:
+        while True:
+            try:
+                slot = self._idle.popleft()
+            except IndexError:
+                return None
+            if slot.shared is self._shared:  # give() may have been in the midst of a close()
+                return slot
+            slot.close()
 
     def give(self, slot: Slot) -> None:
         """Back from a run. It is the last to be taken again, as it makes itself ready meanwhile."""
@@ -151,6 +184,8 @@ class Slots:
         with self._lock:  # of several threads one makes the mount points that the root lacks
             shared = self._shared
             try:
+                if shared.watch is None:
+                    shared.watch = _native.Watch(self._paths)
                 if shared.program is None:
                     shared.program = self._prepare(shared.stubs)
                 slot = Slot(shared, *shared.program)
@@ -159,6 +194,7 @@ class Slots:
                     shared.is_checked = True
             except OSError as error:
                 shared.release()
+                self._wasted += 1
                 raise NoSlot from error
         if not self._may_stay:
             raise NoSlot
@@ -185,11 +221,10 @@ class Slots:
         mounts = [self._mounts[i].values for i in kept]
         if self._in_user_namespace:
             # A new proc is given only where one that is whole can be seen (mount_too_revealing in
-            # fs/namespace.c): this one, beneath that of each run.
-            procs = [self._mounts[i].values for i in self._own]
-            more = [v for v in procs if v["kind"] == lib.SBX_PROC]
+            # fs/namespace.c): this one, beneath that of each run. And a dev lends devices to it.
+            own_values = [self._mounts[i].values for i in self._own]
+            more = [v for v in own_values if v["kind"] in (lib.SBX_PROC, lib.SBX_DEV)]
             mounts += [{**v, "flags": v["flags"] & ~lib.SBX_COVER} for v in more]
-        own = [i for i in self._own if held[i]]
         values = {
             **self._values,
             **{"reaper": lib.SBX_RESIDENT, "keyring": 0, "no_new_privs": 0, "cut_capabilities": 0},
@@ -200,12 +235,11 @@ class Slots:
         inside |= {"session": 1, "namespaces": int(self._in_user_namespace)}
         place = _native.new_place(values, mounts)
         flags = _native.held_flags(len(mounts), [n for n, i in enumerate(kept) if held[i]])
-        packed = _native.pack_place(
-            inside,
-            [self._mounts[i].values for i in self._own],
-            bytes(i in own for i in self._own),
-        )
-        return place, flags, packed
+        of_a_run = [
+            mount.values if i in self._own else {**mount.values, "flags": lib.SBX_KEPT}
+            for i, mount in enumerate(self._mounts)
+        ]
+        return place, flags, _native.pack_place(inside, of_a_run, bytes(held))
 
     def _needs_stub(self, mount: PlannedMount) -> bool:
         if not mount.in_root:

@@ -292,6 +292,81 @@ def test_a_source_that_was_made_anew_is_seen(rootfs: Path, tmp_path: Path) -> No
         assert sh(box, "cat /tmp/x/mark") == "two"
 
 
+@pytest.mark.parametrize("mount", ["bind", "tmpfs", "hole"])
+def test_a_mount_cannot_be_taken_from_later_runs(rootfs: Path, tmp_path: Path, mount: str) -> None:
+    # A rename takes along what is mounted there, in every namespace.
+    (rootfs / "opt" / "src").mkdir(parents=True)
+    (rootfs / "opt" / "src" / "mark").write_text("root's")
+    (tmp_path / "mark").write_text("bound")
+    words: dict[str, Any] = {"extra_mounts": [Mount.bind(tmp_path, "/opt/src", read_only=True)]}
+    if mount == "tmpfs":
+        words = {"extra_mounts": [Mount.tmpfs("/opt/src")]}
+    elif mount == "hole":
+        words = {"filesystem_writable_paths": ["/opt/src"]}
+    look = "cat /opt/src/mark 2>/dev/null; touch /opt/src/new && echo written; true"
+    with Sandbox(rootfs, **words) as box, Sandbox(rootfs) as other:
+        first = box.run(["sh", "-c", look])
+        sh(box, "true")
+        attack = "mv /opt /opt.old; mkdir -p /opt/src; echo evil > /opt/src/mark"
+        for attacker in (box, other):
+            attacker.run(["sh", "-c", attack])
+            assert box.run(["sh", "-c", look]) == box.run(["sh", "-c", look], fresh=True)
+        if mount != "hole":
+            assert box.run(["sh", "-c", look])[:2] == first[:2]
+
+
+def test_what_the_host_mounts_later_is_seen(rootfs: Path) -> None:
+    script = """
+import os, subprocess, sys
+from sandboxlib import Sandbox, _slots
+root = sys.argv[1]
+os.mkdir(f"{root}/later")
+box = Sandbox(root)
+def seen():
+    return box.run(["sh", "-c", "ls /later"]).out
+assert seen() == seen() == b""
+subprocess.run(["mount", "--bind", "/etc", f"{root}/later"], check=True)
+assert b"passwd" in seen()
+subprocess.run(["umount", f"{root}/later"], check=True)
+assert seen() == b""
+"""
+    argv = ["unshare", "--mount", sys.executable, "-c", script, str(rootfs)]
+    subprocess.run(argv, check=True)
+
+
+def test_a_source_below_an_own_file_system_is_the_caller_s(rootfs: Path, tmp_path: Path) -> None:
+    source = tmp_path / "tmp"
+    source.mkdir()
+    (source / "mark").write_text("host")
+    (rootfs / str(source)[1:]).mkdir(parents=True)
+    (rootfs / str(source)[1:] / "mark").write_text("inside")
+    mounts = [Mount.tmpfs("/tmp"), Mount.bind(source, "/tmp/x")]
+    with Sandbox(rootfs, extra_mounts=mounts) as box:
+        assert [sh(box, "cat /tmp/x/mark") for _ in range(3)] == ["host"] * 3
+
+
+def test_stdin_that_is_empty_is_nobody_else_s(whole: Sandbox) -> None:
+    python(whole, "import fcntl, os; fcntl.flock(0, fcntl.LOCK_EX); os.set_blocking(0, False)")
+    with open("/dev/null") as null:
+        import fcntl
+
+        fcntl.flock(null, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert python(whole, "import os; print(os.get_blocking(0))") == "True"
+
+
+def test_after_many_slots_that_gained_nothing_runs_are_made_fresh(
+    whole: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_slots, "REST", 5)
+    send = "import socket as s; s.socket(s.AF_INET, s.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))"
+    for _ in range(_slots.MOST_WASTED + 2):
+        python(whole, send)
+    assert wait_until(lambda: not residents())
+    for _ in range(6):
+        python(whole, "pass")
+    assert residents()
+
+
 def test_mounts_keep_their_order(rootfs: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "sub").mkdir(parents=True)
@@ -479,7 +554,8 @@ assert all(os.read(int(name), 0) == b"" for name in files)
 def test_an_ordinary_user_has_slots_as_well(tmp_path: Path) -> None:
     require(shutil.which("setpriv"), "there is no setpriv")
     script = """
-from sandboxlib import Sandbox, _slots
+import sys
+from sandboxlib import Mount, Sandbox, _slots
 _slots.MOST_SPARE = 0
 box = Sandbox("/", network="isolated", filesystem_writable_paths="none")
 ns = [box.run(["readlink", "/proc/self/ns/net", "/proc/self/ns/user"], "/") for _ in range(3)]
@@ -490,6 +566,21 @@ assert box.run(["id", "-u"], "/").out == b"65534\\n"
 assert b"CapEff:\\t0000000000000000" in box.run(["cat", "/proc/self/status"], "/").out
 root = box.replace(user="root")
 assert root.run(["id", "-u"], "/").out == b"0\\n"
+dev = box.replace(extra_mounts=[Mount.dev(), Mount.tmpfs("/tmp")])
+for _ in range(3):
+    assert dev.run(["sh", "-c", "echo x > /dev/null; head -c 3 /dev/zero"], "/").out == b"\\0\\0\\0"
+(slots,) = [plan.slots for plan in dev._plans.values() if getattr(plan, "slots", None)]
+assert slots._shared.slots == 1
+def key(script):
+    result = box.run([sys.executable, "-I", "-S", "-c", "import ctypes as c, struct\\n"
+        "k = c.CDLL(None).syscall\\n" + script], "/")
+    assert result.exit == 0, result
+    return result.out
+find = "print(max(0, k(249, b'user', b'left', 0, 0)), k(250, 10, %s, b'user', b'left', 0) > 0)"
+for ring in ("-4", "k(250, 22, -1, -3)"):
+    assert key(find % ring) == b"0 False\\n"
+    key(f"assert k(248, b'user', b'left', b'x', 1, {ring}) > 0")
+    assert key(find % ring) == b"0 False\\n"
 """
     package = Path(_native.__file__).resolve().parents[1]
     copy = tmp_path / "copy"
