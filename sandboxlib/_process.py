@@ -51,103 +51,142 @@ def run(
     this plan may follow one another in one.
     """
     deadline = None if timeout is None else monotonic() + timeout
-    outputs = _output("stdout", stdout), _output("stderr", stderr)
-    choose = _run_fresh if fresh else _run
+    outputs = output("stdout", stdout), output("stderr", stderr)
     if isinstance(stdin, (bytes, bytearray, memoryview)):
-        with _memory_file(stdin) as fd:
-            return choose(plan, job, (fd, *outputs), deadline)
-    first = _NULL if stdin is None else _descriptor("stdin", stdin)
-    return choose(plan, job, (first, *outputs), deadline)
+        with memory_file(stdin) as fd:
+            return _run(plan, job, (fd, *outputs), deadline, fresh)
+    first = _NULL if stdin is None else descriptor("stdin", stdin)
+    return _run(plan, job, (first, *outputs), deadline, fresh)
 
 
-def _run(plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None) -> Outcome:
-    slots = plan.slots
-    if slots is None:
-        slots = plan.slots = _slots.Slots(plan) if _slots.can_stay(plan) else False
-    if slots:
-        try:
-            return _run_in_slot(slots, plan, job, stdio, deadline)
-        except _slots.NoSlot:
-            pass  # the same isolation, all of it new; that also tells what is wrong
-    return _run_fresh(plan, job, stdio, deadline)
-
-
-def _run_in_slot(
-    slots: _slots.Slots, plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None
+def _run(
+    plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None, fresh: bool
 ) -> Outcome:
-    workspace = _native.take_workspace()
-    slot = None
+    run = Run(plan, job, stdio, deadline)
     try:
-        slot = _start_in_slot(slots, workspace, plan, job, stdio)
-        return _finish(workspace, plan, job, stdio, deadline)
-    except errors.SetupError as error:
-        if error.step in ("source", "target", "mount"):  # the root changed beneath the slots
-            slots.close()
-            raise _slots.NoSlot from None
-        raise
-    finally:
-        lib.sbx_end(workspace.run)
-        if slot is not None:
-            slots.give(slot)
-        _native.give_back(workspace)
-
-
-def _start_in_slot(
-    slots: _slots.Slots,
-    workspace: _native.Workspace,
-    plan: Plan,
-    job: Job,
-    stdio: tuple[int, int, int],
-) -> _native.Slot:
-    keep = _native.fill_job(
-        workspace, job.blob, job.cwd_size, job.counts, stdio, -1, plan.held(()), -1, -1
-    )
-    for _ in range(_slots.MOST_IDLE + 2):  # a resident that died is told by this only
-        slot = slots.take()
-        started = lib.sbx_spawn_in_slot(
-            slot.struct, workspace.job, workspace.run, len(job.blob), job.cwd_size
-        )
-        if started == 0:
-            del keep
-            return slot
-        if started < 0:
-            raise plan.error(*_failure(workspace), job)
-    raise _slots.NoSlot
-
-
-def _finish(
-    workspace: _native.Workspace,
-    plan: Plan,
-    job: Job,
-    stdio: tuple[int, int, int],
-    deadline: float | None,
-) -> Outcome:
-    timed_out = _pump(workspace, plan, job, deadline)
-    out = workspace.out.take() if stdio[1] == _CAPTURED else None
-    err = workspace.err.take() if stdio[2] == _CAPTURED else None
-    return _exit_status(workspace.run.wait_status), out, err, timed_out
-
-
-def _run_fresh(
-    plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None
-) -> Outcome:
-    workspace = _native.take_workspace()
-    stubs = Stubs(plan.box.root, deadline)
-    try:
-        _start(workspace, plan, job, stdio, stubs)
-        return _finish(workspace, plan, job, stdio, deadline)
+        run.start(fresh)
+        while not run.follow(lib.sbx_pump(run.struct, run.wait())):
+            pass
+        return run.outcome()
     finally:
         # Whatever came, a KeyboardInterrupt too: kill, wait, close. Not interruptible, as it is
         # one call; should another exception get in before it, ffi.gc makes the same call.
-        lib.sbx_end(workspace.run)
-        stubs.release()
-        _native.give_back(workspace)
+        lib.sbx_end(run.struct)
+        run.release()
+
+
+class Run:
+    """A job under way: `start`, then pump its `struct` until `follow` says that it is over, then
+    `outcome`; in any case lib.sbx_end and `release`.
+    """
+
+    __slots__ = (
+        *("plan", "job", "stdio", "deadline", "timed_out"),
+        *("workspace", "struct", "_slots", "_slot", "_stubs"),
+    )
+
+    def __init__(
+        self, plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None
+    ) -> None:
+        self.plan = plan
+        self.job = job
+        self.stdio = stdio
+        self.deadline = deadline
+        self.timed_out = False
+        self._slots: _slots.Slots | None = None
+        self._slot: _native.Slot | None = None
+        self._stubs: Stubs | None = None
+        self.workspace = _native.take_workspace()
+        self.struct = self.workspace.run
+
+    def start(self, fresh: bool) -> None:
+        """Starts the job, or raises why not: a SetupError. fresh=False: in a slot, if it can be."""
+        if fresh or not self._start_in_slot():
+            self._stubs = Stubs(self.plan.box.root, self.deadline)
+            _start(self.workspace, self.plan, self.job, self.stdio, self._stubs)
+
+    def _start_in_slot(self) -> bool:
+        """False where there is none: then the same isolation, all of it new, also tells why."""
+        plan, job = self.plan, self.job
+        if plan.slots is None:
+            plan.slots = _slots.Slots(plan) if _slots.can_stay(plan) else False
+        if not plan.slots:
+            return False
+        work = self.workspace
+        keep = _native.fill_job(
+            work, job.blob, job.cwd_size, job.counts, self.stdio, -1, plan.held(()), -1, -1
+        )
+        for _ in range(_slots.MOST_IDLE + 2):  # a resident that died is told by this only
+            try:
+                self._slot = plan.slots.take()
+            except _slots.NoSlot:
+                return False
+            self._slots = plan.slots
+            started = lib.sbx_spawn_in_slot(
+                self._slot.struct, work.job, work.run, len(job.blob), job.cwd_size
+            )
+            if started == 0:
+                del keep
+                return True
+            if started < 0:
+                raise plan.error(*_failure(work), job)
+            self._give_slot()
+        return False
+
+    def wait(self) -> int:
+        """How long to pump before looking up, in ns. Where the time of the job is over it is ended
+        first.
+        """
+        if self.deadline is None:
+            return _LONGEST_WAIT
+        left = self.deadline - monotonic()
+        if left > 0:
+            return min(_LONGEST_WAIT, int(left * 1e9))
+        lib.sbx_signal(self.struct, _SIGKILL)
+        self.timed_out, self.deadline = True, None
+        return _LONGEST_WAIT
+
+    def follow(self, result: int) -> bool:
+        """Does what the pump came back for; whether the run is over. SetupError."""
+        if result == _DONE:
+            return True
+        if result == _FULL:
+            self.workspace.out.enlarge()
+            self.workspace.err.enlarge()
+        elif result == _ERROR:
+            error = self.plan.error(*_failure(self.workspace), self.job)
+            if self._slots is None or error.step not in ("source", "target", "mount"):
+                raise error
+            self._slots.close()  # the root changed beneath the slots
+            lib.sbx_end(self.struct)
+            self._give_slot()
+            self.start(True)
+        return False
+
+    def outcome(self) -> Outcome:
+        """Of a run that is over."""
+        work, stdio = self.workspace, self.stdio
+        out = work.out.take() if stdio[1] == _CAPTURED else None
+        err = work.err.take() if stdio[2] == _CAPTURED else None
+        return _exit_status(self.struct.wait_status), out, err, self.timed_out
+
+    def release(self) -> None:
+        """Gives back what it used. It was ended by lib.sbx_end."""
+        self._give_slot()
+        if self._stubs is not None:
+            self._stubs.release()
+        _native.give_back(self.workspace)
+
+    def _give_slot(self) -> None:
+        if self._slots is not None and self._slot is not None:
+            slots, slot, self._slots = self._slots, self._slot, None
+            slots.give(slot)
 
 
 # ---- descriptors -----------------------------------------------------------------------------
 
 
-def _descriptor(name: str, value: Any) -> int:
+def descriptor(name: str, value: Any) -> int:
     if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "fileno")):
         raise errors.SpecTypeError(f"{name} is neither a file nor a descriptor: {value!r}")
     try:
@@ -159,18 +198,18 @@ def _descriptor(name: str, value: Any) -> int:
     return int(fd)
 
 
-def _output(name: str, value: Stream) -> int:
+def output(name: str, value: Stream) -> int:
     if value is None:
         return _NULL
     if type(value) is int and value == CAPTURE:
         return _CAPTURED
     if type(value) is int and value == STDOUT and name == "stderr":
         return _MERGED
-    return _descriptor(name, value)
+    return descriptor(name, value)
 
 
 @contextlib.contextmanager
-def _memory_file(content: bytes | bytearray | memoryview) -> Iterator[int]:
+def memory_file(content: bytes | bytearray | memoryview) -> Iterator[int]:
     """A file in memory, not a pipe: nobody has to feed it while the command runs."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
     try:
@@ -248,28 +287,7 @@ def _failure(workspace: _native.Workspace) -> tuple[int, int, int]:
     return failure.step, failure.index, failure.error
 
 
-# ---- output, status --------------------------------------------------------------------------
-
-
-def _pump(workspace: _native.Workspace, plan: Plan, job: Job, deadline: float | None) -> bool:
-    """Until the run is over; whether the deadline ended it."""
-    timed_out = False
-    wait = _LONGEST_WAIT
-    while True:
-        if deadline is not None:
-            left = deadline - monotonic()
-            if left <= 0:
-                lib.sbx_signal(workspace.run, _SIGKILL)
-                timed_out, deadline, left = True, None, 1.0
-            wait = min(_LONGEST_WAIT, int(left * 1e9))
-        result = lib.sbx_pump(workspace.run, wait)
-        if result == _DONE:
-            return timed_out
-        if result == _FULL:
-            workspace.out.enlarge()
-            workspace.err.enlarge()
-        elif result == _ERROR:
-            raise plan.error(*_failure(workspace), job)
+# ---- status ----------------------------------------------------------------------------------
 
 
 def _exit_status(wait_status: int) -> int:
