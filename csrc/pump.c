@@ -124,17 +124,19 @@ static enum sbx_pump_result look(struct sbx_run *run) {
     return drain(&run->out) || drain(&run->err) ? SBX_PUMP_FULL : SBX_PUMP_DONE;
 }
 
-static void watch(const struct sbx_run *run, struct pollfd fds[3]) {
-    fds[0].fd = run->slot ? run->slot->control : run->pidfd;
-    fds[1].fd = run->out.fd;
-    fds[2].fd = run->err.fd;
-    fds[0].events = fds[1].events = fds[2].events = POLLIN;
+static void watch(const struct sbx_run *run, struct pollfd fds[4]) {
+    fds[0].fd = run->slot ? run->slot->pidfd : run->pidfd;
+    fds[1].fd = run->slot ? run->slot->control : -1;
+    fds[2].fd = run->out.fd;
+    fds[3].fd = run->err.fd;
+    for (int i = 0; i < 4; i++)
+        fds[i].events = POLLIN;
 }
 
-static void move(struct sbx_run *run, const struct pollfd fds[3]) {
-    take(&run->out, fds[1].revents);
-    take(&run->err, fds[2].revents);
-    if (fds[0].revents)
+static void move(struct sbx_run *run, const struct pollfd fds[4]) {
+    take(&run->out, fds[2].revents);
+    take(&run->err, fds[3].revents);
+    if (fds[0].revents || fds[1].revents)
         collect(run);
 }
 
@@ -150,21 +152,21 @@ int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, vo
         for (int i = 0; i < n; i++) {
             results[i] = look(runs[i]);
             found += results[i] != SBX_PUMP_AGAIN;
-            watch(runs[i], fds + 3 * i);
+            watch(runs[i], fds + 4 * i);
         }
         if (found)
             return found;
-        if (raw(__NR_ppoll, fds, 3 * n, &wait, 0, 0) <= 0)
+        if (raw(__NR_ppoll, fds, 4 * n, &wait, 0, 0) <= 0)
             return 0;
         for (int i = 0; i < n; i++)
-            move(runs[i], fds + 3 * i);
+            move(runs[i], fds + 4 * i);
     } while (wait.seconds || wait.nanoseconds);
     return 0;
 }
 
 enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns) {
     enum sbx_pump_result result;
-    struct pollfd room[3];
+    struct pollfd room[4];
     sbx_pump_any(&run, 1, &result, room, wait_ns);
     return result;
 }

@@ -118,9 +118,10 @@ struct sbx_stream {
 };
 
 struct sbx_slot {
-    int owner;   /* pid of the process that opened it; 0: it is closed */
-    int pidfd;   /* of the resident */
-    int control; /* a socket to it */
+    int owner;          /* pid of the process that opened it; 0: it is closed */
+    int pidfd;          /* of the resident */
+    int control;        /* a socket to it */
+    uint64_t inodes[2]; /* of the two: a host may close or replace what is not its own */
 };
 
 struct sbx_run {
@@ -130,6 +131,7 @@ struct sbx_run {
     int pidfd;  /* -1: over */
     int status; /* descriptor of the status pipe, -1: no reaper */
     int group;  /* 1: no pid namespace: end the process group as well */
+    int orphan; /* 1: somebody else's child, who reaps it */
     struct sbx_stream out;
     struct sbx_stream err;
     int ended;
@@ -177,7 +179,7 @@ void sbx_close_slot(struct sbx_slot *slot);
 enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns);
 
 /* The same for N runs, until something is to be done for one of them: for how many, and `results`
- * says what. `room` is for 3 * N struct pollfd, of 8 bytes each. */
+ * says what. `room` is for 4 * N struct pollfd, of 8 bytes each. */
 int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, void *room,
                  int64_t wait_ns);
 

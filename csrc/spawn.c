@@ -41,6 +41,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -217,6 +218,7 @@ static void begin(struct sbx_run *run, const struct sbx_place *place) {
     run->pidfd = run->status = run->out.fd = run->err.fd = -1;
     run->out.length = run->err.length = 0;
     run->group = place && place->session && !(place->namespaces & CLONE_NEWPID);
+    run->orphan = place && place->reaper == SBX_RESIDENT;
     run->ended = 0;
     run->wait_status = -1;
     run->failure.step = SBX_STEP_NONE;
@@ -283,6 +285,11 @@ static long send_all(int socket, struct iovec parts[2], const int *fds, int n_fd
     return 0;
 }
 
+static uint64_t inode_of(int fd) {
+    struct stat status;
+    return fstat(fd, &status) == 0 ? status.st_ino : 0;
+}
+
 int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
                   char *stack, const char *inside, size_t size, struct sbx_slot *slot) {
     struct sbx_order order = {.size = (uint32_t)size};
@@ -292,6 +299,8 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
     slot->owner = run->owner;
     slot->pidfd = run->pidfd;
     slot->control = run->status;
+    slot->inodes[0] = inode_of(slot->pidfd);
+    slot->inodes[1] = inode_of(slot->control);
     run->pidfd = run->status = -1;
     run->owner = 0;
     run->ended = 1;
@@ -302,10 +311,25 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
     return sbx_fail(run, SBX_STEP_REAPER, 0, error);
 }
 
+/* What is not ours any more is left alone. The resident ends when its socket is closed. */
+static void forget_foreign(struct sbx_slot *slot) {
+    int saved = errno;
+    if (inode_of(slot->pidfd) != slot->inodes[0])
+        slot->pidfd = -1;
+    if (inode_of(slot->control) != slot->inodes[1])
+        slot->control = -1;
+    errno = saved;
+}
+
 /* Whether the resident has asked for a command; it has not when the run before left something. */
 static int is_ready(const struct sbx_slot *slot) {
     struct sbx_record record = {0};
-    long n = raw(__NR_recvfrom, slot->control, &record, sizeof record, MSG_WAITALL, 0, 0);
+    struct pollfd fds[] = {{slot->control, POLLIN, 0}, {slot->pidfd, POLLIN, 0}};
+    struct timespec patience = {5, 0};
+    long n = raw(__NR_recvfrom, slot->control, &record, sizeof record, MSG_DONTWAIT, 0, 0);
+    /* A fork of the caller may have the resident's end as well, so its death is looked for. */
+    if (n == -EAGAIN && raw(__NR_ppoll, fds, 2, &patience, 0, 0) > 0)
+        n = raw(__NR_recvfrom, slot->control, &record, sizeof record, MSG_DONTWAIT, 0, 0);
     return n == sizeof record && record.magic == SBX_READY_MAGIC;
 }
 
@@ -316,6 +340,7 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
     struct iovec parts[] = {{&order, sizeof order}, {(void *)(uintptr_t)job->cwd, size}};
     int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3], n_fds = 0;
     begin(run, NULL);
+    forget_foreign(slot);
     if (slot->owner != run->owner || !is_ready(slot)) {
         run->owner = 0;
         sbx_close_slot(slot);
@@ -346,14 +371,17 @@ static void wait_for_end(int pidfd) {
         ; /* signals: Python sees to them afterwards */
 }
 
+/* A resident is the caller's to reap where the caller adopts orphans. */
+static void reap_orphan(int pidfd) { raw(__NR_waitid, WAIT_PIDFD, pidfd, 0, WEXITED | __WALL, 0); }
+
 void sbx_close_slot(struct sbx_slot *slot) {
     if (slot->owner == 0)
         return;
-    if (slot->owner == getpid()) {
+    forget_foreign(slot);
+    if (slot->owner == getpid() && slot->pidfd >= 0) {
         raw(RAW_pidfd_send_signal, slot->pidfd, SIGKILL, 0, 0);
         wait_for_end(slot->pidfd);
-        /* It is the caller's only where the caller adopts orphans. */
-        raw(__NR_waitid, WAIT_PIDFD, slot->pidfd, 0, WEXITED | __WALL, 0);
+        reap_orphan(slot->pidfd);
     }
     sbx_close(&slot->pidfd);
     sbx_close(&slot->control);
@@ -422,7 +450,10 @@ void sbx_end(struct sbx_run *run) {
     } else if (!run->ended && run->pidfd >= 0 && run->owner == getpid()) {
         sbx_signal(run, SIGKILL);
         wait_for_end(run->pidfd);
-        sbx_reap(run);
+        if (run->orphan)
+            reap_orphan(run->pidfd);
+        else
+            sbx_reap(run);
     }
     sbx_close(&run->pidfd);
     sbx_close(&run->status);

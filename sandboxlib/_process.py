@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from _thread import get_ident
 from time import monotonic
 
 from . import _native, _plan, _slots, errors
@@ -16,6 +15,7 @@ from .sandbox import CAPTURE, STDOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from threading import Event
     from typing import Any, TypeAlias
 
     from .sandbox import Stream
@@ -36,37 +36,24 @@ _CAPTURED: int = lib.SBX_CAPTURE
 _MERGED: int = lib.SBX_STDOUT
 
 
-def run(
-    plan: Plan,
-    job: Job,
-    stdin: Stream | bytes,
-    stdout: Stream,
-    stderr: Stream,
-    timeout: float | None,
-    fresh: bool,
-) -> Outcome:
-    """Starts the job, moves its output, waits for its end: (exit, out, err, timed out).
+class Stopped(BaseException):
+    """The run of this thread was ended because somebody else wanted it."""
 
-    Nothing of the run is left afterwards, however it ends. fresh=False: in a slot, where runs of
-    this plan may follow one another in one.
+
+#: By thread: an event that ends the run there, within 100 ms. See _map.py.
+stops: dict[int, Event] = {}
+
+
+def complete(run: Run, fresh: bool) -> Outcome:
+    """Starts a run, moves its output, waits for its end: (exit, out, err, timed out).
+
+    Nothing of the run is left afterwards, however it ends.
     """
-    deadline = None if timeout is None else monotonic() + timeout
-    outputs = output("stdout", stdout), output("stderr", stderr)
-    if isinstance(stdin, (bytes, bytearray, memoryview)):
-        with memory_file(stdin) as fd:
-            return _run(plan, job, (fd, *outputs), deadline, fresh)
-    first = _NULL if stdin is None else descriptor("stdin", stdin)
-    return _run(plan, job, (first, *outputs), deadline, fresh)
-
-
-def _run(
-    plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None, fresh: bool
-) -> Outcome:
-    run = Run(plan, job, stdio, deadline)
     try:
         run.start(fresh)
         while not run.follow(lib.sbx_pump(run.struct, run.wait())):
-            pass
+            if stops and (event := stops.get(get_ident())) is not None and event.is_set():
+                raise Stopped
         return run.outcome()
     finally:
         # Whatever came, a KeyboardInterrupt too: kill, wait, close. Not interruptible, as it is
@@ -76,52 +63,62 @@ def _run(
 
 
 class Run:
-    """A job under way: `start`, then pump its `struct` until `follow` says that it is over, then
-    `outcome`; in any case lib.sbx_end and `release`.
+    """One run: `start`, then pump its `struct` until `follow` says that it is over, then `outcome`;
+    in any case lib.sbx_end and `release`. SpecError for a stdio that is none.
     """
 
     __slots__ = (
-        *("plan", "job", "stdio", "deadline", "timed_out"),
-        *("workspace", "struct", "_slots", "_slot", "_stubs"),
+        *("plan", "_job", "_stdio", "deadline", "_timed_out", "_content"),
+        *("_workspace", "struct", "_slots", "_slot", "_stubs"),
     )
 
     def __init__(
-        self, plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None
+        self,
+        plan: Plan,
+        job: Job,
+        stdin: Stream | bytes,
+        stdout: Stream,
+        stderr: Stream,
+        timeout: float | None,
     ) -> None:
         self.plan = plan
-        self.job = job
-        self.stdio = stdio
-        self.deadline = deadline
-        self.timed_out = False
+        self.deadline = None if timeout is None else monotonic() + timeout
+        self._job = job
+        self._timed_out = False
         self._slots: _slots.Slots | None = None
         self._slot: _native.Slot | None = None
         self._stubs: Stubs | None = None
-        self.workspace = _native.take_workspace()
-        self.struct = self.workspace.run
+        self._content = -1
+        outputs = _output("stdout", stdout), _output("stderr", stderr)
+        if isinstance(stdin, (bytes, bytearray, memoryview)):
+            first = self._content = _memory_file(stdin)
+        else:
+            first = _NULL if stdin is None else _descriptor("stdin", stdin)
+        self._stdio = (first, *outputs)
+        self._workspace = _native.take_workspace()
+        self.struct = self._workspace.run
 
     def start(self, fresh: bool) -> None:
         """Starts the job, or raises why not: a SetupError. fresh=False: in a slot, if it can be."""
         if fresh or not self._start_in_slot():
             self._stubs = Stubs(self.plan.box.root, self.deadline)
-            _start(self.workspace, self.plan, self.job, self.stdio, self._stubs)
+            _start(self._workspace, self.plan, self._job, self._stdio, self._stubs)
 
     def _start_in_slot(self) -> bool:
         """False where there is none: then the same isolation, all of it new, also tells why."""
-        plan, job = self.plan, self.job
-        if plan.slots is None:
-            plan.slots = _slots.Slots(plan) if _slots.can_stay(plan) else False
-        if not plan.slots:
+        plan, job, work = self.plan, self._job, self._workspace
+        slots = slots_of(plan)
+        if slots is None:
             return False
-        work = self.workspace
         keep = _native.fill_job(
-            work, job.blob, job.cwd_size, job.counts, self.stdio, -1, plan.held(()), -1, -1
+            work, job.blob, job.cwd_size, job.counts, self._stdio, -1, plan.held(()), -1, -1
         )
         for _ in range(_slots.MOST_IDLE + 2):  # a resident that died is told by this only
             try:
-                self._slot = plan.slots.take()
+                self._slot = slots.take()
             except _slots.NoSlot:
                 return False
-            self._slots = plan.slots
+            self._slots = slots
             started = lib.sbx_spawn_in_slot(
                 self._slot.struct, work.job, work.run, len(job.blob), job.cwd_size
             )
@@ -134,48 +131,45 @@ class Run:
         return False
 
     def wait(self) -> int:
-        """How long to pump before looking up, in ns. Where the time of the job is over it is ended
-        first.
-        """
+        """How long to pump before looking up, in ns."""
         if self.deadline is None:
             return _LONGEST_WAIT
-        left = self.deadline - monotonic()
-        if left > 0:
-            return min(_LONGEST_WAIT, int(left * 1e9))
-        lib.sbx_signal(self.struct, _SIGKILL)
-        self.timed_out, self.deadline = True, None
-        return _LONGEST_WAIT
+        return max(0, min(_LONGEST_WAIT, int((self.deadline - monotonic()) * 1e9)))
 
     def follow(self, result: int) -> bool:
         """Does what the pump came back for; whether the run is over. SetupError."""
         if result == _DONE:
             return True
         if result == _FULL:
-            self.workspace.out.enlarge()
-            self.workspace.err.enlarge()
+            self._workspace.out.enlarge()
+            self._workspace.err.enlarge()
         elif result == _ERROR:
-            error = self.plan.error(*_failure(self.workspace), self.job)
+            error = self.plan.error(*_failure(self._workspace), self._job)
             if self._slots is None or error.step not in ("source", "target", "mount"):
                 raise error
             self._slots.close()  # the root changed beneath the slots
             lib.sbx_end(self.struct)
             self._give_slot()
             self.start(True)
+        if self.deadline is not None and monotonic() >= self.deadline:
+            lib.sbx_signal(self.struct, _SIGKILL)
+            self._timed_out, self.deadline = True, None
         return False
 
     def outcome(self) -> Outcome:
-        """Of a run that is over."""
-        work, stdio = self.workspace, self.stdio
-        out = work.out.take() if stdio[1] == _CAPTURED else None
-        err = work.err.take() if stdio[2] == _CAPTURED else None
-        return _exit_status(self.struct.wait_status), out, err, self.timed_out
+        """Of a run that is over. StatusLost."""
+        out = self._workspace.out.take() if self._stdio[1] == _CAPTURED else None
+        err = self._workspace.err.take() if self._stdio[2] == _CAPTURED else None
+        return _exit_status(self.struct.wait_status), out, err, self._timed_out
 
     def release(self) -> None:
         """Gives back what it used. It was ended by lib.sbx_end."""
+        if self._content >= 0:
+            os.close(self._content)
         self._give_slot()
         if self._stubs is not None:
             self._stubs.release()
-        _native.give_back(self.workspace)
+        _native.give_back(self._workspace)
 
     def _give_slot(self) -> None:
         if self._slots is not None and self._slot is not None:
@@ -183,10 +177,18 @@ class Run:
             slots.give(slot)
 
 
+def slots_of(plan: Plan) -> _slots.Slots | None:
+    """Those that runs of a plan follow one another in; None where they may not."""
+    slots: _slots.Slots | bool | None = plan.slots
+    if slots is None:
+        slots = plan.slots = _slots.Slots(plan) if _slots.can_stay(plan) else False
+    return slots or None  # type: ignore[return-value]
+
+
 # ---- descriptors -----------------------------------------------------------------------------
 
 
-def descriptor(name: str, value: Any) -> int:
+def _descriptor(name: str, value: Any) -> int:
     if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "fileno")):
         raise errors.SpecTypeError(f"{name} is neither a file nor a descriptor: {value!r}")
     try:
@@ -198,18 +200,17 @@ def descriptor(name: str, value: Any) -> int:
     return int(fd)
 
 
-def output(name: str, value: Stream) -> int:
+def _output(name: str, value: Stream) -> int:
     if value is None:
         return _NULL
     if type(value) is int and value == CAPTURE:
         return _CAPTURED
     if type(value) is int and value == STDOUT and name == "stderr":
         return _MERGED
-    return descriptor(name, value)
+    return _descriptor(name, value)
 
 
-@contextlib.contextmanager
-def memory_file(content: bytes | bytearray | memoryview) -> Iterator[int]:
+def _memory_file(content: bytes | bytearray | memoryview) -> int:
     """A file in memory, not a pipe: nobody has to feed it while the command runs."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
     try:
@@ -217,9 +218,10 @@ def memory_file(content: bytes | bytearray | memoryview) -> Iterator[int]:
         while rest:
             rest = rest[os.write(fd, rest) :]
         os.lseek(fd, 0, os.SEEK_SET)
-        yield fd
-    finally:
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
 # ---- start -----------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ pytestmark = needs_root
 MODES = {
     "reaper": {},
     "init=False": {"init": False},
+    "fresh": {"fresh": True},
+    "fresh, init=False": {"fresh": True, "init": False},
     "processes=undefined": {"processes": "undefined"},
 }
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
@@ -31,6 +33,9 @@ HEAD = """
 import ctypes, os, signal, sys, threading, time
 from sandboxlib import Sandbox, SetupError, StatusLost, run_sandbox, CAPTURE
 root, mode = sys.argv[1], eval(sys.argv[2])
+if mode.pop("fresh", False):
+    leased = Sandbox.run
+    Sandbox.run = lambda *words, **more: leased(*words, **{"fresh": True, **more})
 box = Sandbox(root, **mode)
 def check(count):
     for i in range(count):
@@ -328,6 +333,7 @@ except KeyboardInterrupt:
     count += 1
 assert open(f"/proc/self/task/{{os.getpid()}}/children").read() == ""
 assert box.run(["echo", "x"]).out == b"x\\n"
+box.close()
 assert len(os.listdir("/proc/self/fd")) <= fds + 1, os.listdir("/proc/self/fd")
 print(count)
 """
@@ -346,6 +352,7 @@ def test_ctrl_c_at_any_moment_leaves_nothing(shared_rootfs: Path, mode: dict[str
     script = """
 signal.signal(signal.SIGINT, signal.default_int_handler)
 box.run(["true"])
+box.close()
 import random
 before = os.listdir("/proc/self/fd")
 hits = 0
@@ -359,6 +366,7 @@ for i in range(400):
         hits += 1
     timer.join()
 import gc; gc.collect()
+box.close()
 assert hits == 400
 assert os.listdir("/proc/self/fd") == before
 assert open(f"/proc/self/task/{os.getpid()}/children").read() == ""
@@ -379,6 +387,7 @@ def work():
     except Stop:
         raised += 1
 box.run(["true"])
+box.close()
 before = os.listdir("/proc/self/fd")
 for _ in range(40):
     threads = [threading.Thread(target=work) for _ in range(8)]
@@ -389,6 +398,7 @@ for _ in range(40):
             ctypes.c_ulong(thread.ident), ctypes.py_object(Stop))
     [thread.join() for thread in threads]
 import gc; gc.collect()
+box.close()
 assert raised == 320
 assert os.listdir("/proc/self/fd") == before
 assert open(f"/proc/self/task/{os.getpid()}/children").read() == ""
@@ -505,6 +515,8 @@ import gc, resource
 from sandboxlib import Mount
 def state():
     gc.collect()
+    for each in (box, isolated, mounted):
+        each.close()
     return (sorted(os.listdir("/proc/self/fd")), threading.active_count(),
             open(f"/proc/self/task/{os.getpid()}/children").read(),
             open("/proc/self/mountinfo").read())
@@ -556,13 +568,15 @@ def test_a_finished_sandbox_leaves_no_namespace(shared_rootfs: Path) -> None:
     before = count()
     for _ in range(30):
         box.run(["true"])
+    assert count() > before
+    box.close()
     assert wait_until(lambda: count() <= before)
 
 
 def test_a_reaper_that_is_killed_from_outside_is_told_as_that(shared_rootfs: Path) -> None:
     mark = f"76{os.getpid()}"
     script = f"""
-print(box.run(["sleep", "{mark}"]).exit)
+print(box.run(["sleep", "{mark}"], fresh=True).exit)
 """
     host = start_host(script, shared_rootfs, {})
     assert wait_until(lambda: len(processes(mark)) == 2)
