@@ -165,6 +165,49 @@ def open_in_root(directory: int, path: str, flags: int) -> int:
     return fd
 
 
+# ---- several runs at once ----------------------------------------------------------------------
+
+
+class Pump:
+    """One wait for several runs, `most` of them."""
+
+    def __init__(self, most: int) -> None:
+        self._runs = ffi.new("struct sbx_run *[]", most)
+        self._results = ffi.new("enum sbx_pump_result[]", most)
+        self._room = ffi.new("uint64_t[]", 4 * most)
+
+    def __call__(self, structs: Sequence[Any], wait_ns: int) -> list[int]:
+        """What there is to be done for each of the runs, as by sbx_pump; [] where there is nothing
+        for any.
+        """
+        count = len(structs)
+        self._runs[0:count] = structs
+        if not lib.sbx_pump_any(self._runs, count, self._results, self._room, wait_ns):
+            return []
+        results: list[int] = ffi.unpack(self._results, count)
+        return results
+
+
+class Bell:
+    """By which a thread wakes one that pumps: in the form of a run, whose output is full then."""
+
+    def __init__(self) -> None:
+        self._buffer = ffi.new("char[]", 8)  # eventfd(2)
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self.struct = ffi.new("struct sbx_run *", {"pidfd": -1, "status": -1, "err": {"fd": -1}})
+        self.struct.out = {"fd": self._fd, "buffer": self._buffer, "size": 8}
+
+    def ring(self) -> None:
+        os.eventfd_write(self._fd, 1)
+
+    def reset(self) -> None:
+        """Was heard."""
+        self.struct.out.length = 0
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
 # ---- structs ---------------------------------------------------------------------------------
 
 

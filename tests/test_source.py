@@ -37,7 +37,7 @@ ORDER = [
     {"_calls", "_luc_mounts"},
     {"chroot", "linux_user_chroot", "user_namespace", "bubblewrap"},
     {"_ladder"},
-    {"_doctor", "load", "utils"},
+    {"_doctor", "_map", "_pool", "load", "utils"},
     {"__init__"},
     {"_demo_source"},
     {"_demo"},
