@@ -69,8 +69,14 @@ def start(
     _check_words(words, _WORDS)
     if words.get("timeout") is not None:
         _executor.check_timeout(words["timeout"])
-    group = _Group(jobs)
-    return _Map(iter(calls), group, ordered, on_failure == "stop", progress, words).results()
+    stop = on_failure == "stop"
+    return _Map(iter(calls), _Group(jobs, stop), ordered, stop, progress, words).results()
+
+
+def _is_failure(outcome: object) -> bool:
+    if isinstance(outcome, Result):
+        return outcome.exit != 0
+    return isinstance(outcome, SandboxError)
 
 
 def _check_iterable(commands: object) -> None:
@@ -180,7 +186,7 @@ class _Map:
         outcome.number, outcome.command = number, command
         self._ended[number] = outcome
         self._n_ended += 1
-        if self._stop and (isinstance(outcome, SandboxError) or outcome.exit != 0):
+        if self._stop and _is_failure(outcome):
             self._fail(number)
         if self._progress is not None:
             self._progress(self._n_ended, outcome)
@@ -196,10 +202,15 @@ class _Map:
 
 
 class _Group:
-    """The commands that run, `jobs` of them at most."""
+    """The commands that run, `jobs` of them at most; and some that threads take up next.
 
-    def __init__(self, jobs: int) -> None:
+    stop: none is taken up once one failed.
+    """
+
+    def __init__(self, jobs: int, stop: bool) -> None:
         self.jobs = jobs
+        self._stop = stop
+        self._stopped = False
         self._owner = os.getpid()
         self._runs: dict[int, tuple[_process.Run, str, float]] = {}  # executor, start
         self._threads: dict[int, Event] = {}  # an event that ends it
@@ -213,14 +224,18 @@ class _Group:
         return len(self._runs) + len(self._threads)
 
     def has_room(self) -> bool:
-        return len(self) < self.jobs
+        """Whether another may be started. A thread that is done finds one waiting for it: to wake
+        two threads for each would take longer than a short command.
+        """
+        return len(self) < (self.jobs if self._runs else 2 * self.jobs)
 
     def start(self, number: int, box: Sandbox, fresh: bool = False, **words: Any) -> None:
         """Starts a run; SandboxError where it cannot be. The words are those of Sandbox.run."""
         began = monotonic()
         executor = _ladder.executor_of(box)
         plan = executor.plan_of(box) if hasattr(executor, "plan_of") else None
-        if fresh or plan is None or _process.slots_of(plan) is None:
+        is_full = len(self) >= self.jobs
+        if fresh or is_full or plan is None or _process.slots_of(plan) is None:
             self._start_thread(number, box, {**words, "fresh": fresh})
             return
         run = _executor.new_run(plan, **words)
@@ -239,7 +254,7 @@ class _Group:
             structs.append(self._bell.struct)
         if structs:
             wait_ns = 0
-            if blocking and not self._ended:
+            if blocking and self and not self._ended:
                 wait_ns = min([run.wait() for _, (run, _, _) in runs], default=_LONGEST_WAIT)
             results = self._pump(structs, wait_ns) or [_AGAIN] * len(structs)
             for (number, (run, _, _)), result in zip(runs, results, strict=False):
@@ -306,7 +321,7 @@ class _Group:
             self._bell = _native.Bell()
         event = self._threads[number] = Event()
         self._tasks.put((number, event, box, words))
-        if len(self._workers) < len(self._threads):
+        if len(self._workers) < min(len(self._threads), self.jobs):
             # A daemon: at the end of the interpreter a map that nobody ended keeps nobody.
             self._workers.append(Thread(target=self._work, name="sandboxlib-map", daemon=True))
             self._workers[-1].start()
@@ -320,12 +335,14 @@ class _Group:
         outcome: Outcome = None
         _process.stops[get_ident()] = event
         try:
-            outcome = box.run(**words)
+            if not (event.is_set() or self._stopped):
+                outcome = box.run(**words)
         except _process.Stopped:
             pass
         except BaseException as error:  # it is the caller's, in whose thread it is raised
             outcome = error
         finally:
             del _process.stops[get_ident()]
+            self._stopped |= self._stop and _is_failure(outcome)
             self._ended.append((number, outcome))
             self._bell.ring()
