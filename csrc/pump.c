@@ -147,21 +147,20 @@ int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, vo
     struct {
         int64_t seconds, nanoseconds;
     } wait = {wait_ns / 1000000000, wait_ns % 1000000000};
-    do {
+    for (int over = 0;; over = !(wait.seconds || wait.nanoseconds)) {
         int found = 0;
         for (int i = 0; i < n; i++) {
             results[i] = look(runs[i]);
             found += results[i] != SBX_PUMP_AGAIN;
             watch(runs[i], fds + 4 * i);
         }
-        if (found)
+        if (found || over)
             return found;
         if (raw(__NR_ppoll, fds, 4 * n, &wait, 0, 0) <= 0)
             return 0;
         for (int i = 0; i < n; i++)
             move(runs[i], fds + 4 * i);
-    } while (wait.seconds || wait.nanoseconds);
-    return 0;
+    }
 }
 
 enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns) {

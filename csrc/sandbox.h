@@ -183,6 +183,10 @@ enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns);
 int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, void *room,
                  int64_t wait_ns);
 
+/* A run that is nothing but an output, which is eventfd(2): by it a thread wakes one that pumps. 0
+ * or -errno. */
+int sbx_open_bell(struct sbx_run *bell);
+
 /* Sends SIGNUM to the run: to pid 1 of its namespace, or to its process group. 0 or -errno. */
 int sbx_signal(struct sbx_run *run, int signum);
 

@@ -114,26 +114,27 @@ class _Map:
 
     def results(self) -> Generator[Any, None, None]:
         try:
-            while True:
-                self._start_some()
-                number = self._next()
-                # Also where something is ready: the caller may have been away for long.
-                for ended, outcome in self._group.wait(blocking=number is None):
-                    self._note(ended, outcome)
-                self._start_some()
-                number = self._next()
-                if number is not None:
-                    self._n_given += 1
-                    outcome = self._ended.pop(number)
-                    if number == self._failed:
-                        raise (
-                            outcome if isinstance(outcome, SandboxError) else CommandFailed(outcome)
-                        )
-                    yield outcome
-                elif not self._group and self._calls is None:
-                    return
+            try:
+                yield from self._results()
+            finally:
+                self._group.close()
         finally:
-            self._group.close()
+            self._group.close()  # once more: Ctrl-C may have come in the midst of it
+
+    def _results(self) -> Generator[Any, None, None]:
+        while self._group or self._ended or self._calls is not None:
+            self._start_some()
+            # Also where something is ready: the caller may have been away for long.
+            for number, outcome in self._group.wait(blocking=self._next() is None):
+                self._note(number, outcome)
+            self._start_some()
+            ready = self._next()
+            if ready is not None:
+                self._n_given += 1
+                result = self._ended.pop(ready)
+                if ready == self._failed:
+                    raise result if isinstance(result, SandboxError) else CommandFailed(result)
+                yield result
 
     def _start_some(self) -> None:
         group = self._group
@@ -213,7 +214,7 @@ class _Group:
         self._stopped = False
         self._owner = os.getpid()
         self._runs: dict[int, tuple[_process.Run, str, float]] = {}  # executor, start
-        self._threads: dict[int, Event] = {}  # an event that ends it
+        self._threads: dict[int, Event] = {}  # an event that ends it; those that wait as well
         self._ended: deque[tuple[int, Outcome]] = deque()
         self._pump = _native.Pump(jobs + 1)
         self._bell: _native.Bell | None = None
@@ -284,11 +285,13 @@ class _Group:
     def close(self) -> None:
         """Kills all, and waits until it is gone. A fork of the caller closes only."""
         if self._owner == os.getpid():
+            self._stopped = True
             self.kill([*self._runs, *self._threads])
             for _ in self._workers:
                 self._tasks.put(None)
             for worker in self._workers:
-                worker.join()
+                if worker.is_alive():  # not where its start was interrupted
+                    worker.join()
         for number in list(self._runs):
             self._end(number)
         if self._bell is not None:

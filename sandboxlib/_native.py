@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+from _thread import allocate_lock
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 
@@ -193,19 +194,26 @@ class Bell:
 
     def __init__(self) -> None:
         self._buffer = ffi.new("char[]", 8)  # eventfd(2)
-        self._fd = os.eventfd(0, os.EFD_CLOEXEC)
-        self.struct = ffi.new("struct sbx_run *", {"pidfd": -1, "status": -1, "err": {"fd": -1}})
-        self.struct.out = {"fd": self._fd, "buffer": self._buffer, "size": 8}
+        self._lock = allocate_lock()
+        self.struct = ffi.gc(ffi.new("struct sbx_run *"), lib.sbx_end)
+        self.struct.out.buffer, self.struct.out.size = self._buffer, 8
+        error = lib.sbx_open_bell(self.struct)
+        if error < 0:
+            raise OSError(-error, os.strerror(-error))
 
     def ring(self) -> None:
-        os.eventfd_write(self._fd, 1)
+        """Does nothing once it is closed."""
+        with self._lock:
+            if self.struct.out.fd >= 0:
+                os.eventfd_write(self.struct.out.fd, 1)
 
     def reset(self) -> None:
         """Was heard."""
         self.struct.out.length = 0
 
     def close(self) -> None:
-        os.close(self._fd)
+        with self._lock:
+            lib.sbx_end(self.struct)
 
 
 # ---- structs ---------------------------------------------------------------------------------

@@ -77,7 +77,8 @@ class SetupError(SandboxError, OSError, RuntimeError):
         return f"{text}; {self.hint}" if self.hint else text
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.errno, self.filename, self.step, self.what, self.hint))
+        words = (self.errno, self.filename, self.step, self.what, self.hint)
+        return (type(self), words, self.__dict__)
 
 
 class SetupNotFound(SetupError, FileNotFoundError):

@@ -92,6 +92,19 @@ def shared_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_rootfs(tmp_path_factory.mktemp("shared") / "root")
 
 
+@pytest.fixture(scope="session")
+def tool_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH with linux-user-chroot in it, where the caller is root: it needs no set-user-ID."""
+    found = os.environ["PATH"]
+    if os.geteuid() != 0 or shutil.which("linux-user-chroot"):
+        return found
+    require(shutil.which("cc"), "there is no C compiler")
+    place = tmp_path_factory.mktemp("tool")
+    source = Path(__file__).with_name("linux-user-chroot.c")
+    subprocess.run(["cc", "-O1", str(source), "-o", str(place / "linux-user-chroot")], check=True)
+    return f"{place}:{found}"
+
+
 @pytest.fixture
 def rootfs(tmp_path: Path) -> Path:
     """A root of the test's own, to be written to."""

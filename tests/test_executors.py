@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -30,19 +29,6 @@ NESTED = os.environ.get("SANDBOXLIB_TEST_NESTED")
 
 #: The exit status of a command that SIGTERM ends: the programs tell less.
 AFTER_SIGTERM = {"chroot": -15, "user_namespace": -15, "linux_user_chroot": 1, "bubblewrap": 143}
-
-
-@pytest.fixture(scope="session")
-def tool_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A PATH with linux-user-chroot in it, where the caller is root: it needs no set-user-ID."""
-    found = os.environ["PATH"]
-    if os.geteuid() != 0 or shutil.which("linux-user-chroot"):
-        return found
-    require(shutil.which("cc"), "there is no C compiler")
-    place = tmp_path_factory.mktemp("tool")
-    source = HERE / "linux-user-chroot.c"
-    subprocess.run(["cc", "-O1", str(source), "-o", str(place / "linux-user-chroot")], check=True)
-    return f"{place}:{found}"
 
 
 @pytest.fixture(params=_ladder.EXECUTORS)
