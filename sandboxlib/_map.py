@@ -292,10 +292,10 @@ class _Group:
             for worker in self._workers:
                 if worker.is_alive():  # not where its start was interrupted
                     worker.join()
+            if self._bell is not None:
+                self._bell.close()
         for number in list(self._runs):
             self._end(number)
-        if self._bell is not None:
-            self._bell.close()
 
     # ---- runs in slots -----------------------------------------------------------------------
 
