@@ -109,14 +109,24 @@ static int do_ids(struct sbx_child *c) {
 
 /* ---- descriptors ------------------------------------------------------------------------- */
 
-void sbx_point_at_strings(const struct sbx_job *job, char count[8]) {
+/* In decimal and with a space before it, so that it ends at END; returns where it begins. */
+static char *put_number(char *end, uint32_t number) {
+    do
+        *--end = (char)('0' + number % 10);
+    while (number /= 10);
+    *--end = ' ';
+    return end;
+}
+
+void sbx_point_at_strings(const struct sbx_place *place, const struct sbx_job *job,
+                          char numbers[SBX_NUMBERS]) {
     const char **slot = job->vec, *string = job->strings;
     int n_words = job->n_candidates + job->n_args;
-    char *digit = count + 7;
-    *digit = 0;
-    for (int n = job->n_candidates; n > 0 && digit > count; n /= 10)
-        *--digit = (char)('0' + n % 10);
-    *slot++ = digit;
+    char *text = numbers + SBX_NUMBERS - 1;
+    *text = 0;
+    if (place->change_ids)
+        text = put_number(put_number(text, place->gid), place->uid);
+    *slot++ = put_number(text, (uint32_t)job->n_candidates);
     for (int i = 0; i < n_words + job->n_env; i++) {
         if (i == n_words)
             *slot++ = NULL;
@@ -657,6 +667,22 @@ static int do_reaper(struct sbx_child *c) {
     return (int)result;
 }
 
+/* Behind the exec of the reaper, whose memory this is: elsewhere it would change what the caller
+ * may be traced by. From uid 0 to another takes all capabilities away (capabilities(7)). */
+static int do_user(struct sbx_child *c) {
+    const struct sbx_place *place = c->place;
+    if (!c->inside || !place->change_ids)
+        return 0;
+    long result = raw(__NR_setgroups, 0, 0);
+    if (result >= 0)
+        result = raw(__NR_setresgid, place->gid, place->gid, place->gid);
+    if (result >= 0)
+        result = raw(__NR_setresuid, place->uid, place->uid, place->uid);
+    if (result >= 0)
+        result = raw(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    return (int)result;
+}
+
 static int do_exec(struct sbx_child *c) {
     const struct sbx_job *job = c->job;
     const char *const *paths = job->vec + 1, *const *argv = paths + job->n_candidates;
@@ -693,6 +719,7 @@ static const struct {
     {SBX_STEP_PARENT_DEATH, do_parent_death},
     {SBX_STEP_SIGNALS, do_signals},
     {SBX_STEP_REAPER, do_reaper},
+    {SBX_STEP_USER, do_user},
     {SBX_STEP_EXEC, do_exec},
 };
 

@@ -5,7 +5,8 @@
  * the end of the namespace: the kernel kills whatever is still in it.
  *
  * It is given
- *   argv    the number of paths to try, in decimal; those paths; the command's own argv
+ *   argv    the number of paths to try, in decimal, and the command's uid and gid if they are to
+ *           change; those paths; the command's own argv
  *   envp    the command's environment
  *   fd 3    the status pipe: one struct sbx_record is written, however the run ends
  *   fd 4    the lifeline: a pidfd of the caller, readable when that process is dead
@@ -141,9 +142,23 @@ static int reap(long command) {
     }
 }
 
-static void run_once(int n_paths, const char *const *argv, const char *const *envp) {
-    static const struct sbx_place place = {.session = 1};
+/* The next of some numbers, each with a space before it; -1: there is none. */
+static long next_number(const char **text) {
+    long number = 0;
+    if (!**text)
+        return -1;
+    while (*++*text && **text != ' ')
+        number = number * 10 + (**text - '0');
+    return number;
+}
+
+static void run_once(int n_paths, const char *numbers, const char *const *argv,
+                     const char *const *envp) {
+    long uid = next_number(&numbers), gid = next_number(&numbers);
+    struct sbx_place place = {.session = 1, .change_ids = uid >= 0};
     struct sbx_job job = {.n_candidates = n_paths, .passed = -1};
+    place.uid = (uint32_t)uid;
+    place.gid = (uint32_t)gid;
     struct sbx_run run = {0};
     struct sbx_child c = {.place = &place, .job = &job, .run = &run, .inside = 1, .envp = envp};
     job.vec = (const char **)(uintptr_t)argv;
@@ -242,7 +257,7 @@ static void settle(void) {
 static int await_order(struct sbx_child *c) {
     static struct sbx_job job;
     struct sbx_order order;
-    char count[8];
+    char numbers[SBX_NUMBERS];
     asked = 1;
     tell(SBX_READY_MAGIC, 0);
     if (!receive(&order, c->stdio))
@@ -254,7 +269,7 @@ static int await_order(struct sbx_child *c) {
     job.cwd = buffer;
     job.strings = buffer + order.cwd_size;
     job.vec = (const char **)(buffer + ALIGNED(order.size));
-    sbx_point_at_strings(&job, count);
+    sbx_point_at_strings(&inside, &job, numbers);
     c->envp = job.vec + 1 + job.n_candidates + job.n_args + 1;
     c->job = &job;
     return 0;
@@ -334,7 +349,10 @@ static int serve(void) {
     c.order = await_order;
     c.root = c.tree = -1;
     uint64_t flags = CLONE_NEWNS | (with_reaper ? CLONE_NEWPID : 0);
-    long pid = spawn(flags, reaper_stack, sizeof reaper_stack, reaper_main, &c, &pidfd);
+    long pid;
+    do /* those on their way out still count for limits on processes and namespaces */
+        pid = spawn(flags, reaper_stack, sizeof reaper_stack, reaper_main, &c, &pidfd);
+    while (pid < 0 && leaving > 0 && raw(__NR_wait4, -1, 0, 0, 0) > 0 && leaving--);
     if (pid < 0)
         return 0;
     leaving++;
@@ -436,16 +454,15 @@ static void stay(void) {
 }
 
 void reaper(const char **stack) {
-    int argc = (int)(long)stack[0], n_paths = 0;
-    const char *const *argv = stack + 1, *const *envp = argv + argc + 1;
+    int argc = (int)(long)stack[0];
+    const char *const *argv = stack + 1, *const *envp = argv + argc + 1, *numbers = argv[0];
+    long n_paths = next_number(&numbers);
     struct raw_sigaction action = {on_child, RESTORER, return_from_signal, RAW_ALL_SIGNALS};
-    for (const char *digit = argv[0]; *digit; digit++)
-        n_paths = n_paths * 10 + (*digit - '0');
     raw(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
     raw(RAW_close_range, REAPER_STATUS_FD, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     raw(__NR_rt_sigaction, SIGCHLD, &action, 0, RAW_SIGSET_SIZE);
     if (n_paths == 0)
         stay();
-    run_once(n_paths, argv, envp);
+    run_once((int)n_paths, numbers, argv, envp);
     __builtin_unreachable();
 }

@@ -30,8 +30,11 @@ struct sbx_child {
 /* The whole of the child: the steps, then exec. It never returns to its caller's frames. */
 int sbx_child_main(void *child);
 
-/* vec: the number of paths for the reaper, the paths, argv, NULL, environment, NULL. */
-void sbx_point_at_strings(const struct sbx_job *job, char count[8]);
+/* vec: the numbers for the reaper (of paths, and uid and gid if they are to change), the paths,
+ * argv, NULL, environment, NULL. */
+enum { SBX_NUMBERS = 3 * (1 + 10) + 1 };
+void sbx_point_at_strings(const struct sbx_place *place, const struct sbx_job *job,
+                          char numbers[SBX_NUMBERS]);
 
 /* What exec cannot give to the command any more (capabilities(7)): all but KEEP. */
 int sbx_cut_bounding_set(uint64_t keep);

@@ -44,6 +44,7 @@ enum sbx_step {
     SBX_STEP_SIGNALS,      /* default dispositions */
     SBX_STEP_REAPER,       /* exec of the reaper */
     SBX_STEP_FORK,         /* the reaper's fork of the command */
+    SBX_STEP_USER,         /* the reaper's change of the command's ids */
     SBX_STEP_EXEC          /* exec of the command; index: path candidate, -1: none exists */
 };
 
@@ -85,7 +86,9 @@ struct sbx_place {
     int read_only;
     int session;
     int keyring;
-    int reaper; /* of enum sbx_reaper */
+    int reaper;     /* of enum sbx_reaper */
+    int change_ids; /* the reaper gives uid and gid to the command, and no other group */
+    uint32_t uid, gid;
     int no_new_privs;
     int cut_capabilities;
     uint64_t capabilities;      /* cut_capabilities: what may stay, where the caller has it */

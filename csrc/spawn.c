@@ -69,7 +69,7 @@ static long above(long fd, int lowest) {
         return fd;
     long higher = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, lowest);
     raw(__NR_close, fd);
-    return higher;
+    return higher == -EINVAL ? -EMFILE : higher; /* fcntl(2): beyond RLIMIT_NOFILE */
 }
 
 static int make_pipe(int *read_end, int *write_end) {
@@ -228,10 +228,10 @@ static void begin(struct sbx_run *run, const struct sbx_place *place) {
 int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
               char *stack) {
     struct sbx_child child = {.place = place, .job = job, .run = run, .init = job->init_fd};
-    char count[8];
+    char numbers[SBX_NUMBERS];
     child.stdio[0] = child.stdio[1] = child.stdio[2] = SBX_NULL;
     child.status = child.lifeline = child.root = child.tree = -1;
-    sbx_point_at_strings(job, count);
+    sbx_point_at_strings(place, job, numbers);
     child.envp = job->vec + 1 + job->n_candidates + job->n_args + 1;
     begin(run, place);
     if (make_pipes(job, run, &child) == 0) {
@@ -304,7 +304,7 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
     if (sbx_spawn(place, job, run, stack) != 0)
         return -1;
     slot->owner = run->owner;
-    slot->pidfd = run->pidfd;
+    slot->pidfd = (int)above(run->pidfd, 3); /* it stays, and must not be found as stdin */
     slot->control = run->status;
     slot->inodes[0] = inode_of(slot->pidfd);
     slot->inodes[1] = inode_of(slot->control);

@@ -9,6 +9,7 @@ from . import _ladder, chroot, sandbox
 from ._ladder import executor_for_platform, get_executor
 from .errors import (
     CommandFailed,
+    ImageError,
     ProgramNotFound,
     SandboxError,
     SetupError,
@@ -42,6 +43,7 @@ __all__ = [
     "CAPTURE",
     "STDOUT",
     "CommandFailed",
+    "ImageError",
     "Mount",
     "ProgramNotFound",
     "Result",
@@ -108,6 +110,7 @@ def run_sandbox(
     no_new_privs: bool = True,
     init: bool = True,
     user: str = "caller",
+    ids: Sequence[int] | None = None,
     env: Mapping[str, str] | None = None,
     stdin: Stream | bytes = None,
     stdout: Stream = CAPTURE,

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from . import SandboxError, __version__, _ladder
 from .errors import SpecError
@@ -33,7 +34,10 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
     path, *command = words.words[1:] if words.words[0] == "--" else words.words
     try:
         executor = _ladder.get_executor(words.executor) if words.executor else _ladder.api
-        result: Result = executor.run_sandbox(path, command or ["/bin/sh"], **_run_keywords(words))
+        with _place(path, words) as (root, place):
+            keywords = _run_keywords(words) | place
+            keywords["command"] = command or keywords["command"]
+            result: Result = executor.run_sandbox(root, **keywords)
         if words.json:
             _write(json.dumps(_record(result)) + "\n")
     except (SandboxError, OSError) as error:
@@ -44,6 +48,36 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
     if result.timed_out:
         return EXIT_TIMED_OUT
     return 128 - result.exit if result.exit < 0 else result.exit
+
+
+@contextlib.contextmanager
+def _place(path: str, words: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The root directory, and the words of run_sandbox that come with it: (root, keywords).
+
+    An image says more than a directory; what the command line says goes before that.
+    """
+    user = {"user": words.user or "caller"}
+    if not os.path.isfile(path) and not os.path.isfile(os.path.join(path, "oci-layout")):
+        if words.ref is not None:
+            raise SpecError("--ref chooses among the images of a file or layout; this is neither")
+        yield path, {"command": ["/bin/sh"], **user}
+        return
+    from . import load
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):  # or nobody would take the image away
+        if signal.getsignal(signum) is signal.SIG_DFL:
+            signal.signal(signum, _leave)
+    with load.open_image(path, words.ref) as (root, process):
+        if words.user is None:
+            user = {"user": process.user, "ids": process.ids}
+        said = {"cwd": words.cwd or process.cwd, "env": process.env}
+        yield root, {"command": process.argv or ["/bin/sh"], **said, **user}
+
+
+def _leave(signum: int, frame: object) -> None:
+    for each in (signal.SIGTERM, signal.SIGHUP):  # the next one would come while it is taken away
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + signum)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,18 +121,21 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         usage="%(prog)s [options] PATH [COMMAND ...]",
-        description="Run a command in a sandbox of its own. `run-sandbox doctor` tells what works.",
+        description="Run a command in a sandbox of its own: in a root directory, or in an image "
+        "(.aci, OCI layout as directory or tar, docker-archive), which is unpacked for it. "
+        "`run-sandbox doctor` tells what works.",
         epilog="The exit status is the command's; 128+n if signal n ended it, 124 after a timeout, "
         "125 for an error of run-sandbox itself.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     # One argument, as argparse would take a "--" between PATH and COMMAND for its own.
-    text = "the root directory, and the command (default: /bin/sh)"
+    text = "the root directory or image, and the command (default: the image's, or /bin/sh)"
     add("words", metavar="PATH", nargs=argparse.PARSER, help=text)
     names = ", ".join(_ladder.EXECUTORS)
     add("-e", "--executor", type=_executor, help=f"{names} (default: the first that can do it)")
-    add("--cwd", help="directory inside the root (default /)")
+    add("--cwd", help="directory inside the root (default: the image's, or /)")
+    add("--ref", metavar="NAME", help="which image, where PATH holds several")
     add("--env", action="append", type=_setting, metavar="NAME=VALUE", default=[])
     for kind, default in (
         ("network", "undefined"),
@@ -108,7 +145,8 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
     ):
         add(f"--{kind}", choices=("undefined", "isolated"), default=default)
     add("--hostname")
-    add("--user", choices=("caller", "root", "ranges"), default="caller", help="ids of the command")
+    text = "ids of the command (default: the image's, or caller)"
+    add("--user", choices=("caller", "root", "ranges"), help=text)
     for name, make, form in (
         ("bind", _bind, "SRC:DST"),
         ("bind-ro", _bind_read_only, "SRC:DST"),
@@ -127,7 +165,7 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
-    names = ("cwd", "network", "mounts", "processes", "ipc", "hostname", "user", "timeout")
+    names = ("cwd", "network", "mounts", "processes", "ipc", "hostname", "timeout")
     keywords = {name: getattr(words, name) for name in names}
     writable: list[str] = words.writable or ["all"]
     if len(writable) > 1 and not {"all", "none"}.isdisjoint(writable):

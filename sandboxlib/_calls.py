@@ -11,7 +11,6 @@ is given, the root is '/' by default, and the command keeps all capabilities of 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 
 from . import _executor
@@ -153,17 +152,13 @@ def _degrade(
         if config.get(name, "undefined") == "isolated" and value != "isolated":
             degraded[name] = value
             if warn:
-                warnings.warn(
-                    f"{executor} cannot isolate {name} here: going on with {name}='{value}'",
-                    stacklevel=4,
+                _executor.warn(
+                    f"{executor} cannot isolate {name} here: going on with {name}='{value}'"
                 )
     if possible["mounts"] != "isolated":
         for name, least in (("filesystem_writable_paths", "all"), ("extra_mounts", ())):
             if config.get(name, least) not in (least, None, []):
                 degraded[name] = least
                 if warn:
-                    warnings.warn(
-                        f"{executor} cannot mount here: going on with {name}={least!r}",
-                        stacklevel=4,
-                    )
+                    _executor.warn(f"{executor} cannot mount here: going on with {name}={least!r}")
     return degraded

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 from types import ModuleType
 
-from . import _ladder, _machine, errors
+from . import _ladder, _machine, bubblewrap, errors, linux_user_chroot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,16 +38,7 @@ def _examine(executor: ModuleType) -> dict[str, Any]:
 def _about_root() -> list[tuple[str, str]]:
     if os.geteuid() != 0:
         return [("the caller is not root", "run as root, or use another executor")]
-    bits = int(_machine.status("CapEff") or "0", 16)
-    missing = [
-        name for name, bit in (("CAP_SYS_ADMIN", 21), ("CAP_SYS_CHROOT", 18)) if not bits >> bit & 1
-    ]
-    causes = [(f"root lacks {name}", f"docker run --cap-add {name[4:]}") for name in missing]
-    return causes + _about_containers()
-
-
-def _about_containers() -> list[tuple[str, str]]:
-    causes = []
+    causes = _machine.missing_capabilities() + _machine.limits("mnt", "net", "pid", "ipc")
     if _machine.status("Seccomp") == "2":
         causes.append(_machine.SECCOMP)
     if _machine.proc_is_masked():
@@ -73,7 +63,7 @@ def _about_ranges() -> list[tuple[str, str]]:
 
     causes = []
     for kind in ("uid", "gid"):
-        if shutil.which(f"new{kind}map") is None:
+        if _mapper.find_tool(f"new{kind}map") is None:
             causes.append((f"user='ranges': there is no new{kind}map", "install uidmap"))
         try:
             _mapper.ranges(kind)
@@ -84,28 +74,36 @@ def _about_ranges() -> list[tuple[str, str]]:
 
 
 def _about_set_user_id() -> list[tuple[str, str]]:
+    is_root = os.geteuid() == 0
     causes = []
-    if _machine.status("NoNewPrivs") == "1":
+    if is_root:
+        causes = _machine.missing_capabilities() + _machine.limits("mnt", "net", "pid", "ipc")
+    elif _machine.status("NoNewPrivs") == "1":
         remedy = (
             "start the caller without it: no systemd NoNewPrivileges=, no docker no-new-privileges"
         )
         causes.append(("no_new_privs is set for the caller", remedy))
-    path = shutil.which("linux-user-chroot")
+    path = linux_user_chroot.find_tool()
     if path is None:
-        causes.append(("there is no linux-user-chroot in PATH", "install it, 2015.1 best"))
+        return [*causes, ("there is no linux-user-chroot in PATH", "install it, 2015.1 best")]
+    if is_root:
         return causes
     status = os.stat(path)
-    if os.geteuid() != 0 and (status.st_uid != 0 or not status.st_mode & 0o4000):
+    if status.st_uid != 0 or not status.st_mode & 0o4000:
         causes.append((f"{path} is not set-user-ID root", f"chown root {path}; chmod 4755 {path}"))
     if os.statvfs(path).f_flag & os.ST_NOSUID:
-        causes.append((f"{path} is on a mount with nosuid", "mount -o remount,suid"))
+        remedy = f"mount -o remount,suid {_machine.mount_point(path)}"
+        causes.append((f"{path} is on a mount with nosuid", remedy))
     return causes
 
 
 def _about_bubblewrap() -> list[tuple[str, str]]:
-    if shutil.which("bwrap") is None:
+    try:
+        bubblewrap.find_tool()
+    except errors.ProgramNotFound:
         return [("there is no bwrap in PATH", "install bubblewrap")]
-    return _about_user_namespaces()
+    lacks = _machine.missing_capabilities() if os.geteuid() == 0 else []
+    return lacks + _about_user_namespaces()
 
 
 _CAUSES = {

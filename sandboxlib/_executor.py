@@ -115,6 +115,18 @@ def run_tool(
     return Result(*outcome, monotonic() - start, executor, dict(isolation))
 
 
+def warn(text: str) -> None:
+    """A UserWarning that names the line which called this package."""
+    import sys
+    import warnings
+
+    ours = os.path.dirname(__file__)
+    level = 1
+    while os.path.dirname(sys._getframe(level).f_code.co_filename) == ours:
+        level += 1
+    warnings.warn(text, stacklevel=level + 1)
+
+
 def check_timeout(timeout: object) -> None:
     """SpecError where it is no number of seconds."""
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
@@ -148,7 +160,7 @@ def sandbox_for(root: Path, options: dict[str, Any]) -> Sandbox:
 _TRIAL = "/sandboxlib-trial"
 
 #: These say nothing about the machine, and are not remembered.
-_TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 
 @functools.lru_cache(maxsize=256)
@@ -158,7 +170,7 @@ def trial(run_in: Callable[..., Result], isolated: tuple[str, ...], user: str, e
     try:
         result = run_in(Sandbox("/", **words, user=user), [_TRIAL], "/")
     except errors.SetupError as error:
-        if error.errno in _TRANSIENT:
+        if error.errno in TRANSIENT:
             raise
         return "" if error.step == "exec" else str(error)
     except errors.SandboxError as error:
@@ -178,7 +190,13 @@ def possible_isolation(run_in: Callable[..., Result]) -> dict[str, str]:
     euid = os.geteuid()
     if not trial(run_in, tuple(ISOLATED), "caller", euid):
         return dict(ISOLATED)
-    return {
-        name: "undefined" if trial(run_in, (name,), "caller", euid) else "isolated"
-        for name in ISOLATED
-    }
+    found: tuple[str, ...] = ()
+    for name in (
+        "mounts",
+        "network",
+        "ipc",
+        "processes",
+    ):  # the last takes a /proc where mounts are
+        if not trial(run_in, (*found, name), "caller", euid):
+            found = (*found, name)
+    return {name: "isolated" if name in found else "undefined" for name in ISOLATED}

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import warnings
 from collections.abc import Mapping
 from types import ModuleType
 
@@ -39,7 +38,7 @@ def _candidates() -> tuple[str, ...]:
     if canonical in EXECUTORS:
         return (canonical,)
     known = ", ".join(EXECUTORS)
-    warnings.warn(f"{VARIABLE} is {name!r}, none of {known}; it is ignored", stacklevel=2)
+    _executor.warn(f"{VARIABLE} is {name!r}, none of {known}; it is ignored")
     return EXECUTORS
 
 

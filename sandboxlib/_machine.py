@@ -44,10 +44,31 @@ def is_chrooted() -> bool:
     return "/" not in points
 
 
+def is_dumpable() -> bool:
+    """Whether the files of the caller in /proc belong to it (proc(5))."""
+    try:
+        return os.stat("/proc/self/uid_map").st_uid == os.geteuid()
+    except OSError:
+        return True
+
+
+def is_in_user_namespace() -> bool:
+    """Whether the caller is in another user namespace than the machine's first."""
+    return read("/proc/self/uid_map").split() not in ([], ["0", "0", "4294967295"])
+
+
 def has_one_id() -> bool:
     """Whether the caller is in a user namespace in which only one uid exists."""
     counts = [int(line.split()[2]) for line in read("/proc/self/uid_map").splitlines()]
     return sum(counts) == 1
+
+
+def mount_point(path: str) -> str:
+    """Where the mount begins on which a path lies."""
+    point = os.path.realpath(path)
+    while not os.path.ismount(point):
+        point = os.path.dirname(point)
+    return point
 
 
 def mounts_below(path: str) -> list[str]:
@@ -62,12 +83,8 @@ def mounts_below(path: str) -> list[str]:
     return [point for point in points if point.startswith(f"{real}/") and point != f"{real}/"]
 
 
-_SYSCTLS = (
-    # file, value that forbids, remedy
-    ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
-    ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=15000"),
-)
-
+#: How the kernel calls the namespaces of each kind of isolation.
+_KINDS = {"user": "", "mnt": "mounts", "net": "network", "pid": "processes", "ipc": "ipc"}
 
 SECCOMP = (
     "a seccomp filter is in force, as in a container",
@@ -79,18 +96,42 @@ MASKED_PROC = (
 )
 
 
+def missing_capabilities() -> list[tuple[str, str]]:
+    """Which of the capabilities that isolation takes a caller that is root lacks."""
+    bits = int(status("CapEff") or "0", 16)
+    wanted = (("CAP_SYS_ADMIN", 21), ("CAP_SYS_CHROOT", 18))
+    names = [name for name, bit in wanted if not bits >> bit & 1]
+    return [(f"root lacks {name}", f"docker run --cap-add {name[4:]}") for name in names]
+
+
+def limits(*kinds: str) -> list[tuple[str, str]]:
+    """The sysctls user.max_*_namespaces that allow none; kinds: as in _KINDS, all by default."""
+    causes = []
+    for kind in kinds or _KINDS:
+        name = f"user.max_{kind}_namespaces"
+        if read(f"/proc/sys/{name.replace('.', '/')}") == "0":
+            remedy = f"sysctl -w {name}=15000"
+            if _KINDS[kind]:
+                remedy += f", or {_KINDS[kind]}='undefined'"
+            causes.append((f"sysctl {name} is 0", remedy))
+    return causes
+
+
 def user_namespace_causes() -> list[tuple[str, str]]:
     """Why a process without privilege may not have a user namespace: (cause, remedy) pairs."""
-    causes = []
-    for name, forbids, remedy in _SYSCTLS:
-        if read(f"/proc/sys/{name}") == forbids:
-            causes.append((f"sysctl {name.replace('/', '.')} is {forbids}", remedy))
+    causes = limits()
+    if read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+        remedy = "sysctl -w kernel.unprivileged_userns_clone=1"
+        causes.append(("sysctl kernel.unprivileged_userns_clone is 0", remedy))
     if read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
         remedy = (
             "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile "
             "with 'userns,' for the calling program"
         )
         causes.append(("sysctl kernel.apparmor_restrict_unprivileged_userns is 1", remedy))
+    if not is_dumpable():
+        remedy = "execute a program after the change, or prctl(PR_SET_DUMPABLE, 1)"
+        causes.append(("the caller changed its ids, so that its /proc files are root's", remedy))
     if is_chrooted():
         causes.append(("the caller is in a chroot", "call from a mount namespace of its own"))
     if status("Seccomp") == "2":
@@ -113,6 +154,10 @@ def user_namespace_remedy(step: str, error: int) -> str:
         return "; ".join(f"{cause}: {remedy}" for cause, remedy in causes)
     if step in ("source", "mount") and error == errno.EPERM and proc_is_masked():
         return ": ".join(MASKED_PROC)
+    if step == "source" and error == errno.EPERM:
+        return (
+            "a proc of the caller's processes is the caller's: bind /proc, or processes='isolated'"
+        )
     if step in ("source", "root") and error == errno.EINVAL:
         return "it hides mounts that a user namespace may not uncover: bind it recursively"
     return ""

@@ -75,9 +75,11 @@ def ranges(kind: str) -> list[tuple[int, int, int]]:
     """
     import pwd
 
-    names = {str(os.getuid())}
+    user = str(os.getuid())
+    names = {user}
     with contextlib.suppress(KeyError):
-        names.add(pwd.getpwuid(os.getuid()).pw_name)
+        user = pwd.getpwuid(os.getuid()).pw_name
+        names.add(user)
     found: list[tuple[int, int, int]] = []
     path = f"/etc/sub{kind}"
     for line in _machine.read(path).splitlines():
@@ -86,7 +88,7 @@ def ranges(kind: str) -> list[tuple[int, int, int]]:
         if name in names and start.isdigit() and count.isdigit() and int(count) > 0:
             found.append((1 + sum(each[2] for each in found), int(start), int(count)))
     if not found:
-        hint = f"an administrator can give a range: usermod --add-sub{kind}s 100000-165535 USER"
+        hint = f"an administrator can give a range: usermod --add-sub{kind}s 100000-165535 {user}"
         raise errors.UnsupportedError(f"{_WHAT}: the caller has none in {path}; {hint}")
     return found
 
@@ -110,8 +112,13 @@ def _write(path: str, text: str) -> None:
         raise errors.setup_error(error.errno or 0, path, "ids", _WHAT) from error
 
 
+def find_tool(tool: str) -> str | None:
+    """newuidmap or newgidmap in the caller's PATH or where it is usually installed."""
+    return shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/bin:/bin:/usr/local/bin")
+
+
 def _run(tool: str, pid: int, extents: list[tuple[int, int, int]]) -> None:
-    path = shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/bin:/bin:/usr/local/bin")
+    path = find_tool(tool)
     if path is None:
         hint = "it is in the package uidmap (Debian) or shadow-utils (Fedora)"
         raise errors.UnsupportedError(f"{_WHAT}: there is no {tool}; {hint}")

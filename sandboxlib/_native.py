@@ -263,12 +263,25 @@ def pack_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]], held: b
 
 
 class Slot:
-    """A slot that is open; it closes itself when it is lost."""
+    """A slot, opened for a place (of new_place); its resident does `inside` for each run. OSError
+    where the kernel refuses. It closes itself when it is lost.
+    """
 
-    def __init__(self, generation: int) -> None:
+    def __init__(self, place: Any, held: Any, inside: bytes) -> None:
         self.struct = ffi.gc(ffi.new("struct sbx_slot *"), lib.sbx_close_slot)
-        self.generation = generation
-        self.is_used = False
+        workspace = take_workspace()
+        run, stdio = workspace.run, (lib.SBX_NULL,) * 3
+        try:
+            init = init_descriptor()
+            keep = fill_job(workspace, b"/\0", 2, (0, 0, 0), stdio, init, held, -1, -1)
+            words = (place[0], workspace.job, run, workspace.stack, inside, len(inside))
+            result = lib.sbx_open_slot(*words, self.struct)
+            del keep
+            if result != 0:
+                raise OSError(run.failure.error, STEPS[run.failure.step])
+        finally:
+            lib.sbx_end(run)
+            give_back(workspace)
 
     @property
     def is_open(self) -> bool:
@@ -281,27 +294,6 @@ class Slot:
         """What the resident has mounted: the lines of proc_pid_mountinfo(5). OSError."""
         with open(f"/proc/{pid_of(self.struct.pidfd)}/mountinfo", errors="replace") as file:
             return file.read().splitlines()
-
-
-def open_slot(place: Any, held: Any, inside: bytes, generation: int) -> Slot:
-    """A new slot of a place (from new_place), whose resident does `inside`. OSError."""
-    slot, workspace = Slot(generation), take_workspace()
-    try:
-        stdio = (lib.SBX_NULL,) * 3
-        keep = fill_job(
-            workspace, b"/\0", 2, (0, 0, 0), stdio, init_descriptor(), held, -1, -1
-        )
-        result = lib.sbx_open_slot(
-            place[0], workspace.job, workspace.run, workspace.stack, inside, len(inside), slot.struct
-        )
-        del keep
-        if result != 0:
-            failure = workspace.run.failure
-            raise OSError(failure.error, f"{STEPS[failure.step]}, {failure.index}")
-        return slot
-    finally:
-        lib.sbx_end(workspace.run)
-        give_back(workspace)
 
 
 def watch(paths: Sequence[str]) -> Callable[[], bool]:

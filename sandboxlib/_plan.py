@@ -39,13 +39,18 @@ class Plan:
         if ids is not None:
             values["namespaces"] |= NEWUSER
         if ids is not None and box.user != "ranges":
-            for name, number in zip(("uid_map", "gid_map"), ids, strict=True):
-                values[name] = f"{number if box.user == 'caller' else 0} {number} 1"
+            inside = box.ids or (ids if box.user == "caller" else (0, 0))
+            for name, number, outside in zip(("uid_map", "gid_map"), inside, ids, strict=True):
+                values[name] = f"{number} {outside} 1"
+        elif box.ids is not None:
+            values |= {"change_ids": 1, "uid": box.ids[0], "gid": box.ids[1]}
         self.in_user_namespace = ids is not None
         self.mapped_outside = ids is not None and box.user == "ranges"
         self.values = values
         self.place, self._kept = _native.new_place(values, [m.values for m in self.mounts])
-        self.slots: Any = None  # of _slots; False: no run of this plan may leave its place to others
+        self.slots: Any = (
+            None  # of _slots; False: no run of this plan may leave its place to others
+        )
         self.reaper = bool(values["reaper"])
         self.isolation = box.isolation()
         self._nothing_held = _native.held_flags(len(self.mounts), ())
@@ -299,6 +304,7 @@ _STEPS = {
     "parent_death": "tie the command's life to the caller's",
     "reaper": "exec the reaper",
     "fork": "fork the command in its namespaces",
+    "user": "change the ids of the command",
 }
 _LIMITS = "the limits of RLIMIT_NPROC (ulimit -u) and of the pids cgroup are the usual causes"
 _HINTS = {
@@ -320,6 +326,7 @@ _HINTS = {
     ("capabilities", errno.EPERM): "the caller does not have all capabilities that were asked for",
     ("cwd", errno.ENOENT): "it is looked for inside the root, below the mounts of the sandbox",
     ("cwd", errno.ELOOP): "links of /proc/PID are not followed",
+    ("user", errno.EINVAL): "the user namespace, or the ranges of /etc/subuid, has no such id",
     ("exec", errno.ENOEXEC): "no program, and no script that begins with #!",
     ("exec", errno.E2BIG): "arguments and environment are too long (execve(2), Limits)",
     ("reaper", errno.E2BIG): "arguments and environment are too long (execve(2), Limits)",
@@ -333,10 +340,11 @@ _HINTS = {
 
 def hint(step: str, index: int, error: int, in_user_namespace: bool = False) -> str:
     """The likely remedy, or ""."""
-    if in_user_namespace:
+    if in_user_namespace or step in ("source", "root", "mount"):
         from . import _machine
 
-        remedy = _machine.user_namespace_remedy(step, error)
+        applies = in_user_namespace or _machine.is_in_user_namespace()
+        remedy = _machine.user_namespace_remedy(step, error) if applies else ""
         if remedy:
             return remedy
     if step == "exec" and error == errno.ENOENT:

@@ -86,7 +86,7 @@ class Run:
         self._job = job
         self._timed_out = False
         self._slots: _slots.Slots | None = None
-        self._slot: _native.Slot | None = None
+        self._slot: _slots.Slot | None = None
         self._stubs: Stubs | None = None
         self._content = -1
         outputs = _output("stdout", stdout), _output("stderr", stderr)
@@ -113,7 +113,7 @@ class Run:
         keep = _native.fill_job(
             work, job.blob, job.cwd_size, job.counts, self._stdio, -1, plan.held(()), -1, -1
         )
-        for _ in range(_slots.MOST_IDLE + 2):  # a resident that died is told by this only
+        for _ in range(_slots.MOST_IDLE + 2):  # as many may have died since
             try:
                 self._slot = slots.take()
             except _slots.NoSlot:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from _thread import allocate_lock
+from _thread import RLock
 from collections import deque
 from weakref import ref
 
@@ -46,67 +46,100 @@ class NoSlot(Exception):
     """Nothing ran, as there is no slot to be had."""
 
 
+class _Shared:
+    """What the slots that were opened for one state of the root and the sources share."""
+
+    def __init__(self, root: str) -> None:
+        self.stubs = Stubs(root)
+        self.program: tuple[Any, Any, bytes] | None = None
+        self.is_checked = False
+        self.slots = 0
+        self.is_over = False
+
+    def release(self) -> None:
+        """Lets go of the mount points that were made, once no slot has a mount on one."""
+        if self.slots == 0:
+            self.stubs.release()
+            self.program = None
+
+
+class Slot(_native.Slot):
+    """A slot that is open."""
+
+    is_used = False
+
+    def __init__(self, shared: _Shared, place: Any, held: Any, inside: bytes) -> None:
+        super().__init__(place, held, inside)
+        self.shared: _Shared | None = shared
+        shared.slots += 1
+
+    def close(self) -> None:
+        super().close()
+        shared, self.shared = self.shared, None
+        if shared is not None:
+            shared.slots -= 1
+            if shared.is_over:
+                shared.release()
+
+    def __del__(self) -> None:
+        if hasattr(self, "shared"):
+            self.close()
+
+
 class Slots:
     """The slots of one Plan that can_stay()."""
 
     def __init__(self, plan: Plan) -> None:
-        self._idle: deque[_native.Slot] = deque()
-        self._lock = allocate_lock()
-        self._generation = 0
-        self._out = 0
+        self._idle: deque[Slot] = deque()
+        self._lock = RLock()
         self._root = plan.box.root
-        self._stubs = Stubs(self._root)
-        names = [self._root, *(m.source for m in plan.mounts if m.source)]
-        self._see = _native.watch(names)
+        self._shared = _Shared(self._root)
+        self._see = _native.watch([self._root, *(m.source for m in plan.mounts if m.source)])
         self._mounts = plan.mounts
         self._own = _of_the_run(plan.mounts, self._root)
         self._values = plan.values
         self._in_user_namespace = plan.in_user_namespace
-        self._program: tuple[Any, Any, bytes] | None = None
-        self._checked = -1
         self._may_stay = True
         _all[id(self)] = ref(self)
 
-    def take(self) -> _native.Slot:
+    def take(self) -> Slot:
         """A slot that is open, for one run. NoSlot where it cannot be opened."""
         if not self._see():
             self.close()
         if not self._may_stay:
             raise NoSlot
-        self._out += 1
         try:
             slot = self._idle.popleft()
         except IndexError:
             slot = self._open()
-        if slot.is_used and len(self._idle) < min(self._out, MOST_SPARE):
+        if slot.is_used and len(self._idle) < min(self._shared.slots / 2, MOST_SPARE):
             self._idle.append(self._open())
         slot.is_used = True
         return slot
 
-    def give(self, slot: _native.Slot) -> None:
+    def give(self, slot: Slot) -> None:
         """Back from a run. It is the last to be taken again, as it makes itself ready meanwhile."""
-        self._out -= 1
-        if slot.generation == self._generation and slot.is_open and len(self._idle) < MOST_IDLE:
+        if slot.shared is self._shared and slot.is_open and len(self._idle) < MOST_IDLE:
             self._idle.append(slot)
         else:
-            slot.close()
+            with self._lock:
+                slot.close()
 
     def close(self) -> None:
         """Closes the idle ones now, and those that are in use when they come back."""
         with self._lock:
-            self._generation += 1
-            self._program = None
+            shared, self._shared = self._shared, _Shared(self._root)
+            shared.is_over = True
             while self._idle:
                 self._idle.pop().close()
-            self._stubs.release()
+            shared.release()
 
     def forget(self) -> None:
-        """In a fork of the caller: the slots are the caller's."""
-        idle, self._idle = self._idle, deque()
-        self._lock = allocate_lock()
-        self._stubs.abandon()
-        for slot in idle:
-            slot.close()  # of another process: its descriptors only
+        """In a fork of the caller: the slots are the caller's, and only descriptors are closed."""
+        shared, self._shared = self._shared, _Shared(self._root)
+        shared.stubs.abandon()
+        self._lock = RLock()
+        self._idle.clear()
 
     def __del__(self) -> None:
         _all.pop(id(self), None)
@@ -114,22 +147,24 @@ class Slots:
 
     # ---- opening -----------------------------------------------------------------------------
 
-    def _open(self) -> _native.Slot:
+    def _open(self) -> Slot:
         with self._lock:  # of several threads one makes the mount points that the root lacks
+            shared = self._shared
             try:
-                if self._program is None:
-                    self._program = self._prepare()
-                place, held, inside = self._program
-                slot = _native.open_slot(place, held, inside, self._generation)
+                if shared.program is None:
+                    shared.program = self._prepare(shared.stubs)
+                slot = Slot(shared, *shared.program)
+                if not shared.is_checked:
+                    self._check(slot)
+                    shared.is_checked = True
             except OSError as error:
+                shared.release()
                 raise NoSlot from error
-        if self._checked != self._generation:
-            self._check(slot)
         if not self._may_stay:
             raise NoSlot
         return slot
 
-    def _check(self, slot: _native.Slot) -> None:
+    def _check(self, slot: Slot) -> None:
         """Through a proc that is not of the run uid 0 could write what the network's sysctls say,
         and a later run would find it.
         """
@@ -139,14 +174,13 @@ class Slots:
             point, kind = words[4], words[words.index("-") + 1]
             if kind == "proc" and not any(f"{point}/".startswith(f"{o}/") for o in owns):
                 self._may_stay = False
-        self._checked = self._generation
 
-    def _prepare(self) -> tuple[Any, Any, bytes]:
+    def _prepare(self, stubs: Stubs) -> tuple[Any, Any, bytes]:
         """What a resident finds, and what it does for each run."""
         held = [self._needs_stub(mount) for mount in self._mounts]
         for mount, missing in zip(self._mounts, held, strict=True):
             if missing:
-                self._stubs.hold(mount.target, mount.is_directory())
+                stubs.hold(mount.target, mount.is_directory())
         kept = [i for i in range(len(self._mounts)) if i not in self._own]
         mounts = [self._mounts[i].values for i in kept]
         if self._in_user_namespace:
@@ -161,6 +195,7 @@ class Slots:
             **{"reaper": lib.SBX_RESIDENT, "keyring": 0, "no_new_privs": 0, "cut_capabilities": 0},
         }
         names = "keyring reaper no_new_privs cut_capabilities capabilities must_capabilities"
+        names += " change_ids uid gid"
         inside = {name: self._values[name] for name in names.split() if name in self._values}
         inside |= {"session": 1, "namespaces": int(self._in_user_namespace)}
         place = _native.new_place(values, mounts)

@@ -60,6 +60,8 @@ def _promises_not(box: Sandbox) -> list[str]:
         found.append("no_new_privs=False: bwrap always sets it")
     if box.user == "ranges":
         found.append("user='ranges': bwrap maps one id")
+    if box.ids is not None:
+        found.append(f"ids={box.ids!r}: bwrap does not change ids")
     if isinstance(box.capabilities, tuple) and not _is_root(box):
         found.append(f"capabilities={box.capabilities!r}: the command is not root")
     for mount in box.extra_mounts:
@@ -237,7 +239,10 @@ def _failure(result: Result, root: str, program: str) -> errors.SetupError:
     """What bwrap said on stderr, as an error; it begins a line with its name."""
     said = [line for line in (result.err or result.out or b"").splitlines() if b"bwrap: " in line]
     text = os.fsdecode(said[-1]) if said else "bwrap failed, and its stderr was not captured"
-    number = next((n for n in errno.errorcode if text.endswith(os.strerror(n))), errno.EIO)
+    number = next(
+        (n for n, name in errno.errorcode.items() if text.endswith((os.strerror(n), f"({name})"))),
+        errno.EIO,
+    )
     step, filename = "bwrap", None
     if "execvp" in text:
         step, filename = "exec", program

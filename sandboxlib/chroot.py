@@ -37,14 +37,17 @@ def refusals(box: Sandbox) -> list[str]:
 def _promises_not(box: Sandbox) -> list[str]:
     if box.user != "caller" and os.geteuid() != 0:
         return [f"user={box.user!r} takes a user namespace for a caller that is not root"]
-    if box.user == "ranges" and _machine.has_one_id():
-        return ["user='ranges': the caller is in a user namespace that has a single id"]
+    if box.ids is not None and os.geteuid() != 0:
+        return [f"ids={box.ids!r} takes a user namespace for a caller that is not root"]
+    if (box.user == "ranges" or box.ids is not None) and _machine.has_one_id():
+        word = "user='ranges'" if box.ids is None else f"ids={box.ids!r}"
+        return [f"{word}: the caller is in a user namespace that has a single id"]
     return []
 
 
 def plan_of(box: Sandbox) -> _plan.Plan:
     """How the C core runs a command in a Sandbox; UnsupportedError."""
-    if box.user != "caller" and (refused := _promises_not(box)):
+    if (box.user != "caller" or box.ids is not None) and (refused := _promises_not(box)):
         raise UnsupportedError(f"{NAME}: {refused[0]}")
     return _plan.plan_for(box)
 

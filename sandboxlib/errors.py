@@ -3,9 +3,11 @@
 
     SandboxError(Exception)                  everything that sandboxlib raises of its own
      |- SpecError(ValueError)                the request makes no sense; nothing was touched
-     |   `- SpecTypeError(TypeError)         ... because a value has the wrong type
+     |   |- SpecTypeError(TypeError)         ... because a value has the wrong type
+     |   `- SpecChoiceError(AssertionError)  ... because a value is none of those that there are
      |- UnsupportedError(AssertionError)     this executor cannot promise that; nothing was touched
      |   `- ProgramNotFound                  ... because its program is not installed
+     |- ImageError(ValueError)               an image is broken or hostile; nothing of it is left
      |- SetupError(OSError, RuntimeError)    the kernel refused a step; everything was undone
      |   |- SetupNotFound(FileNotFoundError)
      |   |- SetupDenied(PermissionError)
@@ -44,12 +46,25 @@ class SpecTypeError(SpecError, TypeError):
     """A request with a value of the wrong type. Nothing was touched."""
 
 
+class SpecChoiceError(SpecError, AssertionError):
+    """A request with a value that is none of the choices, for which earlier versions raised
+    AssertionError. Nothing was touched.
+    """
+
+
 class UnsupportedError(SandboxError, AssertionError):
     """The executor cannot promise what was asked. Nothing was touched."""
 
 
 class ProgramNotFound(UnsupportedError):
     """The program that an executor drives is not installed."""
+
+
+class ImageError(SandboxError, ValueError):
+    """An image that cannot be used, or must not be: broken, too large, or hostile.
+
+    Nothing of it is left.
+    """
 
 
 class SetupError(SandboxError, OSError, RuntimeError):

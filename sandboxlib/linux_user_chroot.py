@@ -35,6 +35,8 @@ from .sandbox import CAPTURE, STDOUT, Sandbox, caller_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .result import Result
     from .sandbox import Command, Path, Stream
 
@@ -68,6 +70,17 @@ class Tool:
         self.recent = version >= (2015, 1)  # no_new_privs, --mount-devapi, and the limit
         self.limit = 1023 if self.recent else 49
         self.leaks = leaks
+        self._denied: dict[tuple[str, ...], str] = {}
+
+    def denied(self, box: Sandbox) -> str:
+        """Why the machine gives no such namespaces, or ""; tried once for each set of them."""
+        options = tuple(namespaces(box))
+        if options not in self._denied:
+            status, _, err = (
+                _attempt(self.path, *options, "/", self.path) if options else (0, "", "")
+            )
+            self._denied[options] = f"{' '.join(options)}: {err.strip()}" if status else ""
+        return self._denied[options]
 
 
 _tools: dict[tuple[object, ...], Tool | str] = {}
@@ -124,32 +137,35 @@ def _no_new_privs() -> bool:
     return False
 
 
-def _try(path: str) -> Tool | str:
-    """Runs the program on itself, the one program that is there for sure."""
-    import subprocess
+def _attempt(path: str, *words: str) -> tuple[int, str, str]:
+    """(exit, out, err) of the program run on itself, the one program that is there for sure.
 
-    def attempt(*words: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [path, *words, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            cwd="/",
-            env={},
-            timeout=30,
-            check=False,
-        )
-        return done.returncode, done.stdout.decode("ascii", "replace"), os.fsdecode(done.stderr)
+    SetupError where that says nothing about the program, and is not to be remembered.
+    """
+    from subprocess import DEVNULL, TimeoutExpired, run
 
+    argv = [path, *words, "--version"]
     try:
-        exit, out, err = attempt()
-        if exit == 0:
-            exit, out, err = attempt("/", path)
-        if exit == 0:
-            # The variant that binds files leaves a descriptor of every source open.
-            leaks = attempt("--mount-bind", path, path, "/", path)[0] == 0
-            return Tool(path, _version(out), leaks)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{path} cannot be run: {error}; install it again"
+        done = run(
+            argv, stdin=DEVNULL, capture_output=True, cwd="/", env={}, timeout=30, check=False
+        )
+    except (OSError, TimeoutExpired) as error:
+        number = getattr(error, "errno", 0)
+        if number in _executor.TRANSIENT:
+            raise errors.setup_error(number, path, "pipe", f"try {path}") from error
+        return 127, "", f"it cannot be run: {error}; install it again"
+    return done.returncode, done.stdout.decode("ascii", "replace"), os.fsdecode(done.stderr)
+
+
+def _try(path: str) -> Tool | str:
+    """What it can do, or why it does not work."""
+    exit, out, err = _attempt(path)
+    if exit == 0:
+        exit, out, err = _attempt(path, "/", path)
+    if exit == 0:
+        # The variant that binds files leaves a descriptor of every source open.
+        leaks = _attempt(path, "--mount-bind", path, path, "/", path)[0] == 0
+        return Tool(path, _version(out), leaks)
     reason = err.strip() or f"exit status {exit}"
     return f"{path} does not work here: {reason}; in a container it takes CAP_SYS_ADMIN"
 
@@ -181,6 +197,8 @@ def refusals(box: Sandbox) -> list[str]:
         found.append("linux-user-chroot of 2015.1 or later always sets no_new_privs")
     if box.user not in ("caller", "caller" if os.getuid() else "root"):
         found.append("linux-user-chroot runs commands as the caller only")
+    if box.ids is not None:
+        found.append(f"ids={box.ids!r}: linux-user-chroot does not change ids")
     # An ordinary user's command has what the user has: none. Root's has all, or before 2015 none.
     kept = ("default", "all", "none") if os.getuid() else ("all",) if recent else ("none",)
     if box.capabilities not in kept:
@@ -192,6 +210,8 @@ def refusals(box: Sandbox) -> list[str]:
         found.append("linux-user-chroot cannot limit the size of a tmpfs")
     if any(mount.type == "dev" for mount in box.extra_mounts) and not recent:
         found.append("linux-user-chroot before 2015.1 has no Mount.dev()")
+    if not found and (denied := tool.denied(box)):
+        found.append(f"linux-user-chroot does not get its namespaces here: {denied}")
     return found
 
 
@@ -202,8 +222,7 @@ def command_line(
     tool: Tool, recipe: Recipe, words: list[bytes | str], cwd: str
 ) -> list[bytes | str]:
     """All words of a run. Raises UnsupportedError where the program does not take so many."""
-    kinds = (("net", "network"), ("pid", "processes"), ("ipc", "ipc"))
-    options = [[f"--unshare-{kind}"] for kind, name in kinds if _isolates(recipe.box, name)]
+    options = [[word] for word in namespaces(recipe.box)]
     if cwd != "/":
         options.append(["--chdir", cwd])
     options += recipe.options()
@@ -216,8 +235,11 @@ def command_line(
     return [tool.path, *(word for option in options for word in option), recipe.root, *words]
 
 
-def _isolates(box: Sandbox, name: str) -> bool:
-    return box.isolation()[name] == "isolated"
+def namespaces(box: Sandbox) -> list[str]:
+    """The options for those that a Sandbox asks for."""
+    isolation = box.isolation()
+    kinds = (("net", "network"), ("pid", "processes"), ("ipc", "ipc"))
+    return [f"--unshare-{kind}" for kind, name in kinds if isolation[name] == "isolated"]
 
 
 def with_stripped(view: View, words: list[bytes | str], env: dict[str, str]) -> list[bytes | str]:
@@ -394,7 +416,13 @@ class _Run:
 
 
 def _possible_isolation() -> dict[str, str]:
-    return dict(_executor.UNDEFINED if why_not() else _executor.ISOLATED)
+    tool = _tool()
+    if isinstance(tool, str):
+        return dict(_executor.UNDEFINED)
+    least: dict[str, Any] = {**_executor.UNDEFINED}
+    alone = {name: Sandbox("/", **{**least, name: "isolated"}) for name in least}
+    denied = {name: "undefined" for name, box in alone.items() if tool.denied(box)}
+    return {**_executor.ISOLATED, **denied}
 
 
 # In the form of 0.3 the command is not made pid 1, which has nobody here to reap for it.

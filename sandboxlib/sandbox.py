@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
-from .errors import SpecError, SpecTypeError, setup_error
+from .errors import SpecChoiceError, SpecError, SpecTypeError, setup_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes 2 ms to import
@@ -77,7 +77,7 @@ def _inside(what: str, value: object) -> str:
 
 def _choice(what: str, value: object, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise SpecError(f"{what} is {value!r}, and has to be one of {', '.join(choices)}")
+        raise SpecChoiceError(f"{what} is {value!r}, and has to be one of {', '.join(choices)}")
 
 
 def _flag(what: str, value: object) -> None:
@@ -326,13 +326,17 @@ class Sandbox(_Value):
                           namespace in which no other id exists. 'ranges': the same, with the ids
                           that /etc/subuid and /etc/subgid give to the caller from 1 on
                           (newuidmap(1)), as chown(2) and package managers need it.
+    ids                   (uid, gid) of the command inside, with no other group; None (the default)
+                          leaves it to `user`. Where a namespace has a single id, it is this one.
+                          The reaper changes them, so it takes processes='isolated', init=True, and
+                          of the capabilities setuid and setgid.
 
     Raises SpecError for everything that makes no sense.
     """
 
     _fields = (
         *("root", "network", "mounts", "processes", "ipc", "hostname", "extra_mounts"),
-        *("filesystem_writable_paths", "capabilities", "no_new_privs", "init", "user"),
+        *("filesystem_writable_paths", "capabilities", "no_new_privs", "init", "user", "ids"),
     )
     root: str
     network: str
@@ -346,6 +350,7 @@ class Sandbox(_Value):
     no_new_privs: bool
     init: bool
     user: str
+    ids: tuple[int, int] | None
     _plans: dict[object, Any]
 
     def __init__(
@@ -363,6 +368,7 @@ class Sandbox(_Value):
         no_new_privs: bool = True,
         init: bool = True,
         user: str = "caller",
+        ids: Sequence[int] | None = None,
     ) -> None:
         put = self.__dict__.__setitem__  # frozen: the one way in
         put("root", _root(root))
@@ -387,6 +393,7 @@ class Sandbox(_Value):
             put(name, flag)
         _choice("user", user, ("caller", "root", "ranges"))
         put("user", user)
+        put("ids", None if ids is None else _ids(ids))
         put("_plans", {})
         self._check_together()
 
@@ -395,6 +402,12 @@ class Sandbox(_Value):
             raise SpecError("extra_mounts need mounts='isolated'")
         if self.mounts == "undefined" and self.filesystem_writable_paths != "all":
             raise SpecError("filesystem_writable_paths needs mounts='isolated'")
+        if self.ids is not None:
+            if self.processes != "isolated" or not self.init:
+                raise SpecError("ids needs processes='isolated' and init=True")
+            names = CAPABILITIES if self.capabilities in ("default", "all") else self.capabilities
+            if not {"setuid", "setgid"}.issubset(names):
+                raise SpecError("ids needs the capabilities setuid and setgid")
 
     def isolation(self) -> dict[str, str]:
         """The four kinds of isolation, by name."""
@@ -497,6 +510,17 @@ def _root(value: object) -> str:
     if not path:
         raise SpecError("the root is empty")
     return absolute(path)
+
+
+def _ids(value: object) -> tuple[int, int]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise SpecTypeError(f"ids is not (uid, gid): {value!r}")
+    for number in value:
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise SpecTypeError(f"a number of ids is not an int: {value!r}")
+        if not 0 <= number < (1 << 32) - 1:
+            raise SpecError(f"a number of ids is no id: {value!r}")
+    return value[0], value[1]
 
 
 def _hostname(value: object) -> str:

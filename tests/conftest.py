@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,6 +57,19 @@ def wait_until(true: Callable[[], object], seconds: float = 10.0) -> bool:
     return False
 
 
+def python() -> list[str]:
+    """The words that start this Python with sandboxlib in an environment that is not the tests'.
+
+    Over a sanitizer build its library has to come first, in Python alone: all that is started on
+    the way there, and what runs in a sandbox, does without.
+    """
+    names = ("LD_PRELOAD", "ASAN_OPTIONS", "SANDBOXLIB_SANITIZED")
+    if "SANDBOXLIB_SANITIZED" not in os.environ:
+        return [sys.executable]
+    settings = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    return ["/usr/bin/env", *settings, sys.executable]
+
+
 def find_busybox() -> str | None:
     """A static busybox: it runs in an empty root."""
     for path in ("/bin/busybox", "/usr/bin/busybox"):
@@ -92,6 +106,12 @@ def shared_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_rootfs(tmp_path_factory.mktemp("shared") / "root")
 
 
+@pytest.fixture
+def rootfs(tmp_path: Path) -> Path:
+    """A root of the test's own, to be written to."""
+    return make_rootfs(tmp_path / "root")
+
+
 @pytest.fixture(scope="session")
 def tool_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A PATH with linux-user-chroot in it, where the caller is root: it needs no set-user-ID."""
@@ -103,12 +123,6 @@ def tool_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     source = Path(__file__).with_name("linux-user-chroot.c")
     subprocess.run(["cc", "-O1", str(source), "-o", str(place / "linux-user-chroot")], check=True)
     return f"{place}:{found}"
-
-
-@pytest.fixture
-def rootfs(tmp_path: Path) -> Path:
-    """A root of the test's own, to be written to."""
-    return make_rootfs(tmp_path / "root")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import make_rootfs, require
+from conftest import make_rootfs, python, require
 
 import sandboxlib
 
@@ -102,7 +102,7 @@ class SetuidTool:
     ) -> str:
         """What a Python script with sandboxlib prints; it has to succeed."""
         env = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(_package().parent), **env}
-        argv = [sys.executable, "-W", "error", "-c", script, *args]
+        argv = [*python(), "-W", "error", "-c", script, *args]
         done = self.run(*argv, uid=uid, variant=variant, before=before, **env)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -437,7 +437,7 @@ def test_sandboxes_differ_by_every_word() -> None:
         **{"network": "isolated", "mounts": "undefined", "processes": "undefined"},
         **{"ipc": "undefined", "hostname": "x", "extra_mounts": [Mount.tmpfs("/x")]},
         **{"filesystem_writable_paths": "none", "capabilities": "none"},
-        **{"no_new_privs": False, "init": False, "user": "root"},
+        **{"no_new_privs": False, "init": False, "user": "root", "ids": (1, 1)},
     }
     boxes = [Sandbox("/a"), Sandbox("/b"), *(Sandbox("/a", **{k: v}) for k, v in words.items())]
     assert len(set(boxes)) == len(boxes) == len(words) + 2

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One contract for every executor, for root, for an ordinary user and inside a user namespace.
 
-Where executors differ, DIFFERENCES says how; docs/executors.md has the same as a table.
+Where executors differ, docs/executors.md has a table. AFTER_SIGTERM, PID_1 and is_refused say the
+same: what they do not name is delivered, and what they name is refused before anything runs.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import processes, require, wait_until
+from conftest import processes, python, require, wait_until
 
 import sandboxlib
-from sandboxlib import CAPTURE, STDOUT, Mount, Sandbox, UnsupportedError, _ladder
+from sandboxlib import CAPTURE, STDOUT, Mount, Sandbox, UnsupportedError, _ladder, _machine
 
 pytest_plugins = ["setuid_tool"]
 
@@ -29,6 +30,37 @@ NESTED = os.environ.get("SANDBOXLIB_TEST_NESTED")
 
 #: The exit status of a command that SIGTERM ends: the programs tell less.
 AFTER_SIGTERM = {"chroot": -15, "user_namespace": -15, "linux_user_chroot": 1, "bubblewrap": 143}
+
+#: Whether the command is pid 1 of its namespace though a reaper is asked for.
+PID_1 = {"chroot": False, "user_namespace": False, "linux_user_chroot": True, "bubblewrap": False}
+
+
+def is_refused(executor: ModuleType, box: Sandbox) -> bool | None:
+    """Whether docs/executors.md has it as refused; None where the machine decides."""
+    is_root = os.geteuid() == 0
+    if executor.NAME == "linux_user_chroot":
+        return (
+            box.hostname is not None
+            or not box.no_new_privs
+            or box.user == "ranges"
+            or (box.user == "root" and not is_root)
+            or isinstance(box.capabilities, tuple)
+            or (is_root and box.capabilities != "all")
+            or any(mount.size for mount in box.extra_mounts)
+            or any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts)
+        )
+    if executor.NAME == "bubblewrap":
+        by_name = isinstance(box.capabilities, tuple)
+        shallow = [mount for mount in box.extra_mounts if not mount.recursive]
+        return (
+            not box.no_new_privs
+            or box.user == "ranges"
+            or (by_name and not is_root and box.user != "root")
+            or any(_machine.mounts_below(mount.source or "/none") for mount in shallow)
+        )
+    if box.user == "ranges" and is_root:
+        return _machine.has_one_id()
+    return None if box.user == "ranges" else False
 
 
 @pytest.fixture(params=_ladder.EXECUTORS)
@@ -75,7 +107,9 @@ def sh(executor: ModuleType, root: Path | str, script: str, **words: Any) -> str
         refused = ""
     box = {k: v for k, v in words.items() if k not in ("cwd", "extra_env", "env", "timeout")}
     # It says so beforehand as well: the ladder goes by that.
-    assert bool(refused) == bool(executor.refusals(box_of(executor, root, box)))
+    place = box_of(executor, root, box)
+    assert bool(refused) == bool(executor.refusals(place))
+    assert is_refused(executor, place) in (bool(refused), None)
     if refused:
         pytest.skip(f"refused: {refused}")
     assert (result.exit, result.err) == (0, b""), result
@@ -219,6 +253,23 @@ def test_what_is_not_isolated_is_the_callers(executor: ModuleType, root: Path, k
     assert seen.strip() == os.readlink(f"/proc/self/ns/{name}")
 
 
+@pytest.mark.parametrize("kind", _ladder._executor.ISOLATED)
+def test_the_result_tells_what_the_run_had(executor: ModuleType, root: Path, kind: str) -> None:
+    name = {"network": "net", "processes": "pid", "ipc": "ipc", "mounts": "mnt"}[kind]
+    for value in ("isolated", "undefined"):
+        words = {**_ladder._executor.UNDEFINED, kind: value}
+        result = run(executor, "/", ["readlink", f"/proc/self/ns/{name}"], **words)
+        is_own = result.out.decode().strip() != os.readlink(f"/proc/self/ns/{name}")
+        assert result.isolation[kind] == ("isolated" if is_own else "undefined")
+        assert is_own or value == "undefined"
+
+
+@pytest.mark.parametrize("init", [True, False])
+def test_a_reaper_or_none(executor: ModuleType, root: Path, init: bool) -> None:
+    pid = int(sh(executor, root, "echo $$", init=init))
+    assert (pid == 1) == (PID_1[executor.NAME] or not init)
+
+
 def test_a_root_that_is_read_only(executor: ModuleType, root: Path) -> None:
     script = "for p in / /tmp /etc; do touch $p/x 2> /proc/self/fd/1; done; true"
     said = sh(executor, root, script, filesystem_writable_paths="none")
@@ -249,6 +300,12 @@ def test_the_default_capabilities_are_no_more_than_promised(
     assert all(int(line.split()[1], 16) & ~allowed == 0 for line in seen.splitlines())
 
 
+def test_all_capabilities_of_the_caller(executor: ModuleType, root: Path) -> None:
+    seen = sh(executor, root, "grep CapEff /proc/self/status", capabilities="all")
+    ours = int(_machine.status("CapEff"), 16)
+    assert int(seen.split()[1], 16) & ours == ours
+
+
 def test_a_capability_by_name(executor: ModuleType, root: Path) -> None:
     script = "ip link set lo down; grep CapEff /proc/self/status"
     words = {"capabilities": ["net_admin"], "network": "isolated"}
@@ -277,6 +334,17 @@ def test_the_ids_are_the_callers_or_roots(executor: ModuleType, root: Path, user
 def test_ranges_of_ids(executor: ModuleType, rootfs: Path) -> None:
     script = "touch /tmp/f; chown 1:2 /tmp/f; stat -c %u:%g /tmp/f; rm /tmp/f"
     assert sh(executor, rootfs, script, user="ranges") == "1:2\n"
+
+
+def test_ids_are_given_or_refused(executor: ModuleType, rootfs: Path) -> None:
+    for words in ({}, {"user": "ranges"}):
+        box = Sandbox(rootfs, ids=(5, 7), **words)
+        if refused := executor.refusals(box):
+            with pytest.raises(UnsupportedError):
+                executor.run_in(box, ["true"])
+            assert refused
+        else:
+            assert sh(executor, rootfs, "id -u; id -g; id -G", ids=(5, 7), **words) == "5\n7\n7\n"
 
 
 # ---- mounts ----------------------------------------------------------------------------------
@@ -317,6 +385,49 @@ def test_a_tmpfs_with_a_limit(executor: ModuleType, root: Path) -> None:
     mounts = [Mount.dev(), Mount.tmpfs("/tmp", size=1 << 20, mode=0o700)]
     script = "stat -c %a /tmp; head -c 2000000 /dev/zero 2> /dev/null > /tmp/x; stat -c %s /tmp/x"
     assert sh(executor, root, script, extra_mounts=mounts).split() == ["700", str(1 << 20)]
+
+
+def test_a_proc_is_of_the_run(executor: ModuleType, root: Path) -> None:
+    script = "ls /tmp/in/proc | grep -c '^[0-9]*$'; test -e /tmp/in/proc/self/fd"
+    mounts = [Mount.tmpfs("/tmp/in"), Mount.proc("/tmp/in/proc")]
+    assert int(sh(executor, root, script, extra_mounts=mounts)) < 8
+
+
+def sh_or_kernel(executor: ModuleType, root: Path, script: str, hint: str, **words: Any) -> str:
+    """The same for what a user namespace is denied by the kernel, not by us; "" then."""
+    refused = contextlib.nullcontext()
+    if executor.NAME == "user_namespace" or (executor.NAME == "chroot" and _machine.has_one_id()):
+        refused = pytest.raises(sandboxlib.SetupError, match=hint)  # type: ignore[assignment]
+    with refused:
+        return sh(executor, root, script, **words)
+    return ""
+
+
+def test_a_proc_of_the_callers_processes(executor: ModuleType, root: Path) -> None:
+    words = {"processes": "undefined", "extra_mounts": [Mount.proc()]}
+    script = f"test -e /proc/{os.getpid()} && echo seen"
+    seen = sh_or_kernel(executor, root, script, "processes='isolated'", **words)
+    assert seen in ("seen\n", "")
+
+
+def test_a_bind_without_what_is_mounted_below(executor: ModuleType, root: Path) -> None:
+    (below, *_) = _machine.mounts_below("/dev") or [""]
+    require(below, "nothing is mounted below /dev")
+    mounts = [Mount.bind("/dev", "/tmp", recursive=False)]
+    script = "cat /proc/self/mountinfo"
+    seen = sh_or_kernel(executor, root, script, "recursively", extra_mounts=mounts)
+    assert not [line for line in seen.splitlines() if line.split()[4].startswith("/tmp/")]
+
+
+def test_a_bind_with_what_is_mounted_below(executor: ModuleType, root: Path) -> None:
+    (below, *_) = _machine.mounts_below("/dev") or [""]
+    require(below, "nothing is mounted below /dev")
+    mounts = [Mount.bind("/dev", "/tmp", read_only=True)]
+    script = "cat /proc/self/mountinfo"
+    seen = sh(executor, root, script, extra_mounts=mounts).splitlines()
+    points = {line.split()[4]: line.split()[5].split(",") for line in seen}
+    assert "ro" in points["/tmp"]
+    assert "ro" in points["/tmp" + below[len("/dev") :]]
 
 
 def test_devices(executor: ModuleType, root: Path) -> None:
@@ -369,6 +480,13 @@ def test_the_form_of_0_3(executor: ModuleType, root: Path, monkeypatch: pytest.M
     assert run(["echo", "x"], stdout=None, stderr=None) == (0, None, None)
 
 
+def test_a_value_that_there_is_not_is_an_assertion_as_it_was(executor: ModuleType) -> None:
+    for words in ({"network": "some"}, {"mounts": "some"}, {"filesystem_writable_paths": "some"}):
+        with pytest.raises(AssertionError, match="'some'") as caught:
+            executor.run_sandbox(["true"], **words)
+        assert isinstance(caught.value, sandboxlib.SpecError)
+
+
 def test_only_the_status(executor: ModuleType, root: Path, tmp_path: Path) -> None:
     with open(tmp_path / "log", "a") as log:
         words = {"stdout": log, "stderr": STDOUT, "filesystem_root": root}
@@ -389,13 +507,98 @@ def test_degrading_a_config_that_is_possible_changes_nothing(executor: ModuleTyp
     assert executor.degrade_config_for_capabilities(config) == config
 
 
+# ---- as YBD calls it -------------------------------------------------------------------------
+
+
+def ybd(executor: ModuleType, config: dict[str, Any], log: Path, command: str) -> int:
+    """A step of a build, in YBD's own words (ybd/sandbox.py with sandboxlib 0.3)."""
+    env = {"PATH": "/bin:/usr/bin", "TMPDIR": "/tmp"}
+    config = executor.degrade_config_for_capabilities(config, warn=False)
+    with open(log, "a") as file:
+        status: int = executor.run_sandbox_with_redirection(
+            ["sh", "-c", "-e", command], stdout=file, stderr=sandboxlib.STDOUT, env=env, **config
+        )
+    return status
+
+
+def ybd_mounts(tmp_path: Path) -> list[Any]:
+    (tmp_path / "ccache").mkdir()
+    cache = (str(tmp_path / "ccache"), "/tmp/ccache", None, "bind")
+    return [cache, ("tmpfs", "/dev/shm", "tmpfs"), ("proc", "/proc", "proc")]
+
+
+def ybd_root(rootfs: Path) -> dict[str, Any]:
+    for name in ("foo.build", "foo.inst"):
+        (rootfs / name).mkdir()
+    isolated = {"mounts": "isolated", "network": "isolated"}
+    return {"cwd": "foo.build", "filesystem_root": str(rootfs), **isolated}
+
+
+def test_a_chunk_of_ybd(executor: ModuleType, rootfs: Path, tmp_path: Path) -> None:
+    writable = ["foo.build", "foo.inst", "/dev", "/proc", "/tmp"]
+    config = ybd_root(rootfs) | {
+        "filesystem_writable_paths": writable,
+        "extra_mounts": ybd_mounts(tmp_path),
+    }
+    log = tmp_path / "log"
+    command = "pwd; touch made /foo.inst/made /tmp/ccache/object /dev/shm/x; echo $TMPDIR >&2"
+    assert ybd(executor, config, log, command) == 0
+    assert ybd(executor, config, log, "touch /etc/x") == 1
+    assert ybd(executor, config, log, "ls /dev/shm; tail -n +3 /proc/net/dev | cut -d: -f1") == 0
+    assert ybd(executor, config, log, "false; exit 3") == 1
+    assert ybd(executor, config, log, "exit 7") == 7
+    said = [line.strip() for line in log.read_text().splitlines()]
+    assert said == ["/foo.build", "/tmp", "touch: /etc/x: Read-only file system", "lo"]
+    assert (rootfs / "foo.build" / "made").exists()
+    assert (rootfs / "foo.inst" / "made").exists()
+    assert os.listdir(tmp_path / "ccache") == ["object"]
+    assert os.listdir(rootfs / "dev") == []
+
+
+def test_a_system_of_ybd(executor: ModuleType, rootfs: Path, tmp_path: Path) -> None:
+    config = ybd_root(rootfs) | {
+        "filesystem_writable_paths": "all",
+        "extra_mounts": ybd_mounts(tmp_path),
+    }
+    # As root it makes devices and gives files away.
+    command = "touch /etc/made"
+    if os.geteuid() == 0 and executor.NAME == "chroot" and not _machine.has_one_id():
+        command += "; chown 12:34 /etc/made; mknod /dev/made c 1 3"
+    assert ybd(executor, config, tmp_path / "log", command) == 0, (tmp_path / "log").read_text()
+    found = (rootfs / "etc" / "made").stat()
+    assert (found.st_uid == 12) == ("chown" in command)
+    assert (rootfs / "dev" / "made").is_char_device() == ("mknod" in command)
+
+
+def test_a_bootstrap_of_ybd(executor: ModuleType, tmp_path: Path) -> None:
+    tmp_path = tmp_path.resolve()
+    writable = [str(tmp_path / name) for name in ("foo.build", "foo.inst", "tmp")]
+    for path in writable:
+        os.mkdir(path)
+    config = {
+        "cwd": writable[0],
+        "filesystem_root": "/",
+        "filesystem_writable_paths": writable,
+        "mounts": "isolated",
+        "network": "isolated",
+        "extra_mounts": [],
+    }
+    command = f"pwd; touch made {writable[1]}/made {writable[2]}/made"
+    log = tmp_path / "log"
+    assert ybd(executor, config, log, command) == 0, log.read_text()
+    assert log.read_text() == f"{writable[0]}\n"
+    assert ybd(executor, config, log, f"touch {tmp_path}/x 2> {writable[2]}/said") == 1
+    assert "Read-only file system" in Path(writable[2], "said").read_text()
+    assert [os.listdir(path) for path in writable[:2]] == [["made"], ["made"]]
+
+
 # ---- who runs all of this --------------------------------------------------------------------
 
 
 def run_nested(run: Callable[..., subprocess.CompletedProcess[str]], what: str) -> None:
     """This file again; as many tests have to pass as say something."""
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
-    done = run([*argv, "-k", "executor or root"])
+    argv = [*python(), "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
+    done = run(argv)
     if done.returncode != 0:
         telling = [line for line in done.stdout.splitlines() if line.startswith(("E  ", "FAILED"))]
         pytest.fail("\n".join([what, *telling, done.stderr[-2000:]]))
@@ -403,12 +606,13 @@ def run_nested(run: Callable[..., subprocess.CompletedProcess[str]], what: str) 
 
 @pytest.mark.skipif(NESTED is not None, reason="it is run by the same suite outside")
 @pytest.mark.timeout(300)
-def test_the_contract_inside_a_user_namespace() -> None:
+def test_the_contract_inside_a_user_namespace(tmp_path: Path) -> None:
     works = subprocess.run(["unshare", "-Ur", "true"], capture_output=True, check=False)
     require(works.returncode == 0, f"there are no user namespaces: {works.stderr.decode()}")
 
     def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "SANDBOXLIB_TEST_NESTED": "1", "SANDBOXLIB_MUST_WORK": ""}
+        env["PYTEST_DEBUG_TEMPROOT"] = str(tmp_path)  # /tmp/pytest-of-root may be real root's
         return subprocess.run(
             ["unshare", "-Ur", *argv], env=env, capture_output=True, text=True, check=False
         )

@@ -26,6 +26,7 @@ pytestmark = needs_root
 MODES = {
     "reaper": {},
     "init=False": {"init": False},
+    "fresh": {"fresh": True},
     "processes=undefined": {"processes": "undefined"},
 }
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
@@ -34,6 +35,9 @@ HEAD = """
 import ctypes, itertools, json, os, signal, sys, threading, time
 from sandboxlib import STDOUT, Mount, Sandbox, SetupError, run_sandbox
 root, mode = sys.argv[1], json.loads(sys.argv[2])
+if mode.pop("fresh", False):
+    leased = Sandbox.run
+    Sandbox.run = lambda *words, **more: leased(*words, **{"fresh": True, **more})
 box = Sandbox(root, **mode)
 
 def in_threads(count, work):
@@ -448,6 +452,7 @@ def work(kind):
 def fds():
     return [fd for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd)]
 box.run(["true"])
+box.close()
 before = fds()
 set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
 for _ in range(63):
@@ -461,6 +466,7 @@ for _ in range(63):
     for thread in threads:
         thread.join()
 gc.collect()
+box.close()
 assert fds() == before
 assert children() == []
 """

@@ -17,6 +17,7 @@ pytestmark = needs_root
 MODES = {
     "reaper": {},
     "init=False": {"init": False},
+    "fresh": {"fresh": True},
     "processes=undefined": {"processes": "undefined"},
     "bare": {"mounts": "undefined", "processes": "undefined", "ipc": "undefined"},
 }
@@ -27,6 +28,9 @@ import gc, json, os, shutil, sys, threading, time
 import sandboxlib
 from sandboxlib import Mount, Sandbox, SetupError, SpecError
 root, mode = sys.argv[1], json.loads(sys.argv[2])
+if mode.pop("fresh", False):
+    leased = Sandbox.run
+    Sandbox.run = lambda *words, **more: leased(*words, **{"fresh": True, **more})
 isolated = mode.get("mounts", "isolated") == "isolated"
 
 def descriptors():
@@ -40,6 +44,7 @@ def descriptors():
 
 def state():
     gc.collect()
+    sandboxlib._slots.close_all()
     return {
         "descriptors": descriptors(),
         "children": open(f"/proc/self/task/{os.getpid()}/children").read(),
@@ -357,4 +362,4 @@ print("ended")
 """
     inject = f"inject={call}:signal=SIGKILL:when=1"
     wrapper = ("strace", "-f", "-qq", "-e", f"trace={call}", "-e", inject, "-o", "/dev/null")
-    assert host(script, shared_rootfs, {"init": init}, wrapper) == "ended\n"
+    assert host(script, shared_rootfs, {"init": init, "fresh": True}, wrapper) == "ended\n"

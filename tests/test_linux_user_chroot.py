@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import processes, wait_until
+from conftest import processes, python, wait_until
 
-from sandboxlib import Mount, Sandbox, SetupError, UnsupportedError
+from sandboxlib import STDOUT, Mount, Result, Sandbox, SetupError, UnsupportedError
 from sandboxlib import linux_user_chroot as luc
 from sandboxlib.linux_user_chroot import Recipe, Tool, View, command_line
 
@@ -96,6 +96,97 @@ def test_a_system_of_ybd(plain: Path) -> None:
         "--unshare-net --chdir foo.build "
         "--mount-bind SCRATCH/0 /dev/shm --mount-proc /proc ROOT sh -c -e make"
     )
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the executor tells the program, token by token; the program itself does not run."""
+    said: list[str] = []
+
+    def run_tool(name: str, box: Sandbox, argv: list[bytes | str], *rest: object) -> Result:
+        said[:] = map(os.fsdecode, argv)
+        return Result(0, None, None, False, 0.0, name, {})
+
+    monkeypatch.setattr(Tool, "denied", lambda tool, box: "")
+    monkeypatch.setattr(luc, "_tool", lambda: RECENT)
+    monkeypatch.setattr(luc._executor, "run_tool", run_tool)
+    return said
+
+
+def ybd(config: dict[str, object]) -> None:
+    luc.run_sandbox_with_redirection(
+        ["sh", "-c", "-e", "make"], stdout=2, stderr=STDOUT, env={"A": "b"}, **config
+    )
+
+
+def test_what_ybd_has_the_program_told_is_as_it_was(plain: Path, told: list[str]) -> None:
+    config = {
+        "cwd": "foo.build",
+        "filesystem_root": str(plain),
+        "filesystem_writable_paths": "all",
+        "mounts": "isolated",
+        "network": "isolated",
+        "extra_mounts": [
+            (str(plain.parent / "ccache"), "/tmp/ccache", None, "bind"),
+            ("tmpfs", "/dev/shm", "tmpfs"),
+            ("proc", "/proc", "proc"),
+        ],
+    }
+    ybd(config)
+    scratch = told[told.index("/dev/shm") - 1]
+    assert scratch.startswith(("/tmp/sandboxlib.", os.environ.get("TMPDIR", "/tmp/sandboxlib.")))
+    assert told == [
+        *("/usr/bin/linux-user-chroot", "--unshare-net", "--chdir", "foo.build"),
+        *("--mount-bind", str(plain.parent / "ccache"), "/tmp/ccache"),
+        *("--mount-bind", scratch, "/dev/shm", "--mount-proc", "/proc", str(plain)),
+        *("sh", "-c", "-e", "make"),
+    ]
+    # 0.3 named each neighbour of a writable path, and left the root directory itself writable.
+    ybd({**config, "filesystem_writable_paths": ["foo.build"]})
+    aside = told[told.index("/foo.build") - 1]
+    up = "/.." * str(plain).count("/")
+    scratch = told[told.index("/dev/shm") - 1]
+    assert told == [
+        *("/usr/bin/linux-user-chroot", "--unshare-net", "--chdir", "foo.build"),
+        *("--mount-bind", str(plain / "foo.build"), up + aside, "--mount-readonly", "/."),
+        *("--mount-bind", aside, "/foo.build"),
+        *("--mount-bind", str(plain.parent / "ccache"), "/tmp/ccache"),
+        *("--mount-bind", scratch, "/dev/shm", "--mount-proc", "/proc", str(plain)),
+        *("sh", "-c", "-e", "make"),
+    ]
+
+
+def test_a_shell_in_the_root_reports_before_the_command(plain: Path, told: list[str]) -> None:
+    (plain / "bin").mkdir()
+    (plain / "bin" / "sh").touch(mode=0o755)
+    (plain / "bin" / "make").touch(mode=0o755)
+    luc.run_sandbox_with_redirection(
+        ["make", "-j"], filesystem_root=str(plain), env={"PATH": "/bin"}
+    )
+    start = told.index(str(plain))
+    assert told[start + 1 : start + 3] == ["/bin/sh", "-c"]
+    assert told[-2:] == ["make", "-j"]
+
+
+def test_a_bootstrap_of_ybd(tmp_path: Path, told: list[str]) -> None:
+    place = tmp_path.resolve()
+    writable = [str(place / name) for name in ("foo.build", "foo.inst", "tmp")]
+    for path in writable:
+        os.mkdir(path)
+    config: dict[str, object] = {"mounts": "isolated", "network": "isolated", "extra_mounts": []}
+    paths = {"cwd": writable[0], "filesystem_root": "/", "filesystem_writable_paths": writable}
+    ybd({**config, **paths})
+    root = told.index("/", told.index("--mount-readonly"))
+    options = told[1:root]
+    assert options[:3] == ["--unshare-net", "--chdir", writable[0]]
+    asides = [options[options.index(path, 3) + 1] for path in writable]
+    read_only = options.index("/.")
+    assert options[read_only - 1] == "--mount-readonly"
+    for path, aside in zip(writable, asides, strict=True):
+        assert ["--mount-bind", path, aside] == options[options.index(path, 3) - 1 :][:3]
+        back = options.index(path, read_only)
+        assert options[back - 2 : back] == ["--mount-bind", aside]
+    assert told[-4:] == ["sh", "-c", "-e", "make"]
 
 
 def test_read_only_roots_and_binds(plain: Path) -> None:
@@ -213,6 +304,8 @@ def test_variables_that_the_loader_removes_go_through_env(plain: Path) -> None:
 
 
 def test_what_cannot_be_promised_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tool, "denied", lambda tool, box: "")
+
     def refused(tool: Tool, uid: int, **words: object) -> bool:
         monkeypatch.setattr(luc, "_tool", lambda: tool)
         monkeypatch.setattr(os, "getuid", lambda: uid)
@@ -660,7 +753,7 @@ assert "leaves open" in str(fails(AssertionError, ["true"], extra_mounts=[Mount.
 def reason(setuid_tool: SetuidTool, **words: object) -> str:
     script = "from sandboxlib import linux_user_chroot as luc; print(luc.why_not())"
     env = {"PYTHONPATH": str(Path(luc.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = setuid_tool.run(sys.executable, "-c", script, **env, **words)  # type: ignore[arg-type]
+    done = setuid_tool.run(*python(), "-c", script, **env, **words)  # type: ignore[arg-type]
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -718,7 +811,7 @@ def test_a_program_that_does_not_work_is_not_used(
 def test_the_import_stays_cheap() -> None:
     heavy = {"subprocess", "tempfile", "shutil", "typing", "dataclasses", "inspect"}
     script = "import sandboxlib.linux_user_chroot, sys, json; print(json.dumps(list(sys.modules)))"
-    argv = [sys.executable, "-S", "-c", script]
+    argv = [*python(), "-S", "-c", script]
     env = {"PYTHONPATH": ":".join(filter(None, sys.path))}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
     assert not heavy & set(json.loads(done.stdout))

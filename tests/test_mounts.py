@@ -450,6 +450,8 @@ def test_concurrent_runs_share_a_mount_point_that_is_missing(rootfs: Path, tmp_p
 
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(one, range(300))) == {0}
+    assert (rootfs / "deep" / "mount").is_dir()  # for as long as the Sandbox keeps slots
+    box.close()
     assert names(rootfs) == before
 
 

@@ -59,6 +59,17 @@ BAD_SANDBOXES: list[dict[str, Any]] = [
     {"capabilities": 5},
     {"no_new_privs": 1},
     {"init": "no"},
+    {"ids": 5},
+    {"ids": "11"},
+    {"ids": (5,)},
+    {"ids": (True, 5)},
+    {"ids": (5, "5")},
+    {"ids": (-1, 5)},
+    {"ids": (5, (1 << 32) - 1)},
+    {"ids": (5, 5), "init": False},
+    {"ids": (5, 5), "processes": "undefined"},
+    {"ids": (5, 5), "capabilities": "none"},
+    {"ids": (5, 5), "capabilities": ["setuid"]},
 ]
 BAD_RUNS: list[dict[str, Any]] = [
     {"command": []},

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -88,7 +89,7 @@ def host(root: Path, words: dict[str, Any], *wrapper: str, **options: Any) -> An
         ("open_tree:when=1", "ENOMEM", "root", ALL),
         ("mount_setattr:when=1", "ENOSYS", "read_only", ALL),
         ("move_mount:when=1", "EINVAL", "attach", ALL),
-        ("open_tree:when=2", "EACCES", "mount", ALL),  # the first cover of the new /proc
+        ("mount:when=2", "EACCES", "mount", ALL),  # the first cover of the new /proc
         ("fsopen:when=1", "ENODEV", "source", ALL),
         ("fsconfig", "EINVAL", "source", ALL),
         ("fsmount", "EPERM", "source", ALL),
@@ -106,7 +107,7 @@ def host(root: Path, words: dict[str, Any], *wrapper: str, **options: Any) -> An
         ("statx", "EIO", "target", ALL),
         ("openat2:when=1", "EACCES", "target", ALL),
         ("mount_setattr:when=2", "EINVAL", "mount", ALL),
-        ("fchdir", "EACCES", "pivot", ALL),
+        ("fchdir:when=2", "EACCES", "pivot", ALL),  # the first leads into the new /proc
         ("chdir", "EACCES", "root", BARE),
         ("openat2:when=1", "EACCES", "cwd", {**BARE, "cwd": "/tmp"}),
         ("fchdir", "EACCES", "cwd", {**BARE, "cwd": "/tmp"}),
@@ -117,6 +118,9 @@ def host(root: Path, words: dict[str, Any], *wrapper: str, **options: Any) -> An
         ("close_range", "EPERM", "exec", BARE),
         ("clone", "EAGAIN", "fork", ALL),
         ("clone", "ENOMEM", "fork", ALL),
+        ("setgroups", "EPERM", "user", {**ALL, "ids": [5, 6]}),
+        ("setresgid", "EINVAL", "user", {**ALL, "ids": [5, 6]}),
+        ("setresuid", "EAGAIN", "user", {**ALL, "ids": [5, 6]}),
         ("execve:when=1", "ENOEXEC", "exec", ALL),
         ("execve:when=1", "EIO", "exec", BARE),
     ],
@@ -167,13 +171,14 @@ def test_a_refusal_that_does_not_matter_is_no_hindrance(
 
 @needs_root
 def test_too_few_descriptors_are_told(shared_rootfs: Path) -> None:
+    def limit(count: int) -> None:
+        for fd in range(3, 8):  # the reaper's program has a number above them
+            os.dup2(0, fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
+
     seen = []
-    for count in range(6, 30, 2):
-        said = host(
-            shared_rootfs,
-            ALL,
-            preexec_fn=lambda n=count: resource.setrlimit(resource.RLIMIT_NOFILE, (n, n)),
-        )
+    for count in range(10, 34, 2):
+        said = host(shared_rootfs, ALL, preexec_fn=lambda n=count: limit(n), close_fds=False)
         assert said == [0] or said[1] == errno.EMFILE
         seen.append(said[0])
     assert "pipe" in seen
@@ -353,6 +358,24 @@ def test_the_command_has_exactly_these_capabilities(
 
 
 @needs_root
+@pytest.mark.parametrize("words", [{}, {"user": "root"}, {"user": "ranges"}], ids=repr)
+def test_the_ids_are_those_that_were_asked_for(shared_rootfs: Path, words: dict[str, Any]) -> None:
+    dumpable = ctypes.CDLL(None).prctl
+    assert dumpable(3, 0, 0, 0, 0) == 1  # PR_GET_DUMPABLE
+    seen = status(shared_rootfs, ids=(5, 4294967294), capabilities="all", **words)
+    assert seen["Uid"].split() == ["5"] * 4
+    assert seen["Gid"].split() == ["4294967294"] * 4
+    assert seen["Groups"].split() == []
+    assert seen["CapPrm"] == seen["CapEff"] == seen["CapAmb"] == bits()
+    assert dumpable(3, 0, 0, 0, 0) == 1
+    script = "kill -9 1; ls /proc/1/fd; echo x > /proc/1/oom_score_adj; echo alive"
+    done = run_sandbox(shared_rootfs, ["sh", "-c", script], ids=(5, 6))
+    assert done[:2] == (0, b"alive\n")
+    assert done.err is not None
+    assert done.err.count(b"ermi") + done.err.count(b"denied") >= 3
+
+
+@needs_root
 def test_all_capabilities_are_the_callers(shared_rootfs: Path) -> None:
     own = Path("/proc/self/status").read_text()
     assert f"CapEff:\t{status(shared_rootfs, capabilities='all')['CapEff']}\n" in own
@@ -454,6 +477,8 @@ def test_the_old_root_is_mounted_nowhere_inside(shared_rootfs: Path) -> None:
 
 
 CANNOT_FAIL = {"none", "signals"}
+#: A run that cannot have a slot is made fresh, and nobody is told; see test_slots.py.
+OF_A_SLOT = {"watch", "order"}
 
 
 def test_every_step_that_can_fail_does_so_in_a_test() -> None:
@@ -462,10 +487,12 @@ def test_every_step_that_can_fail_does_so_in_a_test() -> None:
         for mark in test_a_step_that_the_kernel_refuses_is_named_and_undone.pytestmark
         if mark.name == "parametrize"
     )
-    assert {row[2] for row in table.args[1]} == set(_native.STEPS.values()) - CANNOT_FAIL
+    assert {row[2] for row in table.args[1]} == (
+        set(_native.STEPS.values()) - CANNOT_FAIL - OF_A_SLOT
+    )
 
 
 def test_every_step_has_a_name_in_the_order_of_the_contract() -> None:
     names = [_native.STEPS[number] for number in sorted(_native.STEPS)]
     assert names[:6] == ["none", "pipe", "lifeline", "clone", "ids", "stdio"]
-    assert names[-3:] == ["reaper", "fork", "exec"]
+    assert names[-4:] == ["reaper", "fork", "user", "exec"]

@@ -1,24 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading container images. It is not built yet, and says so."""
+"""Container images: appc (.aci) and OCI (an image layout, or a docker-archive).
+
+    with sandboxlib.load.open_image('busybox.tar') as (root, process):
+        sandboxlib.run_sandbox(
+            root, process.argv, process.cwd, env=process.env, user=process.user, ids=process.ids
+        )
+
+An archive is unpacked by a child that is confined to the target; see _extract.py. What is
+supported and what is refused: docs/images.md.
+"""
 
 from __future__ import annotations
 
-from ..errors import UnsupportedError
+import contextlib
+import os
+from collections.abc import Iterator
+
+from ..errors import ImageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from types import ModuleType
+
+    from ..sandbox import Path
+    from . import appc, oci
+
+__all__ = ["ImageError", "Process", "appc", "is_image", "oci", "open_image"]
 
 
-def _refuse() -> NoReturn:
-    raise UnsupportedError("loading images is not part of this version of sandboxlib")
+class Process:
+    """What an image says about its command, as words of run_sandbox.
+
+    argv: list of str, empty where the image names no command; cwd: str; env: dict, all of it.
+    account: str, the user as the image has it ("", "0", "name:group").
+    user: str, and ids: (uid, gid) or None: open_image sets them, to what the account is in this
+    image and to the kind of ids that it was unpacked with.
+    """
+
+    def __init__(self, argv: list[str], cwd: str, env: dict[str, str], account: str = "") -> None:
+        self.argv = argv
+        self.cwd = cwd
+        self.env = env
+        self.account = account
+        self.user = "caller"
+        self.ids: tuple[int, int] | None = None
 
 
-def is_app_container_image(path: Any) -> bool:
-    """Raises UnsupportedError."""
-    _refuse()
+def __getattr__(name: str) -> ModuleType:
+    if name in ("appc", "oci"):
+        import importlib
+
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def unpack_app_container_image(image_file: Any) -> NoReturn:
-    """Raises UnsupportedError."""
-    _refuse()
+def is_image(path: Path) -> bool:
+    """Whether a path names an image of either kind."""
+    from . import appc, oci
+
+    return appc.is_app_container_image(path) or oci.is_oci_image(path)
+
+
+@contextlib.contextmanager
+def open_image(path: Path, ref: str | None = None) -> Iterator[tuple[str, Process]]:
+    """Unpacks an image of either kind: (rootfs_path, process). It is removed at the end.
+
+    ref: which one, where an OCI image layout or a docker-archive holds several.
+
+    ImageError for whatever is wrong with the image, UnsupportedError where this caller cannot
+    unpack one safely.
+    """
+    from . import _accounts, _unpack, appc, oci
+
+    opened = contextlib.ExitStack()
+    with opened:
+        if appc.is_app_container_image(path):
+            if ref is not None:
+                raise ImageError(f"an .aci holds one image, and none of the name {ref!r}")
+            root, manifest = opened.enter_context(appc.unpack_app_container_image(path))
+            process = appc.process(manifest)
+        else:
+            root, config = opened.enter_context(oci.unpack_oci_image(path, ref))
+            process = oci.process(config)
+        process.user = _unpack.executor()[1]
+        process.ids = _accounts.resolve(root, process.account)
+        yield os.fspath(root), process
