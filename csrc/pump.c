@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Moves bytes out of a run until it is over. One call is one wait: it comes back when there is
- * something for Python to do, on every signal above all, because only Python can run handlers.
+ * Moves bytes out of runs until one is over. A call comes back when there is something for Python
+ * to do, on every signal above all, because only Python can run handlers; and when its time is
+ * over, however much there is to move.
  *
  * The end of a run is the end of the command, not the end of its pipes: a daemon may hold those for
  * ever. What a pipe holds at that moment is counted once, read, and no more.
@@ -49,57 +50,53 @@ static int holds(int fd) {
     return fd >= 0 && raw(__NR_ioctl, fd, FIONREAD, &bytes) == 0 ? bytes : 0;
 }
 
-static int obey(struct sbx_run *run, const struct sbx_record *record) {
+static void obey(struct sbx_run *run, const struct sbx_record *record) {
     run->wait_status = record->wait_status;
-    if (record->step == SBX_STEP_NONE)
-        return 0;
-    return sbx_fail(run, (enum sbx_step)record->step, record->index, -(long)record->error);
+    if (record->step != SBX_STEP_NONE)
+        sbx_fail(run, (enum sbx_step)record->step, record->index, -(long)record->error);
 }
 
 /* What the reaper had to say. Nothing: it was killed from outside, and everything with it, so its
  * own status is the command's. It never exits without a word. */
-static int read_record(struct sbx_run *run) {
+static void read_record(struct sbx_run *run) {
     struct sbx_record record = {0};
     if (run->status < 0)
-        return 0;
+        return;
     if (holds(run->status) == sizeof record)
         raw(__NR_read, run->status, &record, sizeof record);
-    if (record.magic != SBX_RECORD_MAGIC) {
-        if (WIFEXITED(run->wait_status))
-            run->wait_status = -1;
-        return 0;
-    }
-    return obey(run, &record);
+    if (record.magic == SBX_RECORD_MAGIC)
+        obey(run, &record);
+    else if (WIFEXITED(run->wait_status))
+        run->wait_status = -1;
 }
 
 /* From a resident there is one record for each run, once all of the run is gone. Nothing: it was
  * killed, by us or from outside, and the command with it. */
-static int read_answer(struct sbx_run *run) {
+static void read_answer(struct sbx_run *run) {
     struct sbx_record record = {0};
     raw(__NR_recvfrom, run->slot->control, &record, sizeof record, MSG_DONTWAIT, 0, 0);
-    if (record.magic == SBX_RECORD_MAGIC)
-        return obey(run, &record);
+    if (record.magic == SBX_RECORD_MAGIC) {
+        obey(run, &record);
+        return;
+    }
     sbx_close_slot(run->slot);
     run->wait_status = SIGKILL;
-    return 0;
 }
 
 /* The process is dead: whatever is left of its group goes, then its status is taken, and what the
  * pipes hold is counted, so that a writer that lives on cannot keep the caller. */
-static int collect(struct sbx_run *run) {
-    int answer;
+static void collect(struct sbx_run *run) {
     if (run->slot) {
-        answer = read_answer(run);
+        read_answer(run);
     } else {
         if (run->group)
             sbx_signal(run, SIGKILL);
         sbx_reap(run);
-        answer = read_record(run);
+        read_record(run);
     }
     run->ended = 1;
     run->out.left = holds(run->out.fd);
     run->err.left = holds(run->err.fd);
-    return answer;
 }
 
 /* Reads what is left of S; 1: the buffer is too small for it. */
@@ -115,27 +112,60 @@ static int drain(struct sbx_stream *s) {
     return 0;
 }
 
-enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns) {
-    while (!run->ended) {
-        struct pollfd fds[] = {{run->slot ? run->slot->pidfd : run->pidfd, POLLIN, 0},
-                               {run->slot ? run->slot->control : -1, POLLIN, 0},
-                               {run->out.fd, POLLIN, 0},
-                               {run->err.fd, POLLIN, 0}};
-        struct {
-            int64_t seconds, nanoseconds;
-        } wait = {wait_ns / 1000000000, wait_ns % 1000000000};
+/* What a run needs of Python before there can be another wait for it; AGAIN: nothing. */
+static enum sbx_pump_result look(struct sbx_run *run) {
+    if (!run->ended) {
         if (is_full(&run->out))
             return full(&run->out);
-        if (is_full(&run->err))
-            return full(&run->err);
-        if (raw(__NR_ppoll, fds, 4, &wait, 0, 0) <= 0)
-            return SBX_PUMP_AGAIN;
-        take(&run->out, fds[2].revents);
-        take(&run->err, fds[3].revents);
-        if ((fds[0].revents || fds[1].revents) && collect(run) < 0)
-            return SBX_PUMP_ERROR;
+        return is_full(&run->err) ? full(&run->err) : SBX_PUMP_AGAIN;
     }
-    if (drain(&run->out) || drain(&run->err))
-        return SBX_PUMP_FULL;
-    return SBX_PUMP_DONE;
+    if (run->failure.step != SBX_STEP_NONE)
+        return SBX_PUMP_ERROR;
+    return drain(&run->out) || drain(&run->err) ? SBX_PUMP_FULL : SBX_PUMP_DONE;
+}
+
+static void watch(const struct sbx_run *run, struct pollfd fds[4]) {
+    fds[0].fd = run->slot ? run->slot->pidfd : run->pidfd;
+    fds[1].fd = run->slot ? run->slot->control : -1;
+    fds[2].fd = run->out.fd;
+    fds[3].fd = run->err.fd;
+    for (int i = 0; i < 4; i++)
+        fds[i].events = POLLIN;
+}
+
+static void move(struct sbx_run *run, const struct pollfd fds[4]) {
+    take(&run->out, fds[2].revents);
+    take(&run->err, fds[3].revents);
+    if (fds[0].revents || fds[1].revents)
+        collect(run);
+}
+
+int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, void *room,
+                 int64_t wait_ns) {
+    struct pollfd *fds = room;
+    /* The kernel leaves in it what is left of it (poll(2), the system call). */
+    struct {
+        int64_t seconds, nanoseconds;
+    } wait = {wait_ns / 1000000000, wait_ns % 1000000000};
+    for (int over = 0;; over = !(wait.seconds || wait.nanoseconds)) {
+        int found = 0;
+        for (int i = 0; i < n; i++) {
+            results[i] = look(runs[i]);
+            found += results[i] != SBX_PUMP_AGAIN;
+            watch(runs[i], fds + 4 * i);
+        }
+        if (found || over)
+            return found;
+        if (raw(__NR_ppoll, fds, 4 * n, &wait, 0, 0) <= 0)
+            return 0;
+        for (int i = 0; i < n; i++)
+            move(runs[i], fds + 4 * i);
+    }
+}
+
+enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns) {
+    enum sbx_pump_result result;
+    struct pollfd room[4];
+    sbx_pump_any(&run, 1, &result, room, wait_ns);
+    return result;
 }

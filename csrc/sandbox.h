@@ -179,8 +179,17 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
  * closes only. */
 void sbx_close_slot(struct sbx_slot *slot);
 
-/* Moves bytes until the run is over; waits WAIT_NS at most. */
+/* Moves bytes until the run is over, for WAIT_NS at most. */
 enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns);
+
+/* The same for N runs, until something is to be done for one of them: for how many, and `results`
+ * says what. `room` is for 4 * N struct pollfd, of 8 bytes each. */
+int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, void *room,
+                 int64_t wait_ns);
+
+/* A run that is nothing but an output, which is eventfd(2): by it a thread wakes one that pumps. 0
+ * or -errno. */
+int sbx_open_bell(struct sbx_run *bell);
 
 /* Sends SIGNUM to the run: to pid 1 of its namespace, or to its process group. 0 or -errno. */
 int sbx_signal(struct sbx_run *run, int signum);

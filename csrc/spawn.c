@@ -250,6 +250,13 @@ int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct s
     return -1;
 }
 
+int sbx_open_bell(struct sbx_run *bell) {
+    begin(bell, NULL);
+    long fd = above(raw(__NR_eventfd2, 0, O_CLOEXEC), 3);
+    bell->out.fd = fd < 0 ? -1 : (int)fd;
+    return fd < 0 ? (int)fd : 0;
+}
+
 /* ---- slots ------------------------------------------------------------------------------- */
 
 /* Descriptors go with the first byte; a message that is longer than the socket's buffer goes in

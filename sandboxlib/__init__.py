@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 from . import _ladder, chroot, sandbox
 from ._ladder import executor_for_platform, get_executor
 from .errors import (
+    CommandFailed,
     ImageError,
     ProgramNotFound,
     SandboxError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any, overload
 
     from . import bubblewrap, linux_user_chroot, load, user_namespace, utils
+    from ._pool import SandboxExecutor
     from .sandbox import Command, Path, Stream
 else:
 
@@ -40,12 +42,14 @@ __all__ = [
     "BASE_ENVIRONMENT",
     "CAPTURE",
     "STDOUT",
+    "CommandFailed",
     "ImageError",
     "Mount",
     "ProgramNotFound",
     "Result",
     "Sandbox",
     "SandboxError",
+    "SandboxExecutor",
     "SetupError",
     "SpecError",
     "SpecTypeError",
@@ -78,6 +82,10 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "SandboxExecutor":
+        from ._pool import SandboxExecutor
+
+        return SandboxExecutor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -167,6 +175,27 @@ def run_sandbox_with_redirection(*words: Any, **options: Any) -> int:
     stdout and stderr are files or descriptors, or None (the default): discarded.
     """
     return _ladder.api.run_sandbox_with_redirection(*words, **options)
+
+
+# Not in __all__: `from sandboxlib import *` leaves the builtin of this name alone.
+def map(
+    calls: Iterable[tuple[Sandbox, Command | Mapping[str, Any]]],
+    jobs: int | None = None,
+    *,
+    ordered: bool = True,
+    on_failure: str = "stop",
+    progress: Callable[[int, Any], object] | None = None,
+    **words: Any,
+) -> Generator[Any, None, None]:
+    """Runs many commands in several Sandboxes, a few at a time; yields a Result for each.
+
+        sandboxlib.map([(box, ["make"]), (other, {"command": ["make"], "cwd": "/src"})], jobs=2)
+
+    calls: an iterable of (Sandbox, command). All else is as in Sandbox.map, which see.
+    """
+    from . import _map
+
+    return _map.start(calls, jobs, ordered, on_failure, progress, words)
 
 
 def degrade_config_for_capabilities(

@@ -8,6 +8,7 @@ An executor is a module with these names:
     why_not() -> str                "" where it works on this machine, otherwise why not
     refusals(box) -> list[str]      what of a Sandbox it cannot promise
     run_in(box, command, ...)       runs a command, or raises UnsupportedError
+    plan_of(box) -> Plan            native ones: how the C core runs a command in a Sandbox
     maximum_possible_isolation(), run_sandbox(), run_sandbox_with_redirection(),
     degrade_config_for_capabilities()
 """
@@ -22,7 +23,7 @@ from time import monotonic
 
 from . import _plan, _process, errors
 from .result import Result
-from .sandbox import Mount, Sandbox, caller_directory
+from .sandbox import CAPTURE, Mount, Sandbox, caller_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,9 +40,30 @@ ISOLATED = {
 UNDEFINED = dict.fromkeys(ISOLATED, "undefined")
 
 
+def new_run(
+    plan: _plan.Plan,
+    command: Command,
+    cwd: Path | None = None,
+    extra_env: Mapping[str, str] | None = None,
+    stdin: Stream | bytes = None,
+    stdout: Stream = CAPTURE,
+    stderr: Stream = CAPTURE,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+) -> _process.Run:
+    """A run of the C core, checked and not yet started; SpecError."""
+    if timeout is not None:
+        check_timeout(timeout)
+    if cwd is None:
+        cwd = caller_directory() if plan.box.root == "/" else "/"
+    return _process.Run(
+        plan, _plan.Job(command, cwd, extra_env, env), stdin, stdout, stderr, timeout
+    )
+
+
 def run_native(
     executor: str,
-    box: Sandbox,
+    plan: _plan.Plan,
     command: Command,
     cwd: Path | None,
     extra_env: Mapping[str, str] | None,
@@ -50,19 +72,13 @@ def run_native(
     stderr: Stream,
     timeout: float | None,
     env: Mapping[str, str] | None = None,
-    ids: tuple[int, int] | None = None,
     fresh: bool = True,
 ) -> Result:
-    """Runs a command through the C core; with ids in a user namespace of that caller."""
+    """Runs a command through the C core."""
     start = monotonic()
-    if timeout is not None:
-        check_timeout(timeout)
-    if cwd is None:
-        cwd = caller_directory() if box.root == "/" else "/"
-    job = _plan.Job(command, cwd, extra_env, env)
-    plan = _plan.plan_for(box, ids)
-    exit, out, err, timed_out = _process.run(plan, job, stdin, stdout, stderr, timeout, fresh)
-    return Result(exit, out, err, timed_out, monotonic() - start, executor, plan.isolation)
+    run = new_run(plan, command, cwd, extra_env, stdin, stdout, stderr, timeout, env)
+    outcome = _process.complete(run, fresh)
+    return Result(*outcome, monotonic() - start, executor, plan.isolation)
 
 
 @functools.lru_cache(maxsize=2)
@@ -95,8 +111,8 @@ def run_tool(
     (job.passed,) = pass_fds or (-1,)
     # No such program makes a session keyring of its own, which belongs to the isolation of IPC.
     plan = _bare_plan(box.ipc == "isolated")
-    exit, out, err, timed_out = _process.run(plan, job, stdin, stdout, stderr, timeout, True)
-    return Result(exit, out, err, timed_out, monotonic() - start, executor, dict(isolation))
+    outcome = _process.complete(_process.Run(plan, job, stdin, stdout, stderr, timeout), fresh=True)
+    return Result(*outcome, monotonic() - start, executor, dict(isolation))
 
 
 def warn(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 
 from . import _calls, _executor
@@ -86,11 +86,18 @@ def run_in(
     fresh: bool = True,
 ) -> Result:
     """Runs a command in a Sandbox, by the executor that is chosen; see run_sandbox."""
+    words = (box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh)
+    result: Result = executor_of(box).run_in(*words)
+    return result
+
+
+def executor_of(box: Sandbox) -> ModuleType:
+    """The executor of a Sandbox, chosen once for each kind of caller."""
     key = os.geteuid(), _variables.get(_VARIABLE)
-    chosen: Callable[..., Result] | None = box._plans.get(key)
+    chosen: ModuleType | None = box._plans.get(key)
     if chosen is None:
-        chosen = box._plans[key] = choose(box).run_in
-    return chosen(box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh)
+        chosen = box._plans[key] = choose(box)
+    return chosen
 
 
 def _possible() -> dict[str, str]:

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from _thread import get_ident
 from time import monotonic
 
 from . import _native, _plan, _slots, errors
@@ -16,6 +15,7 @@ from .sandbox import CAPTURE, STDOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from threading import Event
     from typing import Any, TypeAlias
 
     from .sandbox import Stream
@@ -36,114 +36,156 @@ _CAPTURED: int = lib.SBX_CAPTURE
 _MERGED: int = lib.SBX_STDOUT
 
 
-def run(
-    plan: Plan,
-    job: Job,
-    stdin: Stream | bytes,
-    stdout: Stream,
-    stderr: Stream,
-    timeout: float | None,
-    fresh: bool,
-) -> Outcome:
-    """Starts the job, moves its output, waits for its end: (exit, out, err, timed out).
+class Stopped(BaseException):
+    """The run of this thread was ended because somebody else wanted it."""
 
-    Nothing of the run is left afterwards, however it ends. fresh=False: in a slot, where runs of
-    this plan may follow one another in one.
+
+#: By thread: an event that ends the run there, within 100 ms. See _map.py.
+stops: dict[int, Event] = {}
+
+
+def complete(run: Run, fresh: bool) -> Outcome:
+    """Starts a run, moves its output, waits for its end: (exit, out, err, timed out).
+
+    Nothing of the run is left afterwards, however it ends.
     """
-    deadline = None if timeout is None else monotonic() + timeout
-    outputs = _output("stdout", stdout), _output("stderr", stderr)
-    choose = _run_fresh if fresh else _run
-    if isinstance(stdin, (bytes, bytearray, memoryview)):
-        with _memory_file(stdin) as fd:
-            return choose(plan, job, (fd, *outputs), deadline)
-    first = _NULL if stdin is None else _descriptor("stdin", stdin)
-    return choose(plan, job, (first, *outputs), deadline)
-
-
-def _run(plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None) -> Outcome:
-    slots = plan.slots
-    if slots is None:
-        slots = plan.slots = _slots.Slots(plan) if _slots.can_stay(plan) else False
-    if slots:
-        try:
-            return _run_in_slot(slots, plan, job, stdio, deadline)
-        except _slots.NoSlot:
-            pass  # the same isolation, all of it new; that also tells what is wrong
-    return _run_fresh(plan, job, stdio, deadline)
-
-
-def _run_in_slot(
-    slots: _slots.Slots, plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None
-) -> Outcome:
-    workspace = _native.take_workspace()
-    slot = None
     try:
-        slot = _start_in_slot(slots, workspace, plan, job, stdio)
-        return _finish(workspace, plan, job, stdio, deadline)
-    except errors.SetupError as error:
-        if error.step in ("source", "target", "mount"):  # the root changed beneath the slots
-            slots.close()
-            raise _slots.NoSlot from None
-        raise
-    finally:
-        lib.sbx_end(workspace.run)
-        if slot is not None:
-            slots.give(slot)
-        _native.give_back(workspace)
-
-
-def _start_in_slot(
-    slots: _slots.Slots,
-    workspace: _native.Workspace,
-    plan: Plan,
-    job: Job,
-    stdio: tuple[int, int, int],
-) -> _slots.Slot:
-    keep = _native.fill_job(
-        workspace, job.blob, job.cwd_size, job.counts, stdio, -1, plan.held(()), -1, -1
-    )
-    for _ in range(_slots.MOST_IDLE + 2):  # as many may have died since
-        workspace.slot = slot = slots.take()
-        started = lib.sbx_spawn_in_slot(
-            slot.struct, workspace.job, workspace.run, len(job.blob), job.cwd_size
-        )
-        if started == 0:
-            del keep
-            return slot
-        slots.give(slot)
-        if started < 0:
-            raise plan.error(*_failure(workspace), job)
-        slots.waste(slot)
-    raise _slots.NoSlot
-
-
-def _finish(
-    workspace: _native.Workspace,
-    plan: Plan,
-    job: Job,
-    stdio: tuple[int, int, int],
-    deadline: float | None,
-) -> Outcome:
-    timed_out = _pump(workspace, plan, job, deadline)
-    out = workspace.out.take() if stdio[1] == _CAPTURED else None
-    err = workspace.err.take() if stdio[2] == _CAPTURED else None
-    return _exit_status(workspace.run.wait_status), out, err, timed_out
-
-
-def _run_fresh(
-    plan: Plan, job: Job, stdio: tuple[int, int, int], deadline: float | None
-) -> Outcome:
-    workspace = _native.take_workspace()
-    stubs = Stubs(plan.box.root, deadline)
-    try:
-        _start(workspace, plan, job, stdio, stubs)
-        return _finish(workspace, plan, job, stdio, deadline)
+        run.start(fresh)
+        while not run.follow(lib.sbx_pump(run.struct, run.wait())):
+            if stops and (event := stops.get(get_ident())) is not None and event.is_set():
+                raise Stopped
+        return run.outcome()
     finally:
         # Whatever came, a KeyboardInterrupt too: kill, wait, close. Not interruptible, as it is
         # one call; should another exception get in before it, ffi.gc makes the same call.
-        lib.sbx_end(workspace.run)
-        stubs.release()
-        _native.give_back(workspace)
+        lib.sbx_end(run.struct)
+        run.release()
+
+
+class Run:
+    """One run: `start`, then pump its `struct` until `follow` says that it is over, then `outcome`;
+    in any case lib.sbx_end and `release`. SpecError for a stdio that is none.
+    """
+
+    __slots__ = (
+        *("plan", "_job", "_stdio", "deadline", "_timed_out", "_content"),
+        *("_workspace", "struct", "_slots", "_slot", "_stubs"),
+    )
+
+    def __init__(
+        self,
+        plan: Plan,
+        job: Job,
+        stdin: Stream | bytes,
+        stdout: Stream,
+        stderr: Stream,
+        timeout: float | None,
+    ) -> None:
+        self.plan = plan
+        self.deadline = None if timeout is None else monotonic() + timeout
+        self._job = job
+        self._timed_out = False
+        self._slots: _slots.Slots | None = None
+        self._slot: _slots.Slot | None = None
+        self._stubs: Stubs | None = None
+        self._content = -1
+        outputs = _output("stdout", stdout), _output("stderr", stderr)
+        if isinstance(stdin, (bytes, bytearray, memoryview)):
+            first = self._content = _memory_file(stdin)
+        else:
+            first = _NULL if stdin is None else _descriptor("stdin", stdin)
+        self._stdio = (first, *outputs)
+        self._workspace = _native.take_workspace()
+        self.struct = self._workspace.run
+
+    def start(self, fresh: bool) -> None:
+        """Starts the job, or raises why not: a SetupError. fresh=False: in a slot, if it can be."""
+        if fresh or not self._start_in_slot():
+            self._stubs = Stubs(self.plan.box.root, self.deadline)
+            _start(self._workspace, self.plan, self._job, self._stdio, self._stubs)
+
+    def _start_in_slot(self) -> bool:
+        """False where there is none: then the same isolation, all of it new, also tells why."""
+        plan, job, work = self.plan, self._job, self._workspace
+        slots = slots_of(plan)
+        if slots is None:
+            return False
+        keep = _native.fill_job(
+            work, job.blob, job.cwd_size, job.counts, self._stdio, -1, plan.held(()), -1, -1
+        )
+        for _ in range(_slots.MOST_IDLE + 2):  # as many may have died since
+            try:
+                self._slot = work.slot = slots.take()
+            except _slots.NoSlot:
+                return False
+            self._slots = slots
+            started = lib.sbx_spawn_in_slot(
+                self._slot.struct, work.job, work.run, len(job.blob), job.cwd_size
+            )
+            if started == 0:
+                del keep
+                return True
+            slot = self._slot
+            self._give_slot()
+            if started < 0:
+                raise plan.error(*_failure(work), job)
+            if slots.is_pointless(slot):
+                break
+        return False
+
+    def wait(self) -> int:
+        """How long to pump before looking up, in ns."""
+        if self.deadline is None:
+            return _LONGEST_WAIT
+        return max(0, min(_LONGEST_WAIT, int((self.deadline - monotonic()) * 1e9)))
+
+    def follow(self, result: int) -> bool:
+        """Does what the pump came back for; whether the run is over. SetupError."""
+        if result == _DONE:
+            return True
+        if result == _FULL:
+            self._workspace.out.enlarge()
+            self._workspace.err.enlarge()
+        elif result == _ERROR:
+            error = self.plan.error(*_failure(self._workspace), self._job)
+            if self._slots is None or error.step not in ("source", "target", "mount"):
+                raise error
+            self._slots.close()  # the root changed beneath the slots
+            lib.sbx_end(self.struct)
+            self._give_slot()
+            self.start(True)
+        if self.deadline is not None and monotonic() >= self.deadline:
+            lib.sbx_signal(self.struct, _SIGKILL)
+            self._timed_out, self.deadline = True, None
+        return False
+
+    def outcome(self) -> Outcome:
+        """Of a run that is over. StatusLost."""
+        out = self._workspace.out.take() if self._stdio[1] == _CAPTURED else None
+        err = self._workspace.err.take() if self._stdio[2] == _CAPTURED else None
+        return _exit_status(self.struct.wait_status), out, err, self._timed_out
+
+    def release(self) -> None:
+        """Gives back what it used. It was ended by lib.sbx_end."""
+        if self._content >= 0:
+            os.close(self._content)
+        self._give_slot()
+        if self._stubs is not None:
+            self._stubs.release()
+        _native.give_back(self._workspace)
+
+    def _give_slot(self) -> None:
+        if self._slots is not None and self._slot is not None:
+            slots, slot, self._slots = self._slots, self._slot, None
+            slots.give(slot)
+
+
+def slots_of(plan: Plan) -> _slots.Slots | None:
+    """Those that runs of a plan follow one another in; None where they may not."""
+    slots: _slots.Slots | bool | None = plan.slots
+    if slots is None:
+        slots = plan.slots = _slots.Slots(plan) if _slots.can_stay(plan) else False
+    return slots or None  # type: ignore[return-value]
 
 
 # ---- descriptors -----------------------------------------------------------------------------
@@ -171,8 +213,7 @@ def _output(name: str, value: Stream) -> int:
     return _descriptor(name, value)
 
 
-@contextlib.contextmanager
-def _memory_file(content: bytes | bytearray | memoryview) -> Iterator[int]:
+def _memory_file(content: bytes | bytearray | memoryview) -> int:
     """A file in memory, not a pipe: nobody has to feed it while the command runs."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
     try:
@@ -180,9 +221,10 @@ def _memory_file(content: bytes | bytearray | memoryview) -> Iterator[int]:
         while rest:
             rest = rest[os.write(fd, rest) :]
         os.lseek(fd, 0, os.SEEK_SET)
-        yield fd
-    finally:
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
 # ---- start -----------------------------------------------------------------------------------
@@ -250,28 +292,7 @@ def _failure(workspace: _native.Workspace) -> tuple[int, int, int]:
     return failure.step, failure.index, failure.error
 
 
-# ---- output, status --------------------------------------------------------------------------
-
-
-def _pump(workspace: _native.Workspace, plan: Plan, job: Job, deadline: float | None) -> bool:
-    """Until the run is over; whether the deadline ended it."""
-    timed_out = False
-    wait = _LONGEST_WAIT
-    while True:
-        if deadline is not None:
-            left = deadline - monotonic()
-            if left <= 0:
-                lib.sbx_signal(workspace.run, _SIGKILL)
-                timed_out, deadline, left = True, None, 1.0
-            wait = min(_LONGEST_WAIT, int(left * 1e9))
-        result = lib.sbx_pump(workspace.run, wait)
-        if result == _DONE:
-            return timed_out
-        if result == _FULL:
-            workspace.out.enlarge()
-            workspace.err.enlarge()
-        elif result == _ERROR:
-            raise plan.error(*_failure(workspace), job)
+# ---- status ----------------------------------------------------------------------------------
 
 
 def _exit_status(wait_status: int) -> int:

@@ -126,13 +126,12 @@ class Slots:
         slot.runs += 1
         return slot
 
-    def waste(self, slot: Slot) -> None:
-        """It could not be used: if it was never used twice, it gained nothing. After some of these
-        in a row the runs are made fresh; a new slot that fails is not worth another try.
+    def is_pointless(self, slot: Slot) -> bool:
+        """Whether there is no use in another, now that this one could not be used: it was new, or
+        many in a row served one run only, so that they gained nothing.
         """
         self._wasted = self._wasted + 1 if slot.runs <= 2 else 0
-        if slot.runs == 1 or self._is_resting():
-            raise NoSlot
+        return slot.runs == 1 or self._is_resting()
 
     def _is_resting(self) -> bool:
         if self._wasted >= MOST_WASTED:

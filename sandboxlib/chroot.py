@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Mapping
 
-from . import _calls, _executor, _machine
+from . import _calls, _executor, _machine, _plan
 from .errors import UnsupportedError
 from .result import Result
 from .sandbox import CAPTURE, Sandbox
@@ -45,6 +45,13 @@ def _promises_not(box: Sandbox) -> list[str]:
     return []
 
 
+def plan_of(box: Sandbox) -> _plan.Plan:
+    """How the C core runs a command in a Sandbox; UnsupportedError."""
+    if (box.user != "caller" or box.ids is not None) and (refused := _promises_not(box)):
+        raise UnsupportedError(f"{NAME}: {refused[0]}")
+    return _plan.plan_for(box)
+
+
 def run_in(
     box: Sandbox,
     command: Command,
@@ -58,10 +65,9 @@ def run_in(
     fresh: bool = True,
 ) -> Result:
     """Runs a command in a Sandbox; see run_sandbox."""
-    if (box.user != "caller" or box.ids is not None) and (refused := _promises_not(box)):
-        raise UnsupportedError(f"{NAME}: {refused[0]}")
+    plan = plan_of(box)
     return _executor.run_native(
-        NAME, box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh=fresh
+        NAME, plan, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh
     )
 
 

@@ -12,9 +12,10 @@
      |   |- SetupNotFound(FileNotFoundError)
      |   |- SetupDenied(PermissionError)
      |   `- SetupNotADirectory(NotADirectoryError)
-     `- StatusLost(ChildProcessError)        the command ran, but somebody else took its status
+     |- StatusLost(ChildProcessError)        the command ran, but somebody else took its status
+     `- CommandFailed                        a map that stops at a failure met one
 
-A command that fails is no error of ours: its exit status is in the Result.
+A command that fails is no error of ours otherwise: its exit status is in the Result.
 """
 
 from __future__ import annotations
@@ -22,9 +23,19 @@ from __future__ import annotations
 import errno as _errno
 import os as _os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .result import Result
+
 
 class SandboxError(Exception):
-    """The base of every error that sandboxlib raises of its own."""
+    """The base of every error that sandboxlib raises of its own.
+
+    number, command: from a map, which of its commands it was; see Result.
+    """
+
+    number = -1
+    command: object = None
 
 
 class SpecError(SandboxError, ValueError):
@@ -81,7 +92,8 @@ class SetupError(SandboxError, OSError, RuntimeError):
         return f"{text}; {self.hint}" if self.hint else text
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.errno, self.filename, self.step, self.what, self.hint))
+        words = (self.errno, self.filename, self.step, self.what, self.hint)
+        return (type(self), words, self.__dict__)
 
 
 class SetupNotFound(SetupError, FileNotFoundError):
@@ -117,3 +129,22 @@ class StatusLost(SandboxError, ChildProcessError):
     The caller's process waits for any child, or ignores SIGCHLD; the run had no reaper
     (processes='undefined' or init=False), and the kernel is older than 6.15.
     """
+
+
+class CommandFailed(SandboxError):
+    """A command of a map with on_failure='stop' ended with another exit status than 0.
+
+    result: its Result. number, command: which of the commands it was.
+    """
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result)
+        self.result = result
+        self.number = result.number
+        self.command = result.command
+
+    def __str__(self) -> str:
+        late = ", when its time was over" if self.result.timed_out else ""
+        text = f"{self.command!r} ended with exit status {self.result.exit}{late}"
+        said = (self.result.err or b"").strip()[-1000:].decode(errors="replace")
+        return f"{text}: {said}" if said else text

@@ -15,12 +15,16 @@ class Result(tuple[int, bytes | None, bytes | None]):
     wall: float   seconds from the call to the end of the run.
     executor      the name of the executor that ran it.
     isolation     a mapping of what the run had: network, mounts, processes, ipc.
+    number: int   from a map: which of its commands it was, from 0 on; otherwise -1.
+    command       from a map: the command as the map was given it; otherwise None.
     """
 
     timed_out: bool
     wall: float
     executor: str
     isolation: Mapping[str, str]
+    number: int = -1
+    command: object = None
 
     def __new__(
         cls,
@@ -40,8 +44,7 @@ class Result(tuple[int, bytes | None, bytes | None]):
         return self
 
     def __reduce__(self) -> tuple[object, ...]:
-        words = (*self, self.timed_out, self.wall, self.executor, dict(self.isolation))
-        return (type(self), words)
+        return (type(self), tuple(self), {**self.__dict__, "isolation": dict(self.isolation)})
 
     @property
     def exit(self) -> int:

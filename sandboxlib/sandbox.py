@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 from .errors import SpecChoiceError, SpecError, SpecTypeError, setup_error
 
@@ -446,6 +446,54 @@ class Sandbox(_Value):
         assert runner is not None
         words = (self, command, cwd, extra_env, stdin, stdout, stderr, timeout, None, fresh)
         return runner(*words)
+
+    def map(
+        self,
+        commands: Iterable[Command | Mapping[str, Any]],
+        jobs: int | None = None,
+        *,
+        ordered: bool = True,
+        on_failure: str = "stop",
+        progress: Callable[[int, Any], object] | None = None,
+        **words: Any,
+    ) -> Generator[Any, None, None]:
+        """Runs many commands in the sandbox, a few at a time; yields a Result for each.
+
+            for result in box.map((["cc", "-c", name] for name in names), jobs=8, cwd="/src"):
+                print(names[result.number], result.wall)
+
+        commands: any iterable, read as commands are started, never further. A command is one as
+            run() takes it, or a dict of all the words of run(): {'command': ['cc', ...],
+            'cwd': '/src', 'timeout': 60}.
+        jobs: how many run at once; None: as many as there are CPUs for this process.
+        ordered: True (the default): results come in the order of the commands. False: as the
+            commands end. Result.number and Result.command say which one it was.
+        on_failure: what happens when a command ends with another exit status than 0, also by its
+            timeout, or cannot be run (a SandboxError).
+            'stop' (the default): no other is started, and the failure is raised: CommandFailed,
+            which has the Result, or the error itself. Commands that run are killed; in order only
+            those after the one that failed: all results before it come first, as if one command
+            had been run after the other.
+            'continue': nothing is raised. Every Result is yielded, and for a command that could
+            not be run its SandboxError, in its place.
+        progress: called with the number of commands that ended so far and the Result, or the
+            SandboxError, of each as it ends. What it raises ends the map.
+        words: those of run() for all commands: cwd, extra_env, stdin, stdout, stderr, timeout
+            (seconds, of each command), fresh.
+
+        Nothing is started before the first next(), and between one next() and the other nothing
+        new; commands that run go on. At most `jobs` commands run, and at most 4 * jobs were started
+        whose results are not handed over yet: their outputs are what a map keeps in memory.
+
+        Whatever ends the iteration (its end, an exception, Ctrl-C, close(), the iterator being
+        dropped) kills what still runs, and waits until it is gone. Several threads may use a
+        Sandbox, each with iterators of its own.
+
+        Raises SpecError, at once, for words that make no sense.
+        """
+        from . import _map
+
+        return _map.start(_map.each_in(self, commands), jobs, ordered, on_failure, progress, words)
 
     def close(self) -> None:
         """Ends what is kept from run to run; the next run makes it anew."""

@@ -11,7 +11,7 @@ import functools
 import os
 from collections.abc import Mapping
 
-from . import _calls, _executor
+from . import _calls, _executor, _plan
 from .result import Result
 from .sandbox import CAPTURE, Sandbox
 
@@ -37,6 +37,11 @@ def refusals(box: Sandbox) -> list[str]:
     return _executor.native_refusals(run_in, box)
 
 
+def plan_of(box: Sandbox) -> _plan.Plan:
+    """How the C core runs a command in a Sandbox: in a user namespace of the caller's."""
+    return _plan.plan_for(box, (os.geteuid(), os.getegid()))
+
+
 def run_in(
     box: Sandbox,
     command: Command,
@@ -50,9 +55,9 @@ def run_in(
     fresh: bool = True,
 ) -> Result:
     """Runs a command in a Sandbox; see run_sandbox."""
-    ids = os.geteuid(), os.getegid()
+    plan = plan_of(box)
     return _executor.run_native(
-        NAME, box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, ids, fresh
+        NAME, plan, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh
     )
 
 

@@ -13,7 +13,17 @@ import pytest
 from conftest import needs_root
 
 import sandboxlib
-from sandboxlib import STDOUT, Mount, Sandbox, SetupError, SpecError, _native, _process, run_sandbox
+from sandboxlib import (
+    CAPTURE,
+    STDOUT,
+    Mount,
+    Sandbox,
+    SetupError,
+    SpecError,
+    _native,
+    _process,
+    run_sandbox,
+)
 from sandboxlib._plan import Job, plan_for
 
 pytestmark = needs_root
@@ -160,16 +170,16 @@ def test_every_byte_of_the_output_is_returned(box: Sandbox, size: int) -> None:
 
 def test_what_the_pipe_still_holds_at_the_end_is_read(box: Sandbox) -> None:
     # The command is dead before the first look, and its output is larger than the buffer.
-    plan = plan_for(box)
-    workspace = _native.Workspace()
-    workspace.run.out.size = 16
-    stdio = (_native.lib.SBX_NULL, _native.lib.SBX_CAPTURE, _native.lib.SBX_NULL)
     job = Job(["sh", "-c", "echo $(seq 500)"], "/", None)
-    assert _process._spawn(workspace, plan, job, stdio, plan.held(())) == 0
-    select.select([workspace.run.pidfd], [], [])
-    assert not _process._pump(workspace, plan, job, None)
-    assert workspace.out.take() == " ".join(map(str, range(1, 501))).encode() + b"\n"
-    _native.lib.sbx_end(workspace.run)
+    run = _process.Run(plan_for(box), job, None, CAPTURE, None, None)
+    run.struct.out.size = 16
+    run.start(fresh=True)
+    select.select([run.struct.pidfd], [], [])
+    while not run.follow(_native.lib.sbx_pump(run.struct, run.wait())):
+        pass
+    assert run.outcome()[1] == " ".join(map(str, range(1, 501))).encode() + b"\n"
+    _native.lib.sbx_end(run.struct)
+    run.release()
 
 
 def test_hundreds_of_megabytes_on_both_streams_do_not_block(shared_rootfs: Path) -> None:
@@ -191,6 +201,14 @@ def test_a_timeout_ends_everything_and_keeps_the_output(box: Sandbox) -> None:
     assert result == (-9, b"early\n", b"")
     assert result.timed_out
     assert not box.run(["true"], timeout=60).timed_out
+
+
+@pytest.mark.parametrize("script", ["while :; do echo x; usleep 10000; done", "exec yes"])
+def test_output_that_never_ends_does_not_put_off_the_timeout(box: Sandbox, script: str) -> None:
+    result = box.run(["sh", "-c", script], timeout=0.5)
+    assert result.timed_out
+    assert result.out
+    assert result.wall < 5
 
 
 def test_two_sandboxes_of_the_same_words_are_equal_and_survive_pickling(shared_rootfs) -> None:

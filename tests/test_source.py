@@ -37,7 +37,7 @@ ORDER = [
     {"_calls", "_luc_mounts"},
     {"chroot", "linux_user_chroot", "user_namespace", "bubblewrap"},
     {"_ladder"},
-    {"_doctor", "load", "utils"},
+    {"_doctor", "_map", "_pool", "load", "utils"},
     {"__init__"},
     {"_demo_source"},
     {"_demo", "_bench"},
@@ -166,7 +166,7 @@ def test_every_field_of_the_plan_is_set_and_used() -> None:
 
 def test_the_core_stays_small() -> None:
     lines = sum(len(path.read_text().splitlines()) for path in CSRC.iterdir())
-    assert lines < 2410
+    assert lines < 2450
     assert os.stat(PACKAGE / "_init").st_size < 12_000
 
 
