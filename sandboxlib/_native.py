@@ -7,7 +7,7 @@ import errno
 import os
 from _thread import allocate_lock
 from collections.abc import Iterable, Sequence
-from io import BytesIO
+from io import BytesIO, FileIO
 
 from . import errors
 from ._sandbox import ffi as ffi
@@ -302,6 +302,9 @@ class Slot:
             return file.read().splitlines()
 
 
+_foreign: list[FileIO] = []
+
+
 class Watch:
     """What some paths name at the moment, and what the caller has mounted."""
 
@@ -309,13 +312,13 @@ class Watch:
         self._words = ffi.from_buffer(b"".join(os.fsencode(path) + b"\0" for path in paths))
         self._seen = ffi.new("uint64_t[]", 3 * len(paths))
         self._count = len(paths)
-        self._mountinfo = -1
-        self._status: os.stat_result | None = None
-        try:
-            self._mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-            self._status = os.fstat(self._mountinfo)
+        self._file: FileIO | None = None
+        try:  # an object from the start, which no interrupt can lose
+            self._file = FileIO("/proc/self/mountinfo")
+            self._status = os.fstat(self._file.fileno())
         except OSError:  # without it mounts of the host's are not noticed
             pass
+        self._mountinfo = -1 if self._file is None else self._file.fileno()
         lib.sbx_see(self._words, self._count, self._seen, 1, -1)
 
     def is_same(self) -> bool:
@@ -323,14 +326,14 @@ class Watch:
         return bool(lib.sbx_see(self._words, self._count, self._seen, 0, self._mountinfo))
 
     def close(self) -> None:
-        fd, self._mountinfo = self._mountinfo, -1
+        file, self._file, self._mountinfo = self._file, None, -1
         try:
-            if self._status and os.path.samestat(os.fstat(fd), self._status):
-                os.close(fd)
-        except OSError:  # the host closed what is not its own
+            if file and os.path.samestat(os.fstat(file.fileno()), self._status):
+                file.close()
+        except OSError:  # the host closed it
             pass
-
-    __del__ = close
+        if file and not file.closed:
+            _foreign.append(file)  # its number is the host's now
 
 
 def held_flags(n_mounts: int, held: Iterable[int]) -> Any:

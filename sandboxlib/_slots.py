@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from _thread import RLock
+from _thread import RLock, interrupt_main
 from collections import deque
 from weakref import ref
 
@@ -56,8 +56,22 @@ class _Shared:
         self.watch: _native.Watch | None = None
         self.program: tuple[Any, Any, bytes] | None = None
         self.is_checked = False
-        self.slots = 0
         self.is_over = False
+        self._slots: list[ref[Slot]] = []
+
+    @property
+    def slots(self) -> int:
+        """How many are open. Counted, as some may have been lost in an interrupt."""
+        return sum(1 for r in self._slots if (slot := r()) is not None and slot.is_open)
+
+    @property
+    def at_most(self) -> int:
+        """How many are open, or were not long ago."""
+        return len(self._slots)
+
+    def add(self, slot: Slot) -> None:
+        self._slots = [r for r in self._slots if (s := r()) is not None and s.is_open]
+        self._slots.append(ref(slot))
 
     def release(self) -> None:
         """Lets go of the mount points that were made, once no slot has a mount on one."""
@@ -76,20 +90,13 @@ class Slot(_native.Slot):
 
     def __init__(self, shared: _Shared, place: Any, held: Any, inside: bytes) -> None:
         super().__init__(place, held, inside)
-        self.shared: _Shared | None = shared
-        shared.slots += 1
+        self.shared = shared
+        shared.add(self)
 
     def close(self) -> None:
         super().close()
-        shared, self.shared = self.shared, None
-        if shared is not None:
-            shared.slots -= 1
-            if shared.is_over:
-                shared.release()
-
-    def __del__(self) -> None:
-        if hasattr(self, "shared"):
-            self.close()
+        if self.shared.is_over:
+            self.shared.release()
 
 
 class Slots:
@@ -121,7 +128,7 @@ class Slots:
                 if self._shared is shared:
                     self.close()
         slot = self._take_idle() or self._open()
-        if slot.runs and len(self._idle) < min(self._shared.slots / 2, MOST_SPARE):
+        if slot.runs and len(self._idle) < min(self._shared.at_most / 2, MOST_SPARE):
             self._idle.append(self._open())
         slot.runs += 1
         return slot
@@ -175,7 +182,11 @@ class Slots:
 
     def __del__(self) -> None:
         _all.pop(id(self), None)
-        self.close()
+        while True:
+            try:
+                return self.close()
+            except KeyboardInterrupt:  # it would be lost here
+                interrupt_main()
 
     # ---- opening -----------------------------------------------------------------------------
 

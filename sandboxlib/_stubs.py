@@ -92,8 +92,6 @@ class Stubs:
             root, self._root = self._root, -1
             os.close(root)
 
-    __del__ = release  # an interrupt may have kept the run from it
-
     def abandon(self) -> None:
         """In a fork of the caller, whose stubs they are: closes what was inherited."""
         held, self._held = self._held, []
@@ -156,8 +154,6 @@ class _Stub:
         parent, self.parent = self.parent, -1
         if parent >= 0:
             os.close(parent)
-
-    __del__ = close
 
     def _close_fd(self) -> None:
         fd, self.fd = self.fd, -1  # never twice: the number may be somebody else's by then

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_rootfs, needs_root, require, wait_until
+from conftest import make_rootfs, needs_root, processes, require, wait_until
 
 from sandboxlib import Mount, Sandbox, SetupError, _native, _slots, run_sandbox
 
@@ -526,9 +526,10 @@ assert box.run(["true"]).exit == 0
 
 def test_a_resident_that_is_killed_is_told_as_that_and_replaced(box: Sandbox) -> None:
     results = []
-    thread = threading.Thread(target=lambda: results.append(box.run(["sleep", "100"])))
+    mark = f"86{os.getpid()}"
+    thread = threading.Thread(target=lambda: results.append(box.run(["sleep", mark])))
     thread.start()
-    assert wait_until(residents)
+    assert wait_until(lambda: processes(mark))
     os.kill(min(residents()), signal.SIGKILL)
     thread.join()
     assert results[0].exit == -9
