@@ -550,7 +550,7 @@ def run_there(box: Sandbox, command: list[str]) -> sandboxlib.Result:
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_sandbox_and_result_go_to_other_processes(shared_rootfs: Path, method: str) -> None:
     box = Sandbox(shared_rootfs, network="isolated", extra_mounts=[Mount.tmpfs("/tmp")])
-    box.run(["true"])
+    here = box.run(["true"])
     with multiprocessing.get_context(method).Pool(2) as pool:
         results = pool.starmap(run_there, [(box, command) for command in echo(1, 2, 3)])
         error = pool.apply_async(run_there, (box, ["nonesuch"]))
@@ -558,8 +558,8 @@ def test_sandbox_and_result_go_to_other_processes(shared_rootfs: Path, method: s
             error.get()
     box.close()
     assert results == [(0, b"1\n", b""), (0, b"2\n", b""), (0, b"3\n", b"")]
-    assert results[0].executor == "chroot"
-    assert results[0].isolation["network"] == "isolated"
+    assert results[0].executor == here.executor
+    assert results[0].isolation == here.isolation
     assert raised.value.step == "exec"
 
 
