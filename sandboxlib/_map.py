@@ -199,13 +199,10 @@ class _Map:
             self._progress(self._n_ended, outcome)
 
     def _fail(self, number: int) -> None:
+        """No other is started. In order, those before it are waited for."""
         self._calls = None
         self._failed = number
-        after = number if self._ordered else -1
-        self._group.kill([other for other in self._commands if other > after])
-        if self._ordered:
-            for other in [other for other in self._ended if other > number]:
-                del self._ended[other]
+        self._group.kill([n for n in self._commands if n > number or not self._ordered])
 
 
 class _Group:
@@ -302,7 +299,6 @@ class _Group:
                 self._bell.close()
         for number in list(self._runs):
             self._end(number)
-        self._ended.clear()
 
     def _tell(self, number: int, outcome: Outcome) -> None:
         if self._stop and _is_failure(outcome):

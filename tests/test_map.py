@@ -239,10 +239,13 @@ def test_a_failure_stops_and_is_raised(place: Place) -> None:
 
 
 def test_in_order_what_was_before_the_failure_comes_first(place: Place) -> None:
-    commands = [sh("sleep 0.6; echo 0"), ["echo", "1"], sh("exit 5"), ["sleep", "60"]]
+    mark = f"76{os.getpid()}"
+    commands = [sh("sleep 1; echo 0"), ["echo", "1"], sh("exit 5"), ["sleep", mark]]
     results = place.map(commands, jobs=4)
     start = time.monotonic()
-    assert [next(results).out, next(results).out] == [b"0\n", b"1\n"]
+    assert next(results).out == b"0\n"
+    assert is_gone(place, mark)  # what comes after it is killed at once
+    assert next(results).out == b"1\n"
     with pytest.raises(CommandFailed) as raised:
         next(results)
     assert raised.value.number == 2
@@ -299,6 +302,7 @@ def test_with_continue_everything_comes_in_its_place(place: Place) -> None:
     assert isinstance(results[3], SpecError)
     assert isinstance(results[4], SpecError)
     assert [result.number for result in results] == list(range(6))
+    assert [one.__traceback__ for one in results[2:5]] == [None] * 3  # they keep nothing alive
 
 
 def test_progress_hears_of_every_end(place: Place) -> None:
