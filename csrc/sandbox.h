@@ -128,6 +128,11 @@ struct sbx_slot {
     uint64_t inodes[2]; /* of the two: a host may close or replace what is not its own */
 };
 
+struct sbx_watch {
+    int mountinfo;  /* /proc/self/mountinfo; -1: there is none */
+    uint64_t inode; /* of it: a host may close or replace what is not its own */
+};
+
 struct sbx_run {
     int owner;             /* pid of the process that started it; 0: no run */
     struct sbx_slot *slot; /* the slot that it runs in, or NULL */
@@ -205,10 +210,12 @@ int sbx_open_init(void);
 char *sbx_new_stack(void);
 void sbx_free_stack(char *stack);
 
-/* Whether N paths, one after the other and NUL-ended, name the same files as when KEEP was last
- * set: `seen` has room for three numbers each. And whether MOUNTINFO, open since then, says that
- * nothing was mounted or unmounted in the caller's namespace; -1: it is not asked. */
-int sbx_see(const char *paths, int n, uint64_t *seen, int keep, int mountinfo);
+/* Whether N paths, one after the other and NUL-ended, name the same files as when the watch was
+ * opened, and nothing was mounted or unmounted in the caller's namespace since then. `seen` has
+ * room for three numbers each. */
+void sbx_open_watch(const char *paths, int n, uint64_t *seen, struct sbx_watch *watch);
+int sbx_see(const char *paths, int n, uint64_t *seen, const struct sbx_watch *watch);
+void sbx_close_watch(struct sbx_watch *watch);
 
 /* openat2(2) of PATH as if DIRECTORY were the root, no magic links: a descriptor or -errno. */
 int sbx_open_in_root(int directory, const char *path, int flags);

@@ -537,10 +537,8 @@ int sbx_open_in_root(int directory, const char *path, int flags) {
     return (int)raw(RAW_openat2, directory, path, &how, sizeof how);
 }
 
-int sbx_see(const char *paths, int n, uint64_t *seen, int keep, int mountinfo) {
-    struct pollfd changed = {mountinfo, POLLPRI, 0}; /* proc_pid_mounts(5) */
-    struct timespec at_once = {0, 0};
-    int same = raw(__NR_ppoll, &changed, 1, &at_once, 0, 0) <= 0;
+static int see(const char *paths, int n, uint64_t *seen, int keep) {
+    int same = 1;
     for (int i = 0; i < n; i++, paths += strlen(paths) + 1) {
         struct raw_statx there = {.mount_id = 0};
         raw(__NR_statx, AT_FDCWD, paths, 0, 0x1100 /* STATX_INO, STATX_MNT_ID */, &there);
@@ -551,4 +549,24 @@ int sbx_see(const char *paths, int n, uint64_t *seen, int keep, int mountinfo) {
             memcpy(&seen[i * 3], now, sizeof now);
     }
     return same;
+}
+
+/* Without a mountinfo what the host mounts later is not noticed. */
+void sbx_open_watch(const char *paths, int n, uint64_t *seen, struct sbx_watch *watch) {
+    int flags = O_RDONLY | O_CLOEXEC;
+    watch->mountinfo = (int)above(raw(__NR_openat, AT_FDCWD, "/proc/self/mountinfo", flags), 3);
+    watch->inode = inode_of(watch->mountinfo);
+    see(paths, n, seen, 1);
+}
+
+int sbx_see(const char *paths, int n, uint64_t *seen, const struct sbx_watch *watch) {
+    struct pollfd changed = {watch->mountinfo, POLLPRI, 0}; /* proc_pid_mounts(5) */
+    struct timespec at_once = {0, 0};
+    return raw(__NR_ppoll, &changed, 1, &at_once, 0, 0) <= 0 && see(paths, n, seen, 0);
+}
+
+void sbx_close_watch(struct sbx_watch *watch) {
+    if (watch->inode && inode_of(watch->mountinfo) == watch->inode)
+        sbx_close(&watch->mountinfo);
+    watch->inode = 0;
 }

@@ -89,6 +89,10 @@ def _check_words(words: Mapping[str, object], known: frozenset[str]) -> None:
         raise SpecTypeError(f"a command has no such word: {', '.join(map(repr, unknown))}")
 
 
+def _as_error(failure: Result | SandboxError) -> SandboxError:
+    return CommandFailed(failure) if isinstance(failure, Result) else failure
+
+
 class _Map:
     """One map: which commands were started, what ended and is not handed over yet."""
 
@@ -124,17 +128,19 @@ class _Map:
     def _results(self) -> Generator[Any, None, None]:
         while self._group or self._ended or self._calls is not None:
             self._start_some()
-            # Also where something is ready: the caller may have been away for long.
-            for number, outcome in self._group.wait(blocking=self._next() is None):
-                self._note(number, outcome)
+            self._wait()
             self._start_some()
             ready = self._next()
             if ready is not None:
                 self._n_given += 1
-                result = self._ended.pop(ready)
                 if ready == self._failed:
-                    raise result if isinstance(result, SandboxError) else CommandFailed(result)
-                yield result
+                    raise _as_error(self._ended.pop(ready))
+                yield self._ended.pop(ready)
+
+    def _wait(self) -> None:
+        # Also where something is ready: the caller may have been away for long.
+        for number, outcome in self._group.wait(blocking=self._next() is None):
+            self._note(number, outcome)
 
     def _start_some(self) -> None:
         group = self._group
@@ -167,7 +173,7 @@ class _Map:
                     raise SpecError(f"there is no 'command': {command!r}")
             self._group.start(number, box, **words)
         except SandboxError as error:
-            self._note(number, error)
+            self._note(number, error.with_traceback(None))
 
     def _next(self) -> int | None:
         """Which result is to be handed over next, if it is there."""
@@ -193,13 +199,10 @@ class _Map:
             self._progress(self._n_ended, outcome)
 
     def _fail(self, number: int) -> None:
+        """No other is started. In order, those before it are waited for."""
         self._calls = None
         self._failed = number
-        after = number if self._ordered else -1
-        self._group.kill([other for other in self._commands if other > after])
-        if self._ordered:
-            for other in [other for other in self._ended if other > number]:
-                del self._ended[other]
+        self._group.kill([n for n in self._commands if n > number or not self._ordered])
 
 
 class _Group:
@@ -211,7 +214,7 @@ class _Group:
     def __init__(self, jobs: int, stop: bool) -> None:
         self.jobs = jobs
         self._stop = stop
-        self._stopped = False
+        self._last: float = float("inf")  # threads take up none of a higher number
         self._owner = os.getpid()
         self._runs: dict[int, tuple[_process.Run, str, float]] = {}  # executor, start
         self._threads: dict[int, Event] = {}  # an event that ends it; those that wait as well
@@ -285,7 +288,7 @@ class _Group:
     def close(self) -> None:
         """Kills all, and waits until it is gone. A fork of the caller closes only."""
         if self._owner == os.getpid():
-            self._stopped = True
+            self._last = -1
             self.kill([*self._runs, *self._threads])
             for _ in self._workers:
                 self._tasks.put(None)
@@ -297,6 +300,13 @@ class _Group:
         for number in list(self._runs):
             self._end(number)
 
+    def _tell(self, number: int, outcome: Outcome) -> None:
+        if self._stop and _is_failure(outcome):
+            self._last = min(self._last, number)
+        if isinstance(outcome, SandboxError):
+            outcome.__traceback__ = None  # through its frames it would keep all of the map
+        self._ended.append((number, outcome))
+
     # ---- runs in slots -----------------------------------------------------------------------
 
     def _follow(self, number: int, result: int) -> None:
@@ -305,11 +315,11 @@ class _Group:
             if not run.follow(result):
                 return
             wall = monotonic() - began
-            outcome: Outcome = Result(*run.outcome(), wall, executor, dict(run.plan.isolation))
+            found = Result(*run.outcome(), wall, executor, dict(run.plan.isolation))
+            self._tell(number, found)
         except SandboxError as error:
-            outcome = error
+            self._tell(number, error)
         self._end(number)
-        self._ended.append((number, outcome))
 
     def _end(self, number: int) -> None:
         run = self._runs[number][0]
@@ -335,17 +345,13 @@ class _Group:
 
     def _run(self, number: int, event: Event, box: Sandbox, words: dict[str, Any]) -> None:
         assert self._bell is not None
-        outcome: Outcome = None
         _process.stops[get_ident()] = event
         try:
-            if not (event.is_set() or self._stopped):
-                outcome = box.run(**words)
+            is_over = event.is_set() or number > self._last
+            self._tell(number, None if is_over else box.run(**words))
         except _process.Stopped:
-            pass
+            self._tell(number, None)
         except BaseException as error:  # it is the caller's, in whose thread it is raised
-            outcome = error
-        finally:
-            del _process.stops[get_ident()]
-            self._stopped |= self._stop and _is_failure(outcome)
-            self._ended.append((number, outcome))
-            self._bell.ring()
+            self._tell(number, error)
+        del _process.stops[get_ident()]
+        self._bell.ring()

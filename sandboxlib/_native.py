@@ -7,7 +7,7 @@ import errno
 import os
 from _thread import allocate_lock
 from collections.abc import Iterable, Sequence
-from io import BytesIO, FileIO
+from io import BytesIO
 
 from . import errors
 from ._sandbox import ffi as ffi
@@ -302,38 +302,21 @@ class Slot:
             return file.read().splitlines()
 
 
-_foreign: list[FileIO] = []
-
-
 class Watch:
     """What some paths name at the moment, and what the caller has mounted."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self._words = ffi.from_buffer(b"".join(os.fsencode(path) + b"\0" for path in paths))
-        self._seen = ffi.new("uint64_t[]", 3 * len(paths))
-        self._count = len(paths)
-        self._file: FileIO | None = None
-        try:  # an object from the start, which no interrupt can lose
-            self._file = FileIO("/proc/self/mountinfo")
-            self._status = os.fstat(self._file.fileno())
-        except OSError:  # without it mounts of the host's are not noticed
-            pass
-        self._mountinfo = -1 if self._file is None else self._file.fileno()
-        lib.sbx_see(self._words, self._count, self._seen, 1, -1)
+        words = ffi.from_buffer(b"".join(os.fsencode(path) + b"\0" for path in paths))
+        self._seen = words, len(paths), ffi.new("uint64_t[]", 3 * len(paths))
+        self._watch = ffi.gc(ffi.new("struct sbx_watch *"), lib.sbx_close_watch)
+        lib.sbx_open_watch(*self._seen, self._watch)
 
     def is_same(self) -> bool:
         """Whether nothing changed since."""
-        return bool(lib.sbx_see(self._words, self._count, self._seen, 0, self._mountinfo))
+        return bool(lib.sbx_see(*self._seen, self._watch))
 
     def close(self) -> None:
-        file, self._file, self._mountinfo = self._file, None, -1
-        try:
-            if file and os.path.samestat(os.fstat(file.fileno()), self._status):
-                file.close()
-        except OSError:  # the host closed it
-            pass
-        if file and not file.closed:
-            _foreign.append(file)  # its number is the host's now
+        lib.sbx_close_watch(self._watch)
 
 
 def held_flags(n_mounts: int, held: Iterable[int]) -> Any:

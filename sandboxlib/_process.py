@@ -28,6 +28,7 @@ lib = _native.lib
 _LONGEST_WAIT = 100_000_000
 _SIGKILL = 9  # signal(7)
 _TARGET: int = lib.SBX_STEP_TARGET
+_OF_THE_ROOT = (lib.SBX_STEP_SOURCE, lib.SBX_STEP_TARGET, lib.SBX_STEP_MOUNT)
 _DONE: int = lib.SBX_PUMP_DONE
 _FULL: int = lib.SBX_PUMP_FULL
 _ERROR: int = lib.SBX_PUMP_ERROR
@@ -147,9 +148,9 @@ class Run:
             self._workspace.out.enlarge()
             self._workspace.err.enlarge()
         elif result == _ERROR:
-            error = self.plan.error(*_failure(self._workspace), self._job)
-            if self._slots is None or error.step not in ("source", "target", "mount"):
-                raise error
+            failure = _failure(self._workspace)
+            if self._slots is None or failure[0] not in _OF_THE_ROOT:
+                raise self.plan.error(*failure, self._job)
             self._slots.close()  # the root changed beneath the slots
             lib.sbx_end(self.struct)
             self._give_slot()
@@ -176,7 +177,7 @@ class Run:
 
     def _give_slot(self) -> None:
         if self._slots is not None and self._slot is not None:
-            slots, slot, self._slots = self._slots, self._slot, None
+            slots, slot, self._slots, self._slot = self._slots, self._slot, None, None
             slots.give(slot)
 
 

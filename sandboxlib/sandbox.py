@@ -462,9 +462,8 @@ class Sandbox(_Value):
             for result in box.map((["cc", "-c", name] for name in names), jobs=8, cwd="/src"):
                 print(names[result.number], result.wall)
 
-        commands: any iterable, read as commands are started, never further. A command is one as
-            run() takes it, or a dict of all the words of run(): {'command': ['cc', ...],
-            'cwd': '/src', 'timeout': 60}.
+        commands: any iterable, read little by little. A command is one as run() takes it, or a dict
+            of words of run(): {'command': ['cc', ...], 'cwd': '/src', 'timeout': 60}.
         jobs: how many run at once; None: as many as there are CPUs for this process.
         ordered: True (the default): results come in the order of the commands. False: as the
             commands end. Result.number and Result.command say which one it was.
@@ -481,9 +480,10 @@ class Sandbox(_Value):
         words: those of run() for all commands: cwd, extra_env, stdin, stdout, stderr, timeout
             (seconds, of each command), fresh.
 
-        Nothing is started before the first next(), and between one next() and the other nothing
-        new; commands that run go on. At most `jobs` commands run, and at most 4 * jobs were started
-        whose results are not handed over yet: their outputs are what a map keeps in memory.
+        All is done in next(): nothing is started before the first, and while the caller does
+        something else commands that run go on, but few new ones begin. At most `jobs` commands run.
+        At most 4 * jobs were read whose results are not handed over yet: those that run, some that
+        are about to, and results that wait, whose outputs are what a map keeps in memory.
 
         Whatever ends the iteration (its end, an exception, Ctrl-C, close(), the iterator being
         dropped) kills what still runs, and waits until it is gone. Several threads may use a

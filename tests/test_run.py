@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import pickle
 import select
@@ -209,6 +211,19 @@ def test_output_that_never_ends_does_not_put_off_the_timeout(box: Sandbox, scrip
     assert result.timed_out
     assert result.out
     assert result.wall < 5
+
+
+def test_a_failure_leaves_nothing_for_the_garbage_collector(box: Sandbox) -> None:
+    # A cycle would keep the slot of the run open until then, and end it in who knows what thread.
+    gc.collect()
+    gc.disable()
+    try:
+        for call in (lambda: box.run(["nonesuch"]), lambda: list(box.map([["nonesuch"]] * 3))):
+            with contextlib.suppress(FileNotFoundError):
+                call()
+            assert not [one for one in gc.get_objects() if isinstance(one, _process.Run)]
+    finally:
+        gc.enable()
 
 
 def test_two_sandboxes_of_the_same_words_are_equal_and_survive_pickling(shared_rootfs) -> None:

@@ -45,7 +45,7 @@ ORDER = [
 ]
 LICENSED = [
     *("sandboxlib/**/*.py", "sandboxlib/*.pyi", "csrc/*", "tests/*.[pc]*", "benchmarks/*.[pc]*"),
-    *("*.py", "*.md", "*.toml", "*.in", "docs/*.md", ".ci/*", ".clang-format"),
+    *("examples/*.py", "*.py", "*.md", "*.toml", "*.in", "docs/*.md", ".ci/*", ".clang-format"),
 ]
 # Steps without a line in the table: the caller's own, two that MOUNT tells apart, the reaper's.
 NOT_IN_THE_TABLE = {"NONE", "PIPE", "LIFELINE", "CLONE", "SOURCE", "TARGET", "FORK"}
@@ -166,7 +166,7 @@ def test_every_field_of_the_plan_is_set_and_used() -> None:
 
 def test_the_core_stays_small() -> None:
     lines = sum(len(path.read_text().splitlines()) for path in CSRC.iterdir())
-    assert lines < 2450
+    assert lines < 2480
     assert os.stat(PACKAGE / "_init").st_size < 12_000
 
 
