@@ -638,7 +638,9 @@ static int do_no_new_privs(struct sbx_child *c) {
 }
 
 /* Without a reaper this is what ends the command with its caller. It follows the calling thread,
- * which stays in the call for as long as the run lasts; a change of credentials would clear it. */
+ * which stays in the call for as long as the run lasts; a change of credentials would clear it.
+ * That thread may have died before: the lifeline tells (on Linux < 6.9 of its process only, some
+ * threads of which may take their time), and so does a parent that is another one. */
 static int do_parent_death(struct sbx_child *c) {
     if (c->place->reaper || c->inside)
         return 0;
@@ -647,8 +649,11 @@ static int do_parent_death(struct sbx_child *c) {
     struct {
         long seconds, nanoseconds;
     } at_once = {0, 0};
+    long parent = raw(__NR_getppid, 0); /* 0: in another pid namespace */
+    if (result >= 0 && parent != 0 && parent != c->run->owner)
+        result = -ESRCH;
     if (result >= 0 && raw(__NR_ppoll, &caller, 1, &at_once, 0, 0) == 1)
-        result = -ESRCH; /* it died before the line above */
+        result = -ESRCH;
     return (int)result;
 }
 

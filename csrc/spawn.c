@@ -137,7 +137,13 @@ static int make_pipes(const struct sbx_job *job, struct sbx_run *run, struct sbx
         error = make_pipe(&run->status, &c->status);
     if (error < 0)
         return sbx_fail(run, SBX_STEP_PIPE, REAPER_STATUS_FD, error);
-    long lifeline = above(raw(RAW_pidfd_open, run->owner, 0), 3);
+    /* Of this thread where the command dies with it (see do_parent_death), else of the process. */
+    long lifeline = -EINVAL;
+    if (!c->place->reaper)
+        lifeline = raw(RAW_pidfd_open, raw(__NR_gettid, 0), O_EXCL /* PIDFD_THREAD, Linux 6.9 */);
+    if (lifeline == -EINVAL)
+        lifeline = raw(RAW_pidfd_open, run->owner, 0);
+    lifeline = above(lifeline, 3);
     if (lifeline < 0)
         return sbx_fail(run, SBX_STEP_LIFELINE, 0, lifeline);
     c->lifeline = (int)lifeline;

@@ -283,22 +283,19 @@ assert many.run(["ls", "/tmp"]).out.count(b"\\n") == 100
 # ---- the end of the host ---------------------------------------------------------------------
 
 
-@modes
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV"])
-def test_a_host_that_is_ended_at_any_moment_leaves_no_process(
-    shared_rootfs: Path, mode: dict[str, Any], name: str
-) -> None:
-    # bwrap --die-with-parent left processes at the second to sixth of such ends.
-    chance = random.Random(name)
-    script = """
+LOOP = """
 in_threads(4, lambda i: [box.run(["sleep", sys.argv[3]], timeout=0.004) for _ in iter(int, 1)])
 """
+
+
+def end_hosts(root: Path, mode: dict[str, Any], name: str, script: str) -> None:
+    """Ends a host in the middle of its runs, twelve times; no process of theirs is left."""
+    chance = random.Random(name)
     for i in range(12):
         mark = f"{name}-{os.getpid()}-{i}".replace("SIG", "7")
         seconds = f"77{os.getpid()}{i:02d}{sum(name.encode())}"
         started = subprocess.Popen(
-            command("print(flush=True)\n" + script, shared_rootfs, mode, seconds, mark),
-            stdout=subprocess.PIPE,
+            command(script, root, mode, seconds, mark), stdout=subprocess.PIPE
         )
         assert started.stdout is not None
         started.stdout.readline()
@@ -307,6 +304,40 @@ in_threads(4, lambda i: [box.run(["sleep", sys.argv[3]], timeout=0.004) for _ in
         started.wait()
         started.stdout.close()
         assert wait_until(lambda s=seconds: not left(s), 5), left(seconds)
+
+
+@modes
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV"])
+def test_a_host_that_is_ended_at_any_moment_leaves_no_process(
+    shared_rootfs: Path, mode: dict[str, Any], name: str
+) -> None:
+    # bwrap --die-with-parent left processes at the second to sixth of such ends.
+    end_hosts(shared_rootfs, mode, name, "print(flush=True)\n" + LOOP)
+
+
+@modes
+def test_a_host_one_of_whose_threads_takes_long_to_die_leaves_no_process(
+    shared_rootfs: Path, tmp_path: Path, mode: dict[str, Any]
+) -> None:
+    # Its process is there until that thread has gone, while the thread that started a command, and
+    # was to take it along, may have died before the command asked for that.
+    slow = f"""
+ready = threading.Event()
+def slow():
+    libc = ctypes.CDLL(None)
+    assert libc.unshare(0x20000) == 0
+    assert libc.mount(b"none", b"/", None, 0x44000, None) == 0
+    for _ in range(3000):
+        assert libc.mount(b"/tmp", {os.fsencode(tmp_path)!r}, None, 0x1000, None) == 0
+    ready.set()
+    threading.Event().wait()
+threading.Thread(target=slow).start()
+ready.wait()
+print(flush=True)
+"""
+    end_hosts(
+        shared_rootfs, mode, "SIGTERM", slow + LOOP.replace("(4,", "(8,").replace("0.004", "0.001")
+    )
 
 
 @modes
