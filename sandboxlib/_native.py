@@ -81,6 +81,16 @@ class Stream:
         self._stream.buffer, self._stream.size = self._scratch, SCRATCH_SIZE
 
 
+def _ending(kind: str, end: Any) -> tuple[Any, Any]:
+    """Memory, and the same as a struct that calls `end` when it is lost; keep both.
+
+    With a cycle of garbage it is lost, and its memory freed, before methods of the others in the
+    cycle are called for the last time, which may still use it.
+    """
+    memory = ffi.new(kind)
+    return memory, ffi.gc(memory, end)
+
+
 class Workspace:
     """The C memory of one run at a time: a stack for the child, the run itself, two outputs.
 
@@ -93,7 +103,7 @@ class Workspace:
             raise MemoryError("no memory for the stack of a child")
         self.stack = ffi.gc(stack, lib.sbx_free_stack)
         # The struct knows how to end itself, whatever happens to this object and whenever.
-        self.run = ffi.gc(ffi.new("struct sbx_run *"), lib.sbx_end)
+        self._memory, self.run = _ending("struct sbx_run *", lib.sbx_end)
         self.slot: Slot | None = None  # C has a pointer to it
         self.job = ffi.new("struct sbx_job *")
         self.out, self.err = Stream(self.run.out), Stream(self.run.err)
@@ -201,7 +211,7 @@ class Bell:
     def __init__(self) -> None:
         self._buffer = ffi.new("char[]", 8)  # eventfd(2)
         self._lock = allocate_lock()
-        self.struct = ffi.gc(ffi.new("struct sbx_run *"), lib.sbx_end)
+        self._memory, self.struct = _ending("struct sbx_run *", lib.sbx_end)
         self.struct.out.buffer, self.struct.out.size = self._buffer, 8
         error = lib.sbx_open_bell(self.struct)
         if error < 0:
@@ -274,7 +284,7 @@ class Slot:
     """
 
     def __init__(self, place: Any, held: Any, inside: bytes) -> None:
-        self.struct = ffi.gc(ffi.new("struct sbx_slot *"), lib.sbx_close_slot)
+        self._memory, self.struct = _ending("struct sbx_slot *", lib.sbx_close_slot)
         workspace = take_workspace()
         run, stdio = workspace.run, (lib.SBX_NULL,) * 3
         try:
@@ -308,7 +318,7 @@ class Watch:
     def __init__(self, paths: Sequence[str]) -> None:
         words = ffi.from_buffer(b"".join(os.fsencode(path) + b"\0" for path in paths))
         self._seen = words, len(paths), ffi.new("uint64_t[]", 3 * len(paths))
-        self._watch = ffi.gc(ffi.new("struct sbx_watch *"), lib.sbx_close_watch)
+        self._memory, self._watch = _ending("struct sbx_watch *", lib.sbx_close_watch)
         lib.sbx_open_watch(*self._seen, self._watch)
 
     def is_same(self) -> bool:
