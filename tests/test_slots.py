@@ -84,8 +84,9 @@ def residents() -> list[int]:
 
 
 @pytest.fixture
-def whole(tmp_path: Path) -> Iterator[Sandbox]:
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     """The machine's own root, for commands in Python."""
+    monkeypatch.chdir("/")  # the default cwd of a command; it may not lie in /tmp
     mounts = [Mount.tmpfs("/tmp"), Mount.dev()]
     words: dict[str, Any] = {"filesystem_writable_paths": "none", "extra_mounts": mounts}
     with Sandbox("/", network="isolated", **words) as made:
