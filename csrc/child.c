@@ -65,6 +65,25 @@ static long open_inside(int directory, const char *path, int flags) {
 
 static void close_fd(long fd) { raw(__NR_close, fd); }
 
+/* ---- the timer ----------------------------------------------------------------------------- */
+
+/* A file system that does not answer would keep the caller for ever, as it waits for the exec. Of
+ * all signals this one alone gets through, with nobody to handle it. */
+static int set_timer(int64_t ns) {
+    int64_t us = (ns + 999) / 1000, timer[4] = {0, 0, us / 1000000, us % 1000000};
+    return (int)raw(__NR_setitimer, 0 /* ITIMER_REAL */, timer, 0);
+}
+
+static int do_timer(struct sbx_child *c) {
+    struct raw_sigaction dfl = {0};
+    uint64_t alarm = (uint64_t)1 << (SIGALRM - 1);
+    if (c->inside || !c->job->setup_ns)
+        return 0;
+    raw(__NR_rt_sigaction, SIGALRM, &dfl, 0, RAW_SIGSET_SIZE);
+    raw(__NR_rt_sigprocmask, SIG_UNBLOCK, &alarm, 0, RAW_SIGSET_SIZE);
+    return set_timer(c->job->setup_ns);
+}
+
 /* ---- user namespace ---------------------------------------------------------------------- */
 
 static int write_file(const char *path, const char *text) {
@@ -116,8 +135,13 @@ void sbx_point_at_strings(const struct sbx_place *place, const struct sbx_job *j
     int n_words = job->n_candidates + job->n_args;
     char *text = numbers + SBX_NUMBERS - 1;
     *text = 0;
-    if (place->change_ids)
-        text = put_number(put_number(text, place->gid), place->uid);
+    for (int i = job->n_passed; i > 0; i--)
+        text = put_number(text, (uint32_t)job->passed[i - 1]);
+    for (int i = place->n_groups; i > 0; i--)
+        text = put_number(text, place->groups[i - 1]);
+    text = put_number(put_number(text, (uint32_t)place->n_groups), place->gid);
+    text = put_number(text, place->uid);
+    text = put_number(put_number(text, place->change_ids != 0), job->terminal != 0);
     *slot++ = put_number(text, (uint32_t)job->n_candidates);
     for (int i = 0; i < n_words + job->n_env; i++) {
         if (i == n_words)
@@ -130,30 +154,59 @@ void sbx_point_at_strings(const struct sbx_place *place, const struct sbx_job *j
     *slot = NULL;
 }
 
-/* Puts every descriptor where it belongs: 0, 1, 2 and, for the reaper, its two. First those that
- * stand in the way of another are moved above them all; only then is anything replaced. */
-static int place_stdio(struct sbx_child *c) {
-    int n = c->place->reaper ? REAPER_FDS : 3;
-    int from[REAPER_FDS] = {c->stdio[0], c->stdio[1], c->stdio[2], c->status, c->lifeline};
+static int is_one_of(long fd, const int *numbers, int n) {
+    for (int i = 0; i < n; i++)
+        if (numbers[i] == fd)
+            return 1;
+    return 0;
+}
+
+/* Puts every descriptor where it belongs, open over an exec. First those that stand in the way of
+ * another are moved above them all; only then is anything replaced. */
+static int put_descriptors(struct sbx_child *c, int *from, const int *to, int n) {
+    int above = RESIDENT_FDS;
+    for (int i = 0; i < n; i++)
+        above = to[i] >= above ? to[i] + 1 : above;
     for (int i = 0; i < n; i++) {
         c->index = i;
         long fd = from[i];
         if (fd == SBX_NULL)
             fd = raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
-        if (fd >= 0 && fd < n && fd != i)
-            fd = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, RESIDENT_FDS);
+        if (fd >= 0 && fd != to[i] && is_one_of(fd, to, n))
+            fd = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, above);
         if (fd < 0)
             return (int)fd;
         from[i] = (int)fd;
     }
     for (int i = 0; i < n; i++) {
         c->index = i;
-        long result = from[i] == i ? raw(__NR_fcntl, i, F_SETFD, 0) : raw(__NR_dup3, from[i], i, 0);
+        long result = from[i] == to[i] ? raw(__NR_fcntl, to[i], F_SETFD, 0)
+                                       : raw(__NR_dup3, from[i], to[i], 0);
         if (result < 0)
             return (int)result;
     }
     c->index = 0;
     return 0;
+}
+
+/* 0, 1, 2 and, for the reaper, its two; then what it is to pass on to the command. */
+static int place_stdio(struct sbx_child *c) {
+    const struct sbx_job *job = c->job;
+    int from[REAPER_FDS + SBX_MOST_PASSED], to[REAPER_FDS + SBX_MOST_PASSED], n = 3;
+    const int first[REAPER_FDS] = {c->stdio[0], c->stdio[1], c->stdio[2], c->status, c->lifeline};
+    if (c->place->reaper)
+        n = REAPER_FDS + job->n_passed;
+    for (int i = 0; i < n; i++) {
+        from[i] = i < REAPER_FDS ? first[i] : job->passed[i - REAPER_FDS];
+        to[i] = i;
+    }
+    if (c->init >= 0 && c->init < n) { /* its program stands in the way as well */
+        long higher = raw(__NR_fcntl, c->init, F_DUPFD_CLOEXEC, REAPER_FDS + SBX_MOST_PASSED);
+        if (higher < 0)
+            return (int)higher;
+        c->init = (int)higher;
+    }
+    return put_descriptors(c, from, to, n);
 }
 
 /* The host's /dev/null is there now only; a reaper's child has it already, or gets what it gets
@@ -173,6 +226,13 @@ static int do_keyring(struct sbx_child *c) {
     long serial = raw(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0);
     /* A kernel without keyrings has none to share. */
     return serial < 0 && serial != -ENOSYS ? (int)serial : 0;
+}
+
+/* Of a process that shares its memory, and whose parent waits for its exec, the kernel changes this
+ * alone (__set_oom_adj in fs/proc/base.c); a resident does it for all its runs. */
+static int do_oom_score(struct sbx_child *c) {
+    const char *score = c->place->limits.oom_score_adj;
+    return score ? write_file("/proc/self/oom_score_adj", score) : 0;
 }
 
 static int do_loopback(struct sbx_child *c) {
@@ -465,8 +525,10 @@ static int furnish(const struct sbx_mount *m, long tree, long lender) {
     return result;
 }
 
-static int do_mount(struct sbx_child *c, int i, enum sbx_step *step) {
+static int do_mount(struct sbx_child *c, int i) {
     const struct sbx_mount *m = &c->place->mounts[i];
+    enum sbx_step *step = &c->run->at.step;
+    c->run->at.index = i;
     *step = SBX_STEP_SOURCE;
     long tree = open_source(c, m);
     if (tree >= 0 && m->flags & SBX_READ_ONLY) {
@@ -524,10 +586,9 @@ static int do_mounts(struct sbx_child *c) {
     if (c->kept && check_mounts(c, c->kept, SBX_KEPT) < 0)
         return -1;
     for (int i = 0; i < c->place->n_mounts; i++) {
-        enum sbx_step step;
-        int error = c->place->mounts[i].flags & SBX_KEPT ? 0 : do_mount(c, i, &step);
+        int error = c->place->mounts[i].flags & SBX_KEPT ? 0 : do_mount(c, i);
         if (error < 0)
-            return sbx_fail(c->run, step, i, error);
+            return sbx_fail(c->run, c->run->at.step, i, error);
     }
     for (int i = 0; c->seen && i < c->place->n_mounts; i++)
         c->seen[i] = sbx_see_mount(c->place->mounts[i].target);
@@ -562,6 +623,13 @@ static int do_order(struct sbx_child *c) {
     return error < 0 ? error : check_mounts(c, c->seen, 0);
 }
 
+/* The session of the command is its own: a terminal of the caller's is out of its reach. */
+static int do_terminal(struct sbx_child *c) {
+    if (!c->job->terminal || c->place->reaper)
+        return 0;
+    return (int)raw(__NR_ioctl, 0, TIOCSCTTY, 0);
+}
+
 /* Symbolic links that the root holds stay inside; those of /proc, which could lead anywhere a
  * descriptor does, are not followed at all (CVE-2024-21626). */
 static int do_cwd(struct sbx_child *c) {
@@ -578,6 +646,51 @@ static int do_cwd(struct sbx_child *c) {
     long result = raw(__NR_fchdir, fd);
     close_fd(fd);
     return (int)result;
+}
+
+/* ---- limits -------------------------------------------------------------------------------- */
+
+static int do_cgroup(struct sbx_child *c) {
+    for (c->index = 0; c->index < c->job->n_cgroups; c->index++) {
+        long result = raw(__NR_write, c->job->cgroups[c->index], "0", 1); /* whoever writes */
+        if (result < 0)
+            return (int)result;
+    }
+    c->index = 0;
+    return 0;
+}
+
+static long set_limit(const struct sbx_limits *l, enum sbx_limit which) {
+    int priority = 0; /* struct sched_param */
+    switch (which) {
+    case SBX_NICE:
+        return raw(__NR_setpriority, 0 /* PRIO_PROCESS */, 0, l->nice);
+    case SBX_SCHEDULER:
+        return raw(__NR_sched_setscheduler, 0, l->scheduler, &priority);
+    case SBX_CPUS:
+        return raw(__NR_sched_setaffinity, 0, sizeof l->cpus, l->cpus);
+    case SBX_UMASK:
+        return raw(__NR_umask, l->umask);
+    case SBX_PERSONALITY:
+        return raw(__NR_personality, l->personality);
+    }
+    return -EINVAL;
+}
+
+/* Before the capabilities go that some of them take, and inherited by all that follows. */
+static int do_limits(struct sbx_child *c) {
+    const struct sbx_limits *l = &c->place->limits;
+    uint64_t wanted = l->rlimits | (uint64_t)l->others << 16;
+    for (c->index = 0; wanted; c->index++, wanted >>= 1) {
+        long result = 0;
+        if (wanted & 1)
+            result = c->index < 16 ? raw(__NR_prlimit64, 0, c->index, l->rlimit[c->index], 0)
+                                   : set_limit(l, (enum sbx_limit)(c->index - 16));
+        if (result < 0)
+            return (int)result;
+    }
+    c->index = 0;
+    return 0;
 }
 
 /* ---- privilege --------------------------------------------------------------------------- */
@@ -667,12 +780,16 @@ static int do_signals(struct sbx_child *c) {
     } at_once = {0, 0};
     for (int signum = 1; signum <= 64 && !c->inside; signum++)
         raw(__NR_rt_sigaction, signum, &dfl, 0, RAW_SIGSET_SIZE);
+    if (!c->inside && c->job->setup_ns) {
+        set_timer(0);
+        raw(__NR_rt_sigprocmask, SIG_SETMASK, &all, 0, RAW_SIGSET_SIZE);
+    }
     /* The reaper wants them blocked until it is ready, and unblocks them for the command. */
     if (c->place->reaper)
         return 0;
     /* What was sent to the caller's group before the child had a session of its own was not meant
      * for the command, and would end it now. */
-    while (raw(__NR_rt_sigtimedwait, &all, 0, &at_once, RAW_SIGSET_SIZE) > 0)
+    while (!c->inside && raw(__NR_rt_sigtimedwait, &all, 0, &at_once, RAW_SIGSET_SIZE) > 0)
         ;
     raw(__NR_rt_sigprocmask, SIG_SETMASK, &none, 0, RAW_SIGSET_SIZE);
     return 0;
@@ -684,7 +801,7 @@ static int do_reaper(struct sbx_child *c) {
     if (!c->place->reaper)
         return 0;
     const struct sbx_job *job = c->job;
-    int first = c->place->reaper == SBX_RESIDENT ? RESIDENT_FDS : REAPER_FDS;
+    int first = c->place->reaper == SBX_RESIDENT ? RESIDENT_FDS : REAPER_FDS + job->n_passed;
     long result = raw(RAW_close_range, first, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     if (result >= 0)
         result = raw(__NR_execveat, c->init, "", job->vec, c->envp, EMPTY_PATH);
@@ -697,7 +814,7 @@ static int do_user(struct sbx_child *c) {
     const struct sbx_place *place = c->place;
     if (!c->inside || !place->change_ids)
         return 0;
-    long result = raw(__NR_setgroups, 0, 0);
+    long result = raw(__NR_setgroups, place->n_groups, place->groups);
     if (result >= 0)
         result = raw(__NR_setresgid, place->gid, place->gid, place->gid);
     if (result >= 0)
@@ -711,8 +828,11 @@ static int do_exec(struct sbx_child *c) {
     const struct sbx_job *job = c->job;
     const char *const *paths = job->vec + 1, *const *argv = paths + job->n_candidates;
     long result = raw(RAW_close_range, 3, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
-    if (result >= 0 && job->passed >= 0)
-        result = raw(__NR_fcntl, job->passed, F_SETFD, 0);
+    int from[SBX_MOST_PASSED];
+    for (int i = 0; i < job->n_passed; i++) /* the reaper has them in a row */
+        from[i] = c->inside ? REAPER_FDS + i : job->passed[i];
+    if (result >= 0)
+        result = put_descriptors(c, from, job->passed, job->n_passed);
     return result < 0 ? (int)result
                       : exec_first(paths, job->n_candidates, argv, c->envp, &c->index);
 }
@@ -722,10 +842,12 @@ static const struct {
     enum sbx_step name;
     int (*act)(struct sbx_child *);
 } steps[] = {
+    {SBX_STEP_TIMER, do_timer},
     {SBX_STEP_IDS, do_ids},
     {SBX_STEP_STDIO, do_stdio},
     {SBX_STEP_SESSION, do_session},
     {SBX_STEP_KEYRING, do_keyring},
+    {SBX_STEP_OOM_SCORE, do_oom_score},
     {SBX_STEP_LOOPBACK, do_loopback},
     {SBX_STEP_WATCH, do_watch},
     {SBX_STEP_HOSTNAME, do_hostname},
@@ -737,7 +859,10 @@ static const struct {
     {SBX_STEP_PIVOT, do_pivot},
     {SBX_STEP_CHROOT, do_chroot},
     {SBX_STEP_ORDER, do_order},
+    {SBX_STEP_TERMINAL, do_terminal},
     {SBX_STEP_CWD, do_cwd},
+    {SBX_STEP_CGROUP, do_cgroup},
+    {SBX_STEP_LIMITS, do_limits},
     {SBX_STEP_CAPABILITIES, do_capabilities},
     {SBX_STEP_NO_NEW_PRIVS, do_no_new_privs},
     {SBX_STEP_PARENT_DEATH, do_parent_death},
@@ -750,6 +875,8 @@ static const struct {
 int sbx_child_main(void *child) {
     struct sbx_child *c = child;
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        c->run->at.step = steps[i].name;
+        c->run->at.index = 0;
         int error = steps[i].act(c);
         if (error < 0) {
             sbx_fail(c->run, steps[i].name, c->index, error);

@@ -5,13 +5,15 @@
  * the end of the namespace: the kernel kills whatever is still in it.
  *
  * It is given
- *   argv    the number of paths to try, in decimal, and the command's uid and gid if they are to
- *           change; those paths; the command's own argv
- *   envp    the command's environment
- *   fd 3    the status pipe: one struct sbx_record is written, however the run ends
- *   fd 4    the lifeline: a pidfd of the caller, readable when that process is dead
- * and every signal blocked. Pid 1 gets no signal that it does not handle, so nothing sent from
- * inside stops or kills it, and it is not dumpable, so nothing inside can trace it.
+ *   argv    numbers in decimal: of paths to try; whether stdin is the terminal of the command's
+ *           session; whether its ids change, and to which uid, gid, and groups, after how many of
+ *           these there are; then what descriptors 5 and up are to be for the command. Those paths;
+ * the command's own argv envp    the command's environment fd 3    the status pipe: one struct
+ * sbx_record is written, however the run ends fd 4    the lifeline: a pidfd of the caller, readable
+ * when that process is dead and every signal blocked. Pid 1 gets no signal that it does not handle,
+ * so nothing sent from inside stops or kills it, and it is not dumpable, so nothing inside can
+ * trace it. It handles REAPER_SIGNAL, by which the caller has it send another to all the rest. A
+ * command may forge that, and so send what it likes to its own kind.
  *
  * With no path it is a resident: it stays, and fd 3 is a socket on which it asks for one command
  * after the other. Each runs in a pid namespace and a mount namespace made for it, below and copied
@@ -50,6 +52,8 @@ __asm__(".globl _start\n_start:\nmov x29, #0\nmov x0, sp\nbl reaper\n"
 #endif
 #define MOST_LEAVING 16 /* reapers that have told, and are still on their way out */
 #define ALIGNED(size) (((size_t)(size) + 7) & ~(size_t)7)
+#define CHILD_SIGNAL ((uint64_t)1 << (SIGCHLD - 1))
+#define ASKED_SIGNAL ((uint64_t)1 << (REAPER_SIGNAL - 1))
 #define RESTORER 0x04000000 /* SA_RESTORER: x86_64 leaves the way back to the program */
 
 void return_from_signal(void);
@@ -90,7 +94,21 @@ void *memset(void *to, int byte, size_t n) {
 
 /* ---- one command --------------------------------------------------------------------------- */
 
-static void on_child(int signum) { (void)signum; /* only to end ppoll */ }
+static uint32_t runs; /* how many a resident began */
+
+/* SIGCHLD has no other use than to end ppoll. */
+static void on_signal(int signum, siginfo_t *info, void *context) {
+    uint32_t value = (uint32_t)info->si_value.sival_int;
+    uint32_t run = value >> REAPER_SIGNAL_BITS;
+    (void)context;
+    if (signum == REAPER_SIGNAL && run == (runs & ~0U >> REAPER_SIGNAL_BITS))
+        raw(__NR_kill, -1, value & ((1 << REAPER_SIGNAL_BITS) - 1));
+}
+
+static long wait_for(struct pollfd *fds, int n, uint64_t signals) {
+    uint64_t blocked = RAW_ALL_SIGNALS & ~signals;
+    return raw(__NR_ppoll, fds, n, 0, &blocked, RAW_SIGSET_SIZE);
+}
 
 /* Apart from `start`, whose frame the two share until the exec. */
 static void run_child(struct sbx_child *c) __attribute__((noinline, noreturn));
@@ -111,8 +129,9 @@ static long start(struct sbx_child *c, uint64_t namespaces) {
 }
 
 static void tell(uint32_t magic, const struct sbx_run *run) {
-    struct sbx_record record = {magic, 0, 0, 0, 0};
+    struct sbx_record record = {.magic = magic};
     if (run) {
+        raw(__NR_getrusage, -1 /* RUSAGE_CHILDREN */, record.usage);
         record.step = (int32_t)run->failure.step;
         record.index = run->failure.index;
         record.error = run->failure.error;
@@ -125,8 +144,7 @@ static void tell(uint32_t magic, const struct sbx_run *run) {
  * program by exec, and then nobody is left to read the status. */
 static int caller_lives(void) {
     struct pollfd caller[] = {{REAPER_LIFELINE_FD, POLLIN, 0}, {REAPER_STATUS_FD, 0, 0}};
-    uint64_t all_but_child = RAW_ALL_SIGNALS & ~((uint64_t)1 << (SIGCHLD - 1));
-    return raw(__NR_ppoll, caller, 2, 0, &all_but_child, RAW_SIGSET_SIZE) <= 0;
+    return wait_for(caller, 2, CHILD_SIGNAL | ASKED_SIGNAL) <= 0;
 }
 
 /* Reaps whatever ends, until it is `command`. */
@@ -142,6 +160,14 @@ static int reap(long command) {
     }
 }
 
+/* All that is left in the pid namespace; waiting for some counts it in what was used. */
+static void kill_and_reap(void) {
+    if (raw(__NR_getpid, 0) == 1) /* never of another's */
+        raw(__NR_kill, -1, SIGKILL);
+    while (raw(__NR_wait4, -1, 0, 0, 0) > 0)
+        ;
+}
+
 /* The next of some numbers, each with a space before it; -1: there is none. */
 static long next_number(const char **text) {
     long number = 0;
@@ -154,11 +180,18 @@ static long next_number(const char **text) {
 
 static void run_once(int n_paths, const char *numbers, const char *const *argv,
                      const char *const *envp) {
-    long uid = next_number(&numbers), gid = next_number(&numbers);
-    struct sbx_place place = {.session = 1, .change_ids = uid >= 0};
-    struct sbx_job job = {.n_candidates = n_paths, .passed = -1};
-    place.uid = (uint32_t)uid;
-    place.gid = (uint32_t)gid;
+    int passed[SBX_MOST_PASSED];
+    struct sbx_place place = {.session = 1};
+    struct sbx_job job = {.n_candidates = n_paths, .passed = passed};
+    job.terminal = (int)next_number(&numbers);
+    place.change_ids = (int)next_number(&numbers);
+    place.uid = (uint32_t)next_number(&numbers);
+    place.gid = (uint32_t)next_number(&numbers);
+    place.n_groups = (int)next_number(&numbers);
+    for (int i = 0; i < place.n_groups && i < SBX_MOST_GROUPS; i++)
+        place.groups[i] = (uint32_t)next_number(&numbers);
+    while (*numbers && job.n_passed < SBX_MOST_PASSED)
+        passed[job.n_passed++] = (int)next_number(&numbers);
     struct sbx_run run = {0};
     struct sbx_child c = {.place = &place, .job = &job, .run = &run, .inside = 1, .envp = envp};
     job.vec = (const char **)(uintptr_t)argv;
@@ -168,6 +201,7 @@ static void run_once(int n_paths, const char *numbers, const char *const *argv,
     long command = start(&c, 0);
     if (command >= 0)
         run.wait_status = reap(command);
+    kill_and_reap(); /* for their usage: the kernel would do it as well */
     tell(SBX_RECORD_MAGIC, &run);
     end();
 }
@@ -203,12 +237,12 @@ static void make_room(size_t size) {
     buffer = get_memory(capacity);
 }
 
-/* The next order and its three descriptors; whoever sends it is the caller's core. 0: the caller
- * hung up, or there is no room for them. */
-static int receive(struct sbx_order *order, int fds[3]) {
+/* The next order and its descriptors; whoever sends it is the caller's core. 0: the caller hung up,
+ * or there is no room for them. */
+static int receive(struct sbx_order *order, int *fds) {
     union {
         struct cmsghdr head;
-        char room[CMSG_SPACE(3 * sizeof(int))];
+        char room[CMSG_SPACE((3 + SBX_MOST_CGROUPS) * sizeof(int))];
     } control;
     struct iovec part = {order, sizeof *order};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control};
@@ -217,9 +251,10 @@ static int receive(struct sbx_order *order, int fds[3]) {
     if (n != sizeof *order)
         return 0;
     size_t got = message.msg_controllen >= CMSG_LEN(sizeof(int)) ? control.head.cmsg_len : 0;
-    if (fds && got != CMSG_LEN(3 * sizeof(int)))
+    size_t n_fds = 3 + (size_t)order->n_cgroups;
+    if (fds && got != CMSG_LEN(n_fds * sizeof(int)))
         return 0;
-    for (int i = 0; fds && i < 3; i++)
+    for (size_t i = 0; fds && i < n_fds; i++)
         fds[i] = ((int *)CMSG_DATA(&control.head))[i];
     size_t words = (size_t)(order->n_candidates + order->n_args + order->n_env) + 3;
     make_room(ALIGNED(order->size) + words * sizeof(char *));
@@ -267,13 +302,19 @@ static void settle(void) {
 /* A step of the command's: all before it is ready, all after it is told by the order. */
 static int await_order(struct sbx_child *c) {
     static struct sbx_job job;
+    static int fds[3 + SBX_MOST_CGROUPS];
     struct sbx_order order;
     char numbers[SBX_NUMBERS];
     asked = 1;
     tell(SBX_READY_MAGIC, 0);
-    if (!receive(&order, c->stdio))
+    if (!receive(&order, fds))
         return -ECANCELED;
+    for (int i = 0; i < 3; i++)
+        c->stdio[i] = fds[i];
     job = *c->job;
+    job.cgroups = fds + 3;
+    job.n_cgroups = order.n_cgroups;
+    job.terminal = order.terminal;
     job.n_candidates = order.n_candidates;
     job.n_args = order.n_args;
     job.n_env = order.n_env;
@@ -330,10 +371,7 @@ static int reaper_main(void *child) {
     while (command > 0 && pid != command)
         pid = raw(__NR_wait4, -1, &status, 0, 0);
     run.wait_status = status;
-    if (raw(__NR_getpid, 0) == 1) /* all of its pid namespace, and never of another */
-        raw(__NR_kill, -1, SIGKILL);
-    while (raw(__NR_wait4, -1, 0, 0, 0) > 0)
-        ;
+    kill_and_reap();
     told = 1;
     tell(SBX_RECORD_MAGIC, &run);
     wake_and_exit(waker);
@@ -353,7 +391,7 @@ static int serve(void) {
     memset(&c, 0, sizeof c);
     asked = told = 0;
     job.held = held;
-    job.passed = -1;
+    runs++;
     c.place = &inside;
     c.job = &job;
     c.run = &run;
@@ -374,7 +412,8 @@ static int serve(void) {
                                {pidfd, POLLIN, 0},
                                {REAPER_LIFELINE_FD, POLLIN, 0},
                                {REAPER_STATUS_FD, 0, 0}};
-    raw(__NR_ppoll, watched, 4, 0, 0, 0);
+    while (wait_for(watched, 4, ASKED_SIGNAL) == -EINTR)
+        ;
     if (!watched[0].revents)
         return 0;
     raw(__NR_read, waker, &woken, sizeof woken);
@@ -473,10 +512,12 @@ void reaper(const char **stack) {
     int argc = (int)(long)stack[0];
     const char *const *argv = stack + 1, *const *envp = argv + argc + 1, *numbers = argv[0];
     long n_paths = next_number(&numbers);
-    struct raw_sigaction action = {on_child, RESTORER, return_from_signal, RAW_ALL_SIGNALS};
+    struct raw_sigaction action = {(void (*)(int))(uintptr_t)on_signal, RESTORER | SA_SIGINFO,
+                                   return_from_signal, RAW_ALL_SIGNALS};
     raw(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
     raw(RAW_close_range, REAPER_STATUS_FD, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     raw(__NR_rt_sigaction, SIGCHLD, &action, 0, RAW_SIGSET_SIZE);
+    raw(__NR_rt_sigaction, REAPER_SIGNAL, &action, 0, RAW_SIGSET_SIZE);
     if (n_paths == 0)
         stay();
     run_once((int)n_paths, numbers, argv, envp);

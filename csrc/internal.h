@@ -49,9 +49,8 @@ struct sbx_child {
 /* The whole of the child: the steps, then exec. It never returns to its caller's frames. */
 int sbx_child_main(void *child);
 
-/* vec: the numbers for the reaper (of paths, and uid and gid if they are to change), the paths,
- * argv, NULL, environment, NULL. */
-enum { SBX_NUMBERS = 3 * (1 + 10) + 1 };
+/* vec: the numbers for the reaper (see init.c), the paths, argv, NULL, environment, NULL. */
+enum { SBX_NUMBERS = (6 + SBX_MOST_GROUPS + SBX_MOST_PASSED) * (1 + 10) + 1 };
 void sbx_point_at_strings(const struct sbx_place *place, const struct sbx_job *job,
                           char numbers[SBX_NUMBERS]);
 

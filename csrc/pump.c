@@ -36,11 +36,13 @@ static void take(struct sbx_stream *s, int events) {
         sbx_close(&s->fd); /* at its end, and empty */
 }
 
-static int is_full(struct sbx_stream *s) { return s->fd >= 0 && s->length == s->size; }
+static int is_full(struct sbx_stream *s) {
+    return s->fd >= 0 && (s->length == s->size || (s->eager && s->length > 0));
+}
 
 /* A stream that filled its first buffer is a large one: fewer, larger reads from now on. */
 static enum sbx_pump_result full(struct sbx_stream *s) {
-    if (s->length <= LARGE_PIPE)
+    if (s->length == s->size && s->length <= LARGE_PIPE)
         raw(__NR_fcntl, s->fd, F_SETPIPE_SZ, LARGE_PIPE);
     return SBX_PUMP_FULL;
 }
@@ -52,6 +54,9 @@ static int holds(int fd) {
 
 static void obey(struct sbx_run *run, const struct sbx_record *record) {
     run->wait_status = record->wait_status;
+    run->has_usage = 1;
+    for (size_t i = 0; i < sizeof run->usage / sizeof *run->usage; i++)
+        run->usage[i] = record->usage[i];
     if (record->step != SBX_STEP_NONE)
         sbx_fail(run, (enum sbx_step)record->step, record->index, -(long)record->error);
 }

@@ -135,6 +135,10 @@ enum {
     RESIDENT_FDS = 10
 };
 
+/* The reaper sends on, to all that it is above of, what this carries: a signal's number, and above
+ * it the number of the run that it is meant for. The first that libc leaves alone (signal(7)). */
+enum { REAPER_SIGNAL = 34, REAPER_SIGNAL_BITS = 7 };
+
 /* What the reaper writes for each command: how it ended, or why it never began. */
 struct sbx_record {
     uint32_t magic;
@@ -142,16 +146,17 @@ struct sbx_record {
     int32_t index;
     int32_t error;
     int32_t wait_status;
+    int64_t usage[18];
 };
 #define SBX_RECORD_MAGIC 0x53425831u
 #define SBX_READY_MAGIC 0x53425832u /* a resident: the next command, please */
 
-/* What a resident is sent for each command; its strings follow, and with it come three descriptors.
- */
+/* What a resident is sent for each command; its strings follow, and with it come descriptors: the
+ * three of stdio, then those of the cgroups. */
 struct sbx_order {
     uint32_t size; /* of the strings: the cwd, then those of struct sbx_job */
     uint32_t cwd_size;
-    int32_t n_candidates, n_args, n_env;
+    int32_t n_candidates, n_args, n_env, n_cgroups, terminal;
 };
 
 /* Runs the first of PATHS that can be run, as execvp(3) would: a path that does not exist, or may

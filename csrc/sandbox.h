@@ -20,10 +20,12 @@ enum sbx_step {
     SBX_STEP_PIPE,     /* pipes for the output and for the status */
     SBX_STEP_LIFELINE, /* a pidfd of the caller, for the run to see it die */
     SBX_STEP_CLONE,    /* the child and its namespaces */
+    SBX_STEP_TIMER,    /* for a step that hangs */
     SBX_STEP_IDS,      /* uids and gids of a new user namespace; index: which file of /proc/self */
     SBX_STEP_STDIO,    /* descriptors 0, 1, 2; index: which */
     SBX_STEP_SESSION,  /* a session of its own */
     SBX_STEP_KEYRING,  /* a session keyring of its own */
+    SBX_STEP_OOM_SCORE,
     SBX_STEP_LOOPBACK, /* lo up */
     SBX_STEP_WATCH,    /* what a resident looks at after each run */
     SBX_STEP_HOSTNAME,
@@ -37,7 +39,10 @@ enum sbx_step {
     SBX_STEP_PIVOT,     /* into the copy, the old root detached */
     SBX_STEP_CHROOT,    /* without a mount namespace */
     SBX_STEP_ORDER,     /* a resident's: all before is done ahead of the run */
+    SBX_STEP_TERMINAL,  /* stdin becomes the terminal of the session */
     SBX_STEP_CWD,
+    SBX_STEP_CGROUP, /* index: which */
+    SBX_STEP_LIMITS, /* index: of rlimit, then of enum sbx_limit */
     SBX_STEP_CAPABILITIES,
     SBX_STEP_NO_NEW_PRIVS,
     SBX_STEP_PARENT_DEATH, /* no reaper: the kernel kills the command when the caller dies */
@@ -76,6 +81,20 @@ enum sbx_reaper {
     SBX_RESIDENT /* the same, but it stays and runs one command after the other: see sbx_slot */
 };
 
+enum sbx_limit { SBX_NICE, SBX_SCHEDULER, SBX_CPUS, SBX_UMASK, SBX_PERSONALITY };
+
+struct sbx_limits {
+    uint32_t rlimits;       /* bit N: resource N of setrlimit(2) is to be as rlimit[N] */
+    uint32_t others;        /* bit N: N of enum sbx_limit is to be as below */
+    uint64_t rlimit[16][2]; /* soft and hard */
+    int nice;               /* setpriority(2) */
+    int scheduler;          /* sched_setscheduler(2); the priority is 0 */
+    uint64_t cpus[16];      /* sched_setaffinity(2) */
+    uint32_t umask;
+    uint32_t personality;      /* personality(2) */
+    const char *oom_score_adj; /* proc(5); NULL: unchanged */
+};
+
 struct sbx_place {
     uint64_t namespaces; /* CLONE_NEW* */
     const char *uid_map; /* user namespace: as user_namespaces(7) has it; NULL: see job.mapper */
@@ -88,8 +107,11 @@ struct sbx_place {
     int session;
     int keyring;
     int reaper;     /* of enum sbx_reaper */
-    int change_ids; /* the reaper gives uid and gid to the command, and no other group */
+    int change_ids; /* the reaper gives these to the command, and no other group */
     uint32_t uid, gid;
+    int n_groups; /* SBX_MOST_GROUPS at most */
+    uint32_t groups[32];
+    struct sbx_limits limits;
     int no_new_privs;
     int cut_capabilities;
     uint64_t capabilities;      /* cut_capabilities: what may stay, where the caller has it */
@@ -108,13 +130,21 @@ struct sbx_job {
     const char *cwd; /* inside the root; NULL: unchanged */
     int stdio[3];
     int init_fd;               /* place.reaper: the reaper's program */
-    int passed;                /* no reaper: one more descriptor that the command keeps, or -1 */
+    const int *passed;         /* more descriptors that the command gets, by the same numbers */
+    int n_passed;              /* SBX_MOST_PASSED at most; in a slot none */
+    const int *cgroups;        /* cgroup.procs of those that it joins, open for writing */
+    int n_cgroups;             /* SBX_MOST_CGROUPS at most */
+    int terminal;              /* 1: stdin is a terminal, and to be that of its session */
+    int64_t setup_ns;          /* what hangs in the steps is ended after so long; 0: never */
     int mapper;                /* user namespace without uid_map: a socket to who writes the maps */
     const unsigned char *held; /* per mount: 1 where the caller holds the stub that is its target */
 };
 
+enum { SBX_MOST_PASSED = 32, SBX_MOST_CGROUPS = 8, SBX_MOST_GROUPS = 32 };
+
 struct sbx_stream {
-    int fd; /* -1: not captured, or over */
+    int fd;    /* -1: not captured, or over */
+    int eager; /* 1: what comes is handed over at once, not only when the buffer is full */
     char *buffer;
     size_t size;
     size_t length;
@@ -126,11 +156,18 @@ struct sbx_slot {
     int pidfd;          /* of the resident */
     int control;        /* a socket to it */
     uint64_t inodes[2]; /* of the two: a host may close or replace what is not its own */
+    uint32_t runs;      /* how many it was ordered */
 };
 
 struct sbx_watch {
     int mountinfo;  /* /proc/self/mountinfo; -1: there is none */
     uint64_t inode; /* of it: a host may close or replace what is not its own */
+};
+
+struct sbx_failure { /* the step that failed */
+    enum sbx_step step;
+    int index;
+    int error; /* errno */
 };
 
 struct sbx_run {
@@ -144,18 +181,17 @@ struct sbx_run {
     struct sbx_stream out;
     struct sbx_stream err;
     int ended;
-    int wait_status; /* as of wait(2), once ended; -1: somebody else took it */
-    struct {         /* the step that failed; SBX_STEP_NONE: none did */
-        enum sbx_step step;
-        int index;
-        int error; /* errno */
-    } failure;
+    int wait_status;   /* as of wait(2), once ended; -1: somebody else took it */
+    int has_usage;     /* whether there is any, once ended */
+    int64_t usage[18]; /* struct rusage of getrusage(2): all of the run that was waited for */
+    struct sbx_failure failure; /* SBX_STEP_NONE: none did */
+    struct sbx_failure at;      /* the step under way, as the failure that its timeout is */
 };
 
 /* What sbx_pump came back for. */
 enum sbx_pump_result {
     SBX_PUMP_DONE,  /* ended, and everything that it wrote is in the buffers */
-    SBX_PUMP_FULL,  /* a buffer is full: hand over a larger one */
+    SBX_PUMP_FULL,  /* a buffer is full, or has something eager: make room */
     SBX_PUMP_AGAIN, /* a signal came, or the time was over */
     SBX_PUMP_ERROR  /* failure says which step */
 };
@@ -196,7 +232,8 @@ int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, vo
  * or -errno. */
 int sbx_open_bell(struct sbx_run *bell);
 
-/* Sends SIGNUM to the run: to pid 1 of its namespace, or to its process group. 0 or -errno. */
+/* Sends SIGNUM to every process of the run: its pid namespace, or its process group. Where the
+ * command is pid 1, to that alone. 0 or -errno. */
 int sbx_signal(struct sbx_run *run, int signum);
 
 /* Kills what is left, waits for its end, closes every descriptor. Does nothing the second time,

@@ -104,6 +104,9 @@ static int make_outputs(const struct sbx_job *job, struct sbx_run *run, int stdi
     for (int i = 0; i < 3; i++) /* before a pipe takes the number of one that is closed */
         if (job->stdio[i] >= 0 && raw(__NR_fcntl, job->stdio[i], F_GETFD) < 0)
             return sbx_fail(run, SBX_STEP_STDIO, i, -EBADF);
+    for (int i = 0; i < job->n_passed; i++)
+        if (raw(__NR_fcntl, job->passed[i], F_GETFD) < 0)
+            return sbx_fail(run, SBX_STEP_STDIO, REAPER_FDS + i, -EBADF);
     stdio[0] = job->stdio[0];
     for (int i = 0; i < 2; i++) {
         int error = 0;
@@ -225,9 +228,9 @@ static void begin(struct sbx_run *run, const struct sbx_place *place) {
     run->out.length = run->err.length = 0;
     run->group = place && place->session && !(place->namespaces & CLONE_NEWPID);
     run->orphan = place && place->reaper == SBX_RESIDENT;
-    run->ended = 0;
+    run->ended = run->has_usage = 0;
     run->wait_status = -1;
-    run->failure.step = SBX_STEP_NONE;
+    run->at.step = run->failure.step = SBX_STEP_NONE;
     run->failure.index = run->failure.error = 0;
 }
 
@@ -246,6 +249,9 @@ int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct s
             sbx_fail(run, SBX_STEP_CLONE, 0, pid);
         else
             run->pid = (int)pid;
+        /* It died in a step that has no failure to tell of: the timer ended it. */
+        if (job->setup_ns && run->at.step != SBX_STEP_NONE && run->at.step <= SBX_STEP_SIGNALS)
+            sbx_fail(run, run->at.step, run->at.index, -ETIMEDOUT);
     }
     close_outputs(job, child.stdio);
     sbx_close(&child.status);
@@ -270,7 +276,7 @@ int sbx_open_bell(struct sbx_run *bell) {
 static long send_all(int socket, struct iovec parts[2], const int *fds, int n_fds) {
     union {
         struct cmsghdr head;
-        char room[CMSG_SPACE(3 * sizeof(int))];
+        char room[CMSG_SPACE((3 + SBX_MOST_CGROUPS) * sizeof(int))];
     } control = {.head = {0}};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
     if (n_fds) {
@@ -314,6 +320,7 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
     slot->control = run->status;
     slot->inodes[0] = inode_of(slot->pidfd);
     slot->inodes[1] = inode_of(slot->control);
+    slot->runs = 0;
     run->pidfd = run->status = -1;
     run->owner = 0;
     run->ended = 1;
@@ -354,9 +361,9 @@ static int is_ready(const struct sbx_slot *slot) {
 int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run,
                       size_t size, size_t cwd_size) {
     struct sbx_order order = {(uint32_t)size, (uint32_t)cwd_size, job->n_candidates, job->n_args,
-                              job->n_env};
+                              job->n_env,     job->n_cgroups,     job->terminal};
     struct iovec parts[] = {{&order, sizeof order}, {(void *)(uintptr_t)job->cwd, size}};
-    int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3], null = -1;
+    int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3 + SBX_MOST_CGROUPS], null = -1;
     begin(run, NULL);
     if (size > INT32_MAX) { /* an order has no room for it, nor has an exec */
         run->owner = 0;
@@ -377,8 +384,11 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
         if (fds[i] < 0)
             error = sbx_fail(run, SBX_STEP_STDIO, i, null);
     }
+    for (int i = 0; i < job->n_cgroups; i++)
+        fds[3 + i] = job->cgroups[i];
     if (error == 0) {
-        error = send_all(slot->control, parts, fds, 3);
+        slot->runs++;
+        error = send_all(slot->control, parts, fds, 3 + job->n_cgroups);
         if (error < 0)
             sbx_fail(run, SBX_STEP_REAPER, 0, error);
     }
@@ -424,9 +434,10 @@ struct pidfd_info { /* ioctl_pidfd(2const), as first published */
 /* The status, and no zombie. The process is known to be dead. */
 void sbx_reap(struct sbx_run *run) {
     siginfo_t info = {0};
-    long error = raw(__NR_waitid, WAIT_PIDFD, run->pidfd, &info, WEXITED | __WALL, 0);
+    long error = raw(__NR_waitid, WAIT_PIDFD, run->pidfd, &info, WEXITED | __WALL, run->usage);
     if (error == 0) {
         int value = info.si_status;
+        run->has_usage = 1;
         run->wait_status = info.si_code == CLD_EXITED ? (value & 0xff) << 8 : value;
         return;
     }
@@ -457,14 +468,22 @@ static long signal_group(struct sbx_run *run, int signum) {
     return error < 0 ? error : raw(__NR_kill, -run->pid, signum);
 }
 
+/* The reaper, and it alone, is given the signal, and sends it on to all below it. */
+static int signal_through(int pidfd, uint32_t runs, int signum) {
+    siginfo_t info = {.si_signo = REAPER_SIGNAL, .si_code = SI_QUEUE};
+    info.si_value.sival_int = (int)(runs << REAPER_SIGNAL_BITS) | signum;
+    return (int)raw(RAW_pidfd_send_signal, pidfd, REAPER_SIGNAL, &info, 0);
+}
+
 int sbx_signal(struct sbx_run *run, int signum) {
-    if (run->slot)
-        return (int)raw(RAW_pidfd_send_signal, run->slot->pidfd, signum, 0, 0);
-    if (run->pidfd < 0)
+    int pidfd = run->slot ? run->slot->pidfd : run->pidfd;
+    if (pidfd < 0 || run->ended)
         return -ESRCH;
+    if (signum != SIGKILL && (run->slot || run->status >= 0))
+        return signal_through(pidfd, run->slot ? run->slot->runs : 0, signum);
     if (run->group && signal_group(run, signum) == 0)
         return 0;
-    return (int)raw(RAW_pidfd_send_signal, run->pidfd, signum, 0, 0);
+    return (int)raw(RAW_pidfd_send_signal, pidfd, signum, 0, 0);
 }
 
 void sbx_end(struct sbx_run *run) {

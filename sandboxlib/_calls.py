@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from . import _executor
 from .result import Result
-from .sandbox import CAPTURE
+from .sandbox import CAPTURE, MORE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,8 +98,14 @@ def _first_form(
     timeout: float | None = None,
     **options: Any,
 ) -> Result:
+    more = _more(options)
     box = _executor.sandbox_for(rootfs_path, {"network": network, **options})
-    return run_in(box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env)
+    return run_in(box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, True, more)
+
+
+def _more(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of the options those that belong to the run."""
+    return {name: options.pop(name) for name in MORE if name in options}
 
 
 def _form_of_0_3(
@@ -120,6 +126,7 @@ def _form_of_0_3(
     timeout: float | None = None,
     **options: Any,
 ) -> Result:
+    more = _more(options)
     extra_mounts = tuple(extra_mounts or ())
     # They were mounted where everybody saw them; here, where the command alone does.
     if extra_mounts or filesystem_writable_paths != "all":
@@ -137,7 +144,8 @@ def _form_of_0_3(
         },
     )
     env = os.environ if env is None else env
-    return run_in(box, command, cwd or "/", extra_env, stdin, stdout, stderr, timeout, env)
+    words = (cwd or "/", extra_env, stdin, stdout, stderr, timeout, env)
+    return run_in(box, command, *words, True, more)
 
 
 def _degrade(

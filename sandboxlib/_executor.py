@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
 from . import _plan, _process, errors
+from ._check import check_seconds
+from .limits import Limits
 from .result import Result
 from .sandbox import CAPTURE, Mount, Sandbox, caller_directory
 
@@ -50,15 +52,17 @@ def new_run(
     stderr: Stream = CAPTURE,
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> _process.Run:
     """A run of the C core, checked and not yet started; SpecError."""
     if timeout is not None:
-        check_timeout(timeout)
+        check_seconds("timeout", timeout)
     if cwd is None:
         cwd = caller_directory() if plan.box.root == "/" else "/"
-    return _process.Run(
-        plan, _plan.Job(command, cwd, extra_env, env), stdin, stdout, stderr, timeout
-    )
+    if plan.box.deterministic:
+        extra_env = _plan.deterministic_environment(extra_env, env)
+    job = _plan.Job(command, cwd, extra_env, env)
+    return _process.Run(plan, job, stdin, stdout, stderr, timeout, more)
 
 
 def run_native(
@@ -73,19 +77,19 @@ def run_native(
     timeout: float | None,
     env: Mapping[str, str] | None = None,
     fresh: bool = True,
+    more: Mapping[str, Any] | None = None,
 ) -> Result:
     """Runs a command through the C core."""
-    start = monotonic()
-    run = new_run(plan, command, cwd, extra_env, stdin, stdout, stderr, timeout, env)
-    outcome = _process.complete(run, fresh)
-    return Result(*outcome, monotonic() - start, executor, plan.isolation)
+    began = monotonic()
+    run = new_run(plan, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, more)
+    return _process.complete(run, fresh, executor, began, plan.isolation)
 
 
-@functools.lru_cache(maxsize=2)
-def _bare_plan(keyring: bool) -> _plan.Plan:
+@functools.lru_cache(maxsize=16)
+def _bare_plan(keyring: bool, limits: Limits | None, umask: int | None) -> _plan.Plan:
     """Where the program of an executor runs: the caller's own place, nothing taken away."""
     words: dict[str, Any] = {**UNDEFINED, "capabilities": "all", "no_new_privs": False}
-    plan = _plan.Plan(Sandbox("/", **words), None)
+    plan = _plan.Plan(Sandbox("/", **words, limits=limits, umask=umask), None)
     plan.place.keyring = int(keyring)
     return plan
 
@@ -101,18 +105,19 @@ def run_tool(
     timeout: float | None,
     start: float,
     isolation: Mapping[str, str],
-    pass_fds: Sequence[int] = (),
+    more: Mapping[str, Any] | None = None,
 ) -> Result:
     """Runs the program of an executor through the C core, in a session of its own.
 
-    start: of monotonic(), when the call began. pass_fds: one descriptor at most.
+    start: of monotonic(), when the call began.
     """
+    if more and more.get("pty"):
+        raise errors.UnsupportedError(f"{executor}: a terminal takes an executor without a program")
     job = _plan.Job(list(argv), "/", None, env)
-    (job.passed,) = pass_fds or (-1,)
     # No such program makes a session keyring of its own, which belongs to the isolation of IPC.
-    plan = _bare_plan(box.ipc == "isolated")
-    outcome = _process.complete(_process.Run(plan, job, stdin, stdout, stderr, timeout), fresh=True)
-    return Result(*outcome, monotonic() - start, executor, dict(isolation))
+    plan = _bare_plan(box.ipc == "isolated", box.limits, box.umask)
+    run = _process.Run(plan, job, stdin, stdout, stderr, timeout, more)
+    return _process.complete(run, True, executor, start, dict(isolation))
 
 
 def warn(text: str) -> None:
@@ -125,14 +130,6 @@ def warn(text: str) -> None:
     while os.path.dirname(sys._getframe(level).f_code.co_filename) == ours:
         level += 1
     warnings.warn(text, stacklevel=level + 1)
-
-
-def check_timeout(timeout: object) -> None:
-    """SpecError where it is no number of seconds."""
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise errors.SpecTypeError(f"timeout is not a number of seconds: {timeout!r}")
-    if not 0 <= timeout < 1e9:
-        raise errors.SpecError(f"timeout has to be from 0 to 1e9 seconds: {timeout!r}")
 
 
 _cached = functools.lru_cache(maxsize=64, typed=True)(Sandbox)

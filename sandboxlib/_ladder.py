@@ -15,6 +15,8 @@ from .sandbox import CAPTURE, Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .sandbox import Command, Path, Stream
 
 #: From the most to the least direct way.
@@ -84,9 +86,10 @@ def run_in(
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
     fresh: bool = True,
+    more: Mapping[str, Any] | None = None,
 ) -> Result:
     """Runs a command in a Sandbox, by the executor that is chosen; see run_sandbox."""
-    words = (box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh)
+    words = (box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh, more)
     result: Result = executor_of(box).run_in(*words)
     return result
 

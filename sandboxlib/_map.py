@@ -17,9 +17,10 @@ from threading import Event, Thread, get_ident
 from time import monotonic
 
 from . import _executor, _ladder, _native, _process
+from ._check import check_seconds
 from .errors import CommandFailed, SandboxError, SpecError, SpecTypeError
 from .result import Result
-from .sandbox import Sandbox
+from .sandbox import MORE, Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 lib = _native.lib
 
 AHEAD = 4  # times jobs: results that are not handed over, and commands that run
-_WORDS = frozenset("cwd extra_env stdin stdout stderr timeout fresh".split())
+_WORDS = frozenset([*"cwd extra_env stdin stdout stderr timeout fresh".split(), *MORE])
 _LONGEST_WAIT = 100_000_000
 _AGAIN: int = lib.SBX_PUMP_AGAIN
 _SIGKILL = 9
@@ -68,7 +69,7 @@ def start(
         raise SpecTypeError(f"progress is not a function: {progress!r}")
     _check_words(words, _WORDS)
     if words.get("timeout") is not None:
-        _executor.check_timeout(words["timeout"])
+        check_seconds("timeout", words["timeout"])
     stop = on_failure == "stop"
     return _Map(iter(calls), _Group(jobs, stop), ordered, stop, progress, words).results()
 
@@ -242,7 +243,8 @@ class _Group:
         if fresh or is_full or plan is None or _process.slots_of(plan) is None:
             self._start_thread(number, box, {**words, "fresh": fresh})
             return
-        run = _executor.new_run(plan, **words)
+        more = {name: words.pop(name) for name in MORE if name in words}
+        run = _executor.new_run(plan, **words, more=more)
         self._runs[number] = run, executor.NAME, began
         try:
             run.start(fresh=False)
@@ -314,9 +316,7 @@ class _Group:
         try:
             if not run.follow(result):
                 return
-            wall = monotonic() - began
-            found = Result(*run.outcome(), wall, executor, dict(run.plan.isolation))
-            self._tell(number, found)
+            self._tell(number, run.result(executor, began, dict(run.plan.isolation)))
         except SandboxError as error:
             self._tell(number, error)
         self._end(number)

@@ -40,6 +40,7 @@ class Stream:
         self._file: BytesIO | None = None
         self.is_long = False
         self._view: Any = None
+        stream.eager = 0
         stream.buffer, stream.size = self._scratch, SCRATCH_SIZE
 
     def enlarge(self) -> None:
@@ -56,6 +57,16 @@ class Stream:
         self._file.write(b"\0")
         self._view = ffi.from_buffer("char[]", self._file.getbuffer())
         stream.buffer, stream.size = self._view, len(self._view)
+
+    def pour(self) -> bytes:
+        """What there is; the buffer is empty then."""
+        content: bytes = ffi.buffer(self._scratch, self._stream.length)[:]
+        self._stream.length = 0
+        return content
+
+    def be_eager(self, eager: bool) -> None:
+        """Whether what comes is handed over at once; until the next run."""
+        self._stream.eager, self.is_long = int(eager), True
 
     def take(self) -> bytes:
         """What the run wrote."""
@@ -75,9 +86,10 @@ class Stream:
             self._view = None
 
     def reset(self) -> None:
-        """Ready for the next run, where it is_long."""
+        """Ready for the next run, where it is_long: where there is something to be undone."""
         self._release()
         self._file, self.is_long = None, False
+        self._stream.eager = 0
         self._stream.buffer, self._stream.size = self._scratch, SCRATCH_SIZE
 
 
@@ -106,6 +118,7 @@ class Workspace:
         self._memory, self.run = _ending("struct sbx_run *", lib.sbx_end)
         self.slot: Slot | None = None  # C has a pointer to it
         self.job = ffi.new("struct sbx_job *")
+        self.rare: tuple[Any, Any] | None = None
         self.out, self.err = Stream(self.run.out), Stream(self.run.err)
         self.vec = ffi.new("const char *[]", VEC_SIZE)
 
@@ -124,6 +137,9 @@ def take_workspace() -> Workspace:
 def give_back(workspace: Workspace) -> None:
     """The workspace of a run that was ended by sbx_end."""
     workspace.slot = None
+    if workspace.rare is not None:
+        workspace.rare = None
+        workspace.job.n_passed = workspace.job.n_cgroups = workspace.job.terminal = 0
     for stream in (workspace.out, workspace.err):
         if stream.is_long:
             stream.reset()
@@ -248,7 +264,8 @@ def new_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]]) -> tuple
     def convert(values: dict[str, Any]) -> dict[str, Any]:
         words = {key: text(value) for key, value in values.items() if isinstance(value, str)}
         kept.extend(words.values())
-        return {**values, **words}
+        inner = {key: convert(value) for key, value in values.items() if isinstance(value, dict)}
+        return {**values, **words, **inner}
 
     array = ffi.new("struct sbx_mount[]", [convert(mount) for mount in mounts])
     kept.append(array)
@@ -289,7 +306,8 @@ class Slot:
         run, stdio = workspace.run, (lib.SBX_NULL,) * 3
         try:
             init = init_descriptor()
-            keep = fill_job(workspace, b"/\0", 2, (0, 0, 0), stdio, init, held, -1, -1)
+            keep = fill_job(workspace, b"/\0", 2, (0, 0, 0), stdio, init, held, -1)
+            workspace.job.setup_ns = 0
             words = (place[0], workspace.job, run, workspace.stack, inside, len(inside))
             result = lib.sbx_open_slot(*words, self.struct)
             del keep
@@ -347,7 +365,6 @@ def fill_job(
     stdio: tuple[int, int, int],
     init_fd: int,
     held: Any,
-    passed: int,
     mapper: int,
 ) -> tuple[Any, ...]:
     """Fills the job of a workspace; returns what has to stay alive until the spawn is over.
@@ -361,5 +378,15 @@ def fill_job(
     strings = ffi.from_buffer(blob)
     job.cwd, job.strings, job.vec, job.held = strings, strings + cwd_size, vec, held
     job.stdio = stdio
-    job.init_fd, job.passed, job.mapper = init_fd, passed, mapper
+    job.init_fd, job.mapper = init_fd, mapper
     return (vec, strings, held)
+
+
+def fill_rare(
+    workspace: Workspace, passed: Sequence[int], cgroups: Sequence[int], terminal: bool
+) -> None:
+    """What few jobs have, until the workspace is given back."""
+    job = workspace.job
+    workspace.rare = ffi.new("int[]", passed), ffi.new("int[]", cgroups)
+    job.passed, job.cgroups = workspace.rare
+    job.n_passed, job.n_cgroups, job.terminal = len(passed), len(cgroups), int(terminal)

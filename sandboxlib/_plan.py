@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 
 from . import _native, errors, sandbox
+from ._check import check_text
+from .limits import RLIMITS, SCHEDULERS, Limits
 from .sandbox import Mount, Sandbox
 
 TYPE_CHECKING = False
@@ -23,6 +27,8 @@ NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 
 _ENCODING = sys.getfilesystemencoding()
+_NO_LIMITS = Limits()
+_OVER_NETWORKS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "afs", "lustre", "gpfs", "virtiofs")
 _KINDS = {"bind": lib.SBX_BIND, "tmpfs": lib.SBX_TMPFS, "proc": lib.SBX_PROC, "dev": lib.SBX_DEV}
 
 
@@ -45,6 +51,7 @@ class Plan:
                 values[name] = f"{number} {outside} 1"
         elif box.ids is not None:
             values |= {"change_ids": 1, "uid": box.ids[0], "gid": box.ids[1]}
+            values |= {"n_groups": len(box.groups), "groups": box.groups}
         self.in_user_namespace = ids is not None
         self.mapped_outside = ids is not None and box.user == "ranges"
         self.values = values
@@ -53,9 +60,29 @@ class Plan:
             None  # of _slots; False: no run of this plan may leave its place to others
         )
         self.reaper = bool(values["reaper"])
+        self.cgroups = _cgroups_of(box)
+        self.is_limited = box.limits is not None
         self.isolation = MappingProxyType(box.isolation())  # all results share it
         self._nothing_held = _native.held_flags(len(self.mounts), ())
         self.stubs: tuple[int, ...] = ()  # mounts whose target had to be made in the last run
+
+    @cached_property
+    def may_hang(self) -> bool:
+        """Whether it may take for ever to look at the root or a source: over a network, say.
+
+        Told by the caller's mounts, without a look at them.
+        """
+        paths = [self.box.root, *(m.source for m in self.mounts if m.source)]
+        points = []
+        with contextlib.suppress(OSError), open("/proc/self/mountinfo", errors="replace") as file:
+            for words in (line.split() for line in file):  # proc_pid_mountinfo(5)
+                points.append((words[4].rstrip("/") + "/", words[words.index("-") + 1]))
+        kinds = [
+            max((p for p in points if f"{path}/".startswith(p[0])), key=lambda p: len(p[0]))[1]
+            for path in paths
+            if points
+        ]
+        return any(kind.startswith(_OVER_NETWORKS) for kind in kinds)
 
     def held(self, indices: Sequence[int]) -> Any:
         """What tells the core which mounts' targets are stubs that the caller holds."""
@@ -118,9 +145,20 @@ def _all_mounts(box: Sandbox) -> list[PlannedMount]:
     if isolated and all(mount.target != "/proc" for mount in box.extra_mounts):
         flags = lib.SBX_OPTIONAL | cover
         found.append(PlannedMount("proc on /proc", lib.SBX_PROC, flags, "/proc", False))
-    for index, mount in enumerate(box.extra_mounts):
-        found.append(_planned(index, mount, box.extra_mounts[:index], cover))
+    mounts = (*_accounts(box), *box.extra_mounts)
+    first = len(mounts) - len(box.extra_mounts)
+    for index, mount in enumerate(mounts):
+        found.append(_planned(index - first, mount, mounts[:index], cover))
     return found
+
+
+def _accounts(box: Sandbox) -> list[Mount]:
+    """Of a deterministic Sandbox, before its own mounts, which may say otherwise."""
+    if not box.deterministic:
+        return []
+    ours = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_etc")
+    names = ("passwd", "group")
+    return [Mount.bind(f"{ours}/{name}", f"/etc/{name}", read_only=True) for name in names]
 
 
 def _planned(index: int, mount: Mount, earlier: Sequence[Mount], cover: int) -> PlannedMount:
@@ -147,12 +185,13 @@ def _mask(names: Sequence[str]) -> int:
 
 def _place_values(box: Sandbox) -> dict[str, Any]:
     isolated = {name: value == "isolated" for name, value in box.isolation().items()}
+    hostname = box.hostname or ("sandbox" if box.deterministic else None)
     namespaces = (
         (isolated["mounts"] and NEWNS)
         | (isolated["network"] and NEWNET)
         | (isolated["processes"] and NEWPID | NEWCGROUP)
         | (isolated["ipc"] and NEWIPC | NEWUTS)
-        | (box.hostname is not None and NEWUTS)
+        | (hostname is not None and NEWUTS)
     )
     values: dict[str, Any] = {
         "namespaces": int(namespaces),
@@ -166,13 +205,72 @@ def _place_values(box: Sandbox) -> dict[str, Any]:
     # chroot(2) to "/" changes nothing, and takes privilege.
     if box.root != "/" or isolated["mounts"]:
         values["root"] = box.root
-    if box.hostname is not None:
-        values["hostname"] = box.hostname
+    if hostname is not None:
+        values["hostname"] = hostname
+    values["limits"] = _limits(box)
     if box.capabilities == "default":
         values["capabilities"] = _mask(sandbox.DEFAULT_CAPABILITIES)
     elif isinstance(box.capabilities, tuple):
         values["capabilities"] = values["must_capabilities"] = _mask(box.capabilities)
     return values
+
+
+def _cgroups_of(box: Sandbox) -> Any:
+    """The cgroups of its runs; None where they have none."""
+    limits = box.limits or _NO_LIMITS
+    names = ("memory", "swap", "pids", "cpu_weight", "io_weight", "cpu_quota")
+    asked = {name: getattr(limits, name) for name in names}
+    if not limits.cgroup and not any(value is not None for value in asked.values()):
+        return None
+    from ._cgroups import CgroupLimits, Cgroups
+
+    directory = limits.cgroup if isinstance(limits.cgroup, str) else None
+    return Cgroups(CgroupLimits(**asked, directory=directory, hold=bool(limits.cgroup)))
+
+
+_NO_RANDOM_ADDRESSES = 0x0040000  # personality(2), ADDR_NO_RANDOMIZE
+
+
+def _limits(box: Sandbox) -> dict[str, Any]:
+    """The values of struct sbx_limits."""
+    limits = box.limits or _NO_LIMITS
+    values: dict[str, Any] = {"rlimits": 0, "others": 0, "rlimit": [[0, 0] for _ in range(16)]}
+    for name, number in RLIMITS.items():
+        most = getattr(limits, name)
+        if most is not None:
+            values["rlimits"] |= 1 << number
+            # The second after SIGXCPU is for whoever handles it.
+            values["rlimit"][number] = [most, most + (name == "cpu_time")]
+    umask = next((mask for mask in (box.umask, limits.umask) if mask is not None), None)
+    if umask is None and box.deterministic:
+        umask = 0o022
+    others: dict[str, Any] = {
+        "nice": limits.nice,
+        "scheduler": limits.scheduler and SCHEDULERS[limits.scheduler],
+        "cpus": None if limits.cpus is None else _cpu_words(limits.cpus),
+        "umask": umask,
+        "personality": _NO_RANDOM_ADDRESSES if box.deterministic else None,
+    }
+    for name, value in others.items():
+        if value is not None:
+            values["others"] |= 1 << getattr(lib, f"SBX_{name.upper()}")
+            values[name] = value
+    if limits.oom_score_adj is not None:
+        values["oom_score_adj"] = str(limits.oom_score_adj)
+    return values
+
+
+def _cpu_words(cpus: int | tuple[int, ...]) -> list[int]:
+    """As sched_setaffinity(2) takes them. UnsupportedError where the caller has too few."""
+    if isinstance(cpus, int):
+        mine = sorted(os.sched_getaffinity(0))
+        if len(mine) < cpus:
+            raise errors.UnsupportedError(f"{cpus} CPUs: the caller may use {len(mine)}")
+        cpus = tuple(mine[:cpus])
+    words = [0] * 16
+    for cpu in cpus:
+        words[cpu // 64] |= 1 << cpu % 64
+    return words
 
 
 def plan_for(box: Sandbox, ids: tuple[int, int] | None = None) -> Plan:
@@ -188,8 +286,6 @@ def plan_for(box: Sandbox, ids: tuple[int, int] | None = None) -> Plan:
 
 class Job:
     """One command: checked, looked up, and encoded as one blob of NUL-ended strings."""
-
-    passed = -1  # a descriptor above 2 that the command is to have
 
     def __init__(
         self,
@@ -208,7 +304,7 @@ class Job:
             self._paths = [program]
         else:
             self._paths = [place + program for place in places]
-        self.cwd = sandbox.check_text("cwd", cwd)
+        self.cwd = check_text("cwd", cwd)
         if not self.cwd:
             raise errors.SpecError("cwd is empty")
         inside = self.cwd.encode(_ENCODING, "surrogateescape")
@@ -248,6 +344,15 @@ def command_words(command: object) -> list[bytes]:
     if not words or not words[0]:
         raise errors.SpecError("the command is empty")
     return words
+
+
+def deterministic_environment(
+    extra_env: Mapping[str, str] | None, env: Mapping[str, str] | None
+) -> dict[str, str]:
+    """The extra_env of a deterministic Sandbox: what the caller says comes first."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "315532800")  # 1980, the first year of a zip file
+    fixed = {"TZ": "UTC", "LC_ALL": "C", "SOURCE_DATE_EPOCH": epoch}
+    return {**{k: v for k, v in fixed.items() if k not in (env or ())}, **(extra_env or {})}
 
 
 def environment(

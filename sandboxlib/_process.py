@@ -8,25 +8,26 @@ import os
 from _thread import get_ident
 from time import monotonic
 
-from . import _native, _plan, _slots, errors
+from . import _native, _plan, _slots, _streams, errors
+from ._check import check_choice, check_number, check_seconds
 from ._plan import Job, Plan
 from ._stubs import Stubs
+from .result import Result
 from .sandbox import CAPTURE, STDOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from threading import Event
-    from typing import Any, TypeAlias
+    from typing import Any
 
     from .sandbox import Stream
-
-    Outcome: TypeAlias = tuple[int, bytes | None, bytes | None, bool]
 
 lib = _native.lib
 
 # A signal that another thread took wakes nobody here, so look up from waiting now and then.
 _LONGEST_WAIT = 100_000_000
-_SIGKILL = 9  # signal(7)
+_SIGKILL, _SIGTERM, _SIGXCPU, _SIGXFSZ = 9, 15, 24, 25  # signal(7)
 _TARGET: int = lib.SBX_STEP_TARGET
 _OF_THE_ROOT = (lib.SBX_STEP_SOURCE, lib.SBX_STEP_TARGET, lib.SBX_STEP_MOUNT)
 _DONE: int = lib.SBX_PUMP_DONE
@@ -35,6 +36,7 @@ _ERROR: int = lib.SBX_PUMP_ERROR
 _NULL: int = lib.SBX_NULL
 _CAPTURED: int = lib.SBX_CAPTURE
 _MERGED: int = lib.SBX_STDOUT
+_SINK = -99  # captured, but not as bytes of a Result
 
 
 class Stopped(BaseException):
@@ -45,8 +47,10 @@ class Stopped(BaseException):
 stops: dict[int, Event] = {}
 
 
-def complete(run: Run, fresh: bool) -> Outcome:
-    """Starts a run, moves its output, waits for its end: (exit, out, err, timed out).
+def complete(
+    run: Run, fresh: bool, executor: str, began: float, isolation: Mapping[str, str]
+) -> Result:
+    """Starts a run, moves its output, waits for its end.
 
     Nothing of the run is left afterwards, however it ends.
     """
@@ -55,7 +59,7 @@ def complete(run: Run, fresh: bool) -> Outcome:
         while not run.follow(lib.sbx_pump(run.struct, run.wait())):
             if stops and (event := stops.get(get_ident())) is not None and event.is_set():
                 raise Stopped
-        return run.outcome()
+        return run.result(executor, began, isolation)
     finally:
         # Whatever came, a KeyboardInterrupt too: kill, wait, close. Not interruptible, as it is
         # one call; should another exception get in before it, ffi.gc makes the same call.
@@ -64,12 +68,14 @@ def complete(run: Run, fresh: bool) -> Outcome:
 
 
 class Run:
-    """One run: `start`, then pump its `struct` until `follow` says that it is over, then `outcome`;
+    """One run: `start`, then pump its `struct` until `follow` says that it is over, then `result`;
     in any case lib.sbx_end and `release`. SpecError for a stdio that is none.
+
+    more: what few runs have: see _Rare.
     """
 
     __slots__ = (
-        *("plan", "_job", "_stdio", "deadline", "_timed_out", "_content"),
+        *("plan", "_job", "_stdio", "_captures", "deadline", "_timed_out", "_content", "_rare"),
         *("_workspace", "struct", "_slots", "_slot", "_stubs"),
     )
 
@@ -81,6 +87,7 @@ class Run:
         stdout: Stream,
         stderr: Stream,
         timeout: float | None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         self.plan = plan
         self.deadline = None if timeout is None else monotonic() + timeout
@@ -89,21 +96,33 @@ class Run:
         self._slots: _slots.Slots | None = None
         self._slot: _slots.Slot | None = None
         self._stubs: Stubs | None = None
+        self._rare: _Rare | None = None
         self._content = -1
         outputs = _output("stdout", stdout), _output("stderr", stderr)
+        if more or plan.is_limited or _SINK in outputs:
+            self._rare = _Rare(plan, stdout, stderr, more or {})
+            outputs = self._rare.outputs(outputs)
         if isinstance(stdin, (bytes, bytearray, memoryview)):
             first = self._content = _memory_file(stdin)
         else:
             first = _NULL if stdin is None else _descriptor("stdin", stdin)
         self._stdio = (first, *outputs)
+        self._captures = outputs[0] == _CAPTURED, outputs[1] == _CAPTURED
         self._workspace = _native.take_workspace()
         self.struct = self._workspace.run
 
     def start(self, fresh: bool) -> None:
         """Starts the job, or raises why not: a SetupError. fresh=False: in a slot, if it can be."""
-        if fresh or not self._start_in_slot():
+        if self._rare is not None:
+            self._stdio = self._rare.prepare(self._workspace, self._stdio)
+            fresh = fresh or self._rare.needs_fresh
+        if fresh or (self.deadline and self.plan.may_hang) or not self._start_in_slot():
+            if self._rare is not None and self.plan.reaper:
+                self._rare.count_reaper()
             self._stubs = Stubs(self.plan.box.root, self.deadline)
-            _start(self._workspace, self.plan, self._job, self._stdio, self._stubs)
+            _start(self._workspace, self.plan, self._job, self._stdio, self._stubs, self.deadline)
+        if self._rare is not None:
+            self._rare.started(self.struct)
 
     def _start_in_slot(self) -> bool:
         """False where there is none: then the same isolation, all of it new, also tells why."""
@@ -112,7 +131,7 @@ class Run:
         if slots is None:
             return False
         keep = _native.fill_job(
-            work, job.blob, job.cwd_size, job.counts, self._stdio, -1, plan.held(()), -1, -1
+            work, job.blob, job.cwd_size, job.counts, self._stdio, -1, plan.held(()), -1
         )
         for _ in range(_slots.MOST_IDLE + 2):  # as many may have died since
             try:
@@ -145,8 +164,9 @@ class Run:
         if result == _DONE:
             return True
         if result == _FULL:
-            self._workspace.out.enlarge()
-            self._workspace.err.enlarge()
+            if self._rare is None or not self._rare.feed(self._workspace):
+                self._workspace.out.enlarge()
+                self._workspace.err.enlarge()
         elif result == _ERROR:
             failure = _failure(self._workspace)
             if self._slots is None or failure[0] not in _OF_THE_ROOT:
@@ -156,15 +176,33 @@ class Run:
             self._give_slot()
             self.start(True)
         if self.deadline is not None and monotonic() >= self.deadline:
-            lib.sbx_signal(self.struct, _SIGKILL)
-            self._timed_out, self.deadline = True, None
+            self._be_late()
         return False
 
-    def outcome(self) -> Outcome:
-        """Of a run that is over. StatusLost."""
-        out = self._workspace.out.take() if self._stdio[1] == _CAPTURED else None
-        err = self._workspace.err.take() if self._stdio[2] == _CAPTURED else None
-        return _exit_status(self.struct.wait_status), out, err, self._timed_out
+    def _be_late(self) -> None:
+        grace = 0.0
+        if self._rare is not None and not self._timed_out:
+            grace = self._rare.grace
+        lib.sbx_signal(self.struct, _SIGTERM if grace else _SIGKILL)
+        self._timed_out = True
+        self.deadline = monotonic() + grace if grace else None
+
+    def result(self, executor: str, began: float, isolation: Mapping[str, str]) -> Result:
+        """Of a run that is over; began: when, by monotonic(). StatusLost."""
+        work, struct, rare = self._workspace, self.struct, self._rare
+        captures = self._captures
+        out = work.out.take() if captures[0] else None
+        err = work.err.take() if captures[1] else None
+        if rare is not None:
+            out, err = rare.finish(out, err)
+        exit = _exit_status(struct.wait_status)
+        result = Result(exit, out, err, self._timed_out, 0.0, executor, isolation)
+        if struct.has_usage:
+            result._rusage = _native.ffi.buffer(struct.usage)[:]
+        if rare is not None:
+            rare.tell(result)
+        result.wall = monotonic() - began
+        return result
 
     def release(self) -> None:
         """Gives back what it used. It was ended by lib.sbx_end."""
@@ -173,6 +211,8 @@ class Run:
         self._give_slot()
         if self._stubs is not None:
             self._stubs.release()
+        if self._rare is not None:
+            self._rare.release()
         _native.give_back(self._workspace)
 
     def _give_slot(self) -> None:
@@ -187,6 +227,177 @@ def slots_of(plan: Plan) -> _slots.Slots | None:
     if slots is None:
         slots = plan.slots = _slots.Slots(plan) if _slots.can_stay(plan) else False
     return slots or None  # type: ignore[return-value]
+
+
+# ---- what few runs have ------------------------------------------------------------------------
+
+
+class _Rare:
+    """What few runs have, so that the others need not look for it.
+
+    grace: seconds between SIGTERM and SIGKILL when the time is over. max_output, on_overflow: see
+    Sandbox.run. pass_fds: more descriptors of the command. pty: (rows, columns) of a terminal.
+    """
+
+    def __init__(self, plan: Plan, stdout: Any, stderr: Any, more: Mapping[str, Any]) -> None:
+        self._plan = plan
+        self.grace = check_seconds("grace", more.get("grace", 0.0))
+        most = more.get("max_output")
+        if most is not None:
+            check_number("max_output", most, 0, 1 << 62)
+        policy = more.get("on_overflow", "truncate")
+        check_choice("on_overflow", policy, ("truncate", "kill"))
+        self._kills = policy == "kill"
+        self._passed = _passed(more.get("pass_fds", ()))
+        self._pty = _window(more.get("pty"))
+        if self._pty and (stderr not in (CAPTURE, STDOUT) or stdout is None):
+            raise errors.SpecError("a pty has one output, which is stdout")
+        wanted = [stdout, None if self._pty or stderr == STDOUT else stderr]
+        self._sinks = [
+            _streams.sink_for(value, most, self._kills)
+            if value == CAPTURE or _streams.is_sink(value)
+            else None
+            for value in wanted
+        ]
+        self._has_sinks = any(sink is not None for sink in self._sinks)
+        self._overflowed = False
+        self._cgroup: Any = None
+        self._terminal: tuple[int, int] | None = None
+
+    def outputs(self, outputs: tuple[int, int]) -> tuple[int, int]:
+        """As the core takes them: what goes to a sink is captured; on a terminal there is one."""
+        out, err = (_CAPTURED if output == _SINK else output for output in outputs)
+        return (_CAPTURED, _NULL) if self._pty else (out, err)
+
+    @property
+    def needs_fresh(self) -> bool:
+        """Whether a slot cannot do it."""
+        return bool(self._passed)
+
+    def prepare(self, work: _native.Workspace, stdio: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Before the start: the cgroup, the terminal, how outputs are read. Returns the stdio."""
+        for stream, sink in zip((work.out, work.err), self._sinks, strict=True):
+            if sink is not None:
+                stream.be_eager(sink.eager)
+        if (cgroups := self._plan.cgroups) is not None and self._cgroup is None:
+            self._cgroup = cgroups.take()
+            self._cgroup.begin()
+        procs: Sequence[int] = () if self._cgroup is None else self._cgroup.procs
+        if self._pty and self._terminal is None:
+            self._terminal = _open_pty(*self._pty)
+            stdio = (self._terminal[1],) * 3
+        _native.fill_rare(work, self._passed, procs, self._pty is not None)
+        return stdio
+
+    def count_reaper(self) -> None:
+        """It is in the cgroup as well, other than that of a slot."""
+        if self._cgroup is not None:
+            self._cgroup.begin(1)
+
+    def started(self, struct: Any) -> None:
+        """The terminal's other end is the run's output."""
+        if self._terminal is not None:
+            master, slave = self._terminal
+            self._terminal = None
+            struct.out.fd = master
+            os.close(slave)
+
+    def feed(self, work: _native.Workspace) -> bool:
+        """Hands over what came; False where outputs are captured as always."""
+        if not self._has_sinks:
+            return False
+        for stream, sink in zip((work.out, work.err), self._sinks, strict=True):
+            if sink is None:
+                stream.enlarge()
+                continue
+            sink.feed(stream.pour())
+            if self._kills and sink.is_over and not self._overflowed:
+                self._overflowed = True
+                lib.sbx_signal(work.run, _SIGKILL)
+        return True
+
+    def finish(self, out: bytes | None, err: bytes | None) -> tuple[bytes | None, bytes | None]:
+        """What the Result has of the outputs; out, err: what was not fed."""
+        found = [out, err]
+        for index, sink in enumerate(self._sinks):
+            if sink is not None:
+                sink.feed(found[index] or b"")
+                found[index] = sink.finish()
+        return found[0], found[1]
+
+    def tell(self, result: Result) -> None:
+        """What it knows of a run that is over."""
+        hit = []
+        if self._cgroup is not None:
+            told = result._cgroup = self._cgroup.report()
+            hit += [name for name, key in _HITS if told.get(key)]
+        limits = self._plan.box.limits
+        if limits is not None:
+            if limits.cpu_time is not None and _ran_out(result, limits.cpu_time):
+                hit.append("cpu_time")
+            if limits.file_size is not None and result.exit in (-_SIGXFSZ, 128 + _SIGXFSZ):
+                hit.append("file_size")
+        if any(sink is not None and sink.is_over for sink in self._sinks):
+            hit.append("output")
+        result.limits_hit = tuple(hit)
+        result._sizes = tuple(None if sink is None else sink.size for sink in self._sinks)  # type: ignore[assignment]
+
+    def release(self) -> None:
+        """The run was ended."""
+        if self._terminal is not None:
+            for fd in self._terminal:
+                os.close(fd)
+            self._terminal = None
+        if self._cgroup is not None:
+            cgroup, self._cgroup = self._cgroup, None
+            cgroup.release()
+
+
+_HITS = (("memory", "oom_kills"), ("pids", "pids_hits"))
+
+
+def _ran_out(result: Result, seconds: int) -> bool:
+    """Of CPU time: by the signal, through a shell as well, or by the one a second later."""
+    if result.exit in (-_SIGXCPU, 128 + _SIGXCPU):
+        return True
+    usage = result.usage
+    return result.exit in (-9, 137) and usage is not None and usage.user + usage.system >= seconds
+
+
+def _passed(value: Any) -> tuple[int, ...]:
+    found = tuple(sorted({_descriptor("a descriptor of pass_fds", fd) for fd in value}))
+    if len(found) > lib.SBX_MOST_PASSED:
+        raise errors.SpecError(f"pass_fds has {len(found)} descriptors, and may have 32")
+    if found and found[0] < 3:
+        raise errors.SpecError("pass_fds has 0, 1 or 2, which are stdin, stdout and stderr")
+    return found
+
+
+def _window(value: Any) -> tuple[int, int] | None:
+    """The size of a terminal: True is that of a VT100."""
+    if value is None or value is False:
+        return None
+    if value is True:
+        return 24, 80
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise errors.SpecTypeError(f"pty is neither a bool nor (rows, columns): {value!r}")
+    rows, columns = (check_number("a number of pty", n, 1, 65535) for n in value)
+    return rows, columns
+
+
+def _open_pty(rows: int, columns: int) -> tuple[int, int]:
+    """A terminal: the end that is read and written, and that of the command."""
+    import fcntl
+    import struct
+    import termios
+
+    try:
+        master, slave = os.openpty()
+    except OSError as error:
+        what = "open a pseudo-terminal of the caller's"
+        raise errors.setup_error(error.errno or 0, None, "terminal", what) from error
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+    return master, slave
 
 
 # ---- descriptors -----------------------------------------------------------------------------
@@ -211,7 +422,7 @@ def _output(name: str, value: Stream) -> int:
         return _CAPTURED
     if type(value) is int and value == STDOUT and name == "stderr":
         return _MERGED
-    return _descriptor(name, value)
+    return _SINK if _streams.is_sink(value) else _descriptor(name, value)
 
 
 def _memory_file(content: bytes | bytearray | memoryview) -> int:
@@ -237,6 +448,7 @@ def _start(
     job: Job,
     stdio: tuple[int, int, int],
     stubs: Stubs,
+    deadline: float | None,
 ) -> None:
     """Starts the job, or raises why not: a SetupError.
 
@@ -246,6 +458,10 @@ def _start(
     for index in plan.stubs:
         _hold(stubs, plan, index)
     held = plan.stubs
+    if deadline is None:
+        workspace.job.setup_ns = 0
+    else:
+        workspace.job.setup_ns = max(1000, int((deadline - monotonic()) * 1e9))
     while _spawn(workspace, plan, job, stdio, plan.held(held)) != 0:
         step, index, error = _failure(workspace)
         missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
@@ -271,7 +487,7 @@ def _spawn(
             return _spawn(workspace, plan, job, stdio, held, fd)
     init = _native.init_descriptor() if plan.reaper else -1
     keep = _native.fill_job(
-        workspace, job.blob, job.cwd_size, job.counts, stdio, init, held, job.passed, mapper
+        workspace, job.blob, job.cwd_size, job.counts, stdio, init, held, mapper
     )
     result: int = lib.sbx_spawn(plan.place, workspace.job, workspace.run, workspace.stack)
     del keep

@@ -235,14 +235,16 @@ class Slots:
             own_values = [self._mounts[i].values for i in self._own]
             more = [v for v in own_values if v["kind"] in (lib.SBX_PROC, lib.SBX_DEV)]
             mounts += [{**v, "flags": v["flags"] & ~lib.SBX_COVER} for v in more]
+        limits = dict(self._values["limits"])
         values = {
             **self._values,
             **{"reaper": lib.SBX_RESIDENT, "keyring": 0, "no_new_privs": 0, "cut_capabilities": 0},
+            "limits": {name: limits.pop(name) for name in ("oom_score_adj",) if name in limits},
         }
         names = "keyring reaper no_new_privs cut_capabilities capabilities must_capabilities"
-        names += " change_ids uid gid"
+        names += " change_ids uid gid n_groups groups"
         inside = {name: self._values[name] for name in names.split() if name in self._values}
-        inside |= {"session": 1, "namespaces": int(self._in_user_namespace)}
+        inside |= {"session": 1, "namespaces": int(self._in_user_namespace), "limits": limits}
         place = _native.new_place(values, mounts)
         flags = _native.held_flags(len(mounts), [n for n, i in enumerate(kept) if held[i]])
         of_a_run = [

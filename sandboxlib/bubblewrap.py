@@ -17,13 +17,16 @@ import os
 from collections.abc import Mapping
 from time import monotonic
 
-from . import _calls, _executor, _machine, _plan, errors, sandbox
+from . import _calls, _executor, _machine, _plan, errors
+from ._check import check_seconds, check_text
 from ._stubs import Stubs
 from .result import Result
-from .sandbox import CAPTURE, Mount, Sandbox, caller_directory
+from .sandbox import CAPTURE, DEFAULT_CAPABILITIES, Mount, Sandbox, caller_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .sandbox import Command, Path, Stream
 
 NAME = "bubblewrap"
@@ -62,6 +65,8 @@ def _promises_not(box: Sandbox) -> list[str]:
         found.append("user='ranges': bwrap maps one id")
     if box.ids is not None:
         found.append(f"ids={box.ids!r}: bwrap does not change ids")
+    if box.deterministic:
+        found.append("deterministic=True: bwrap cannot do all of it")
     if isinstance(box.capabilities, tuple) and not _is_root(box):
         found.append(f"capabilities={box.capabilities!r}: the command is not root")
     for mount in box.extra_mounts:
@@ -130,7 +135,7 @@ def _capabilities(box: Sandbox) -> list[str]:
         return []
     if box.capabilities == "all":
         return ["--cap-add", "ALL"]
-    names = sandbox.DEFAULT_CAPABILITIES if box.capabilities == "default" else box.capabilities
+    names = DEFAULT_CAPABILITIES if box.capabilities == "default" else box.capabilities
     kept = names if not isinstance(names, str) else ()
     return ["--cap-drop", "ALL", *(w for name in kept for w in ("--cap-add", f"CAP_{name}"))]
 
@@ -153,16 +158,17 @@ def run_in(
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
     fresh: bool = True,
+    more: Mapping[str, Any] | None = None,
 ) -> Result:
     """Runs a command in a Sandbox; see run_sandbox."""
     start = monotonic()
     if timeout is not None:
-        _executor.check_timeout(timeout)
+        check_seconds("timeout", timeout)
     words = _plan.command_words(command)
     whole = _plan.environment(extra_env, env)
     if cwd is None:
         cwd = caller_directory() if box.root == "/" else "/"
-    inside = sandbox.check_text("cwd", cwd)
+    inside = check_text("cwd", cwd)
     refused = _promises_not(box)
     if refused:
         raise errors.UnsupportedError(f"{NAME}: {'; '.join(refused)}")
@@ -188,7 +194,7 @@ def run_in(
                 timeout,
                 start,
                 _isolation(box),
-                (writer,),
+                {**(more or {}), "pass_fds": (*(more or {}).get("pass_fds", ()), writer)},
             )
         finally:
             os.close(writer)

@@ -14,6 +14,8 @@ from .sandbox import CAPTURE, Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .sandbox import Command, Path, Stream
 
 NAME = "chroot"
@@ -63,11 +65,12 @@ def run_in(
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
     fresh: bool = True,
+    more: Mapping[str, Any] | None = None,
 ) -> Result:
     """Runs a command in a Sandbox; see run_sandbox."""
     plan = plan_of(box)
     return _executor.run_native(
-        NAME, plan, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh
+        NAME, plan, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh, more
     )
 
 

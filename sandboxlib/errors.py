@@ -13,7 +13,7 @@
      |   |- SetupDenied(PermissionError)
      |   `- SetupNotADirectory(NotADirectoryError)
      |- StatusLost(ChildProcessError)        the command ran, but somebody else took its status
-     `- CommandFailed                        a map that stops at a failure met one
+     `- CommandFailed                        a map that stops at a failure met one; Result.check()
 
 A command that fails is no error of ours otherwise: its exit status is in the Result.
 """
@@ -132,7 +132,8 @@ class StatusLost(SandboxError, ChildProcessError):
 
 
 class CommandFailed(SandboxError):
-    """A command of a map with on_failure='stop' ended with another exit status than 0.
+    """A command ended with another exit status than 0: in a map with on_failure='stop', or as
+    Result.check() found.
 
     result: its Result. number, command: which of the commands it was.
     """
@@ -144,7 +145,10 @@ class CommandFailed(SandboxError):
         self.command = result.command
 
     def __str__(self) -> str:
-        late = ", when its time was over" if self.result.timed_out else ""
-        text = f"{self.command!r} ended with exit status {self.result.exit}{late}"
+        result = self.result
+        late = ", when its time was over" if result.timed_out else ""
+        hit = f" (limits: {', '.join(result.limits_hit)})" if result.limits_hit else ""
+        name = "the command" if self.command is None else repr(self.command)
+        text = f"{name} ended with exit status {result.exit}{late}{hit}"
         said = (self.result.err or b"").strip()[-1000:].decode(errors="replace")
         return f"{text}: {said}" if said else text

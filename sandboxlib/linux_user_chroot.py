@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from time import monotonic
 
 from . import _calls, _executor, _plan, errors
+from ._check import check_seconds
 from ._luc_mounts import Recipe, View
 from .errors import UnsupportedError
 from .sandbox import CAPTURE, STDOUT, Sandbox, caller_directory
@@ -199,6 +200,8 @@ def refusals(box: Sandbox) -> list[str]:
         found.append("linux-user-chroot runs commands as the caller only")
     if box.ids is not None:
         found.append(f"ids={box.ids!r}: linux-user-chroot does not change ids")
+    if box.deterministic:
+        found.append("deterministic=True: linux-user-chroot cannot do all of it")
     # An ordinary user's command has what the user has: none. Root's has all, or before 2015 none.
     kept = ("default", "all", "none") if os.getuid() else ("all",) if recent else ("none",)
     if box.capabilities not in kept:
@@ -305,11 +308,12 @@ def run_in(
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
     fresh: bool = True,
+    more: Mapping[str, Any] | None = None,
 ) -> Result:
     """Runs a command in a Sandbox; see run_sandbox."""
     start = monotonic()
     if timeout is not None:
-        _executor.check_timeout(timeout)
+        check_seconds("timeout", timeout)
     if cwd is None:
         cwd = caller_directory() if box.root == "/" else "/"
     place = _plan.Job(command, cwd, extra_env, env).cwd  # checks all of them
@@ -334,7 +338,7 @@ def run_in(
             stdin = run.report = report_file(stdin, undo)
         argv = command_line(tool, recipe, words, place)
         isolation = {**box.isolation(), "mounts": "isolated"}
-        rest = (stdin, stdout, stderr, timeout, start, isolation)
+        rest = (stdin, stdout, stderr, timeout, start, isolation, more)
         result = _executor.run_tool(NAME, box, argv, settings, *rest)
         if result.exit == 1 and not result.timed_out:
             run.check_setup(result)

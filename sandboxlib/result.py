@@ -4,6 +4,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from struct import unpack
+
+from .errors import CommandFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Usage:
+    """What a run used: all of its processes that were waited for, which with a reaper are all.
+
+    user, system: float, seconds of CPU time.
+    peak_memory: int, bytes: the most that one of the processes had in memory.
+    minor_faults, major_faults: int, page faults without and with I/O.
+    block_reads, block_writes: int, of 512 bytes each, from and to disks.
+    voluntary_switches, involuntary_switches: int, context switches.
+
+    From a cgroup (Limits), of all processes at once; None without one, or where the kernel does not
+    tell:
+
+    cpu: float, seconds of CPU time. tree_memory: int, bytes at the highest moment, with the page
+    cache. tree_pids: int, processes and threads at the highest moment. throttled: int, periods of
+    100 ms in which cpu_quota made it wait. pressure: dict of pressure stall information.
+    """
+
+    def __init__(self, rusage: bytes, cgroup: Mapping[str, Any] | None = None) -> None:
+        values = unpack("18q", rusage)  # getrusage(2)
+        self.user = values[0] + values[1] / 1e6
+        self.system = values[2] + values[3] / 1e6
+        self.peak_memory = values[4] * 1024
+        self.minor_faults, self.major_faults = values[8:10]
+        self.block_reads, self.block_writes = values[11:13]
+        self.voluntary_switches, self.involuntary_switches = values[16:18]
+        cgroup = cgroup or {}
+        self.cpu: float | None = cgroup.get("cpu")
+        self.tree_memory: int | None = cgroup.get("memory_peak")
+        self.tree_pids: int | None = cgroup.get("pids_peak")
+        self.throttled: int | None = cgroup.get("throttled")
+        self.pressure: Mapping[str, Any] | None = cgroup.get("pressure")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Usage) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        words = (f"{name}={value!r}" for name, value in self.__dict__.items() if value is not None)
+        return f"Usage({', '.join(words)})"
 
 
 class Result(tuple[int, bytes | None, bytes | None]):
@@ -11,8 +60,14 @@ class Result(tuple[int, bytes | None, bytes | None]):
 
     exit: int     the command's exit status; -n where signal n ended it.
     out, err      what the command wrote, bytes; None where it was not captured.
+    out_size, err_size   how many bytes the command wrote there, also where out and err hold fewer;
+                  None where sandboxlib did not see them.
     timed_out     bool: the timeout ended it; out and err hold what there was until then.
+    limits_hit    a tuple of the limits that the run came up against: 'memory' (a process was
+                  killed because there was no more), 'pids' (a fork was refused), 'cpu_time',
+                  'file_size' (it was ended by it), 'output' (it wrote more than max_output).
     wall: float   seconds from the call to the end of the run.
+    usage: Usage  CPU time, memory and more; None where somebody else took the command's status.
     executor      the name of the executor that ran it.
     isolation     a mapping of what the run had: network, mounts, processes, ipc.
     number: int   from a map: which of its commands it was, from 0 on; otherwise -1.
@@ -25,6 +80,10 @@ class Result(tuple[int, bytes | None, bytes | None]):
     isolation: Mapping[str, str]
     number: int = -1
     command: object = None
+    limits_hit: tuple[str, ...] = ()
+    _rusage: bytes = b""
+    _cgroup: Mapping[str, Any] | None = None
+    _sizes: tuple[int | None, int | None] = (None, None)
 
     def __new__(
         cls,
@@ -58,6 +117,29 @@ class Result(tuple[int, bytes | None, bytes | None]):
     def err(self) -> bytes | None:
         return self[2]
 
+    @property
+    def out_size(self) -> int | None:
+        return self._size(0)
+
+    @property
+    def err_size(self) -> int | None:
+        return self._size(1)
+
+    def _size(self, which: int) -> int | None:
+        content = (self.out, self.err)[which]
+        return self._sizes[which] if content is None else self._sizes[which] or len(content)
+
+    @property
+    def usage(self) -> Usage | None:
+        return Usage(self._rusage, self._cgroup) if self._rusage else None
+
+    def check(self) -> Result:
+        """This Result where the exit status is 0; otherwise raises CommandFailed, which has it."""
+        if self.exit != 0:
+            raise CommandFailed(self)
+        return self
+
     def __repr__(self) -> str:
         late = ", timed_out=True" if self.timed_out else ""
-        return f"Result(exit={self[0]}, out={self[1]!r}, err={self[2]!r}{late})"
+        hit = f", limits_hit={self.limits_hit!r}" if self.limits_hit else ""
+        return f"Result(exit={self[0]}, out={self[1]!r}, err={self[2]!r}{late}{hit})"

@@ -7,7 +7,9 @@ import errno
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
-from .errors import SpecChoiceError, SpecError, SpecTypeError, setup_error
+from ._check import Value, check_choice, check_flag, check_number, check_text
+from .errors import SpecError, SpecTypeError, setup_error
+from .limits import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes 2 ms to import
@@ -22,6 +24,9 @@ if TYPE_CHECKING:  # typing takes 2 ms to import
 #: The values of subprocess, without importing it.
 CAPTURE = -1
 STDOUT = -2
+
+#: Words of Sandbox.run that few runs have.
+MORE = ("grace", "max_output", "on_overflow", "pass_fds", "pty")
 
 #: All that a command finds in its environment, unless extra_env says more.
 BASE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -47,21 +52,6 @@ def environment_vars(extra_env: Mapping[str, str] | None = None) -> dict[str, st
     return {**BASE_ENVIRONMENT, **(extra_env or {})}
 
 
-def check_text(what: str, value: object) -> str:
-    """A str that can be handed to the kernel, from a str or a path."""
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if not isinstance(value, str):
-        raise SpecTypeError(f"{what} is a {type(value).__name__}, not a str: {value!r}")
-    if "\0" in value:
-        raise SpecError(f"{what} contains a NUL byte: {value!r}")
-    try:
-        os.fsencode(value)
-    except UnicodeEncodeError as error:
-        raise SpecError(f"{what} cannot be encoded: {error}") from None
-    return value
-
-
 def _inside(what: str, value: object) -> str:
     """An absolute path inside the root, normalised."""
     path = check_text(what, value)
@@ -73,16 +63,6 @@ def _inside(what: str, value: object) -> str:
     if len(os.fsencode(path)) > 4095:
         raise SpecError(f"{what} is longer than the 4,095 bytes of a path")
     return path
-
-
-def _choice(what: str, value: object, choices: Sequence[str]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise SpecChoiceError(f"{what} is {value!r}, and has to be one of {', '.join(choices)}")
-
-
-def _flag(what: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise SpecTypeError(f"{what} is a {type(value).__name__}, not a bool: {value!r}")
 
 
 def absolute(path: str) -> str:
@@ -99,34 +79,7 @@ def caller_directory() -> str:
         raise setup_error(errno.ENOENT, None, "cwd", what) from None
 
 
-class _Value:
-    """Frozen; equal, hashed and shown by its fields. (dataclasses takes 10 ms to import.)"""
-
-    _fields: tuple[str, ...] = ()
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a {type(self).__name__} does not change: {name}")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a {type(self).__name__} does not change: {name}")
-
-    def _values(self) -> tuple[object, ...]:
-        return tuple(getattr(self, name) for name in self._fields)
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        return self._values() == other._values()
-
-    def __hash__(self) -> int:
-        return hash(self._values())
-
-    def __repr__(self) -> str:
-        words = (f"{name}={getattr(self, name)!r}" for name in self._fields)
-        return f"{type(self).__name__}({', '.join(words)})"
-
-
-class Mount(_Value):
+class Mount(Value):
     """Something that is mounted inside the root, for the command alone. A frozen value.
 
     target: str       absolute path inside the root. What is missing of it is made for the run and
@@ -158,12 +111,12 @@ class Mount(_Value):
         size: int | None = None,
         mode: int = 0o1777,
     ) -> None:
-        _choice("the type of a mount", type, ("bind", "tmpfs", "proc", "dev"))
+        check_choice("the type of a mount", type, ("bind", "tmpfs", "proc", "dev"))
         inside = _inside("the target of a mount", target)
         if inside == "/":
             raise SpecError("the target of a mount is the root itself")
-        _flag("read_only", read_only)
-        _flag("recursive", recursive)
+        check_flag("read_only", read_only)
+        check_flag("recursive", recursive)
         if type == "bind":
             source = check_text("the source of a mount", source)
             if not source:
@@ -268,7 +221,7 @@ def _writable(value: object) -> str | tuple[str, ...]:
     if value is None:
         return "none"
     if isinstance(value, str):
-        _choice("filesystem_writable_paths", value, ("all", "none"))
+        check_choice("filesystem_writable_paths", value, ("all", "none"))
         return value
     if not isinstance(value, (list, tuple, set, frozenset)):
         raise SpecTypeError(f"filesystem_writable_paths is neither a word nor a list: {value!r}")
@@ -279,14 +232,14 @@ def _writable(value: object) -> str | tuple[str, ...]:
 
 def _capabilities(value: object) -> str | tuple[str, ...]:
     if isinstance(value, str):
-        _choice("capabilities", value, ("default", "all", "none"))
+        check_choice("capabilities", value, ("default", "all", "none"))
         return value
     if not isinstance(value, (list, tuple, set, frozenset)):
         raise SpecTypeError(f"capabilities is neither a word nor a list of names: {value!r}")
     names = []
     for name in value:
         names.append(check_text("a capability", name).lower().removeprefix("cap_"))
-        _choice("a capability", names[-1], CAPABILITIES)
+        check_choice("a capability", names[-1], CAPABILITIES)
     return tuple(sorted(set(names))) or "none"
 
 
@@ -295,7 +248,7 @@ def _capabilities(value: object) -> str | tuple[str, ...]:
 runner: Callable[..., Result] | None = None
 
 
-class Sandbox(_Value):
+class Sandbox(Value):
     """A place to run commands in. One Sandbox runs many, from any number of threads at once.
 
     What no command can change of it (namespaces, mounts) is kept from run to run: docs/slots.md.
@@ -332,7 +285,19 @@ class Sandbox(_Value):
     ids                   (uid, gid) of the command inside, with no other group; None (the default)
                           leaves it to `user`. Where a namespace has a single id, it is this one.
                           The reaper changes them, so it takes processes='isolated', init=True, and
-                          of the capabilities setuid and setgid.
+                          of the capabilities setuid and setgid. user=1000, group=100 is a shorter
+                          way to say ids=(1000, 100); group is the same number by default.
+    groups                with ids: up to 32 more groups of the command; () by default.
+    umask: int            of the command; None (the default): the caller's.
+    limits: Limits        how much the commands may use.
+    deterministic: bool   True: what differs from machine to machine, and finds its way into what
+                          is built, is the same: hostname ('sandbox', unless another is given),
+                          uid and gid (0, unless others are given) and /etc/passwd and /etc/group
+                          with root, build (1000) and nobody; umask 022, unless another is given;
+                          TZ=UTC, LC_ALL=C and SOURCE_DATE_EPOCH (the caller's, or 315532800: the
+                          year 1980), unless the environment of the command has others; addresses
+                          are not randomised (personality(2)). It takes mounts='isolated'. The
+                          number of CPUs is Limits.cpus.
 
     Raises SpecError for everything that makes no sense.
     """
@@ -340,6 +305,7 @@ class Sandbox(_Value):
     _fields = (
         *("root", "network", "mounts", "processes", "ipc", "hostname", "extra_mounts"),
         *("filesystem_writable_paths", "capabilities", "no_new_privs", "init", "user", "ids"),
+        *("groups", "umask", "limits", "deterministic"),
     )
     root: str
     network: str
@@ -354,6 +320,10 @@ class Sandbox(_Value):
     init: bool
     user: str
     ids: tuple[int, int] | None
+    groups: tuple[int, ...]
+    umask: int | None
+    limits: Limits | None
+    deterministic: bool
     _plans: dict[object, Any]
 
     def __init__(
@@ -370,8 +340,13 @@ class Sandbox(_Value):
         capabilities: str | Iterable[str] = "default",
         no_new_privs: bool = True,
         init: bool = True,
-        user: str = "caller",
+        user: str | int = "caller",
         ids: Sequence[int] | None = None,
+        group: int | None = None,
+        groups: Iterable[int] = (),
+        umask: int | None = None,
+        limits: Limits | None = None,
+        deterministic: bool = False,
     ) -> None:
         put = self.__dict__.__setitem__  # frozen: the one way in
         put("root", _root(root))
@@ -381,7 +356,7 @@ class Sandbox(_Value):
             ("processes", processes),
             ("ipc", ipc),
         ):
-            _choice(name, value, ("undefined", "isolated"))
+            check_choice(name, value, ("undefined", "isolated"))
             put(name, value)
         put("hostname", None if hostname is None else _hostname(hostname))
         if extra_mounts is not None and (
@@ -391,12 +366,28 @@ class Sandbox(_Value):
         put("extra_mounts", tuple(_mount(mount) for mount in extra_mounts or ()))
         put("filesystem_writable_paths", _writable(filesystem_writable_paths))
         put("capabilities", _capabilities(capabilities))
-        for name, flag in (("no_new_privs", no_new_privs), ("init", init)):
-            _flag(name, flag)
+        for name, flag in (
+            ("no_new_privs", no_new_privs),
+            ("init", init),
+            ("deterministic", deterministic),
+        ):
+            check_flag(name, flag)
             put(name, flag)
-        _choice("user", user, ("caller", "root", "ranges"))
-        put("user", user)
+        if isinstance(user, int) and not isinstance(user, bool):
+            if ids is not None:
+                raise SpecError("user is a number, and there are ids as well")
+            ids = (user, user if group is None else group)
+            user = "caller"
+        elif group is not None:
+            raise SpecError("group takes a user that is a number")
+        check_choice("user", user, ("caller", "root", "ranges"))
+        put("user", "root" if deterministic and user == "caller" and ids is None else user)
         put("ids", None if ids is None else _ids(ids))
+        put("groups", _groups(groups))
+        put("umask", None if umask is None else check_number("umask", umask, 0, 0o777))
+        if limits is not None and not isinstance(limits, Limits):
+            raise SpecTypeError(f"limits is no Limits: {limits!r}")
+        put("limits", limits)
         put("_plans", {})
         self._check_together()
 
@@ -405,6 +396,12 @@ class Sandbox(_Value):
             raise SpecError("extra_mounts need mounts='isolated'")
         if self.mounts == "undefined" and self.filesystem_writable_paths != "all":
             raise SpecError("filesystem_writable_paths needs mounts='isolated'")
+        if self.deterministic and self.mounts == "undefined":
+            raise SpecError("deterministic needs mounts='isolated'")
+        if self.limits and None not in (self.umask, self.limits.umask):
+            raise SpecError("there is a umask, and another in limits")
+        if self.groups and self.ids is None:
+            raise SpecError("groups need ids")
         if self.ids is not None:
             if self.processes != "isolated" or not self.init:
                 raise SpecError("ids needs processes='isolated' and init=True")
@@ -436,6 +433,11 @@ class Sandbox(_Value):
         stdout: Stream = CAPTURE,
         stderr: Stream = CAPTURE,
         timeout: float | None = None,
+        grace: float = 0.0,
+        max_output: int | None = None,
+        on_overflow: str = "truncate",
+        pass_fds: Iterable[int] = (),
+        pty: bool | tuple[int, int] = False,
         fresh: bool = False,
     ) -> Result:
         """Runs a command in the sandbox and waits for its end; the words are run_sandbox's.
@@ -445,7 +447,10 @@ class Sandbox(_Value):
         """
         assert runner is not None
         words = (self, command, cwd, extra_env, stdin, stdout, stderr, timeout, None, fresh)
-        return runner(*words)
+        if not (grace or pass_fds or pty or max_output is not None or on_overflow != "truncate"):
+            return runner(*words)
+        rest = (grace, max_output, on_overflow, pass_fds, pty)
+        return runner(*words, dict(zip(MORE, rest, strict=True)))
 
     def map(
         self,
@@ -524,6 +529,15 @@ def _ids(value: object) -> tuple[int, int]:
         if not 0 <= number < (1 << 32) - 1:
             raise SpecError(f"a number of ids is no id: {value!r}")
     return value[0], value[1]
+
+
+def _groups(value: object) -> tuple[int, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise SpecTypeError(f"groups is not several numbers: {value!r}")
+    found = tuple(check_number("a group", group, 0, (1 << 32) - 2) for group in value)
+    if len(found) > 32:
+        raise SpecError(f"there are {len(found)} groups, and may be 32")
+    return found
 
 
 def _hostname(value: object) -> str:

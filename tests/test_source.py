@@ -26,6 +26,8 @@ CSRC = TOP / "csrc"
 # A module imports from those before it only.
 ORDER = [
     {"errors"},
+    {"_check"},
+    {"limits", "_streams"},
     {"sandbox", "result"},
     {"_native"},
     {"_machine"},
