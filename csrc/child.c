@@ -142,6 +142,7 @@ void sbx_point_at_strings(const struct sbx_place *place, const struct sbx_job *j
     text = put_number(put_number(text, (uint32_t)place->n_groups), place->gid);
     text = put_number(text, place->uid);
     text = put_number(put_number(text, place->change_ids != 0), job->terminal != 0);
+    text = put_number(text, job->announce != 0);
     *slot++ = put_number(text, (uint32_t)job->n_candidates);
     for (int i = 0; i < n_words + job->n_env; i++) {
         if (i == n_words)

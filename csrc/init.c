@@ -5,15 +5,15 @@
  * the end of the namespace: the kernel kills whatever is still in it.
  *
  * It is given
- *   argv    numbers in decimal: of paths to try; whether stdin is the terminal of the command's
- *           session; whether its ids change, and to which uid, gid, and groups, after how many of
- *           these there are; then what descriptors 5 and up are to be for the command. Those paths;
- * the command's own argv envp    the command's environment fd 3    the status pipe: one struct
- * sbx_record is written, however the run ends fd 4    the lifeline: a pidfd of the caller, readable
- * when that process is dead and every signal blocked. Pid 1 gets no signal that it does not handle,
- * so nothing sent from inside stops or kills it, and it is not dumpable, so nothing inside can
- * trace it. It handles REAPER_SIGNAL, by which the caller has it send another to all the rest. A
- * command may forge that, and so send what it likes to its own kind.
+ *   argv    numbers in decimal: of paths to try; whether the start of the command is told as well;
+ *           whether stdin is the terminal of its session; whether its ids change, and to which uid,
+ * gid, and groups, after how many of these there are; then what descriptors 5 and up are to be for
+ * the command. Those paths; the command's own argv envp    the command's environment fd 3    the
+ * status pipe: one struct sbx_record is written, however the run ends fd 4    the lifeline: a pidfd
+ * of the caller, readable when that process is dead and every signal blocked. Pid 1 gets no signal
+ * that it does not handle, so nothing sent from inside stops or kills it, and it is not dumpable,
+ * so nothing inside can trace it. It handles REAPER_SIGNAL, by which the caller has it send another
+ * to all the rest. A command may forge that, and so send what it likes to its own kind.
  *
  * With no path it is a resident: it stays, and fd 3 is a socket on which it asks for one command
  * after the other. Each runs in a pid namespace and a mount namespace made for it, below and copied
@@ -183,6 +183,7 @@ static void run_once(int n_paths, const char *numbers, const char *const *argv,
     int passed[SBX_MOST_PASSED];
     struct sbx_place place = {.session = 1};
     struct sbx_job job = {.n_candidates = n_paths, .passed = passed};
+    long announce = next_number(&numbers);
     job.terminal = (int)next_number(&numbers);
     place.change_ids = (int)next_number(&numbers);
     place.uid = (uint32_t)next_number(&numbers);
@@ -199,6 +200,8 @@ static void run_once(int n_paths, const char *numbers, const char *const *argv,
         c.stdio[i] = i;
     c.root = c.tree = -1;
     long command = start(&c, 0);
+    if (command >= 0 && announce)
+        tell(SBX_READY_MAGIC, 0);
     if (command >= 0)
         run.wait_status = reap(command);
     kill_and_reap(); /* for their usage: the kernel would do it as well */

@@ -50,7 +50,7 @@ struct sbx_child {
 int sbx_child_main(void *child);
 
 /* vec: the numbers for the reaper (see init.c), the paths, argv, NULL, environment, NULL. */
-enum { SBX_NUMBERS = (6 + SBX_MOST_GROUPS + SBX_MOST_PASSED) * (1 + 10) + 1 };
+enum { SBX_NUMBERS = (7 + SBX_MOST_GROUPS + SBX_MOST_PASSED) * (1 + 10) + 1 };
 void sbx_point_at_strings(const struct sbx_place *place, const struct sbx_job *job,
                           char numbers[SBX_NUMBERS]);
 

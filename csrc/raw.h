@@ -149,7 +149,7 @@ struct sbx_record {
     int64_t usage[18];
 };
 #define SBX_RECORD_MAGIC 0x53425831u
-#define SBX_READY_MAGIC 0x53425832u /* a resident: the next command, please */
+#define SBX_READY_MAGIC 0x53425832u /* a resident: the next command, please; or: it began */
 
 /* What a resident is sent for each command; its strings follow, and with it come descriptors: the
  * three of stdio, then those of the cgroups. */

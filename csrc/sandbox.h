@@ -135,6 +135,7 @@ struct sbx_job {
     const int *cgroups;        /* cgroup.procs of those that it joins, open for writing */
     int n_cgroups;             /* SBX_MOST_CGROUPS at most */
     int terminal;              /* 1: stdin is a terminal, and to be that of its session */
+    int announce;              /* 1: sbx_spawn is to know whether the command began */
     int64_t setup_ns;          /* what hangs in the steps is ended after so long; 0: never */
     int mapper;                /* user namespace without uid_map: a socket to who writes the maps */
     const unsigned char *held; /* per mount: 1 where the caller holds the stub that is its target */

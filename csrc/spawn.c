@@ -234,6 +234,17 @@ static void begin(struct sbx_run *run, const struct sbx_place *place) {
     run->failure.index = run->failure.error = 0;
 }
 
+/* The reaper tells that the command began, or why not. Killed before that, it is dead for the pump
+ * to find. */
+static void await_command(struct sbx_run *run) {
+    struct sbx_record record = {0};
+    long n = -EINTR;
+    while (n == -EINTR)
+        n = raw(__NR_read, run->status, &record, sizeof record);
+    if (n == sizeof record && record.magic == SBX_RECORD_MAGIC && record.step != SBX_STEP_NONE)
+        sbx_fail(run, (enum sbx_step)record.step, record.index, -(long)record.error);
+}
+
 int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
               char *stack) {
     struct sbx_child child = {.place = place, .job = job, .run = run, .init = job->init_fd};
@@ -256,6 +267,8 @@ int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct s
     close_outputs(job, child.stdio);
     sbx_close(&child.status);
     sbx_close(&child.lifeline);
+    if (job->announce && place->reaper == SBX_REAPER && run->failure.step == SBX_STEP_NONE)
+        await_command(run);
     if (run->failure.step == SBX_STEP_NONE)
         return 0;
     sbx_end(run);

@@ -139,7 +139,8 @@ def give_back(workspace: Workspace) -> None:
     workspace.slot = None
     if workspace.rare is not None:
         workspace.rare = None
-        workspace.job.n_passed = workspace.job.n_cgroups = workspace.job.terminal = 0
+        job = workspace.job
+        job.n_passed = job.n_cgroups = job.terminal = job.announce = 0
     for stream in (workspace.out, workspace.err):
         if stream.is_long:
             stream.reset()
@@ -383,10 +384,15 @@ def fill_job(
 
 
 def fill_rare(
-    workspace: Workspace, passed: Sequence[int], cgroups: Sequence[int], terminal: bool
+    workspace: Workspace,
+    passed: Sequence[int],
+    cgroups: Sequence[int],
+    terminal: bool,
+    announce: bool,
 ) -> None:
     """What few jobs have, until the workspace is given back."""
     job = workspace.job
     workspace.rare = ffi.new("int[]", passed), ffi.new("int[]", cgroups)
     job.passed, job.cgroups = workspace.rare
-    job.n_passed, job.n_cgroups, job.terminal = len(passed), len(cgroups), int(terminal)
+    job.n_passed, job.n_cgroups = len(passed), len(cgroups)
+    job.terminal, job.announce = int(terminal), int(announce)

@@ -237,6 +237,7 @@ class _Rare:
 
     grace: seconds between SIGTERM and SIGKILL when the time is over. max_output, on_overflow: see
     Sandbox.run. pass_fds: more descriptors of the command. pty: (rows, columns) of a terminal.
+    announce: the start fails where the command does not begin.
     """
 
     def __init__(self, plan: Plan, stdout: Any, stderr: Any, more: Mapping[str, Any]) -> None:
@@ -250,6 +251,7 @@ class _Rare:
         self._kills = policy == "kill"
         self._passed = _passed(more.get("pass_fds", ()))
         self._pty = _window(more.get("pty"))
+        self._announce = bool(more.get("announce"))
         if self._pty and (stderr not in (CAPTURE, STDOUT) or stdout is None):
             raise errors.SpecError("a pty has one output, which is stdout")
         wanted = [stdout, None if self._pty or stderr == STDOUT else stderr]
@@ -286,7 +288,7 @@ class _Rare:
         if self._pty and self._terminal is None:
             self._terminal = _open_pty(*self._pty)
             stdio = (self._terminal[1],) * 3
-        _native.fill_rare(work, self._passed, procs, self._pty is not None)
+        _native.fill_rare(work, self._passed, procs, self._pty is not None, self._announce)
         return stdio
 
     def count_reaper(self) -> None:

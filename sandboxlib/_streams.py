@@ -119,7 +119,14 @@ class _TeeSink(Sink):
         return bytes(self._head + tail)
 
 
-class Lines:
+class Output:
+    """An output that is more than a buffer: for each run it gives a Sink."""
+
+    def sink(self, most: int | None) -> Sink:
+        raise NotImplementedError
+
+
+class Lines(Output):
     """An output for a function that is called with each line as it comes: bytes, with its b'\\n',
     which the last one may lack.
 
@@ -135,7 +142,7 @@ class Lines:
         return _LineSink(self.function, most)
 
 
-class Tee:
+class Tee(Output):
     """An output that is written to a file as it comes, and whose ends are kept for the Result.
 
         box.run(["make"], stdout=Tee(log, keep_head=4096, keep_tail=65536), stderr=STDOUT)
@@ -170,12 +177,12 @@ class Tee:
 
 def is_sink(value: object) -> bool:
     """Whether it is an output of this module, or a function."""
-    return isinstance(value, (Lines, Tee)) or (callable(value) and not hasattr(value, "fileno"))
+    return isinstance(value, Output) or (callable(value) and not hasattr(value, "fileno"))
 
 
 def sink_for(value: Any, most: int | None, kill: bool) -> Sink | None:
     """The sink of an output; None where it is captured and nothing else."""
-    if isinstance(value, (Lines, Tee)):
+    if isinstance(value, Output):
         return value.sink(most)
     if callable(value) and not hasattr(value, "fileno"):
         return _Function(value, most)
