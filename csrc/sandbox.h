@@ -149,7 +149,8 @@ struct sbx_stream {
     char *buffer;
     size_t size;
     size_t length;
-    int left; /* what the pipe still held when the command ended */
+    int left;        /* what the pipe still held when the command ended */
+    int is_terminal; /* 1: the caller's end of one, which does not tell what it holds */
 };
 
 struct sbx_slot {

@@ -226,6 +226,7 @@ static void begin(struct sbx_run *run, const struct sbx_place *place) {
     run->pid = 0;
     run->pidfd = run->status = run->out.fd = run->err.fd = -1;
     run->out.length = run->err.length = 0;
+    run->out.is_terminal = run->err.is_terminal = 0;
     run->group = place && place->session && !(place->namespaces & CLONE_NEWPID);
     run->orphan = place && place->reaper == SBX_RESIDENT;
     run->ended = run->has_usage = 0;

@@ -109,7 +109,8 @@ class Plan:
         if step in ("root", "read_only", "attach", "pivot", "chroot"):
             return f"{_ROOT_STEPS[step]} {box.root}", box.root
         if step == "stdio":
-            return f"descriptor {('stdin', 'stdout', 'stderr', 'status', 'lifeline')[index]}", None
+            names = ("stdin", "stdout", "stderr", "status", "lifeline")
+            return f"descriptor {names[index] if index < 5 else 'of pass_fds'}", None
         return _STEPS.get(step, step), None
 
 

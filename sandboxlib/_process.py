@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from _thread import get_ident
+from collections.abc import Iterable
 from time import monotonic
 
 from . import _native, _plan, _slots, _streams, errors
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from threading import Event
     from typing import Any
 
+    from .limits import Limits
     from .sandbox import Stream
 
 lib = _native.lib
@@ -100,7 +102,7 @@ class Run:
         self._content = -1
         outputs = _output("stdout", stdout), _output("stderr", stderr)
         if more or plan.is_limited or _SINK in outputs:
-            self._rare = _Rare(plan, stdout, stderr, more or {})
+            self._rare = _Rare(plan, stdin, stdout, stderr, more or {})
             outputs = self._rare.outputs(outputs)
         if isinstance(stdin, (bytes, bytearray, memoryview)):
             first = self._content = _memory_file(stdin)
@@ -240,7 +242,9 @@ class _Rare:
     announce: the start fails where the command does not begin.
     """
 
-    def __init__(self, plan: Plan, stdout: Any, stderr: Any, more: Mapping[str, Any]) -> None:
+    def __init__(
+        self, plan: Plan, stdin: Any, stdout: Any, stderr: Any, more: Mapping[str, Any]
+    ) -> None:
         self._plan = plan
         self.grace = check_seconds("grace", more.get("grace", 0.0))
         most = more.get("max_output")
@@ -248,12 +252,15 @@ class _Rare:
             check_number("max_output", most, 0, 1 << 62)
         policy = more.get("on_overflow", "truncate")
         check_choice("on_overflow", policy, ("truncate", "kill"))
+        if policy == "kill" and most is None:
+            raise errors.SpecError("on_overflow='kill' takes max_output")
         self._kills = policy == "kill"
-        self._passed = _passed(more.get("pass_fds", ()))
-        self._pty = _window(more.get("pty"))
+        self._passed = passed_descriptors(more.get("pass_fds", ()))
+        _check_room(self._passed, plan.box.limits)
+        self._pty = _window(more.get("pty", False))
+        if self._pty:
+            _check_pty(stdin, stdout, stderr)
         self._announce = bool(more.get("announce"))
-        if self._pty and (stderr not in (CAPTURE, STDOUT) or stdout is None):
-            raise errors.SpecError("a pty has one output, which is stdout")
         wanted = [stdout, None if self._pty or stderr == STDOUT else stderr]
         self._sinks = [
             _streams.sink_for(value, most, self._kills)
@@ -262,6 +269,8 @@ class _Rare:
             for value in wanted
         ]
         self._has_sinks = any(sink is not None for sink in self._sinks)
+        if most is not None and not self._has_sinks:
+            raise errors.SpecError("max_output takes an output that is captured, or goes to a sink")
         self._overflowed = False
         self._cgroup: Any = None
         self._terminal: tuple[int, int] | None = None
@@ -301,7 +310,7 @@ class _Rare:
         if self._terminal is not None:
             master, slave = self._terminal
             self._terminal = None
-            struct.out.fd = master
+            struct.out.fd, struct.out.is_terminal = master, 1
             os.close(slave)
 
     def feed(self, work: _native.Workspace) -> bool:
@@ -366,18 +375,43 @@ def _ran_out(result: Result, seconds: int) -> bool:
     return result.exit in (-9, 137) and usage is not None and usage.user + usage.system >= seconds
 
 
-def _passed(value: Any) -> tuple[int, ...]:
+def passed_descriptors(value: Any) -> tuple[int, ...]:
+    """Those of pass_fds, checked and in order. SpecError."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise errors.SpecTypeError(f"pass_fds is not several descriptors: {value!r}")
     found = tuple(sorted({_descriptor("a descriptor of pass_fds", fd) for fd in value}))
     if len(found) > lib.SBX_MOST_PASSED:
         raise errors.SpecError(f"pass_fds has {len(found)} descriptors, and may have 32")
     if found and found[0] < 3:
         raise errors.SpecError("pass_fds has 0, 1 or 2, which are stdin, stdout and stderr")
+    for fd in found:
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            raise errors.SpecError(f"pass_fds has {fd}: {error.strerror}") from None
     return found
+
+
+def _check_room(passed: tuple[int, ...], limits: Limits | None) -> None:
+    """Each is put in its place when the limit holds already."""
+    if passed and limits is not None and limits.open_files is not None:
+        if passed[-1] >= limits.open_files:
+            text = f"pass_fds has {passed[-1]}, and open_files is {limits.open_files}"
+            raise errors.SpecError(text)
+
+
+def _check_pty(stdin: Any, stdout: Any, stderr: Any) -> None:
+    if stdin is not None:
+        raise errors.SpecError("with a pty stdin is the terminal, and cannot be given")
+    if not (_streams.is_sink(stdout) or (type(stdout) is int and stdout == CAPTURE)):
+        raise errors.SpecError("the output of a pty is captured, or goes to a function or sink")
+    if not (type(stderr) is int and stderr in (CAPTURE, STDOUT)):
+        raise errors.SpecError("a pty has one output, which is stdout: stderr goes there as well")
 
 
 def _window(value: Any) -> tuple[int, int] | None:
     """The size of a terminal: True is that of a VT100."""
-    if value is None or value is False:
+    if value is False:
         return None
     if value is True:
         return 24, 80
@@ -431,7 +465,8 @@ def _memory_file(content: bytes | bytearray | memoryview) -> int:
     """A file in memory, not a pipe: nobody has to feed it while the command runs."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
     try:
-        rest = memoryview(content).cast("B")
+        whole = memoryview(content)
+        rest = whole.cast("B") if whole.c_contiguous else memoryview(whole.tobytes())
         while rest:
             rest = rest[os.write(fd, rest) :]
         os.lseek(fd, 0, os.SEEK_SET)
