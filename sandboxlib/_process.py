@@ -394,10 +394,9 @@ def passed_descriptors(value: Any) -> tuple[int, ...]:
 
 def _check_room(passed: tuple[int, ...], limits: Limits | None) -> None:
     """Each is put in its place when the limit holds already."""
-    if passed and limits is not None and limits.open_files is not None:
-        if passed[-1] >= limits.open_files:
-            text = f"pass_fds has {passed[-1]}, and open_files is {limits.open_files}"
-            raise errors.SpecError(text)
+    most: int | None = getattr(limits, "open_files", None)
+    if passed and most is not None and passed[-1] >= most:
+        raise errors.SpecError(f"pass_fds has {passed[-1]}, and open_files is {most}")
 
 
 def _check_pty(stdin: Any, stdout: Any, stderr: Any) -> None:

@@ -179,7 +179,7 @@ class Tee(Output):
                 written = getattr(error, "characters_written", 0)
                 _await_room(self.file)
             rest = rest[written:]
-        if hasattr(self.file, "flush"):
+        if not isinstance(self.file, int) and hasattr(self.file, "flush"):
             self.file.flush()
 
     def _write_some(self, data: memoryview) -> int:
@@ -191,7 +191,18 @@ class Tee(Output):
         return written if isinstance(written, int) else len(data)
 
     def sink(self, most: int | None) -> Sink:
+        self._check_open()
         return _TeeSink(self, most)
+
+    def _check_open(self) -> None:
+        """A number that is closed would soon be that of one of the run's own descriptors."""
+        if isinstance(self.file, int):
+            try:
+                os.fstat(self.file)
+            except OSError as error:
+                raise SpecError(f"the file of a Tee is {self.file}: {error.strerror}") from None
+        elif getattr(self.file, "closed", False):
+            raise SpecError(f"the file of a Tee is closed: {self.file!r}")
 
 
 def _await_room(file: IO[Any] | int) -> None:

@@ -203,8 +203,8 @@ def run_in(
             )
         finally:
             os.close(writer)
-        is_ended = result.timed_out or "output" in result.limits_hit
-        if not is_ended and b'"exit-code"' not in os.read(reader, 65536):
+        is_killed = result.exit == -9 and "output" in result.limits_hit
+        if not (result.timed_out or is_killed) and b'"exit-code"' not in os.read(reader, 65536):
             raise _failure(result, box.root, os.fsdecode(words[0]))
     return result
 
