@@ -237,7 +237,7 @@ class _Group:
     def start(self, number: int, box: Sandbox, fresh: bool = False, **words: Any) -> None:
         """Starts a run; SandboxError where it cannot be. The words are those of Sandbox.run."""
         began = monotonic()
-        executor = _ladder.executor_of(box)
+        executor = _ladder.executor_of(box, bool(words.get("pty")))
         plan = executor.plan_of(box) if hasattr(executor, "plan_of") else None
         is_full = len(self) >= self.jobs
         if fresh or is_full or plan is None or _process.slots_of(plan) is None:

@@ -257,9 +257,7 @@ class _Rare:
         self._kills = policy == "kill"
         self._passed = passed_descriptors(more.get("pass_fds", ()))
         _check_room(self._passed, plan.box.limits)
-        self._pty = _window(more.get("pty", False))
-        if self._pty:
-            _check_pty(stdin, stdout, stderr)
+        self._pty = terminal_size(more.get("pty", False), stdin, stdout, stderr)
         self._announce = bool(more.get("announce"))
         wanted = [stdout, None if self._pty or stderr == STDOUT else stderr]
         self._sinks = [
@@ -399,24 +397,20 @@ def _check_room(passed: tuple[int, ...], limits: Limits | None) -> None:
         raise errors.SpecError(f"pass_fds has {passed[-1]}, and open_files is {most}")
 
 
-def _check_pty(stdin: Any, stdout: Any, stderr: Any) -> None:
+def terminal_size(value: Any, stdin: Any, stdout: Any, stderr: Any) -> tuple[int, int] | None:
+    """(rows, columns) of a pty, None where there is none; True is that of a VT100. SpecError."""
+    if value is False:
+        return None
+    if value is not True and (not isinstance(value, (tuple, list)) or len(value) != 2):
+        raise errors.SpecTypeError(f"pty is neither a bool nor (rows, columns): {value!r}")
     if stdin is not None:
         raise errors.SpecError("with a pty stdin is the terminal, and cannot be given")
     if not (_streams.is_sink(stdout) or (type(stdout) is int and stdout == CAPTURE)):
         raise errors.SpecError("the output of a pty is captured, or goes to a function or sink")
     if not (type(stderr) is int and stderr in (CAPTURE, STDOUT)):
         raise errors.SpecError("a pty has one output, which is stdout: stderr goes there as well")
-
-
-def _window(value: Any) -> tuple[int, int] | None:
-    """The size of a terminal: True is that of a VT100."""
-    if value is False:
-        return None
-    if value is True:
-        return 24, 80
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise errors.SpecTypeError(f"pty is neither a bool nor (rows, columns): {value!r}")
-    rows, columns = (check_number("a number of pty", n, 1, 65535) for n in value)
+    size = (24, 80) if value is True else value
+    rows, columns = (check_number("a number of pty", n, 1, 65535) for n in size)
     return rows, columns
 
 

@@ -157,7 +157,7 @@ class Tee(Output):
     def __init__(self, file: IO[Any] | int, keep_head: int = 0, keep_tail: int = 0) -> None:
         self.keep_head = check_number("keep_head", keep_head, 0, 1 << 40)
         self.keep_tail = check_number("keep_tail", keep_tail, 0, 1 << 40)
-        self._text = file if hasattr(file, "buffer") else None
+        self._text: Any = file if hasattr(file, "buffer") else None
         file = getattr(file, "buffer", file)
         if isinstance(file, bool) or not (isinstance(file, int) or hasattr(file, "write")):
             raise SpecTypeError(f"neither a file nor a descriptor: {file!r}")

@@ -31,6 +31,7 @@ from sandboxlib import (
     SetupError,
     SpecError,
     UnsupportedError,
+    _ladder,
     _native,
     _process,
     run_sandbox,
@@ -560,7 +561,7 @@ for words in ({}, {"init": False}, {"processes": "undefined"}):
         os.dup2(61, number)
         os.dup2(61, 12)
         box = Sandbox("/", **words)
-        plan = _ladder.executor_of(box).plan_of(box)
+        plan = _ladder.executor_of(box, native=True).plan_of(box)
         plan.cgroups, plan.is_limited = Cgroup((number,)), True
         result = box.run(["true"], fresh=True, pass_fds=[12])
         said.append([result.exit, os.read(60, 99).decode()])
@@ -615,7 +616,7 @@ def test_a_pty_nobody_types_at(run: Run) -> None:
 def test_all_that_a_terminal_holds_at_the_end_is_read(count: int) -> None:
     # The command is dead before the first look. FIONREAD tells no more than 4095.
     box = Sandbox("/")
-    plan = sandboxlib._ladder.executor_of(box).plan_of(box)
+    plan = _ladder.executor_of(box, native=True).plan_of(box)
     script = f"import os\nassert os.write(1, b'x' * {count}) == {count}"
     job = Job([*PYTHON, script], "/", None)
     run = _process.Run(plan, job, None, CAPTURE, CAPTURE, None, {"pty": True})
@@ -651,7 +652,8 @@ script = '''
 import fcntl, termios
 said = []
 for name, argument in (
-    ("TIOCSTI", b"x"), ("TIOCSCTTY", 0), ("TIOCSCTTY", 1), ("TIOCSTI", b"x"), ("TIOCLINUX", bytes([3]))
+    ("TIOCSTI", b"x"), ("TIOCSCTTY", 0), ("TIOCSCTTY", 1), ("TIOCSTI", b"x"),
+    ("TIOCLINUX", bytes([3]))
 ):
     try:
         fcntl.ioctl(0, getattr(termios, name), argument)
@@ -898,6 +900,9 @@ def test_executors_that_drive_a_program(
         run("true", pass_fds=3)
     with pytest.raises(SetupError):
         api.run_sandbox(shared_rootfs, ["nonesuch"], **words, max_output=1)
+    for pty in ((0, 80), "yes"):
+        with pytest.raises(SpecError):
+            run("true", pty=pty)
     with pytest.raises(UnsupportedError, match="terminal"):
         run("true", pty=True)
     reader, writer = os.pipe()
@@ -905,6 +910,21 @@ def test_executors_that_drive_a_program(
     assert os.read(reader, 9) == b"x\n"
     os.close(reader)
     os.close(writer)
+
+
+def test_a_terminal_goes_to_an_executor_that_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SANDBOXLIB_BACKEND", raising=False)
+    native = "user_namespace" if NESTED else "chroot"
+    monkeypatch.setattr(_ladder, "EXECUTORS", ("bubblewrap", native))
+    if reason := sandboxlib.get_executor("bubblewrap").why_not():
+        pytest.skip(reason)
+    box = Sandbox("/", capabilities="all")
+    assert box.run(["true"]).executor == "bubblewrap"
+    assert box.run(["tty"], pty=True).executor == native
+    assert [one.executor for one in box.map([["tty"]], pty=True)] == [native]
+    monkeypatch.setenv("SANDBOXLIB_BACKEND", "bubblewrap")
+    with pytest.raises(UnsupportedError, match="terminal"):
+        box.run(["tty"], pty=True)
 
 
 # ---- who runs all of this ------------------------------------------------------------------------
@@ -917,6 +937,7 @@ def test_the_streams_of_an_ordinary_user(setuid_tool: Any) -> None:
     require(works.returncode == 0, f"there are no user namespaces: {works.stderr.decode()}")
     env = {
         "SANDBOXLIB_TEST_NESTED": "1",
+        "SANDBOXLIB_BACKEND": "user_namespace",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": f"{Path(sandboxlib.__file__).resolve().parents[1]}:{HERE}",
         "HOME": "/tmp",
