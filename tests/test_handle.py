@@ -286,7 +286,7 @@ def test_an_exception_in_the_block_kills_the_run(box: Sandbox) -> None:
 
 def test_a_process_that_is_lost_or_closed_is_gone(box: Sandbox) -> None:
     mark = f"62{os.getpid()}"
-    process = box.start(["sleep", mark], stdin=CAPTURE)
+    process = box.start(["sleep", mark])
     assert wait_until(lambda: processes(mark))
     process.close()
     process.close()
