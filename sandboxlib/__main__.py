@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from . import SandboxError, __version__, _ladder
 from .errors import SpecError
-from .sandbox import CAPTURE, Mount
+from .sandbox import CAPTURE, Mount, Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,11 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
         with _place(path, words) as (root, place):
             keywords = _run_keywords(words) | place
             keywords["command"] = command or keywords["command"]
-            result: Result = executor.run_sandbox(root, **keywords)
+            result: Result
+            if words.tty:
+                result = _run_on_terminal(root, words, keywords)
+            else:
+                result = executor.run_sandbox(root, **keywords)
         if words.json:
             _write(json.dumps(_record(result)) + "\n")
     except (SandboxError, OSError) as error:
@@ -48,6 +52,22 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
     if result.timed_out:
         return EXIT_TIMED_OUT
     return 128 - result.exit if result.exit < 0 else result.exit
+
+
+def _run_on_terminal(root: str, words: argparse.Namespace, keywords: dict[str, Any]) -> Result:
+    from . import _terminal
+
+    if words.json or words.timeout is not None:
+        raise SpecError("--tty stands without --json and --timeout: a user ends the command")
+    if words.executor:
+        os.environ[_ladder.VARIABLE] = words.executor
+    env = {**(keywords.pop("env", None) or {}), **keywords.pop("extra_env")}
+    command, cwd = keywords.pop("command"), keywords.pop("cwd")
+    if "TERM" in os.environ:
+        env.setdefault("TERM", os.environ["TERM"])
+    for name in ("stdin", "stdout", "stderr", "timeout", "grace"):
+        del keywords[name]
+    return _terminal.run(Sandbox(root, **keywords), command, cwd, env)
 
 
 @contextlib.contextmanager
@@ -173,6 +193,8 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
     add("--max-output", type=int, metavar="BYTES", help=text)
     text = "with --max-output: kill a command that writes more"
     add("--kill-on-overflow", action="store_true", help=text)
+    text = "a terminal of the command's own, shown on this one: for interactive commands"
+    add("--tty", action="store_true", help=text)
     add("--json", action="store_true", help="capture the output and print a record of the run")
     return parser
 

@@ -73,7 +73,7 @@ def choose(box: Sandbox, native: bool = False) -> ModuleType:
         executor = get_executor(name)
         reason = "; ".join(executor.refusals(box))
         if native and not hasattr(executor, "plan_of"):
-            reason = "a terminal takes an executor without a program"
+            reason = "it drives a program: there is no terminal, no Process, no event loop"
         if not reason:
             return executor
         reasons.append(f"{name}: {reason}")

@@ -43,7 +43,7 @@ ORDER = [
     {"_async"},
     {"__init__"},
     {"_demo_source"},
-    {"_demo", "_bench"},
+    {"_demo", "_bench", "_terminal"},
     {"__main__"},
 ]
 LICENSED = [

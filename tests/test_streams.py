@@ -26,10 +26,14 @@ import sandboxlib
 from sandboxlib import (
     CAPTURE,
     STDOUT,
+    Limits,
+    Lines,
     Result,
     Sandbox,
     SetupError,
     SpecError,
+    SpecTypeError,
+    Tee,
     UnsupportedError,
     _ladder,
     _native,
@@ -37,9 +41,6 @@ from sandboxlib import (
     run_sandbox,
 )
 from sandboxlib._plan import Job
-from sandboxlib._streams import Lines, Tee
-from sandboxlib.errors import SpecTypeError
-from sandboxlib.limits import Limits
 
 pytest_plugins = ["setuid_tool"]
 
@@ -922,6 +923,10 @@ def test_a_terminal_goes_to_an_executor_that_has_one(monkeypatch: pytest.MonkeyP
     assert box.run(["true"]).executor == "bubblewrap"
     assert box.run(["tty"], pty=True).executor == native
     assert [one.executor for one in box.map([["tty"]], pty=True)] == [native]
+    with box.start(["true"]) as process:
+        process.wait()
+    assert process.result is not None
+    assert process.result.executor == native
     monkeypatch.setenv("SANDBOXLIB_BACKEND", "bubblewrap")
     with pytest.raises(UnsupportedError, match="terminal"):
         box.run(["tty"], pty=True)
