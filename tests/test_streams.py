@@ -89,7 +89,10 @@ def host() -> Callable[..., Any]:
 
     def call(script: str, *words: object) -> Any:
         argv = [*python(), "-W", "error", "-c", script, *map(json.dumps, words)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=50, check=False)
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        done = subprocess.run(
+            argv, env=env, capture_output=True, text=True, timeout=50, check=False
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

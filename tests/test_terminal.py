@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import select
 import signal
 import struct
@@ -137,10 +138,13 @@ def test_a_command_that_cannot_begin_leaves_the_terminal_as_it_was(sit_down: Any
 
 
 def test_a_command_that_closes_its_terminal_is_waited_for(sit_down: Any) -> None:
-    script = "echo said; exec <&- >&- 2>&-; sleep 0.5; exit 3"
+    script = "echo said; exec <&- >&- 2>&-; sleep 2; exit 3"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     user = sit_down("sh", "-c", script, options=("--no-init",))
     user.see(b"said\r\n")
     assert user.leave() == 3
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_stime - before.ru_stime < 0.5  # it does not ask again and again
 
 
 @pytest.mark.parametrize("words", [[], ["--json"], ["--timeout", "5"]], ids=str)
