@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
-from . import _plan, _process, errors
+from . import _machine, _plan, _process, errors
 from ._check import check_seconds
 from .limits import Limits
 from .result import Result
@@ -173,6 +173,20 @@ def trial(run_in: Callable[..., Result], isolated: tuple[str, ...], user: str, e
     except errors.SandboxError as error:
         return str(error)
     return f"a trial of it ended with exit status {result.exit}"
+
+
+def limits_refused(box: Sandbox, changes_ids: bool = False) -> list[str]:
+    """Which limits the kernel would take, and not enforce: that of a Sandbox's processes.
+
+    changes_ids: the command has box.ids, if there are any, outside as well.
+    """
+    if box.limits is None or box.limits.processes is None:
+        return []
+    if changes_ids and box.ids is not None and box.ids[0] != 0:
+        return []
+    if not _machine.is_root_of_the_machine():
+        return []
+    return ["Limits.processes: the kernel exempts uid 0; give ids of another, or Limits.pids"]
 
 
 def native_refusals(run_in: Callable[..., Result], box: Sandbox) -> list[str]:

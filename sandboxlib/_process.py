@@ -335,7 +335,8 @@ class _Rare:
             hit += [name for name, key in _HITS if told.get(key)]
         limits = self._plan.box.limits
         if limits is not None:
-            if limits.cpu_time is not None and _ran_out(result, limits.cpu_time):
+            killed = "memory" in hit or result.timed_out or self._overflowed
+            if limits.cpu_time is not None and _ran_out(result, limits.cpu_time, killed):
                 hit.append("cpu_time")
             if limits.file_size is not None and result.exit in (-_SIGXFSZ, 128 + _SIGXFSZ):
                 hit.append("file_size")
@@ -358,12 +359,17 @@ class _Rare:
 _HITS = (("memory", "oom_kills"), ("pids", "pids_hits"))
 
 
-def _ran_out(result: Result, seconds: int) -> bool:
-    """Of CPU time: by the signal, through a shell as well, or by the one a second later."""
+def _ran_out(result: Result, seconds: int, killed: bool) -> bool:
+    """Of CPU time: by the signal, through a shell as well, or by the one a second later.
+
+    killed: whether something else may have killed it.
+    """
     if result.exit in (-_SIGXCPU, 128 + _SIGXCPU):
         return True
     usage = result.usage
-    return result.exit in (-9, 137) and usage is not None and usage.user + usage.system >= seconds
+    if killed or usage is None or result.exit not in (-_SIGKILL, 128 + _SIGKILL):
+        return False
+    return usage.user + usage.system > seconds + 0.9  # the kernel counts for it in ticks
 
 
 def _passed(value: Any) -> tuple[int, ...]:

@@ -67,6 +67,7 @@ def _promises_not(box: Sandbox) -> list[str]:
         found.append(f"ids={box.ids!r}: bwrap does not change ids")
     if box.deterministic:
         found.append("deterministic=True: bwrap cannot do all of it")
+    found += _executor.limits_refused(box)
     if isinstance(box.capabilities, tuple) and not _is_root(box):
         found.append(f"capabilities={box.capabilities!r}: the command is not root")
     for mount in box.extra_mounts:

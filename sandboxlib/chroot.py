@@ -44,12 +44,24 @@ def _promises_not(box: Sandbox) -> list[str]:
     if (box.user == "ranges" or box.ids is not None) and _machine.has_one_id():
         word = "user='ranges'" if box.ids is None else f"ids={box.ids!r}"
         return [f"{word}: the caller is in a user namespace that has a single id"]
-    return []
+    return _executor.limits_refused(box, changes_ids=True) or _exempted(box)
+
+
+def _exempted(box: Sandbox) -> list[str]:
+    """Limits.processes is not for who has one of these (fork(2))."""
+    if box.limits is None or box.limits.processes is None or box.ids is not None:
+        return []
+    if box.capabilities in ("default", "none") or _machine.is_in_user_namespace():
+        return []
+    kept = ("sys_admin",) if box.capabilities == "all" else box.capabilities
+    found = [name for name in ("sys_admin", "sys_resource") if name in kept]
+    return [f"Limits.processes: the kernel exempts the capability {found[0]}"] if found else []
 
 
 def plan_of(box: Sandbox) -> _plan.Plan:
     """How the C core runs a command in a Sandbox; UnsupportedError."""
-    if (box.user != "caller" or box.ids is not None) and (refused := _promises_not(box)):
+    is_plain = box.user == "caller" and box.ids is None and box.limits is None
+    if not is_plain and (refused := _promises_not(box)):
         raise UnsupportedError(f"{NAME}: {refused[0]}")
     return _plan.plan_for(box)
 

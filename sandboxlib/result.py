@@ -17,7 +17,9 @@ class Usage:
     """What a run used: all of its processes that were waited for, which with a reaper are all.
 
     user, system: float, seconds of CPU time.
-    peak_memory: int, bytes: the most that one of the processes had in memory.
+    peak_memory: int, bytes: the most that one of the processes had in memory. Without a reaper, and
+        of a run that was killed, None where it is not more than the caller itself has had: the
+        kernel begins to count with the memory that the two shared at the start.
     minor_faults, major_faults: int, page faults without and with I/O.
     block_reads, block_writes: int, of 512 bytes each, from and to disks.
     voluntary_switches, involuntary_switches: int, context switches.
@@ -34,7 +36,7 @@ class Usage:
         values = unpack("18q", rusage)  # getrusage(2)
         self.user = values[0] + values[1] / 1e6
         self.system = values[2] + values[3] / 1e6
-        self.peak_memory = values[4] * 1024
+        self.peak_memory: int | None = values[4] * 1024 or None
         self.minor_faults, self.major_faults = values[8:10]
         self.block_reads, self.block_writes = values[11:13]
         self.voluntary_switches, self.involuntary_switches = values[16:18]

@@ -418,7 +418,10 @@ class Sandbox(Value):
 
     def replace(self, **changes: Any) -> Sandbox:
         """The same with other words: box.replace(network='isolated')."""
-        return Sandbox(**{**self.__getstate__(), **changes})
+        state = self.__getstate__()
+        if isinstance(changes.get("user"), int):  # which stands for ids
+            del state["ids"]
+        return Sandbox(**{**state, **changes})
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._fields}
