@@ -44,18 +44,7 @@ def _promises_not(box: Sandbox) -> list[str]:
     if (box.user == "ranges" or box.ids is not None) and _machine.has_one_id():
         word = "user='ranges'" if box.ids is None else f"ids={box.ids!r}"
         return [f"{word}: the caller is in a user namespace that has a single id"]
-    return _executor.limits_refused(box, changes_ids=True) or _exempted(box)
-
-
-def _exempted(box: Sandbox) -> list[str]:
-    """Limits.processes is not for who has one of these (fork(2))."""
-    if box.limits is None or box.limits.processes is None or box.ids is not None:
-        return []
-    if box.capabilities in ("default", "none") or _machine.is_in_user_namespace():
-        return []
-    kept = ("sys_admin",) if box.capabilities == "all" else box.capabilities
-    found = [name for name in ("sys_admin", "sys_resource") if name in kept]
-    return [f"Limits.processes: the kernel exempts the capability {found[0]}"] if found else []
+    return _executor.limits_refused(box, changes_ids=True)
 
 
 def plan_of(box: Sandbox) -> _plan.Plan:

@@ -48,7 +48,7 @@ def _promises_not(box: Sandbox) -> list[str]:
         if set(os.getgroups()) - {os.getegid()}:
             left = "the command would keep the caller's other groups"
             return [f"ids={box.ids!r}: {left}, which the kernel does not let it give up; {remedy}"]
-    return _executor.limits_refused(box, changes_ids=box.user == "ranges")
+    return _executor.limits_refused(box, box.user == "ranges", in_user_namespace=True)
 
 
 def plan_of(box: Sandbox) -> _plan.Plan:
