@@ -370,7 +370,7 @@ def _ran_out(result: Result, seconds: int, killed: bool) -> bool:
     if killed or usage is None or result.exit not in (-_SIGKILL, 128 + _SIGKILL):
         return False
     # For the limit the kernel counts in ticks: on a busy machine one for what took less.
-    return usage.user + usage.system >= 0.7 * (seconds + 1)
+    return bool(usage.user + usage.system >= 0.7 * (seconds + 1))
 
 
 def _passed(value: Any) -> tuple[int, ...]:

@@ -70,6 +70,7 @@ class Limits(Value):
     cpu_time: int | None
     file_size: int | None
     processes: int | None
+    locked_memory: int | None
     nice: int | None
     scheduler: str | None
     cpus: int | tuple[int, ...] | None
