@@ -12,8 +12,17 @@ from typing import Any
 import pytest
 from conftest import needs_root, require
 
-from sandboxlib import Limits, Mount, Sandbox, SetupError, SpecError, UnsupportedError, _machine
-from sandboxlib import chroot, user_namespace
+from sandboxlib import (
+    Limits,
+    Mount,
+    Sandbox,
+    SetupError,
+    SpecError,
+    UnsupportedError,
+    _machine,
+    chroot,
+    user_namespace,
+)
 
 WHO = ["sh", "-c", "grep -E '^(Uid|Gid|Groups):' /proc/self/status; umask"]
 

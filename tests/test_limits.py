@@ -81,9 +81,7 @@ class Place:
 
 
 @pytest.fixture(params=PLACES, ids=lambda place: "-".join(place).replace(" ", "_"))
-def place(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tool_path: str
-) -> Place:
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tool_path: str) -> Place:
     monkeypatch.setattr(_slots, "MOST_SPARE", 0)
     monkeypatch.setenv("PATH", tool_path)
     require(not PYTHON.startswith("/tmp/"), "Python is in /tmp")
