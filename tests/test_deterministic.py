@@ -128,7 +128,7 @@ def test_a_root_with_accounts(executor: ModuleType, rootfs: Path, fresh: bool) -
 def test_accounts_that_cannot_be_there(executor: ModuleType, rootfs: Path) -> None:
     (rootfs / "etc").rmdir()
     (rootfs / "etc").write_text("a file")
-    with pytest.raises(SetupError, match="deterministic: bind .*_etc/passwd on /etc/passwd"):
+    with pytest.raises(SetupError, match=r"deterministic: bind .*_etc/passwd on /etc/passwd"):
         executor.run_in(Sandbox(rootfs, deterministic=True), ["true"])
 
 

@@ -80,7 +80,7 @@ def state():
     names = ("Uid", "Gid", "Groups", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Cpus_allowed:")
     return (prctl(3, 0, 0, 0, 0), [l for l in status.splitlines() if l.startswith(names)],
             os.nice(0), os.getsid(0), Path("/proc/self/limits").read_text(),
-            Path("/proc/self/oom_score_adj").read_text(), Path("/proc/self/personality").read_text())
+            *(Path("/proc/self", name).read_text() for name in ("oom_score_adj", "personality")))
 def each():
     before = state()
     assert before[0] == 1
