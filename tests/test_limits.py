@@ -72,10 +72,10 @@ class Place:
             "/", limits=limits, **{"extra_mounts": mounts, **least, **self._words, **words}
         )
 
-    def run(self, script: str, limits: Limits | None, **words: Any) -> Result:
+    def run(self, script: str, limits: Limits | None, timeout: float = 50, **words: Any) -> Result:
         argv = [PYTHON, "-I", "-S", "-c", script]
         result: Result = self.executor.run_in(
-            self.box(limits, **words), argv, "/", fresh=self._fresh, timeout=50
+            self.box(limits, **words), argv, "/", fresh=self._fresh, timeout=timeout
         )
         return result
 
@@ -223,12 +223,17 @@ def test_another_death_is_no_cpu_time(place: Place) -> None:
     result = place.run(burn + kill, Limits(cpu_time=1))
     assert result.exit != 0
     assert result.limits_hit == ()
-    late = place.executor.run_in(
-        place.box(Limits(cpu_time=1)),
-        ["sh", "-c", "(while :; do :; done)& while :; do :; done"],
-        "/",
-        timeout=0.9,
-    )
+    burn = """
+import os, time
+for _ in range(2):
+    if os.fork() == 0:
+        while time.process_time() < 0.8: pass
+        os._exit(0)
+while True:
+    try: os.wait()
+    except ChildProcessError: time.sleep(1000)
+"""
+    late = place.run(burn, Limits(cpu_time=1), timeout=4)
     assert (late.timed_out, late.limits_hit) == (True, ())
 
 
