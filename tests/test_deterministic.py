@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +39,13 @@ def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return found
 
 
+@pytest.fixture
+def _another_umask() -> Iterator[None]:
+    previous = os.umask(0o77)
+    yield
+    os.umask(previous)
+
+
 def sh(executor: ModuleType, box: Sandbox, script: str, **words: Any) -> str:
     result = executor.run_in(box, ["sh", "-c", script], **words)
     assert (result.exit, result.err) == (0, b""), result
@@ -45,6 +53,7 @@ def sh(executor: ModuleType, box: Sandbox, script: str, **words: Any) -> str:
 
 
 @either_way
+@pytest.mark.usefixtures("_another_umask")
 def test_each_field(executor: ModuleType, shared_rootfs: Path, fresh: bool) -> None:
     with Sandbox(shared_rootfs, deterministic=True) as box:
         *seen, date = sh(executor, box, LOOK, fresh=fresh).splitlines()

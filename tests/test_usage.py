@@ -207,6 +207,15 @@ for words in ({"init": False}, {"processes": "undefined"}):
         assert taken or (mode == "wait" and float(line.split("user=")[1].split(",")[0]) > 0.01)
 
 
+def test_bubblewrap_tells_none() -> None:
+    """What it was itself, and some of its processes, would be less than all."""
+    executor = sandboxlib.get_executor("bubblewrap")
+    if reason := executor.why_not():
+        pytest.skip(reason)
+    result = executor.run_in(Sandbox("/"), ["true"], "/")
+    assert (result.exit, result.usage) == (0, None)
+
+
 def test_a_limit_changes_nothing_of_it(way: str) -> None:
     place, fresh = WAYS[way]
     with Sandbox("/", limits=Limits(open_files=100), **place) as box:
