@@ -111,7 +111,11 @@ def find_parts(limits: CgroupLimits) -> list[Part]:
     """The parts of a cgroup with these limits."""
     own = own_directories()
     unified = _unified(limits.directory, own)
-    delegated = read(f"{limits.directory}/cgroup.controllers") if limits.directory else ""
+    try:
+        delegated = read(f"{limits.directory}/cgroup.controllers") if limits.directory else ""
+    except OSError as error:
+        message = f"{limits.directory} is no cgroup of v2: {error.strerror}"
+        raise UnsupportedError(message) from None
     parts: dict[str, Part] = {}
     names = [name for name in _V1_NAMES if _is_asked(limits, name)]
     for name in names:

@@ -27,6 +27,7 @@ from sandboxlib import (
     SetupError,
     UnsupportedError,
     _cgroups,
+    _hierarchies,
     _slots,
 )
 
@@ -42,18 +43,17 @@ pytestmark = needs_root
 
 
 def directories() -> set[str]:
-    """All cgroups of this process and below, in every hierarchy."""
-    found = set()
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, names, path = line.split(":", 2)
-        for mount in Path("/proc/self/mountinfo").read_text().splitlines():
-            words = mount.split()
-            kind, options = words[words.index("-") + 1], words[-1].split(",")
-            is_it = kind == "cgroup2" if not names else kind == "cgroup" and names in options
-            if is_it or (kind == "cgroup" and names and set(names.split(",")) <= set(options)):
-                for directory, _, _ in os.walk(words[4] + path):
-                    found.add(directory)
-    return {path for path in found if f"sandboxlib-{os.getpid()}" in path or "sandboxlib" in path}
+    """The cgroups of this process, in every hierarchy."""
+    names = f"sandboxlib-{os.getpid()}-"
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    points = [words[4] for words in mounts if words[words.index("-") + 1].startswith("cgroup")]
+    return {
+        os.path.join(directory, name)
+        for point in points
+        for directory, below, _ in os.walk(point)
+        for name in below
+        if name.startswith(names)
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -251,13 +251,12 @@ def test_one_that_somebody_removed(way: str) -> None:
     needs("hold")
     with box_of(way, Limits(cgroup=True)) as box:
         assert run(way, box, "pass").exit == 0
-        for path in sorted(directories(), reverse=True):
-            if f"-{os.getpid()}-" in path or True:
-                try:
-                    os.rmdir(path)
-                except OSError:
-                    continue
+        there = directories()
+        assert there
+        for path in there:
+            os.rmdir(path)
         assert run(way, box, "pass").exit == 0
+        assert directories()
 
 
 def test_several_at_once(way: str) -> None:
@@ -309,6 +308,60 @@ for words in ({"memory": 1 << 30}, {"pids": 5}, {"cpu_quota": 1}, {"cgroup": Tru
     require(done.returncode == 0, "an ordinary user cannot import sandboxlib from here")
     done = subprocess.run([*user, "-c", script], capture_output=True, check=False, cwd="/")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+DELEGATED = """
+import sys
+from sandboxlib import Limits, Sandbox, user_namespace
+if reason := user_namespace.why_not():
+    sys.exit(reason)
+for words in ({}, {"processes": "undefined"}):
+    with Sandbox("/", limits=Limits(cgroup=sys.argv[1]), **words) as box:
+        for fresh in (True, False):
+            result = user_namespace.run_in(box, ["sh", "-c", sys.argv[2]], "/", fresh=fresh)
+            assert (result.exit, result.err) == (0, b""), result
+            assert result.usage.cpu is not None
+"""
+
+
+def test_a_delegated_directory() -> None:
+    """Of an ordinary user, who is in it."""
+    point = _hierarchies.mount_points().get("")
+    require(point, "no cgroup2 is mounted")
+    mark = f"1000.{time.monotonic_ns()}"
+    base = Path(f"{point}/delegated-{os.getpid()}")
+    (base / "leaf").mkdir(parents=True)
+    try:
+        for path in (base, base / "leaf"):
+            os.chown(path, 65534, 65534)
+            for name in ("cgroup.procs", "cgroup.subtree_control"):
+                os.chown(path / name, 65534, 65534)
+        user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
+        tried = subprocess.run([*user, "-c", "import sandboxlib"], check=False, cwd="/")
+        require(tried.returncode == 0, "an ordinary user cannot import sandboxlib from here")
+        join = ["sh", "-c", f'echo $$ > {base}/leaf/cgroup.procs; exec "$@"', "sh"]
+        script = f"setsid sh -c 'setsid sleep {mark} <&- >&- 2>&- &'; sleep 0.1"
+        argv = [*join, *user, "-c", DELEGATED, str(base), script]
+        done = subprocess.run(argv, capture_output=True, check=False, cwd="/")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert processes(mark) == []
+        assert [path.name for path in base.iterdir() if path.is_dir()] == ["leaf"]
+    finally:
+        (base / "leaf").rmdir()
+        base.rmdir()
+
+
+def test_a_map_and_a_handle(way: str) -> None:
+    needs("memory")
+    large, small = ([PYTHON, "-I", "-S", "-c", f"x = b'x' * ({n} << 20)"] for n in (200, 20))
+    with box_of(way, Limits(memory=100 << 20)) as box:
+        words: dict[str, Any] = {"cwd": "/", "fresh": WAYS[way][1]}
+        found = list(box.map([large, small] * 3, jobs=3, on_failure="continue", **words))
+        assert [result.limits_hit for result in found] == [("memory",), ()] * 3
+        with box.start(large, "/") as process:
+            assert process.wait(30) == -9
+        assert process.result is not None
+        assert process.result.limits_hit == ("memory",)
 
 
 def test_limits_of_both_kinds(way: str) -> None:
