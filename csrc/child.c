@@ -694,6 +694,18 @@ static int do_cgroup(struct sbx_child *c) {
     return 0;
 }
 
+/* The kernel leaves out what the cpuset, or the machine, does not have. */
+static long set_cpus(const uint64_t *cpus, size_t size) {
+    uint64_t have[16] = {0};
+    long result = raw(__NR_sched_setaffinity, 0, size, cpus);
+    if (result >= 0)
+        result = raw(__NR_sched_getaffinity, 0, sizeof have, have);
+    for (size_t i = 0; i < size / sizeof *cpus && result >= 0; i++)
+        if (cpus[i] & ~have[i])
+            result = -EINVAL;
+    return result;
+}
+
 static long set_limit(const struct sbx_limits *l, enum sbx_limit which) {
     int priority = 0; /* struct sched_param */
     switch (which) {
@@ -702,7 +714,7 @@ static long set_limit(const struct sbx_limits *l, enum sbx_limit which) {
     case SBX_SCHEDULER:
         return raw(__NR_sched_setscheduler, 0, l->scheduler, &priority);
     case SBX_CPUS:
-        return raw(__NR_sched_setaffinity, 0, sizeof l->cpus, l->cpus);
+        return set_cpus(l->cpus, sizeof l->cpus);
     case SBX_UMASK:
         return raw(__NR_umask, l->umask);
     case SBX_PERSONALITY:

@@ -69,6 +69,7 @@ static void read_record(struct sbx_run *run) {
     struct sbx_record record = {0};
     if (run->status < 0)
         return;
+    run->has_usage = 0; /* the reaper's own: it did not wait for those that died with it */
     if (holds(run->status) == sizeof record)
         raw(__NR_read, run->status, &record, sizeof record);
     if (record.magic == SBX_RECORD_MAGIC)

@@ -185,7 +185,8 @@ struct sbx_run {
     int ended;
     int wait_status;   /* as of wait(2), once ended; -1: somebody else took it */
     int has_usage;     /* whether there is any, once ended */
-    int64_t usage[18]; /* struct rusage of getrusage(2): all of the run that was waited for */
+    int64_t usage[18]; /* struct rusage of getrusage(2): all of the run that was waited for; of a
+                        * peak memory that is not known 0 */
     struct sbx_failure failure; /* SBX_STEP_NONE: none did */
     struct sbx_failure at;      /* the step under way, as the failure that its timeout is */
 };
@@ -198,7 +199,7 @@ enum sbx_pump_result {
     SBX_PUMP_ERROR  /* failure says which step */
 };
 
-enum { SBX_STACK_SIZE = 65536 };
+enum { SBX_STACK_SIZE = 65536, SBX_PEAK = 4 /* ru_maxrss in struct rusage */ };
 
 /* Whether a mount point of this mode was made for a run (see _stubs.py): set-user-ID, sticky, and
  * writable by nobody but its owner; or still in the making: sticky, and open to its owner alone. */

@@ -445,12 +445,22 @@ struct pidfd_info { /* ioctl_pidfd(2const), as first published */
     int32_t exit_code;
 };
 
+/* The child's peak begins with that of the memory that it shared with the caller until its exec
+ * (exec_mmap in fs/exec.c). Of what is not above that nothing is known: 0. */
+static void forget_our_peak(struct sbx_run *run) {
+    int64_t ours[18] = {0};
+    raw(__NR_getrusage, 0 /* RUSAGE_SELF */, ours);
+    if (run->usage[SBX_PEAK] <= ours[SBX_PEAK])
+        run->usage[SBX_PEAK] = 0;
+}
+
 /* The status, and no zombie. The process is known to be dead. */
 void sbx_reap(struct sbx_run *run) {
     siginfo_t info = {0};
     long error = raw(__NR_waitid, WAIT_PIDFD, run->pidfd, &info, WEXITED | __WALL, run->usage);
     if (error == 0) {
         int value = info.si_status;
+        forget_our_peak(run);
         run->has_usage = 1;
         run->wait_status = info.si_code == CLD_EXITED ? (value & 0xff) << 8 : value;
         return;

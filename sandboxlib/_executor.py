@@ -21,11 +21,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
-from . import _plan, _process, errors
+from . import _machine, _plan, _process, errors
 from ._check import check_seconds
 from .limits import Limits
 from .result import Result
-from .sandbox import CAPTURE, Mount, Sandbox, caller_directory
+from .sandbox import CAPABILITIES, CAPTURE, Mount, Sandbox, caller_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,6 +174,40 @@ def trial(run_in: Callable[..., Result], isolated: tuple[str, ...], user: str, e
     except errors.SandboxError as error:
         return str(error)
     return f"a trial of it ended with exit status {result.exit}"
+
+
+def limits_refused(
+    box: Sandbox, changes_ids: bool = False, in_user_namespace: bool = False
+) -> list[str]:
+    """Which limits the kernel would take, and not enforce, as the command is exempt.
+
+    changes_ids: the command has box.ids, if there are any, outside as well. in_user_namespace: its
+    capabilities are those of a user namespace, which exempt from nothing.
+    """
+    limits = box.limits
+    if limits is None or (limits.processes is None and limits.locked_memory is None):
+        return []
+    if changes_ids and box.ids is not None and box.ids[0] != 0:  # it has lost all of them
+        return []
+    found = []
+    has = () if in_user_namespace else _capabilities_of(box)
+    if limits.processes is not None:
+        if _machine.is_root_of_the_machine():
+            found = ["Limits.processes: the kernel exempts uid 0; give other ids, or Limits.pids"]
+        elif "sys_admin" in has or "sys_resource" in has:
+            found = ["Limits.processes: exempt is who has sys_admin or sys_resource"]
+    if limits.locked_memory is not None and "ipc_lock" in has:
+        found.append("Limits.locked_memory: the kernel exempts who has ipc_lock")
+    return found
+
+
+def _capabilities_of(box: Sandbox) -> Sequence[str]:
+    """What a command keeps of the caller's, of those beyond the default."""
+    if box.capabilities in ("default", "none") or _machine.is_in_user_namespace():
+        return ()
+    have = int(_machine.status("CapEff") or "0", 16)
+    names = CAPABILITIES if box.capabilities == "all" else box.capabilities
+    return [name for name in names if have >> CAPABILITIES.index(name) & 1]
 
 
 def native_refusals(run_in: Callable[..., Result], box: Sandbox) -> list[str]:

@@ -63,6 +63,14 @@ def has_one_id() -> bool:
     return sum(counts) == 1
 
 
+def is_root_of_the_machine() -> bool:
+    """Whether the caller is uid 0 outside every user namespace as well."""
+    maps = [[int(n) for n in line.split()] for line in read("/proc/self/uid_map").splitlines()]
+    uid = os.geteuid()
+    outside = [low + uid - first for first, low, count in maps if 0 <= uid - first < count]
+    return 0 in outside if outside else uid == 0
+
+
 def mount_point(path: str) -> str:
     """Where the mount begins on which a path lies."""
     point = os.path.realpath(path)

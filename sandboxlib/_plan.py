@@ -93,6 +93,8 @@ class Plan:
         name = _native.STEPS[step]
         what, filename = self._about(name, index, job)
         remedy = hint(name, index, error, self.in_user_namespace)
+        if name == "limits":
+            remedy = _limit_hint(index, error)
         return errors.setup_error(error, filename, name, what, remedy)
 
     def _about(self, step: str, index: int, job: Job) -> tuple[str, str | None]:
@@ -111,7 +113,9 @@ class Plan:
         if step == "stdio":
             names = ("stdin", "stdout", "stderr", "status", "lifeline")
             return f"descriptor {names[index] if index < 5 else 'of pass_fds'}", None
-        return _STEPS.get(step, step), None
+        is_limit = step == "limits"
+        words = _limit_words(index, self.values[step]) if is_limit else _STEPS.get(step, step)
+        return words, None
 
 
 class PlannedMount:
@@ -149,7 +153,8 @@ def _all_mounts(box: Sandbox) -> list[PlannedMount]:
     mounts = (*_accounts(box), *box.extra_mounts)
     first = len(mounts) - len(box.extra_mounts)
     for index, mount in enumerate(mounts):
-        found.append(_planned(index - first, mount, mounts[:index], cover))
+        name = f"mount {index - first}" if index >= first else "deterministic"
+        found.append(_planned(name, mount, mounts[:index], cover))
     return found
 
 
@@ -162,14 +167,14 @@ def _accounts(box: Sandbox) -> list[Mount]:
     return [Mount.bind(f"{ours}/{name}", f"/etc/{name}", read_only=True) for name in names]
 
 
-def _planned(index: int, mount: Mount, earlier: Sequence[Mount], cover: int) -> PlannedMount:
+def _planned(name: str, mount: Mount, earlier: Sequence[Mount], cover: int) -> PlannedMount:
     around = [e.type for e in earlier if (mount.target + "/").startswith(e.target + "/")]
     flags = lib.SBX_MAKE_TARGET if around and around[-1] in ("tmpfs", "dev") else 0
     flags |= cover if mount.type == "proc" else 0
     flags |= lib.SBX_RECURSIVE if mount.recursive else 0
     flags |= lib.SBX_READ_ONLY if mount.read_only else 0
     what = f"bind {mount.source}" if mount.source else mount.type
-    words = f"mount {index}: {what} on {mount.target}"
+    words = f"{name}: {what} on {mount.target}"
     planned = PlannedMount(words, _KINDS[mount.type], flags, mount.target, not around)
     if mount.source:
         planned.source = planned.values["source"] = mount.source
@@ -353,6 +358,7 @@ def deterministic_environment(
     """The extra_env of a deterministic Sandbox: what the caller says comes first."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "315532800")  # 1980, the first year of a zip file
     fixed = {"TZ": "UTC", "LC_ALL": "C", "SOURCE_DATE_EPOCH": epoch}
+    _check_mappings(extra_env, env)
     return {**{k: v for k, v in fixed.items() if k not in (env or ())}, **(extra_env or {})}
 
 
@@ -360,9 +366,7 @@ def environment(
     extra_env: Mapping[str, str] | None, env: Mapping[str, str] | None
 ) -> dict[str, str]:
     """The environment of a command, checked: `env`, or else BASE_ENVIRONMENT, and extra_env."""
-    for name, words in (("extra_env", extra_env), ("env", env)):
-        if words is not None and not isinstance(words, (dict, Mapping)):
-            raise errors.SpecTypeError(f"{name} is not a mapping")
+    _check_mappings(extra_env, env)
     whole = sandbox.environment_vars(extra_env) if env is None else {**env, **(extra_env or {})}
     for name, value in whole.items():
         # The values may be secret: no message holds one.
@@ -371,6 +375,12 @@ def environment(
         if not name or "=" in name:
             raise errors.SpecError(f"not the name of a variable: {name!r}")
     return whole
+
+
+def _check_mappings(extra_env: object, env: object) -> None:
+    for name, words in (("extra_env", extra_env), ("env", env)):
+        if words is not None and not isinstance(words, (dict, Mapping)):
+            raise errors.SpecTypeError(f"{name} is not a mapping")
 
 
 def _settings(
@@ -408,6 +418,10 @@ _STEPS = {
     "ids": "map the ids of the new user namespace",
     "session": "make a session",
     "keyring": "join a new session keyring",
+    "timer": "set the timer of the set-up",
+    "oom_score": "set oom_score_adj",
+    "terminal": "make stdin the terminal of the session",
+    "cgroup": "join the cgroup of the run",
     "loopback": "bring up lo in the new network namespace",
     "hostname": "set the hostname",
     "private": "make the mounts of the new namespace private",
@@ -436,6 +450,17 @@ _HINTS = {
         errno.EDQUOT,
     ): "too many keys: sysctl kernel.keys.maxkeys, kernel.keys.root_maxkeys",
     ("capabilities", errno.EPERM): "the caller does not have all capabilities that were asked for",
+    ("oom_score", errno.EACCES): "lowering it takes CAP_SYS_RESOURCE",
+    ("oom_score", errno.EPERM): "lowering it takes CAP_SYS_RESOURCE",
+    ("oom_score", errno.ENOENT): "the caller has no /proc",
+    ("cgroup", errno.EACCES): "the caller may not move its processes there (cgroups(7))",
+    ("cgroup", errno.EPERM): "the caller may not move its processes there (cgroups(7))",
+    ("cgroup", errno.ENODEV): "somebody removed it",
+    ("cgroup", errno.EBUSY): "it has cgroups below it, and hands its controllers on to them",
+    ("cgroup", errno.EOPNOTSUPP): "it is threaded, or one above it (cgroup.type)",
+    ("terminal", errno.EPERM): "it is that of another session",
+    ("terminal", errno.ENOTTY): "stdin is no terminal",
+    ("exec", errno.EAGAIN): "the command's user has more processes than Limits.processes",
     ("cwd", errno.ENOENT): "it is looked for inside the root, below the mounts of the sandbox",
     ("cwd", errno.ELOOP): "links of /proc/PID are not followed",
     ("user", errno.EINVAL): "the user namespace, or the ranges of /etc/subuid, has no such id",
@@ -448,6 +473,47 @@ _HINTS = {
     ("target", errno.ETIMEDOUT): "another process keeps a lock on it",
     ("mount", errno.EINVAL): "source and target are not both directories or both files",
 }
+
+
+_OTHER_LIMITS = ("nice", "scheduler", "cpus", "umask", "personality")  # enum sbx_limit
+_HARD = "raising a limit that the caller has takes CAP_SYS_RESOURCE (ulimit -H -a)"
+_SOONER = "it takes CAP_SYS_NICE, or RLIMIT_NICE (ulimit -e)"
+_LIMIT_HINTS = {
+    ("nice", errno.EACCES): _SOONER,
+    ("nice", errno.EPERM): _SOONER,
+    ("scheduler", errno.EPERM): _SOONER,
+    ("cpus", errno.EINVAL): "the machine, or the cpuset of the caller, does not have all of them",
+}
+
+
+def _limit_name(index: int) -> str:
+    """Of an index of step 'limits': a resource of setrlimit(2), then one of enum sbx_limit."""
+    if index >= 16:
+        return _OTHER_LIMITS[index - 16]
+    return next(name for name, number in RLIMITS.items() if number == index)
+
+
+def _limit_words(index: int, values: Mapping[str, Any]) -> str:
+    name = _limit_name(index)
+    if name == "personality":
+        return "deterministic: turn off the randomisation of addresses"
+    if name == "cpus":
+        words = enumerate(values["cpus"])
+        value: Any = [64 * n + i for n, word in words for i in range(64) if word >> i & 1]
+    elif name == "scheduler":
+        value = next(word for word, n in SCHEDULERS.items() if n == values["scheduler"])
+    elif index < 16:
+        value = values["rlimit"][index][0]
+    else:
+        value = values[name]
+    return f"set the limit {name}={value!r}"
+
+
+def _limit_hint(index: int, error: int) -> str:
+    name = _limit_name(index)
+    if index < 16 and error == errno.EPERM:
+        return f"{_HARD}, sysctl fs.nr_open" if name == "open_files" else _HARD
+    return _LIMIT_HINTS.get((name, error), "")
 
 
 def hint(step: str, index: int, error: int, in_user_namespace: bool = False) -> str:

@@ -199,8 +199,7 @@ class Run:
             out, err = rare.finish(out, err)
         exit = _exit_status(struct.wait_status)
         result = Result(exit, out, err, self._timed_out, 0.0, executor, isolation)
-        if struct.has_usage:
-            result._rusage = _native.usage_of(struct)
+        result._rusage = _native.usage_of(struct)
         if rare is not None:
             rare.tell(result)
         result.wall = monotonic() - began
@@ -342,7 +341,8 @@ class _Rare:
             hit += [name for name, key in _HITS if told.get(key)]
         limits = self._plan.box.limits
         if limits is not None:
-            if limits.cpu_time is not None and _ran_out(result, limits.cpu_time):
+            killed = "memory" in hit or result.timed_out or self._overflowed
+            if limits.cpu_time is not None and _ran_out(result, limits.cpu_time, killed):
                 hit.append("cpu_time")
             if limits.file_size is not None and result.exit in (-_SIGXFSZ, 128 + _SIGXFSZ):
                 hit.append("file_size")
@@ -365,12 +365,18 @@ class _Rare:
 _HITS = (("memory", "oom_kills"), ("pids", "pids_hits"))
 
 
-def _ran_out(result: Result, seconds: int) -> bool:
-    """Of CPU time: by the signal, through a shell as well, or by the one a second later."""
+def _ran_out(result: Result, seconds: int, killed: bool) -> bool:
+    """Of CPU time: by the signal, through a shell as well, or by the one a second later.
+
+    killed: whether something else may have killed it.
+    """
     if result.exit in (-_SIGXCPU, 128 + _SIGXCPU):
         return True
     usage = result.usage
-    return result.exit in (-9, 137) and usage is not None and usage.user + usage.system >= seconds
+    if killed or usage is None or result.exit not in (-_SIGKILL, 128 + _SIGKILL):
+        return False
+    # For the limit the kernel counts in ticks: on a busy machine one for what took less.
+    return bool(usage.user + usage.system >= 0.7 * (seconds + 1))
 
 
 def passed_descriptors(value: Any) -> tuple[int, ...]:

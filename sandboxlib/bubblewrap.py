@@ -68,6 +68,7 @@ def _promises_not(box: Sandbox) -> list[str]:
         found.append(f"ids={box.ids!r}: bwrap does not change ids")
     if box.deterministic:
         found.append("deterministic=True: bwrap cannot do all of it")
+    found += _executor.limits_refused(box, in_user_namespace=os.geteuid() != 0)
     if isinstance(box.capabilities, tuple) and not _is_root(box):
         found.append(f"capabilities={box.capabilities!r}: the command is not root")
     for mount in box.extra_mounts:
@@ -203,6 +204,7 @@ def run_in(
             )
         finally:
             os.close(writer)
+        result._rusage = b""  # bwrap's own: it does not wait for the last of its processes
         is_killed = result.exit == -9 and "output" in result.limits_hit
         if not (result.timed_out or is_killed) and b'"exit-code"' not in os.read(reader, 65536):
             raise _failure(result, box.root, os.fsdecode(words[0]))

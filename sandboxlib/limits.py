@@ -69,6 +69,8 @@ class Limits(Value):
     )
     cpu_time: int | None
     file_size: int | None
+    processes: int | None
+    locked_memory: int | None
     nice: int | None
     scheduler: str | None
     cpus: int | tuple[int, ...] | None
@@ -109,6 +111,7 @@ class Limits(Value):
     ) -> None:
         words = {k: v for k, v in locals().items() if k in self._fields}
         lows = {"nice": (-20, 19), "oom_score_adj": (-1000, 1000), "umask": (0, 0o777)}
+        lows |= {"open_files": (3, _MOST)}  # with less the reaper could not look at its own
         lows |= {"memory": (1, _MOST), "pids": (1, 1 << 22), "cpu_time": (1, 1 << 32)}
         lows |= dict.fromkeys(("cpu_weight", "io_weight"), (1, 10000))
         for name, value in words.items():

@@ -202,6 +202,7 @@ def refusals(box: Sandbox) -> list[str]:
         found.append(f"ids={box.ids!r}: linux-user-chroot does not change ids")
     if box.deterministic:
         found.append("deterministic=True: linux-user-chroot cannot do all of it")
+    found += _executor.limits_refused(box)
     # An ordinary user's command has what the user has: none. Root's has all, or before 2015 none.
     kept = ("default", "all", "none") if os.getuid() else ("all",) if recent else ("none",)
     if box.capabilities not in kept:

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 
 class Usage:
-    """What a run used: all of its processes that were waited for, which with a reaper are all.
+    """What a run used: all of its processes that were waited for. With a reaper these are all; a
+    command without one may leave some that nobody waits for.
 
     user, system: float, seconds of CPU time.
-    peak_memory: int, bytes: the most that one of the processes had in memory.
+    peak_memory: int, bytes: the most that one of the processes had in memory. Without a reaper
+        None where it is not more than the caller itself has had: the
+        kernel begins to count with the memory that the two shared at the start.
     minor_faults, major_faults: int, page faults without and with I/O.
     block_reads, block_writes: int, of 512 bytes each, from and to disks.
     voluntary_switches, involuntary_switches: int, context switches.
@@ -34,7 +37,7 @@ class Usage:
         values = unpack("18q", rusage)  # getrusage(2)
         self.user = values[0] + values[1] / 1e6
         self.system = values[2] + values[3] / 1e6
-        self.peak_memory = values[4] * 1024
+        self.peak_memory: int | None = values[4] * 1024 or None
         self.minor_faults, self.major_faults = values[8:10]
         self.block_reads, self.block_writes = values[11:13]
         self.voluntary_switches, self.involuntary_switches = values[16:18]
@@ -67,7 +70,9 @@ class Result(tuple[int, bytes | None, bytes | None]):
                   killed because there was no more), 'pids' (a fork was refused), 'cpu_time',
                   'file_size' (it was ended by it), 'output' (it wrote more than max_output).
     wall: float   seconds from the call to the end of the run.
-    usage: Usage  CPU time, memory and more; None where somebody else took the command's status.
+    usage: Usage  CPU time, memory and more. None where nobody counted: somebody else took the
+                  command's status; bubblewrap ran it; or the reaper was killed with all the rest,
+                  by the timeout or for max_output.
     executor      the name of the executor that ran it.
     isolation     a mapping of what the run had: network, mounts, processes, ipc.
     number: int   from a map: which of its commands it was, from 0 on; otherwise -1.

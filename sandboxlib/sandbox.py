@@ -286,7 +286,8 @@ class Sandbox(Value):
                           that /etc/subuid and /etc/subgid give to the caller from 1 on
                           (newuidmap(1)), as chown(2) and package managers need it.
     ids                   (uid, gid) of the command inside, with no other group; None (the default)
-                          leaves it to `user`. Where a namespace has a single id, it is this one.
+                          leaves it to `user`. Where a namespace has a single id, it is this one,
+                          and the caller may have no other groups, which cannot be dropped there.
                           The reaper changes them, so it takes processes='isolated', init=True, and
                           of the capabilities setuid and setgid. user=1000, group=100 is a shorter
                           way to say ids=(1000, 100); group is the same number by default.
@@ -418,7 +419,10 @@ class Sandbox(Value):
 
     def replace(self, **changes: Any) -> Sandbox:
         """The same with other words: box.replace(network='isolated')."""
-        return Sandbox(**{**self.__getstate__(), **changes})
+        state = self.__getstate__()
+        if isinstance(changes.get("user"), int):  # which stands for ids
+            del state["ids"]
+        return Sandbox(**{**state, **changes})
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._fields}

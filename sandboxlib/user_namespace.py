@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 
 from . import _calls, _executor, _plan
+from .errors import UnsupportedError
 from .result import Result
 from .sandbox import CAPTURE, Sandbox
 
@@ -36,11 +37,26 @@ def why_not() -> str:
 
 def refusals(box: Sandbox) -> list[str]:
     """What of a Sandbox it cannot promise on this machine, in words."""
-    return _executor.native_refusals(run_in, box)
+    return _promises_not(box) or _executor.native_refusals(run_in, box)
+
+
+def _promises_not(box: Sandbox) -> list[str]:
+    if box.user != "ranges" and box.ids is not None:
+        remedy = "user='ranges' has more ids"
+        if box.groups:
+            return [f"groups={box.groups!r}: the user namespace has a single id; {remedy}"]
+        if set(os.getgroups()) - {os.getegid()}:
+            left = "the command would keep the caller's other groups"
+            return [f"ids={box.ids!r}: {left}, which the kernel does not let it give up; {remedy}"]
+    return _executor.limits_refused(box, box.user == "ranges", in_user_namespace=True)
 
 
 def plan_of(box: Sandbox) -> _plan.Plan:
-    """How the C core runs a command in a Sandbox: in a user namespace of the caller's."""
+    """How the C core runs a command in a Sandbox: in a user namespace of the caller's.
+    UnsupportedError.
+    """
+    if (box.ids is not None or box.limits is not None) and (refused := _promises_not(box)):
+        raise UnsupportedError(f"{NAME}: {refused[0]}")
     return _plan.plan_for(box, (os.geteuid(), os.getegid()))
 
 

@@ -1,0 +1,458 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits on all processes of a run together: control groups, of v2 and of v1.
+
+Theory of operation. A machine mounts each controller (memory, pids, cpu, io) in one hierarchy, that
+of v2 or one of v1. A Cgroup is one directory in each hierarchy that its limits need, made below the
+caller's own. Where v2 does not allow that (a cgroup that has processes hands no controllers down,
+Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint"), it is made below the
+nearest ancestor that does. The child of a run joins by writing "0" to each of `procs`. A run leases
+a Cgroup from the Cgroups of its Sandbox; when it is empty again, another run may have it.
+
+Where neither v2 nor a limit on pids is asked for, there is a directory of v2, or of the v1 freezer,
+all the same: without it one could not be sure to kill what forks faster than its list is read.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import os
+from _thread import RLock, interrupt_main
+from collections import deque
+from contextlib import suppress
+from weakref import ref
+
+from ._hierarchies import CgroupLimits as CgroupLimits
+from ._hierarchies import Part, find_parts, mark, read, tree, version, write
+from .errors import SpecError, UnsupportedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Numbers = dict[str, dict[str, int]]
+
+MOST_IDLE = 32  # cgroups that wait for a run; more are removed when they come back
+PATIENCE = 5.0  # seconds for the processes of a cgroup to die, once they are killed
+_PRESSURES = ("cpu.pressure", "memory.pressure", "io.pressure")
+_PEAKS = ("memory.peak", "memory.max_usage_in_bytes")
+# Documentation/admin-guide/cgroup-v2.rst; cgroup-v1/memory.rst, pids.rst, cpuacct.rst
+_COUNTERS = (
+    *("memory.events", "memory.current", "memory.peak"),
+    *("memory.oom_control", "memory.failcnt", "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
+    *("pids.events", "pids.current", "pids.peak", "cpu.stat", "cpuacct.usage", *_PRESSURES),
+)
+_all: dict[int, ref[Cgroups]] = {}
+_stuck: list[str] = []  # directories whose processes would not die
+
+
+class Cgroups:
+    """The cgroups of one Sandbox: made when they are needed, recycled, removed in the end."""
+
+    def __init__(self, limits: CgroupLimits) -> None:
+        self.limits = limits
+        self._lock = RLock()
+        self._idle: deque[Cgroup] = deque()
+        self._leased: dict[int, ref[Cgroup]] = {}
+        self._parts: list[Part] | None = None
+        self._generation = self._made = 0
+        self._name = ""
+        if limits.swap is not None and limits.memory is None:
+            raise SpecError("a limit on swap needs one on memory")
+        _all[id(self)] = ref(self)
+
+    def take(self) -> Cgroup:
+        """A Cgroup for one run: release() it.
+
+        UnsupportedError: this machine, or this caller, cannot enforce one of the limits.
+        """
+        cgroup = self._take_idle() or self._make()
+        cgroup.pool = self
+        self._leased[id(cgroup)] = ref(cgroup)
+        return cgroup
+
+    def _take_idle(self) -> Cgroup | None:
+        while True:
+            try:
+                cgroup = self._idle.pop()
+            except IndexError:
+                return None
+            if cgroup.is_there():
+                return cgroup
+            cgroup.remove()  # somebody else removed a part of it
+
+    def _make(self) -> Cgroup:
+        with self._lock:
+            if self._parts is None:  # where the caller is may change, until close()
+                self._parts = find_parts(self.limits)
+                self._name = f"{mark()}-{os.urandom(4).hex()}"
+            self._made += 1
+            name, parts, generation = f"{self._name}-{self._made}", self._parts, self._generation
+        cgroup = Cgroup(self.limits, generation)
+        try:
+            for part in parts:
+                part.make(name, cgroup.paths)
+            cgroup.open()
+        except BaseException:
+            cgroup.remove()
+            raise
+        return cgroup
+
+    def give(self, cgroup: Cgroup) -> None:
+        """Back from a run. What has processes loses them, and is kept only if it is like new."""
+        self._leased.pop(id(cgroup), None)
+        if cgroup.generation == self._generation and len(self._idle) < MOST_IDLE:
+            try:
+                if cgroup.pids():
+                    cgroup.kill()
+                if cgroup.is_like_new():
+                    with self._lock:
+                        if cgroup.generation == self._generation:
+                            return self._idle.append(cgroup)
+            except OSError:
+                pass
+        cgroup.remove()
+
+    def close(self) -> None:
+        """Removes the idle ones now, and those that are in use when they come back."""
+        with self._lock:
+            self._generation += 1
+            self._parts = None
+            while self._idle:
+                self._idle.pop().remove()
+        _remove_stuck()
+
+    def end(self) -> None:
+        """Kills what is in those that are in use, too: at the end of the interpreter."""
+        self.close()
+        for cgroup in [c for c in (r() for r in list(self._leased.values())) if c is not None]:
+            cgroup.release()
+
+    def forget(self) -> None:
+        """In a fork of the caller: they are the caller's, and only descriptors are closed."""
+        self._lock = RLock()
+        self._generation += 1
+        self._parts = None
+        self._leased.clear()
+        while self._idle:
+            self._idle.pop().remove()
+
+    def __del__(self) -> None:
+        _all.pop(id(self), None)
+        _insist(self.close)
+
+
+class Cgroup:
+    """Directories in one or several hierarchies that hold one run.
+
+    procs: descriptors of their cgroup.procs, numbers from 10 on. Who writes "0" to each is in.
+    """
+
+    procs: tuple[int, ...] = ()
+
+    def __init__(self, limits: CgroupLimits, generation: int) -> None:
+        self.pool: Cgroups | None = None
+        self.generation = generation
+        self.paths: list[str] = []
+        self._limits = limits
+        self._maker = os.getpid()
+        self._counters: list[tuple[str, int]] = []
+        self._before: Numbers = {}
+        self._most_pids = limits.pids
+        self._is_reset = True  # whether peaks are those of this run
+        self._is_suspended = False
+
+    def open(self) -> None:
+        """Opens what each run needs; opening one costs as much as reading it ten times."""
+        from fcntl import F_DUPFD_CLOEXEC, fcntl
+
+        for path in self.paths:
+            fd = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                self.procs += (fcntl(fd, F_DUPFD_CLOEXEC, 10),)
+            finally:
+                os.close(fd)
+            for name in os.listdir(path):
+                if name in _COUNTERS:
+                    self._open_counter(f"{path}/{name}", name)
+
+    def _open_counter(self, path: str, name: str) -> None:
+        try:
+            fd = os.open(path, (os.O_RDWR if name in _PEAKS else os.O_RDONLY) | os.O_CLOEXEC)
+        except PermissionError:  # memory.peak before Linux 6.12
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._counters.append((name, fd))
+        try:
+            os.pread(fd, 1, 0)
+        except OSError:  # EOPNOTSUPP: the kernel was started with psi=0
+            self._counters.pop()
+            os.close(fd)
+
+    def begin(self, extra_pids: int = 0) -> None:
+        """What report() tells is counted from here. The limit on pids is extra_pids higher."""
+        if self._limits.pids is not None:
+            self._set_most_pids(self._limits.pids + extra_pids)
+        for name, fd in self._counters:
+            if name in _PEAKS:
+                try:  # v1; v2 since Linux 6.12: for reads through this descriptor
+                    os.pwrite(fd, b"0", 0)
+                except OSError:
+                    self._is_reset = False
+        self._before = self._read()
+
+    def report(self) -> dict[str, object]:
+        """What happened since begin(); None is not known, as no file of this cgroup tells.
+
+        oom_kills: int, processes killed for want of memory. pids_hits: int, forks refused.
+        throttled: int, periods (of 100 ms) in which the quota was used up.
+        memory_peak: int, bytes, without what earlier runs left in the page cache (if the limit was
+        reached: with it). pids_peak: int. A peak that the kernel does not set back (pids.peak;
+        memory.peak before Linux 6.12) is None in a recycled cgroup where an earlier run's was as
+        high.
+        cpu: float, seconds. pressure: {"cpu": {"some": seconds, "full": seconds}, ...}, the time in
+        which some or all processes had to wait for it.
+        """
+        now, before = self._read(), self._before
+
+        def grown(name: str, key: str) -> int | None:
+            value = now.get(name, {}).get(key)
+            return None if value is None else value - before.get(name, {}).get(key, 0)
+
+        def first(*values: int | None) -> int | None:
+            return next((value for value in values if value is not None), None)
+
+        def peak(name: str, is_reset: bool) -> int | None:
+            value, earlier = now.get(name, {}).get(""), before.get(name, {}).get("", 0)
+            return value if is_reset or not earlier or (value or 0) > earlier else None
+
+        v1 = "memory.max_usage_in_bytes" in now
+        memory = peak(_PEAKS[v1], self._is_reset)
+        hits = grown("memory.failcnt", "") if v1 else grown("memory.events", "max")
+        if memory is not None and not hits:
+            left = before.get("memory.usage_in_bytes" if v1 else "memory.current", {}).get("", 0)
+            memory = max(memory - left, 0)
+        micro, nano = grown("cpu.stat", "usage_usec"), grown("cpuacct.usage", "")
+        cpu = micro / 1e6 if micro is not None else nano / 1e9 if nano is not None else None
+        waits = {
+            name.partition(".")[0]: {key: (grown(name, key) or 0) / 1e6 for key in now[name]}
+            for name in _PRESSURES
+            if name in now
+        }
+        return {
+            "oom_kills": first(
+                grown("memory.events", "oom_kill"), grown("memory.oom_control", "oom_kill")
+            ),
+            "pids_hits": grown("pids.events", "max"),
+            "throttled": grown("cpu.stat", "nr_throttled"),
+            "memory_peak": memory,
+            "pids_peak": peak("pids.peak", False),
+            "cpu": cpu,
+            "pressure": waits or None,
+        }
+
+    def _read(self) -> Numbers:
+        found: Numbers = {}
+        for name, fd in self._counters:  # cpu.stat may be there twice: of v1, and of v2
+            numbers = found.setdefault(name, {})
+            for line in os.pread(fd, 4096, 0).decode().splitlines():
+                words = line.split()  # "5", "max 5", or "some avg10=0.00 ... total=5"
+                key = words[0] if len(words) > 1 else ""
+                numbers[key] = int(words[-1].rpartition("=")[2])
+        return found
+
+    def pids(self) -> list[int]:
+        """The processes in it, and in cgroups that they made below; zombies do not count."""
+        found: set[int] = set()
+        for path in self.paths:
+            for directory in tree(path):  # a descriptor of v1's would show a list of a second ago
+                try:
+                    found.update(map(int, read(f"{directory}/cgroup.procs").split()))
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
+                        raise
+        return sorted(found - {0})  # 0 is one that our pid namespace has no number for
+
+    def kill(self) -> None:
+        """Ends every process in it, and returns when there is none. OSError: some live for 5 s."""
+        import time
+
+        deadline, pause = time.monotonic() + PATIENCE, 0.0002
+        killer = self._find("cgroup.kill")
+        while True:
+            if killer:
+                write(killer, "1")
+            else:
+                self._kill_each()
+            if self._is_suspended:
+                self.resume()
+            if not (left := self.pids()):
+                return
+            if time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, f"killed processes do not end: {left}", self.paths[0])
+            time.sleep(pause)
+            pause = min(pause * 2, 0.02)
+
+    def _kill_each(self) -> None:
+        """While nobody can fork: so that the list is all of them."""
+        if self._most_pids is not None:
+            self._set_most_pids(0)
+        else:
+            self.suspend()
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, 9)
+
+    def suspend(self) -> bool:
+        """Stops every process in it. False: it has neither v2 nor the v1 freezer."""
+        return self._freeze("1", "FROZEN")
+
+    def resume(self) -> bool:
+        """The opposite of suspend()."""
+        return self._freeze("0", "THAWED")
+
+    def _freeze(self, v2: str, v1: str) -> bool:
+        """Waits for a second: it takes its time where a process is in the midst of a call."""
+        import time
+
+        if path := self._find("cgroup.freeze"):
+            said, word, state = path.replace("cgroup.freeze", "cgroup.events"), v2, f"frozen {v2}"
+        elif path := self._find("freezer.state"):
+            said, word, state = path, v1, v1
+        else:
+            return False
+        self._is_suspended = v2 == "1"
+        write(path, word)
+        deadline = time.monotonic() + 1
+        while state not in read(said).splitlines() and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        return True
+
+    def release(self) -> None:
+        """Back to the Cgroups it is from. What is still in it is killed."""
+        pool, self.pool = self.pool, None
+        if pool is not None and self._maker == os.getpid():
+            pool.give(self)
+
+    def is_there(self) -> bool:
+        return all(map(os.path.exists, self.paths))
+
+    def is_like_new(self) -> bool:
+        """Whether another run may have it: zombies count as pids, and the page cache as memory.
+
+        memory.force_empty takes a millisecond, and the pages from who shares them; a new cgroup a
+        tenth of that. So what is left is left, unless it is much.
+        """
+        if self._is_suspended:
+            self.resume()
+        numbers = self._read()
+        left = numbers.get("memory.usage_in_bytes") or numbers.get("memory.current") or {"": 0}
+        is_small = self._limits.memory is None or left[""] <= self._limits.memory // 4
+        return is_small and not numbers.get("pids.current", {}).get("", 0)
+
+    def remove(self) -> None:
+        """Ends what is in it, and removes it. What cannot be is tried again when others go."""
+        for _, fd in self._counters:
+            os.close(fd)
+        for fd in self.procs:
+            os.close(fd)
+        self._counters, self.procs = [], ()
+        if self._maker == os.getpid():
+            try:
+                if self.pids():
+                    self.kill()
+            except OSError:
+                pass
+            while self.paths:
+                if not _remove(self.paths[-1]):
+                    _stuck.append(self.paths[-1])
+                self.paths.pop()
+        self.paths = []
+
+    def __del__(self) -> None:
+        _insist(self.remove)
+
+    def _set_most_pids(self, number: int) -> None:
+        if number != self._most_pids and (path := self._find("pids.max")):
+            write(path, str(number))
+            self._most_pids = number
+
+    def _find(self, name: str) -> str | None:
+        paths = (f"{path}/{name}" for path in self.paths)
+        return next((path for path in paths if os.path.exists(path)), None)
+
+
+def controllers() -> dict[str, str]:
+    """Which limits the caller can set, and in which version: {"memory": "v1", "hold": "v2", ...}.
+
+    The names: memory, swap, pids, cpu, io, hold. Found by making a cgroup with each.
+    """
+    found = {}
+    limits: dict[str, dict[str, int]] = {
+        "memory": {"memory": 1 << 30},
+        "swap": {"memory": 1 << 30, "swap": 0},
+        "pids": {"pids": 1000},
+        "cpu": {"cpu_weight": 100},
+        "io": {"io_weight": 100},
+        "hold": {"hold": True},
+    }
+    for name, words in limits.items():
+        pool = Cgroups(CgroupLimits(**words))
+        try:
+            cgroup = pool.take()
+        except UnsupportedError:
+            continue
+        found[name] = version(cgroup.paths[0])
+        cgroup.release()
+        pool.close()
+    return found
+
+
+def _remove(path: str) -> bool:
+    """Whether it is gone. A process that dies is still in it for a moment (EBUSY)."""
+    import time
+
+    for pause in (0.0005, 0.002, 0.01, 0.05, 0.2, 0.5, 0.0):
+        try:
+            for directory in tree(path):
+                os.rmdir(directory)
+            return True
+        except FileNotFoundError:
+            return True
+        except OSError:
+            time.sleep(pause)
+    return False
+
+
+def _remove_stuck() -> None:
+    for path in list(_stuck):
+        if _remove(path):
+            _stuck.remove(path)
+
+
+def _insist(finish: Callable[[], None]) -> None:
+    """For __del__, where a KeyboardInterrupt would be lost."""
+    while True:
+        try:
+            return finish()
+        except KeyboardInterrupt:
+            interrupt_main()
+
+
+def _each() -> list[Cgroups]:
+    return [pool for pool in (r() for r in list(_all.values())) if pool is not None]
+
+
+def _forget_all() -> None:
+    _stuck.clear()
+    for pool in _each():
+        pool.forget()
+
+
+def end_all() -> None:
+    """At the end of the interpreter."""
+    for pool in _each():
+        pool.end()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+atexit.register(end_all)

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where on this machine cgroups can be made, and what is written into them for which limit."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import namedtuple
+from contextlib import suppress
+
+from .errors import UnsupportedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MOST_PARTS = 4  # directories of a cgroup: as many descriptors as a run can be given
+DELEGATE = "systemd-run --user --scope -p Delegate=yes"
+_V1_NAMES = {"memory": "memory", "pids": "pids", "cpu": "cpu", "io": "blkio"}
+_OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+
+
+class CgroupLimits(
+    namedtuple(
+        "CgroupLimits",
+        "memory swap pids cpu_weight cpu_quota io_weight directory hold",
+        defaults=[None, None, None, None, None, None, None, False],
+    )
+):
+    """What is asked for; None is not asked for.
+
+    memory: bytes. swap: bytes beyond memory; it needs memory.
+    pids: processes and threads of the run.
+    cpu_weight, io_weight: 1 to 10000; 100 is what everybody has. cpu_quota: CPUs, as 1.5.
+    directory: absolute path of a cgroup of v2 that is the caller's to use, to make them in.
+    hold: bool; a cgroup even where there is no limit, to count, suspend and kill every process.
+    """
+
+    __slots__ = ()
+
+
+class Part:
+    """One hierarchy of a cgroup: the directories to make it in, the best first; what is written.
+
+    A parent of v1 is a (path, "v1"), one of v2 a (path, "v2").
+    """
+
+    def __init__(self, parents: list[tuple[str, str]], is_needed: bool = True) -> None:
+        self.parents = parents
+        self.names: list[str] = []  # controllers
+        self.files: list[tuple[str, str]] = []
+        self.is_needed = is_needed
+        self._common = ""
+        self._is_swept = False
+
+    def make(self, name: str, paths: list[str]) -> None:
+        """Makes the directory of one cgroup, and puts its path into paths.
+
+        UnsupportedError where neither of the parents can have one.
+        """
+        refusals = []
+        for parent, kind in self.parents:
+            try:
+                if not self._is_swept:
+                    sweep(parent)
+                    if kind == "v2":
+                        self._prepare(parent)
+                paths.append(f"{parent}/{name}")
+                try:
+                    os.mkdir(paths[-1])
+                except OSError:
+                    paths.pop()
+                    raise
+                self.parents, self._is_swept = [(parent, kind)], True
+                break
+            except OSError as error:
+                refusals.append((error, kind))
+        else:
+            if self.is_needed:
+                raise _refusal(self.names, *refusals[0])
+            self.parents = []
+            return
+        for file, value in self.files:
+            try:
+                write(f"{paths[-1]}/{file}", value)
+            except OSError as error:
+                raise _refusal(self.names, error, kind) from None
+
+    def _prepare(self, parent: str) -> None:
+        """Has the controllers enabled for the children, and sees to it that one may join them.
+
+        Controllers stay enabled: others may have come to use them.
+        """
+        there = read(f"{parent}/cgroup.controllers").split()
+        for name in self.names:
+            if name not in there:
+                message = f"the controller {name} is not in it"
+                raise OSError(errno.ENOENT, message, f"{parent}/cgroup.controllers")
+        enabled = read(f"{parent}/cgroup.subtree_control").split()
+        if missing := [f"+{name}" for name in self.names if name not in enabled]:
+            write(f"{parent}/cgroup.subtree_control", " ".join(missing))
+        # cgroup-v2.rst, "Delegation Containment": to move a process takes the right to write the
+        # cgroup.procs of the place where the two paths meet.
+        own, point = own_directories().get(""), mount_points().get("")
+        if own and point and f"{parent}/".startswith(f"{point}/"):
+            meet = os.path.commonpath([own, parent])
+            os.close(os.open(f"{meet}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+
+
+def find_parts(limits: CgroupLimits) -> list[Part]:
+    """The parts of a cgroup with these limits."""
+    own = own_directories()
+    unified = _unified(limits.directory, own)
+    try:
+        delegated = read(f"{limits.directory}/cgroup.controllers") if limits.directory else ""
+    except OSError as error:
+        message = f"{limits.directory} is no cgroup of v2: {error.strerror}"
+        raise UnsupportedError(message) from None
+    parts: dict[str, Part] = {}
+    names = [name for name in _V1_NAMES if _is_asked(limits, name)]
+    for name in names:
+        path = own.get(_V1_NAMES[name])
+        if path and name not in delegated.split():
+            part = parts.setdefault(path, Part([(path, "v1")]))
+        elif unified:
+            part = parts.setdefault("", Part(unified))
+        else:
+            raise UnsupportedError(f"{name}: no cgroup hierarchy of /proc/self/cgroup has it")
+        part.names.append(name)
+        part.files += _files(limits, name, part.parents[0][1])
+    if "" not in parts and (limits.hold or "pids" not in names) and len(parts) < MOST_PARTS:
+        in_v1 = [own[name] for name in ("freezer", "pids", "memory") if name in own]
+        parents = unified + [(path, "v1") for path in in_v1 if path not in parts]
+        if parents:
+            parts[""] = Part(parents, is_needed=not parts)
+        elif not parts:
+            raise UnsupportedError("no cgroup hierarchy is mounted (/proc/self/mountinfo)")
+    return list(parts.values())
+
+
+def _is_asked(limits: CgroupLimits, name: str) -> bool:
+    if name == "cpu":
+        return limits.cpu_weight is not None or limits.cpu_quota is not None
+    return getattr(limits, "io_weight" if name == "io" else name) is not None
+
+
+def _unified(directory: str | None, own: dict[str, str]) -> list[tuple[str, str]]:
+    """Where a cgroup of v2 may be: below the caller's own, or the nearest above that lets one."""
+    if directory is not None:
+        return [(directory, "v2")]
+    found = []
+    if path := own.get(""):
+        point = mount_points()[""]
+        while True:
+            found.append((path, "v2"))
+            if len(path) <= len(point):
+                break
+            path = os.path.dirname(path)
+    return found
+
+
+def _files(limits: CgroupLimits, name: str, kind: str) -> list[tuple[str, str]]:
+    """What is written for the limits of one controller, in this order."""
+    is_v1 = kind == "v1"
+    files: list[tuple[str, object]] = []
+    if name == "memory":
+        files = [("memory.limit_in_bytes" if is_v1 else "memory.max", limits.memory)]
+        if limits.swap is not None and is_v1:  # cgroup-v1/memory.rst: both, and never below memory
+            files += [("memory.memsw.limit_in_bytes", limits.memory + limits.swap)]
+        elif limits.swap is not None:
+            files += [("memory.swap.max", limits.swap)]
+    elif name == "pids":
+        files = [("pids.max", limits.pids)]
+    elif name == "io":
+        files = _io_files(limits.io_weight, is_v1)
+    if name == "cpu" and limits.cpu_weight is not None:
+        # Shares as systemd makes them of a weight; 2 and 262144: kernel/sched/sched.h, MIN_SHARES
+        shares = min(max(limits.cpu_weight * 1024 // 100, 2), 262144)
+        files += [("cpu.shares", shares) if is_v1 else ("cpu.weight", limits.cpu_weight)]
+    if name == "cpu" and limits.cpu_quota is not None:
+        # Documentation/scheduler/sched-bwc.rst: a quota of 1 ms or more, a period of 1 s or less
+        period = 100_000 if limits.cpu_quota >= 0.01 else 1_000_000
+        quota = round(limits.cpu_quota * period)
+        if is_v1:
+            files += [("cpu.cfs_period_us", period), ("cpu.cfs_quota_us", quota)]
+        else:
+            files += [("cpu.max", f"{quota} {period}")]
+    return [(file, str(value)) for file, value in files]
+
+
+def _io_files(weight: int, is_v1: bool) -> list[tuple[str, object]]:
+    """A weight is only kept to where a device has the scheduler for it, or the cost model is on.
+
+    Documentation/block/bfq-iosched.rst: 1 to 1000, 100 is what everybody has; above it, converted
+    as systemd does. cgroup-v2.rst: io.weight, and io.cost.qos in the root.
+    """
+    files: list[tuple[str, object]] = []
+    if any("[bfq]" in read(f"/sys/block/{name}/queue/scheduler") for name in _block_devices()):
+        bfq = weight if weight <= 100 else 100 + (weight - 100) * 900 // 9900
+        files += [("blkio.bfq.weight" if is_v1 else "io.bfq.weight", bfq)]
+    costs = f"{mount_points().get('', '')}/io.cost.qos"
+    if not is_v1 and os.path.exists(costs) and "enable=1" in read(costs):
+        files += [("io.weight", f"default {weight}")]
+    if not files:
+        raise UnsupportedError(
+            "io: no block device keeps to weights; /sys/block/*/queue/scheduler is bfq on none, and"
+            " io.cost.qos in the root of cgroup v2 enables none"
+        )
+    return files
+
+
+def _block_devices() -> list[str]:
+    try:
+        names = os.listdir("/sys/block")
+    except OSError:
+        return []
+    return [name for name in names if os.path.exists(f"/sys/block/{name}/queue/scheduler")]
+
+
+def _refusal(names: list[str], error: OSError, kind: str) -> Exception:
+    """The UnsupportedError, with the remedy; or the error itself, if it is about something else."""
+    if error.errno in _OUT_OF:
+        return error
+    remedy = ""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "run as root, or have root hand that directory over (chown)"
+        if kind == "v2":
+            remedy = f"start the caller with `{DELEGATE}`, or name a delegated directory"
+    elif error.errno == errno.EBUSY:
+        remedy = f"it has processes of its own: start the caller with `{DELEGATE}`, or name another"
+        remedy += " directory, that has none"
+    elif error.errno == errno.ENOENT and kind == "v2":
+        remedy = (
+            "the kernel lacks it, or a cgroup above has not enabled it in cgroup.subtree_control"
+        )
+    elif error.errno == errno.ENOENT:
+        remedy = "the kernel lacks it"
+    elif error.errno == errno.EINVAL:
+        remedy = "the value is beyond what the kernel takes, or what a cgroup above it leaves"
+    what = " and ".join(names) or "a cgroup"
+    code = errno.errorcode.get(error.errno or 0, "?")
+    text = f"{what}: {error.filename}: {error.strerror} ({code})"
+    return UnsupportedError(f"{text}; {remedy}" if remedy else text)
+
+
+# ---- what is mounted -------------------------------------------------------------------------
+
+
+def _mounts() -> Iterator[tuple[str, str, str]]:
+    """(controller, root of the mount, mount point) of v1; the controller of v2 is ""."""
+    for line in read("/proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        if kind in ("cgroup", "cgroup2"):
+            root, point = map(_plain, before.split(" ")[3:5])
+            for name in ("",) if kind == "cgroup2" else options.split(","):
+                yield name, root, point
+
+
+def mount_points() -> dict[str, str]:
+    """Where v2 ("") and each controller of v1 are mounted."""
+    return {name: point for name, _, point in _mounts()}
+
+
+def own_directories() -> dict[str, str]:
+    """The directories of the cgroups that the caller is in: of v2 (""), and of v1 by controller.
+
+    Those out of reach are left out: unmounted, or above the root of a cgroup namespace.
+    """
+    own = {}
+    for line in read("/proc/self/cgroup").splitlines():
+        _, names, path = line.split(":", 2)
+        own.update({name: path.rstrip("/") for name in names.split(",")})
+    found = {}
+    for name, root, point in _mounts():
+        top = root.rstrip("/")
+        if name in own and f"{own[name]}/".startswith(f"{top}/"):
+            rest = own[name][len(top) :]
+            if "/.." not in rest:
+                found[name] = point + rest
+    return found
+
+
+def version(path: str) -> str:
+    """v1 or v2: of which the directory is."""
+    return "v2" if os.path.exists(f"{path}/cgroup.controllers") else "v1"
+
+
+def _plain(word: str) -> str:
+    """proc(5): characters that would part the words of mountinfo stand in octal."""
+    for code, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
+        word = word.replace(code, character)
+    return word
+
+
+def tree(path: str) -> list[str]:
+    """The directory and all below it, those first. st_nlink counts them."""
+    try:
+        if os.stat(path).st_nlink <= 2:
+            return [path]
+    except OSError:
+        return [path]
+    return [directory for directory, _, _ in os.walk(path, topdown=False)]
+
+
+def read(path: str) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while chunk := os.read(fd, 1 << 16):
+            text += chunk
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        os.close(fd)
+    return os.fsdecode(text)
+
+
+def write(path: str, value: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        os.close(fd)
+
+
+# ---- whose is it? ----------------------------------------------------------------------------
+
+
+def mark() -> str:
+    """What the names of this process's cgroups begin with; and one with its pid, later, do not."""
+    pid = os.getpid()
+    return f"sandboxlib-{pid}-{_started('self')}-{_namespaces()}"
+
+
+def sweep(parent: str) -> None:
+    """Removes what processes that are no more have left; not what somebody is in."""
+    for name in os.listdir(parent):
+        words = name.split("-")
+        if words[0] != "sandboxlib" or len(words) != 6 or words[3] != _namespaces():
+            continue
+        if words[1].isdigit() and not _is_alive(int(words[1]), words[2]):
+            with suppress(OSError):
+                os.rmdir(f"{parent}/{name}")
+
+
+def _namespaces() -> str:
+    """In which pids and start times mean what they do here."""
+    kinds = [f"/proc/self/ns/{kind}" for kind in ("pid", "time")]
+    return ".".join(f"{os.stat(path).st_ino:x}" for path in kinds if os.path.exists(path))
+
+
+def _started(pid: int | str) -> str:
+    """proc(5), stat: field 22, in clock ticks since the machine was started."""
+    return read(f"/proc/{pid}/stat").rpartition(")")[2].split()[19]
+
+
+def _is_alive(pid: int, started: str) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    try:
+        return _started(pid) == started
+    except OSError:  # hidden (hidepid), or gone just now
+        return True
