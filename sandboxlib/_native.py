@@ -261,12 +261,6 @@ class Bell:
 # ---- structs ---------------------------------------------------------------------------------
 
 
-def usage_of(run: Any) -> bytes:
-    """The struct rusage of a struct sbx_run that is over."""
-    content: bytes = ffi.buffer(run.usage)[:]
-    return content
-
-
 def pid_of(pidfd: int) -> int:
     """The pid of a process that lives, in the caller's pid namespace."""
     with open(f"/proc/self/fdinfo/{pidfd}") as file:
