@@ -65,25 +65,6 @@ static long open_inside(int directory, const char *path, int flags) {
 
 static void close_fd(long fd) { raw(__NR_close, fd); }
 
-/* ---- the timer ----------------------------------------------------------------------------- */
-
-/* A file system that does not answer would keep the caller for ever, as it waits for the exec. Of
- * all signals this one alone gets through, with nobody to handle it. */
-static int set_timer(int64_t ns) {
-    int64_t us = (ns + 999) / 1000, timer[4] = {0, 0, us / 1000000, us % 1000000};
-    return (int)raw(__NR_setitimer, 0 /* ITIMER_REAL */, timer, 0);
-}
-
-static int do_timer(struct sbx_child *c) {
-    struct raw_sigaction dfl = {0};
-    uint64_t alarm = (uint64_t)1 << (SIGALRM - 1);
-    if (c->inside || !c->job->setup_ns)
-        return 0;
-    raw(__NR_rt_sigaction, SIGALRM, &dfl, 0, RAW_SIGSET_SIZE);
-    raw(__NR_rt_sigprocmask, SIG_UNBLOCK, &alarm, 0, RAW_SIGSET_SIZE);
-    return set_timer(c->job->setup_ns);
-}
-
 /* ---- user namespace ---------------------------------------------------------------------- */
 
 static int write_file(const char *path, const char *text) {
@@ -162,19 +143,27 @@ static int is_one_of(long fd, const int *numbers, int n) {
     return 0;
 }
 
+/* A copy of FD from LOWEST on that is in nobody's way; not above them all, which may be beyond
+ * RLIMIT_NOFILE. */
+static long move_away(long fd, const int *numbers, int n) {
+    long copy, lowest = RESIDENT_FDS;
+    do {
+        copy = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, lowest);
+        lowest = copy + 1;
+    } while (copy >= 0 && is_one_of(copy, numbers, n));
+    return copy;
+}
+
 /* Puts every descriptor where it belongs, open over an exec. First those that stand in the way of
- * another are moved above them all; only then is anything replaced. */
+ * another are moved; only then is anything replaced. */
 static int put_descriptors(struct sbx_child *c, int *from, const int *to, int n) {
-    int above = RESIDENT_FDS;
-    for (int i = 0; i < n; i++)
-        above = to[i] >= above ? to[i] + 1 : above;
     for (int i = 0; i < n; i++) {
         c->index = i;
         long fd = from[i];
         if (fd == SBX_NULL)
             fd = raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
         if (fd >= 0 && fd != to[i] && is_one_of(fd, to, n))
-            fd = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, above);
+            fd = move_away(fd, to, n);
         if (fd < 0)
             return (int)fd;
         from[i] = (int)fd;
@@ -201,11 +190,14 @@ static int place_stdio(struct sbx_child *c) {
         from[i] = i < REAPER_FDS ? first[i] : job->passed[i - REAPER_FDS];
         to[i] = i;
     }
-    if (c->init >= 0 && c->init < n) { /* its program stands in the way as well */
-        long higher = raw(__NR_fcntl, c->init, F_DUPFD_CLOEXEC, REAPER_FDS + SBX_MOST_PASSED);
-        if (higher < 0)
-            return (int)higher;
-        c->init = (int)higher;
+    for (int i = 0; i <= job->n_cgroups; i++) { /* what stands in the way as well */
+        int *kept = i < job->n_cgroups ? &c->cgroups[i] : &c->init;
+        if (i < job->n_cgroups)
+            *kept = job->cgroups[i];
+        long fd = is_one_of(*kept, to, n) ? move_away(*kept, to, n) : *kept;
+        if (fd < -1)
+            return (int)fd;
+        *kept = (int)fd;
     }
     return put_descriptors(c, from, to, n);
 }
@@ -653,7 +645,7 @@ static int do_cwd(struct sbx_child *c) {
 
 static int do_cgroup(struct sbx_child *c) {
     for (c->index = 0; c->index < c->job->n_cgroups; c->index++) {
-        long result = raw(__NR_write, c->job->cgroups[c->index], "0", 1); /* whoever writes */
+        long result = raw(__NR_write, c->cgroups[c->index], "0", 1); /* whoever writes */
         if (result < 0)
             return (int)result;
     }
@@ -724,6 +716,9 @@ static int do_capabilities(struct sbx_child *c) {
     uint64_t have = sets[0].permitted | (uint64_t)sets[1].permitted << 32;
     uint64_t keep = resident ? have : c->place->capabilities & have;
     uint64_t must = resident ? have : c->place->must_capabilities;
+    /* Of other ids, the command loses this for good; its reaper is to reach it with signals. */
+    if (c->place->change_ids && c->place->uid && c->place->no_new_privs && !c->inside)
+        keep |= have & (uint64_t)1 << CAP_KILL;
     if (must & ~have)
         return -EPERM;
     if (!c->inside) { /* a resident cuts the rest itself, once for all its runs */
@@ -781,10 +776,6 @@ static int do_signals(struct sbx_child *c) {
     } at_once = {0, 0};
     for (int signum = 1; signum <= 64 && !c->inside; signum++)
         raw(__NR_rt_sigaction, signum, &dfl, 0, RAW_SIGSET_SIZE);
-    if (!c->inside && c->job->setup_ns) {
-        set_timer(0);
-        raw(__NR_rt_sigprocmask, SIG_SETMASK, &all, 0, RAW_SIGSET_SIZE);
-    }
     /* The reaper wants them blocked until it is ready, and unblocks them for the command. */
     if (c->place->reaper)
         return 0;
@@ -843,7 +834,6 @@ static const struct {
     enum sbx_step name;
     int (*act)(struct sbx_child *);
 } steps[] = {
-    {SBX_STEP_TIMER, do_timer},
     {SBX_STEP_IDS, do_ids},
     {SBX_STEP_STDIO, do_stdio},
     {SBX_STEP_SESSION, do_session},
