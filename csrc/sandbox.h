@@ -232,8 +232,8 @@ int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, vo
  * or -errno. */
 int sbx_open_bell(struct sbx_run *bell);
 
-/* Sends SIGNUM to every process of the run: its pid namespace, or its process group. Where the
- * command is pid 1, to that alone. 0 or -errno. */
+/* Sends SIGNUM to every process of the run: its pid namespace, or its process group, also
+ * where the command is pid 1 and there is no slot. 0 or -errno. */
 int sbx_signal(struct sbx_run *run, int signum);
 
 /* Kills what is left, waits for its end, closes every descriptor. Does nothing the second time,

@@ -554,7 +554,8 @@ int sbx_signal(struct sbx_run *run, int signum) {
         return -ESRCH;
     if (signum != SIGKILL && (run->slot || run->status >= 0))
         return signal_through(pidfd, run->slot ? run->slot->runs : 0, signum);
-    if (run->group && signal_group(run, signum) == 0)
+    /* Without a reaper the command leads its group, also as pid 1, whose death needs no more. */
+    if ((run->group || signum != SIGKILL) && signal_group(run, signum) == 0)
         return 0;
     return (int)raw(RAW_pidfd_send_signal, pidfd, signum, 0, 0);
 }

@@ -258,6 +258,12 @@ def pid_of(pidfd: int) -> int:
         return int(file.read().partition("Pid:")[2].split()[0])
 
 
+def usage_of(run: Any) -> bytes:
+    """The struct rusage of a run that is over; b"" where there is none."""
+    usage: bytes = ffi.buffer(run.usage)[:] if run.has_usage else b""
+    return usage
+
+
 def new_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]]) -> tuple[Any, Any]:
     """A struct sbx_place of the values, and whatever has to stay alive with it."""
     kept: list[Any] = []

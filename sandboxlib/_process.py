@@ -200,8 +200,7 @@ class Run:
             out, err = rare.finish(out, err)
         exit = _exit_status(struct.wait_status)
         result = Result(exit, out, err, self._timed_out, 0.0, executor, isolation)
-        if struct.has_usage:
-            result._rusage = _native.ffi.buffer(struct.usage)[:]
+        result._rusage = _native.usage_of(struct)
         if rare is not None:
             rare.tell(result)
         result.wall = monotonic() - began
