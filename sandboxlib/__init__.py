@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 from . import _ladder, chroot, sandbox
 from ._ladder import executor_for_platform, get_executor
+from ._streams import Lines, Tee
 from .errors import (
     CommandFailed,
     ImageError,
@@ -18,7 +19,8 @@ from .errors import (
     StatusLost,
     UnsupportedError,
 )
-from .result import Result
+from .limits import Limits
+from .result import Result, Usage
 from .sandbox import BASE_ENVIRONMENT, CAPTURE, STDOUT, Mount, Sandbox, environment_vars
 
 TYPE_CHECKING = False
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from typing import Any, overload
 
     from . import bubblewrap, linux_user_chroot, load, user_namespace, utils
+    from ._async import AsyncProcess
+    from ._handle import Process
     from ._pool import SandboxExecutor
     from .sandbox import Command, Path, Stream
 else:
@@ -42,9 +46,13 @@ __all__ = [
     "BASE_ENVIRONMENT",
     "CAPTURE",
     "STDOUT",
+    "AsyncProcess",
     "CommandFailed",
     "ImageError",
+    "Limits",
+    "Lines",
     "Mount",
+    "Process",
     "ProgramNotFound",
     "Result",
     "Sandbox",
@@ -54,7 +62,9 @@ __all__ = [
     "SpecError",
     "SpecTypeError",
     "StatusLost",
+    "Tee",
     "UnsupportedError",
+    "Usage",
     "argv_to_string",
     "bubblewrap",
     "chroot",
@@ -67,6 +77,7 @@ __all__ = [
     "load",
     "maximum_possible_isolation",
     "run_sandbox",
+    "run_sandbox_async",
     "run_sandbox_with_redirection",
     "user_namespace",
     "utils",
@@ -75,6 +86,7 @@ __all__ = [
 
 #: Modules that are imported when they are asked for.
 _LATER = ("bubblewrap", "linux_user_chroot", "load", "user_namespace", "utils")
+_NAMES_LATER = {"AsyncProcess": "_async", "Process": "_handle", "SandboxExecutor": "_pool"}
 
 
 def __getattr__(name: str) -> Any:
@@ -82,10 +94,10 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")
-    if name == "SandboxExecutor":
-        from ._pool import SandboxExecutor
+    if name in _NAMES_LATER:
+        import importlib
 
-        return SandboxExecutor
+        return getattr(importlib.import_module(f"{__name__}.{_NAMES_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -167,6 +179,22 @@ def run_sandbox(*words: Any, **options: Any) -> Result:  # noqa: F811
     missing program, a bad cwd, a bad root.
     """
     return _ladder.api.run_sandbox(*words, **options)
+
+
+async def run_sandbox_async(
+    rootfs_path: Path,
+    command: Command,
+    cwd: Path | None = None,
+    extra_env: Mapping[str, str] | None = None,
+    network: str = "undefined",
+    **options: Any,
+) -> Result:
+    """As run_sandbox, in an event loop; see Sandbox.run_async. The words are those of run_sandbox's
+    first form.
+    """
+    from . import _async
+
+    return await _async.run_once(rootfs_path, command, cwd, extra_env, network, options)
 
 
 def run_sandbox_with_redirection(*words: Any, **options: Any) -> int:

@@ -8,6 +8,7 @@ import os
 from _thread import allocate_lock
 from collections.abc import Iterable, Sequence
 from io import BytesIO
+from weakref import ref
 
 from . import errors
 from ._sandbox import ffi as ffi
@@ -103,6 +104,10 @@ def _ending(kind: str, end: Any) -> tuple[Any, Any]:
     return memory, ffi.gc(memory, end)
 
 
+def _forget(_: object) -> None:
+    pass
+
+
 class Workspace:
     """The C memory of one run at a time: a stack for the child, the run itself, two outputs.
 
@@ -110,6 +115,8 @@ class Workspace:
     """
 
     def __init__(self) -> None:
+        # With a callback it is cleared before the finalizers of a cycle of garbage are called.
+        self.alive = ref(self, _forget)
         stack = lib.sbx_new_stack()
         if not stack:
             raise MemoryError("no memory for the stack of a child")
@@ -136,6 +143,8 @@ def take_workspace() -> Workspace:
 
 def give_back(workspace: Workspace) -> None:
     """The workspace of a run that was ended by sbx_end."""
+    if workspace.alive() is None:  # garbage, whose stack may be gone already
+        return
     workspace.slot = None
     if workspace.rare is not None:
         workspace.rare = None

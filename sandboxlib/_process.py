@@ -395,17 +395,22 @@ def _window(value: Any) -> tuple[int, int] | None:
 
 def _open_pty(rows: int, columns: int) -> tuple[int, int]:
     """A terminal: the end that is read and written, and that of the command."""
-    import fcntl
-    import struct
-    import termios
-
     try:
         master, slave = os.openpty()
     except OSError as error:
         what = "open a pseudo-terminal of the caller's"
         raise errors.setup_error(error.errno or 0, None, "terminal", what) from error
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+    set_window(slave, rows, columns)
     return master, slave
+
+
+def set_window(terminal: int, rows: int, columns: int) -> None:
+    """Tells a terminal its size."""
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
 
 
 # ---- descriptors -----------------------------------------------------------------------------

@@ -15,11 +15,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes 2 ms to import
     from typing import IO, Any, TypeAlias
 
+    from ._async import AsyncProcess
+    from ._handle import Process
+    from ._streams import Output
     from .result import Result
 
     Path: TypeAlias = str | os.PathLike[str]
     Command: TypeAlias = Path | bytes | Sequence[Path | bytes]
-    Stream: TypeAlias = int | IO[Any] | None
+    Stream: TypeAlias = int | IO[Any] | Callable[[bytes], object] | Output | None
 
 #: The values of subprocess, without importing it.
 CAPTURE = -1
@@ -442,8 +445,19 @@ class Sandbox(Value):
     ) -> Result:
         """Runs a command in the sandbox and waits for its end; the words are run_sandbox's.
 
+        grace: seconds. When the time is over every process gets SIGTERM, and only after so many
+            more seconds SIGKILL. 0 (the default): SIGKILL at once.
+        stdout, stderr: also a function, which is called with bytes as they come; Lines(function),
+            line by line; or Tee(file): written there as it comes. What a function raises ends the
+            run. docs/streams.md has more.
+        max_output: int, bytes of stdout, and of stderr, that are kept or passed on; None (the
+            default): all. on_overflow: 'truncate' (the default): the rest is read and counted only;
+            'kill': it ends the run. Result.limits_hit has 'output' in both cases.
+        pass_fds: up to 32 more descriptors, which the command gets by the same numbers.
+        pty: True, or (rows, columns): stdin, stdout and stderr are a terminal, of 24 rows and 80
+            columns, and the command's own; Result.out is what was written there.
         fresh: True makes every namespace anew for this run, as run_sandbox does. False (the
-        default): those that a command cannot change are leased to one run after the other.
+            default): those that a command cannot change are leased to one run after the other.
         """
         assert runner is not None
         words = (self, command, cwd, extra_env, stdin, stdout, stderr, timeout, None, fresh)
@@ -451,6 +465,81 @@ class Sandbox(Value):
             return runner(*words)
         rest = (grace, max_output, on_overflow, pass_fds, pty)
         return runner(*words, dict(zip(MORE, rest, strict=True)))
+
+    def start(
+        self,
+        command: Command,
+        cwd: Path | None = None,
+        extra_env: Mapping[str, str] | None = None,
+        *,
+        stdin: Stream | bytes = None,
+        stdout: Stream = CAPTURE,
+        stderr: Stream = CAPTURE,
+        **words: Any,
+    ) -> Process:
+        """Starts a command and returns a Process, which is much like a subprocess.Popen.
+
+        stdin: as in run(), or CAPTURE: a pipe, whose other end is Process.stdin.
+        stdout, stderr: as in run(); where they are captured Process.stdout and .stderr are files.
+        words: max_output, on_overflow, pass_fds and pty, as in run(). With pty all that is written
+            to Process.stdin is what somebody types.
+
+        Every namespace is made anew. Raises as run() does, also where there is no such program; and
+        UnsupportedError where the executor drives a program of its own (linux_user_chroot,
+        bubblewrap).
+        """
+        from . import _handle
+
+        return _handle.start(self, command, cwd, extra_env, stdin, stdout, stderr, words)
+
+    async def run_async(
+        self,
+        command: Command,
+        cwd: Path | None = None,
+        extra_env: Mapping[str, str] | None = None,
+        *,
+        stdin: Stream | bytes = None,
+        stdout: Stream = CAPTURE,
+        stderr: Stream = CAPTURE,
+        timeout: float | None = None,
+        fresh: bool = False,
+        **words: Any,
+    ) -> Result:
+        """As run(), in an event loop: of asyncio, or of what anyio knows (`sandboxlib[anyio]`).
+
+        No thread is made; the loop waits for many of them at once. To start one takes the loop as
+        long as a run takes to start, below a millisecond mostly. A cancellation kills the run, and
+        waits for its end. UnsupportedError as in start().
+        """
+        from . import _async
+
+        more = {name: words.pop(name) for name in MORE if name in words}
+        if words:
+            raise SpecTypeError(f"run_async has no such word: {', '.join(words)}")
+        given: dict[str, Any] = {"command": command, "cwd": cwd, "extra_env": extra_env}
+        given |= {"stdin": stdin, "stdout": stdout, "stderr": stderr, "timeout": timeout}
+        return await _async.run(self, fresh, given, more)
+
+    def start_async(
+        self,
+        command: Command,
+        cwd: Path | None = None,
+        extra_env: Mapping[str, str] | None = None,
+        *,
+        stdin: Stream | bytes = None,
+        stdout: Stream = CAPTURE,
+        stderr: Stream = CAPTURE,
+        **words: Any,
+    ) -> AsyncProcess:
+        """As start(), in an event loop; what starts when it is entered:
+
+        async with box.start_async(["make"]) as process:
+            async for line in process.stdout:
+                ...
+        """
+        from . import _async
+
+        return _async.start(self, command, cwd, extra_env, stdin, stdout, stderr, words)
 
     def map(
         self,

@@ -665,6 +665,24 @@ with SandboxExecutor(box) as pool:
         assert host(script, shared_rootfs, "slot", stdin=stdin) == b"in\nout\nTrue\n"
 
 
+def test_a_map_in_a_cycle_of_garbage_spoils_no_later_run(shared_rootfs: Path) -> None:
+    script = """
+class Holder:
+    pass
+def lose():
+    holder = Holder()
+    holder.results = box.map([["true"], *[["sleep", "60"]] * 4], jobs=2)
+    next(holder.results)
+    holder.itself = holder
+for _ in range(3):
+    lose()
+    gc.collect()
+    for fresh in (False, True) * 3:
+        assert box.run(["echo", "x"], fresh=fresh) == (0, b"x\\n", b"")
+"""
+    host(script, shared_rootfs, "slot")
+
+
 # ---- another engine --------------------------------------------------------------------------
 
 

