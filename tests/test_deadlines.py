@@ -395,6 +395,10 @@ def test_a_reaper_without_cap_kill_ends_what_has_other_ids(
         assert time.monotonic() - start < 20
 
 
+def state_of(pid: str) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 # ---- a set-up that hangs -----------------------------------------------------------------------
 
 DEAD = """
@@ -479,8 +483,7 @@ def stuck(word: str) -> list[str]:
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state == "D" and word in Path(f"/proc/{pid}/cmdline").read_text():
+            if state_of(pid) == "D" and word in Path(f"/proc/{pid}/cmdline").read_text():
                 found.append(pid)
     return found
 
