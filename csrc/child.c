@@ -65,25 +65,6 @@ static long open_inside(int directory, const char *path, int flags) {
 
 static void close_fd(long fd) { raw(__NR_close, fd); }
 
-/* ---- the timer ----------------------------------------------------------------------------- */
-
-/* A file system that does not answer would keep the caller for ever, as it waits for the exec. Of
- * all signals this one alone gets through, with nobody to handle it. */
-static int set_timer(int64_t ns) {
-    int64_t us = (ns + 999) / 1000, timer[4] = {0, 0, us / 1000000, us % 1000000};
-    return (int)raw(__NR_setitimer, 0 /* ITIMER_REAL */, timer, 0);
-}
-
-static int do_timer(struct sbx_child *c) {
-    struct raw_sigaction dfl = {0};
-    uint64_t alarm = (uint64_t)1 << (SIGALRM - 1);
-    if (c->inside || !c->job->setup_ns)
-        return 0;
-    raw(__NR_rt_sigaction, SIGALRM, &dfl, 0, RAW_SIGSET_SIZE);
-    raw(__NR_rt_sigprocmask, SIG_UNBLOCK, &alarm, 0, RAW_SIGSET_SIZE);
-    return set_timer(c->job->setup_ns);
-}
-
 /* ---- user namespace ---------------------------------------------------------------------- */
 
 static int write_file(const char *path, const char *text) {
@@ -769,6 +750,9 @@ static int do_capabilities(struct sbx_child *c) {
     uint64_t have = sets[0].permitted | (uint64_t)sets[1].permitted << 32;
     uint64_t keep = resident ? have : c->place->capabilities & have;
     uint64_t must = resident ? have : c->place->must_capabilities;
+    /* Of other ids, the command loses this for good; its reaper is to reach it with signals. */
+    if (c->place->change_ids && c->place->uid && c->place->no_new_privs && !c->inside)
+        keep |= have & (uint64_t)1 << CAP_KILL;
     if (must & ~have)
         return -EPERM;
     if (!c->inside) { /* a resident cuts the rest itself, once for all its runs */
@@ -826,10 +810,6 @@ static int do_signals(struct sbx_child *c) {
     } at_once = {0, 0};
     for (int signum = 1; signum <= 64 && !c->inside; signum++)
         raw(__NR_rt_sigaction, signum, &dfl, 0, RAW_SIGSET_SIZE);
-    if (!c->inside && c->job->setup_ns) {
-        set_timer(0);
-        raw(__NR_rt_sigprocmask, SIG_SETMASK, &all, 0, RAW_SIGSET_SIZE);
-    }
     /* The reaper wants them blocked until it is ready, and unblocks them for the command. */
     if (c->place->reaper)
         return 0;
@@ -888,7 +868,6 @@ static const struct {
     enum sbx_step name;
     int (*act)(struct sbx_child *);
 } steps[] = {
-    {SBX_STEP_TIMER, do_timer},
     {SBX_STEP_IDS, do_ids},
     {SBX_STEP_STDIO, do_stdio},
     {SBX_STEP_SESSION, do_session},

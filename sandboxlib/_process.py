@@ -29,6 +29,8 @@ lib = _native.lib
 
 # A signal that another thread took wakes nobody here, so look up from waiting now and then.
 _LONGEST_WAIT = 100_000_000
+# Seconds that the start may take, however short the timeout: what takes longer hangs.
+_LEAST_SETUP = 0.25
 _SIGKILL, _SIGTERM, _SIGXCPU, _SIGXFSZ = 9, 15, 24, 25  # signal(7)
 _TARGET: int = lib.SBX_STEP_TARGET
 _OF_THE_ROOT = (lib.SBX_STEP_SOURCE, lib.SBX_STEP_TARGET, lib.SBX_STEP_MOUNT)
@@ -118,7 +120,7 @@ class Run:
         if self._rare is not None:
             self._stdio = self._rare.prepare(self._workspace, self._stdio)
             fresh = fresh or self._rare.needs_fresh
-        if fresh or (self.deadline and self.plan.may_hang) or not self._start_in_slot():
+        if fresh or not self._start_in_slot():
             if self._rare is not None and self.plan.reaper:
                 self._rare.count_reaper()
             self._stubs = Stubs(self.plan.box.root, self.deadline)
@@ -129,7 +131,8 @@ class Run:
     def _start_in_slot(self) -> bool:
         """False where there is none: then the same isolation, all of it new, also tells why."""
         plan, job, work = self.plan, self._job, self._workspace
-        slots = slots_of(plan)
+        in_time = self.deadline is not None
+        slots = slots_of(plan, in_time)
         if slots is None:
             return False
         keep = _native.fill_job(
@@ -137,7 +140,7 @@ class Run:
         )
         for _ in range(_slots.MOST_IDLE + 2):  # as many may have died since
             try:
-                self._slot = work.slot = slots.take()
+                self._slot = work.slot = slots.take(in_time)
             except _slots.NoSlot:
                 return False
             self._slots = slots
@@ -222,10 +225,14 @@ class Run:
             slots.give(slot)
 
 
-def slots_of(plan: Plan) -> _slots.Slots | None:
-    """Those that runs of a plan follow one another in; None where they may not."""
+def slots_of(plan: Plan, in_time: bool = False) -> _slots.Slots | None:
+    """Those that runs of a plan follow one another in; None where they may not. in_time: or where
+    to find out might take for ever.
+    """
     slots: _slots.Slots | bool | None = plan.slots
     if slots is None:
+        if in_time and _plan.may_hang(plan.paths):
+            return None
         slots = plan.slots = _slots.Slots(plan) if _slots.can_stay(plan) else False
     return slots or None  # type: ignore[return-value]
 
@@ -502,7 +509,7 @@ def _start(
     if deadline is None:
         workspace.job.setup_ns = 0
     else:
-        workspace.job.setup_ns = max(1000, int((deadline - monotonic()) * 1e9))
+        workspace.job.setup_ns = int(max(_LEAST_SETUP, deadline - monotonic()) * 1e9)
     while _spawn(workspace, plan, job, stdio, plan.held(held)) != 0:
         step, index, error = _failure(workspace)
         missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
