@@ -425,7 +425,6 @@ _STEPS = {
     "ids": "map the ids of the new user namespace",
     "session": "make a session",
     "keyring": "join a new session keyring",
-    "timer": "set the timer of the set-up",
     "oom_score": "set oom_score_adj",
     "terminal": "make stdin the terminal of the session",
     "cgroup": "join the cgroup of the run",

@@ -39,6 +39,9 @@ import ctypes, json, os, sys
 import sandboxlib
 root, words = sys.argv[1], json.loads(sys.argv[2])
 words["extra_mounts"] = [tuple(mount) for mount in words.get("extra_mounts", ())]
+if "limits" in words:
+    import sandboxlib._cgroups
+    words["limits"] = sandboxlib.Limits(**words["limits"])
 if words.get("processes") != "undefined" and words.get("init", True):
     sandboxlib._native.init_descriptor()
 if "uid" in words:
@@ -52,6 +55,8 @@ try:
     said = list(executor.run_sandbox(root, ["/bin/true"], **words))[:1]
 except sandboxlib.SetupError as error:
     said = [error.step, error.errno, str(error)]
+if "limits" in words:
+    sandboxlib._cgroups.end_all()  # the idle ones have descriptors
 assert os.listdir("/proc/self/fd") == before
 assert open(f"/proc/self/task/{os.getpid()}/children").read() == ""
 try:
@@ -118,6 +123,11 @@ def host(root: Path, words: dict[str, Any], *wrapper: str, **options: Any) -> An
         ("close_range", "EPERM", "exec", BARE),
         ("clone", "EAGAIN", "fork", ALL),
         ("clone", "ENOMEM", "fork", ALL),
+        ("setpriority", "EACCES", "limits", {**ALL, "limits": {"nice": -1}}),
+        ("sched_setscheduler", "EPERM", "limits", {**BARE, "limits": {"scheduler": "batch"}}),
+        ("write:when=1", "EACCES", "oom_score", {**ALL, "limits": {"oom_score_adj": 1}}),
+        ("write:when=1", "EACCES", "cgroup", {**ALL, "limits": {"cgroup": True}}),
+        ("ioctl:when=1", "EPERM", "terminal", {**BARE, "pty": True}),
         ("setgroups", "EPERM", "user", {**ALL, "ids": [5, 6]}),
         ("setresgid", "EINVAL", "user", {**ALL, "ids": [5, 6]}),
         ("setresuid", "EAGAIN", "user", {**ALL, "ids": [5, 6]}),
