@@ -5,18 +5,19 @@
  * the end of the namespace: the kernel kills whatever is still in it.
  *
  * It is given
+ * - in argv numbers, in decimal, then the paths to try, then the command's own argv. The numbers:
+ *   how many paths; whether the start of the command is told as well; whether stdin is the terminal
+ *   of its session; whether its ids change; uid; gid; how many groups, and these; what descriptors
+ *   5 and up are to be for the command;
+ * - in envp the command's environment;
+ * - as descriptor 3 the status pipe: one struct sbx_record is written, however the run ends;
+ * - as descriptor 4 the lifeline: a pidfd of the caller, readable when that process is dead;
+ * - and every signal blocked.
  *
- *   argv    numbers in decimal, then the paths to try, then the command's own argv. The numbers:
- * how many paths; whether the start of the command is told as well; whether stdin is the terminal
- * of its session; whether its ids change; uid; gid; how many groups, and these; what descriptors 5
- * and up are to be for the command envp    the command's environment fd 3    the status pipe: one
- * struct sbx_record is written, however the run ends fd 4    the lifeline: a pidfd of the caller,
- * readable when that process is dead
- *
- * and every signal blocked. Pid 1 gets no signal that it does not handle, so nothing sent from
- * inside stops or kills it, and it is not dumpable, so nothing inside can trace it. It handles
- * REAPER_SIGNAL, by which the caller has it send another to all the rest. A command may forge that,
- * and so send what it likes to its own kind.
+ * Pid 1 gets no signal that it does not handle, so nothing sent from inside stops or kills it, and
+ * it is not dumpable, so nothing inside can trace it. It handles REAPER_SIGNAL, by which the caller
+ * has it send another to all the rest. A command may forge that, and so send what it likes to its
+ * own kind.
  *
  * With no path it is a resident: it stays, and fd 3 is a socket on which it asks for one command
  * after the other. Each runs in a pid namespace and a mount namespace made for it, below and copied

@@ -43,7 +43,6 @@ struct sbx_child {
     int root;                         /* the root directory as the caller sees it */
     int tree;                         /* its copy, which becomes the root */
     int index;                        /* which of several a step was at */
-    int cgroups[SBX_MOST_CGROUPS];    /* those of the job, out of the way of stdio */
     const struct sbx_seen *kept;      /* inside: what lies at the targets of the template */
     struct sbx_seen *seen;            /* inside: what lay at all targets when all was mounted */
 };
