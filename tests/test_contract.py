@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 import sandboxlib
 from sandboxlib import (
     STDOUT,
+    Limits,
     Mount,
     Sandbox,
     SandboxError,
@@ -438,12 +439,14 @@ def test_sandboxes_differ_by_every_word() -> None:
         **{"ipc": "undefined", "hostname": "x", "extra_mounts": [Mount.tmpfs("/x")]},
         **{"filesystem_writable_paths": "none", "capabilities": "none"},
         **{"no_new_privs": False, "init": False, "user": "root", "ids": (1, 1)},
+        **{"umask": 0, "limits": Limits(core=0), "deterministic": True},
     }
     boxes = [Sandbox("/a"), Sandbox("/b"), *(Sandbox("/a", **{k: v}) for k, v in words.items())]
-    assert len(set(boxes)) == len(boxes) == len(words) + 2
+    boxes += [Sandbox("/a", user=1, group=2), Sandbox("/a", ids=(1, 1), groups=[3])]
+    assert len(set(boxes)) == len(boxes) == len(words) + 4
     assert len({repr(box) for box in boxes}) == len(boxes)
     parameters = inspect.signature(Sandbox).parameters
-    assert set(parameters) == {"root", *words}
+    assert set(parameters) == {"root", "group", "groups", *words}
 
 
 @needs_root
