@@ -106,7 +106,7 @@ class Loops:
 
     def _fill(self, work: Any, plan: Any, job: Job, init: int) -> object:
         stdio = (_native.lib.SBX_NULL, _native.lib.SBX_CAPTURE, _native.lib.SBX_CAPTURE)
-        words = job.blob, job.cwd_size, job.counts, stdio, init, plan.held(()), -1, -1
+        words = job.blob, job.cwd_size, job.counts, stdio, init, plan.held(()), -1
         return _native.fill_job(work, *words)
 
     def _memory(self, work: Any) -> tuple[Any, ...]:

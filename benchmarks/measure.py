@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import life
 import output
 import peers
 import rows
@@ -156,6 +157,16 @@ def output_rates(table: Table, place: Path, quick: bool) -> None:
     }
 
 
+def what_life_adds(table: Table, place: Path, quick: bool) -> None:
+    """What limits, accounting, deadlines and streams add to a run."""
+    columns = {name: life.Column(place, words) for name, words in life.COLUMNS.items()}
+    table.missing = {name: column.missing for name, column in columns.items()}
+    for _ in range(4 if quick else 30):
+        for name in random.sample(list(columns), len(columns)):
+            table.add_round({name: columns[name].round(20 if quick else 40)})
+    table.values = {name: table.values[name] for name in columns}
+
+
 def build(table: Table, place: Path, quick: bool) -> None:
     """The compile steps of `python -m sandboxlib demo`, one at a time."""
     builds = {}
@@ -221,6 +232,7 @@ TABLES: dict[str, tuple[Measure, str, str]] = {
     "threads": (threads, "From several threads: runs per second", "/s"),
     "sustained": (sustained, "Sustained for 10 s: runs per second", "/s"),
     "output": (output_rates, "Much output captured", ""),
+    "life": (what_life_adds, "What is asked of a run adds to it: microseconds", US),
     "build": (build, "Compile steps of the demo's build: milliseconds for a step", "ms"),
     "import": (imports, "import sandboxlib: milliseconds over a bare interpreter", "ms"),
 }

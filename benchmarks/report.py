@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import goals
+import life
 import output
 import rows
 import steps
@@ -21,7 +22,7 @@ tables have the medians of all rounds; a ratio is taken within each round, and t
 its bootstrap interval of 95 %. The command is a static program of 1 KB that writes "ok\\n"
 (`benchmarks/say.c`), with stdout and stderr captured; the caller is CPython with 50 MB more than
 it needs, unless a table says otherwise. `benchmarks/results/` has every value."""
-BASES = (rows.STRAIGHT, rows.CORE, steps.BARE, output.KEEP, rows.ONE_SHOT)
+BASES = (rows.STRAIGHT, rows.CORE, steps.BARE, output.KEEP, life.PLAIN, rows.ONE_SHOT)
 
 
 def number(value: float) -> str:

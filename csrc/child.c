@@ -65,25 +65,6 @@ static long open_inside(int directory, const char *path, int flags) {
 
 static void close_fd(long fd) { raw(__NR_close, fd); }
 
-/* ---- the timer ----------------------------------------------------------------------------- */
-
-/* A file system that does not answer would keep the caller for ever, as it waits for the exec. Of
- * all signals this one alone gets through, with nobody to handle it. */
-static int set_timer(int64_t ns) {
-    int64_t us = (ns + 999) / 1000, timer[4] = {0, 0, us / 1000000, us % 1000000};
-    return (int)raw(__NR_setitimer, 0 /* ITIMER_REAL */, timer, 0);
-}
-
-static int do_timer(struct sbx_child *c) {
-    struct raw_sigaction dfl = {0};
-    uint64_t alarm = (uint64_t)1 << (SIGALRM - 1);
-    if (c->inside || !c->job->setup_ns)
-        return 0;
-    raw(__NR_rt_sigaction, SIGALRM, &dfl, 0, RAW_SIGSET_SIZE);
-    raw(__NR_rt_sigprocmask, SIG_UNBLOCK, &alarm, 0, RAW_SIGSET_SIZE);
-    return set_timer(c->job->setup_ns);
-}
-
 /* ---- user namespace ---------------------------------------------------------------------- */
 
 static int write_file(const char *path, const char *text) {
@@ -162,35 +143,64 @@ static int is_one_of(long fd, const int *numbers, int n) {
     return 0;
 }
 
-/* Puts every descriptor where it belongs, open over an exec. First those that stand in the way of
- * another are moved above them all; only then is anything replaced. */
+/* A copy of FD that is none of the N numbers. Copies on the way to it stay, until what belongs
+ * there takes their place or the exec closes them. */
+static long move_away(long fd, const int *numbers, int n) {
+    long copy = -1;
+    do
+        copy = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, copy + 1);
+    while (copy >= 0 && is_one_of(copy, numbers, n));
+    return copy == -EINVAL ? -EMFILE : copy; /* fcntl(2): beyond RLIMIT_NOFILE */
+}
+
+/* Which of them is still to go elsewhere, and stands where number I belongs; -1: none. */
+static int in_the_way(int i, const int *from, const int *to, int n, uint64_t is_put) {
+    for (int j = 0; j < n; j++)
+        if (j != i && !(is_put >> j & 1) && from[j] == to[i] && from[j] != to[j])
+            return j;
+    return -1;
+}
+
+/* Puts every descriptor where it belongs, open over an exec: first those that replace none which is
+ * still to go elsewhere. Where there is no such one they stand in a ring, and one is moved away. */
 static int put_descriptors(struct sbx_child *c, int *from, const int *to, int n) {
-    int above = RESIDENT_FDS;
-    for (int i = 0; i < n; i++)
-        above = to[i] >= above ? to[i] + 1 : above;
-    for (int i = 0; i < n; i++) {
-        c->index = i;
-        long fd = from[i];
-        if (fd == SBX_NULL)
-            fd = raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
-        if (fd >= 0 && fd != to[i] && is_one_of(fd, to, n))
-            fd = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, above);
-        if (fd < 0)
-            return (int)fd;
-        from[i] = (int)fd;
+    uint64_t is_put = 0;
+    int in_ring = -1;
+    for (c->index = 0; c->index < n; c->index++) {
+        int *fd = &from[c->index];
+        if (*fd == SBX_NULL)
+            *fd = (int)raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
+        if (*fd < 0)
+            return *fd;
     }
-    for (int i = 0; i < n; i++) {
-        c->index = i;
-        long result = from[i] == to[i] ? raw(__NR_fcntl, to[i], F_SETFD, 0)
-                                       : raw(__NR_dup3, from[i], to[i], 0);
-        if (result < 0)
-            return (int)result;
+    for (int left = n, before = n + 1; left > 0;) {
+        if (left == before) {
+            c->index = in_ring;
+            from[in_ring] = (int)move_away(from[in_ring], to, n);
+            if (from[in_ring] < 0)
+                return from[in_ring];
+        }
+        before = left;
+        for (c->index = 0; c->index < n; c->index++) {
+            int i = c->index, other = in_the_way(i, from, to, n, is_put);
+            if (other >= 0 && !(is_put >> i & 1))
+                in_ring = other;
+            if (other >= 0 || is_put >> i & 1)
+                continue;
+            long result = from[i] == to[i] ? raw(__NR_fcntl, to[i], F_SETFD, 0)
+                                           : raw(__NR_dup3, from[i], to[i], 0);
+            if (result < 0)
+                return (int)result;
+            is_put |= (uint64_t)1 << i;
+            left--;
+        }
     }
     c->index = 0;
     return 0;
 }
 
-/* 0, 1, 2 and, for the reaper, its two; then what it is to pass on to the command. */
+/* 0, 1, 2 and, for the reaper, its two; then what it is to pass on to the command. What else is
+ * used later may stand in the way as well: the reaper's program, and cgroups. */
 static int place_stdio(struct sbx_child *c) {
     const struct sbx_job *job = c->job;
     int from[REAPER_FDS + SBX_MOST_PASSED], to[REAPER_FDS + SBX_MOST_PASSED], n = 3;
@@ -201,11 +211,15 @@ static int place_stdio(struct sbx_child *c) {
         from[i] = i < REAPER_FDS ? first[i] : job->passed[i - REAPER_FDS];
         to[i] = i;
     }
-    if (c->init >= 0 && c->init < n) { /* its program stands in the way as well */
-        long higher = raw(__NR_fcntl, c->init, F_DUPFD_CLOEXEC, REAPER_FDS + SBX_MOST_PASSED);
-        if (higher < 0)
-            return (int)higher;
-        c->init = (int)higher;
+    for (int i = -1; i < job->n_cgroups; i++) {
+        int *fd = i < 0 ? &c->init : &c->cgroups[i];
+        if (i >= 0)
+            *fd = job->cgroups[i];
+        if (!is_one_of(*fd, to, n))
+            continue;
+        *fd = (int)move_away(*fd, to, n);
+        if (*fd < 0)
+            return *fd;
     }
     return put_descriptors(c, from, to, n);
 }
@@ -653,7 +667,7 @@ static int do_cwd(struct sbx_child *c) {
 
 static int do_cgroup(struct sbx_child *c) {
     for (c->index = 0; c->index < c->job->n_cgroups; c->index++) {
-        long result = raw(__NR_write, c->job->cgroups[c->index], "0", 1); /* whoever writes */
+        long result = raw(__NR_write, c->cgroups[c->index], "0", 1); /* whoever writes */
         if (result < 0)
             return (int)result;
     }
@@ -736,6 +750,9 @@ static int do_capabilities(struct sbx_child *c) {
     uint64_t have = sets[0].permitted | (uint64_t)sets[1].permitted << 32;
     uint64_t keep = resident ? have : c->place->capabilities & have;
     uint64_t must = resident ? have : c->place->must_capabilities;
+    /* Of other ids, the command loses this for good; its reaper is to reach it with signals. */
+    if (c->place->change_ids && c->place->uid && c->place->no_new_privs && !c->inside)
+        keep |= have & (uint64_t)1 << CAP_KILL;
     if (must & ~have)
         return -EPERM;
     if (!c->inside) { /* a resident cuts the rest itself, once for all its runs */
@@ -793,10 +810,6 @@ static int do_signals(struct sbx_child *c) {
     } at_once = {0, 0};
     for (int signum = 1; signum <= 64 && !c->inside; signum++)
         raw(__NR_rt_sigaction, signum, &dfl, 0, RAW_SIGSET_SIZE);
-    if (!c->inside && c->job->setup_ns) {
-        set_timer(0);
-        raw(__NR_rt_sigprocmask, SIG_SETMASK, &all, 0, RAW_SIGSET_SIZE);
-    }
     /* The reaper wants them blocked until it is ready, and unblocks them for the command. */
     if (c->place->reaper)
         return 0;
@@ -855,7 +868,6 @@ static const struct {
     enum sbx_step name;
     int (*act)(struct sbx_child *);
 } steps[] = {
-    {SBX_STEP_TIMER, do_timer},
     {SBX_STEP_IDS, do_ids},
     {SBX_STEP_STDIO, do_stdio},
     {SBX_STEP_SESSION, do_session},

@@ -5,15 +5,19 @@
  * the end of the namespace: the kernel kills whatever is still in it.
  *
  * It is given
- *   argv    numbers in decimal: of paths to try; whether the start of the command is told as well;
- *           whether stdin is the terminal of its session; whether its ids change, and to which uid,
- * gid, and groups, after how many of these there are; then what descriptors 5 and up are to be for
- * the command. Those paths; the command's own argv envp    the command's environment fd 3    the
- * status pipe: one struct sbx_record is written, however the run ends fd 4    the lifeline: a pidfd
- * of the caller, readable when that process is dead and every signal blocked. Pid 1 gets no signal
- * that it does not handle, so nothing sent from inside stops or kills it, and it is not dumpable,
- * so nothing inside can trace it. It handles REAPER_SIGNAL, by which the caller has it send another
- * to all the rest. A command may forge that, and so send what it likes to its own kind.
+ * - in argv numbers, in decimal, then the paths to try, then the command's own argv. The numbers:
+ *   how many paths; whether the start of the command is told as well; whether stdin is the terminal
+ *   of its session; whether its ids change; uid; gid; how many groups, and these; what descriptors
+ *   5 and up are to be for the command;
+ * - in envp the command's environment;
+ * - as descriptor 3 the status pipe: one struct sbx_record is written, however the run ends;
+ * - as descriptor 4 the lifeline: a pidfd of the caller, readable when that process is dead;
+ * - and every signal blocked.
+ *
+ * Pid 1 gets no signal that it does not handle, so nothing sent from inside stops or kills it, and
+ * it is not dumpable, so nothing inside can trace it. It handles REAPER_SIGNAL, by which the caller
+ * has it send another to all the rest. A command may forge that, and so send what it likes to its
+ * own kind.
  *
  * With no path it is a resident: it stays, and fd 3 is a socket on which it asks for one command
  * after the other. Each runs in a pid namespace and a mount namespace made for it, below and copied
@@ -29,6 +33,7 @@
 #include "internal.h"
 #include "raw.h"
 
+#include <linux/capability.h>
 #include <linux/keyctl.h>
 #include <poll.h>
 #include <sched.h>
@@ -160,11 +165,28 @@ static int reap(long command) {
     }
 }
 
-/* All that is left in the pid namespace; waiting for some counts it in what was used. */
-static void kill_and_reap(void) {
+/* Whether a signal reaches all processes of a run: by CAP_KILL, or as none can have other ids. */
+static int may_kill(const struct sbx_place *place) {
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct sets[2] = {{0}};
+    raw(__NR_capget, &header, sets);
+    if (sets[0].effective >> CAP_KILL & 1)
+        return 1;
+    return !place->change_ids && raw(__NR_prctl, PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1;
+}
+
+/* All that is left in the pid namespace; waiting for some counts it in what was used. Whom no
+ * signal reaches the kernel kills with the reaper. */
+static void kill_and_reap(const struct sbx_place *place) {
+    long pid;
+    while ((pid = raw(__NR_wait4, -1, 0, WNOHANG, 0)) > 0)
+        ;
+    if (pid < 0) /* no child: so there is nobody, and kill(2) need not look for them everywhere */
+        return;
     if (raw(__NR_getpid, 0) == 1) /* never of another's */
         raw(__NR_kill, -1, SIGKILL);
-    while (raw(__NR_wait4, -1, 0, 0, 0) > 0)
+    int flags = may_kill(place) ? 0 : WNOHANG;
+    while (raw(__NR_wait4, -1, 0, flags, 0) > 0)
         ;
 }
 
@@ -204,7 +226,7 @@ static void run_once(int n_paths, const char *numbers, const char *const *argv,
         tell(SBX_READY_MAGIC, 0);
     if (command >= 0)
         run.wait_status = reap(command);
-    kill_and_reap(); /* for their usage: the kernel would do it as well */
+    kill_and_reap(&place); /* for their usage: the kernel would do it as well */
     tell(SBX_RECORD_MAGIC, &run);
     end();
 }
@@ -374,7 +396,7 @@ static int reaper_main(void *child) {
     while (command > 0 && pid != command)
         pid = raw(__NR_wait4, -1, &status, 0, 0);
     run.wait_status = status;
-    kill_and_reap();
+    kill_and_reap(&inside);
     told = 1;
     tell(SBX_RECORD_MAGIC, &run);
     wake_and_exit(waker);

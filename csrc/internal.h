@@ -39,6 +39,7 @@ struct sbx_child {
     int status, lifeline;             /* this side's ends */
     int init;                         /* the reaper's program */
     int (*order)(struct sbx_child *); /* waits for the job, where it comes late */
+    int cgroups[SBX_MOST_CGROUPS];    /* those of the job, where they are out of the way */
     int root;                         /* the root directory as the caller sees it */
     int tree;                         /* its copy, which becomes the root */
     int index;                        /* which of several a step was at */

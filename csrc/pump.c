@@ -17,8 +17,10 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 
-#define LARGE_PIPE 1048576 /* pipe(7): what a user may have by default */
+#define LARGE_PIPE 1048576     /* pipe(7): what a user may have by default */
+#define MOST_OF_TERMINAL 65536 /* more than one holds: drivers/tty/pty.c, n_tty.c */
 
 /* One read. The pipe is known to hold something, or to be at its end: this never blocks. */
 static void read_some(struct sbx_stream *s) {
@@ -101,8 +103,17 @@ static void collect(struct sbx_run *run) {
         read_record(run);
     }
     run->ended = 1;
-    run->out.left = holds(run->out.fd);
+    run->out.left = run->out.is_terminal ? MOST_OF_TERMINAL : holds(run->out.fd);
     run->err.left = holds(run->err.fd);
+}
+
+/* Of a terminal, FIONREAD tells only what can be read at once; more is on its way there, and only
+ * poll(2) waits for that. */
+static int is_empty(struct sbx_stream *s) {
+    struct pollfd fd = {s->fd, POLLIN, 0};
+    struct timespec at_once = {0, 0};
+    return s->is_terminal
+           && (raw(__NR_ppoll, &fd, 1, &at_once, 0, 0) != 1 || !(fd.revents & POLLIN));
 }
 
 /* Reads what is left of S; 1: the buffer is too small for it. */
@@ -111,6 +122,8 @@ static int drain(struct sbx_stream *s) {
         size_t before = s->length;
         if (is_full(s))
             return 1;
+        if (is_empty(s))
+            break;
         read_some(s);
         s->left -= (int)(s->length - before);
     }

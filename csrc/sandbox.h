@@ -20,7 +20,6 @@ enum sbx_step {
     SBX_STEP_PIPE,     /* pipes for the output and for the status */
     SBX_STEP_LIFELINE, /* a pidfd of the caller, for the run to see it die */
     SBX_STEP_CLONE,    /* the child and its namespaces */
-    SBX_STEP_TIMER,    /* for a step that hangs */
     SBX_STEP_IDS,      /* uids and gids of a new user namespace; index: which file of /proc/self */
     SBX_STEP_STDIO,    /* descriptors 0, 1, 2; index: which */
     SBX_STEP_SESSION,  /* a session of its own */
@@ -136,7 +135,7 @@ struct sbx_job {
     int n_cgroups;             /* SBX_MOST_CGROUPS at most */
     int terminal;              /* 1: stdin is a terminal, and to be that of its session */
     int announce;              /* 1: sbx_spawn is to know whether the command began */
-    int64_t setup_ns;          /* what hangs in the steps is ended after so long; 0: never */
+    int64_t setup_ns;          /* steps that take longer are ended: ETIMEDOUT; 0: never */
     int mapper;                /* user namespace without uid_map: a socket to who writes the maps */
     const unsigned char *held; /* per mount: 1 where the caller holds the stub that is its target */
 };
@@ -149,7 +148,8 @@ struct sbx_stream {
     char *buffer;
     size_t size;
     size_t length;
-    int left; /* what the pipe still held when the command ended */
+    int left;        /* what the pipe still held when the command ended */
+    int is_terminal; /* 1: the caller's end of one, which does not tell what it holds */
 };
 
 struct sbx_slot {
@@ -234,8 +234,8 @@ int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, vo
  * or -errno. */
 int sbx_open_bell(struct sbx_run *bell);
 
-/* Sends SIGNUM to every process of the run: its pid namespace, or its process group. Where the
- * command is pid 1, to that alone. 0 or -errno. */
+/* Sends SIGNUM to every process of the run: its pid namespace, or its process group, also
+ * where the command is pid 1 and there is no slot. 0 or -errno. */
 int sbx_signal(struct sbx_run *run, int signum);
 
 /* Kills what is left, waits for its end, closes every descriptor. Does nothing the second time,
@@ -255,6 +255,9 @@ void sbx_free_stack(char *stack);
 void sbx_open_watch(const char *paths, int n, uint64_t *seen, struct sbx_watch *watch);
 int sbx_see(const char *paths, int n, uint64_t *seen, const struct sbx_watch *watch);
 void sbx_close_watch(struct sbx_watch *watch);
+
+/* Whether PATH is a directory, as far as it is known without asking a server. */
+int sbx_is_directory(const char *path);
 
 /* openat2(2) of PATH as if DIRECTORY were the root, no magic links: a descriptor or -errno. */
 int sbx_open_in_root(int directory, const char *path, int flags);

@@ -171,11 +171,10 @@ static int between_main(void *argument) {
 /* A resident outlives the call, and must not be a child of the caller's: one that waits for any
  * child would wait for it, for ever. So there is a process between the two, which starts it and
  * ends. It shares the caller's descriptors, so that the pidfd arrives there. */
-static long clone_orphan(struct sbx_child *c, struct raw_clone_args *args) {
+static long clone_orphan(struct sbx_child *c, struct raw_clone_args *args, char *stack) {
     struct orphan o = {c, *args, -ECHILD};
-    o.args.stack_size -= BETWEEN_STACK_SIZE;
     args->flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLEAR_SIGHAND;
-    args->stack += o.args.stack_size;
+    args->stack = (uint64_t)(uintptr_t)stack;
     args->stack_size = BETWEEN_STACK_SIZE;
     long between = clone_onto(args, between_main, &o);
     if (between < 0)
@@ -185,30 +184,84 @@ static long clone_orphan(struct sbx_child *c, struct raw_clone_args *args) {
     return o.pid;
 }
 
+/* Seccomp filters of some containers know only clone(2). It leaves handlers as they are: so these
+ * processes keep signals blocked, and the child of a run resets every disposition itself. */
+static long clone_any(struct raw_clone_args *args, int (*entry)(void *), void *argument) {
+    long pid = clone_onto(args, entry, argument);
+    if (pid != -ENOSYS)
+        return pid;
+    int saved = errno;
+    char *top = (char *)(uintptr_t)args->stack + args->stack_size;
+    pid = clone(entry, top, (int)args->flags, argument, (int *)(uintptr_t)args->pidfd);
+    pid = pid < 0 ? -errno : pid;
+    errno = saved;
+    return pid;
+}
+
+/* A step may hang in a file system that does not answer, and with it the caller, who waits for the
+ * exec. As pid 1 of its namespace the child hears no timer of its own, and the caller can do
+ * nothing: so, where there is a limit, another process of the caller's memory and descriptors
+ * watches. It also sees the caller die. */
+struct watchdog {
+    const struct sbx_run *run;
+    int64_t ns;
+    int lifeline, pidfd;
+    int ended_it; /* the child */
+};
+
+static int watch_main(void *argument) {
+    struct watchdog *w = argument;
+    struct pollfd caller = {w->lifeline, POLLIN, 0};
+    struct timespec left = {w->ns / 1000000000, w->ns % 1000000000}, pause = {0, 1000000};
+    while (raw(__NR_ppoll, &caller, 1, &left, 0, 0) == -EINTR)
+        ; /* the kernel counts LEFT down */
+    w->ended_it = 1;
+    while (raw(RAW_pidfd_send_signal, *(const volatile int *)&w->run->pidfd, SIGKILL, 0, 0)
+           == -EBADF)
+        raw(__NR_nanosleep, &pause, 0); /* there is no child yet */
+    return 0;
+}
+
+static long open_watchdog(struct watchdog *w, char *stack) {
+    struct raw_clone_args args = {
+        .flags = CLONE_VM | CLONE_FILES | CLONE_PIDFD | CLEAR_SIGHAND,
+        .pidfd = (uint64_t)(uintptr_t)&w->pidfd,
+        .stack = (uint64_t)(uintptr_t)stack,
+        .stack_size = BETWEEN_STACK_SIZE,
+    };
+    return clone_any(&args, watch_main, w);
+}
+
+static void close_watchdog(struct watchdog *w) {
+    raw(RAW_pidfd_send_signal, w->pidfd, SIGKILL, 0, 0);
+    while (raw(__NR_waitid, WAIT_PIDFD, w->pidfd, 0, WEXITED | __WALL, 0) == -EINTR)
+        ;
+    sbx_close(&w->pidfd);
+}
+
 /* exit_signal stays 0, so that the caller's SIGCHLD is quiet until the exec sets it. */
 static long clone_child(struct sbx_child *c, char *stack) {
+    int stays =
+        c->place->reaper == SBX_RESIDENT; /* then the stack's end is the process between's */
+    struct watchdog w = {c->run, stays ? 0 : c->job->setup_ns, c->lifeline, -1, 0};
     uint64_t flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | c->place->namespaces;
     struct raw_clone_args args = {
         .flags = flags | CLEAR_SIGHAND,
         .pidfd = (uint64_t)(uintptr_t)&c->run->pidfd,
         .stack = (uint64_t)(uintptr_t)stack,
-        .stack_size = SBX_STACK_SIZE,
+        .stack_size = SBX_STACK_SIZE - BETWEEN_STACK_SIZE,
     };
     uint64_t all = RAW_ALL_SIGNALS, before;
     raw(__NR_rt_sigprocmask, SIG_SETMASK, &all, &before, RAW_SIGSET_SIZE);
-    long pid;
-    if (c->place->reaper == SBX_RESIDENT)
-        pid = clone_orphan(c, &args);
-    else
-        pid = clone_onto(&args, sbx_child_main, c);
-    /* Seccomp filters of some containers know only clone(2); the child resets every disposition
-     * itself, so nothing is lost with CLEAR_SIGHAND. */
-    if (pid == -ENOSYS && c->place->reaper != SBX_RESIDENT) {
-        int saved = errno;
-        pid = clone(sbx_child_main, stack + SBX_STACK_SIZE, (int)flags, c, &c->run->pidfd);
-        pid = pid < 0 ? -errno : pid;
-        errno = saved;
-    }
+    long pid = w.ns ? open_watchdog(&w, stack + args.stack_size) : 0;
+    if (pid >= 0 && stays)
+        pid = clone_orphan(c, &args, stack + args.stack_size);
+    else if (pid >= 0)
+        pid = clone_any(&args, sbx_child_main, c);
+    if (w.pidfd >= 0)
+        close_watchdog(&w);
+    if (w.ended_it)
+        sbx_fail(c->run, c->run->at.step, c->run->at.index, -ETIMEDOUT);
     raw(__NR_rt_sigprocmask, SIG_SETMASK, &before, 0, RAW_SIGSET_SIZE);
 #ifdef __SANITIZE_ADDRESS__
     /* The child left its frames by exec; their red zones are still marked. */
@@ -226,20 +279,31 @@ static void begin(struct sbx_run *run, const struct sbx_place *place) {
     run->pid = 0;
     run->pidfd = run->status = run->out.fd = run->err.fd = -1;
     run->out.length = run->err.length = 0;
+    run->out.is_terminal = run->err.is_terminal = 0;
     run->group = place && place->session && !(place->namespaces & CLONE_NEWPID);
     run->orphan = place && place->reaper == SBX_RESIDENT;
     run->ended = run->has_usage = 0;
     run->wait_status = -1;
-    run->at.step = run->failure.step = SBX_STEP_NONE;
+    run->at.step = SBX_STEP_CLONE;
+    run->at.index = 0;
+    run->failure.step = SBX_STEP_NONE;
     run->failure.index = run->failure.error = 0;
 }
 
 /* The reaper tells that the command began, or why not. Killed before that, it is dead for the pump
  * to find. */
-static void await_command(struct sbx_run *run) {
+static void await_command(struct sbx_run *run, int64_t ns) {
     struct sbx_record record = {0};
+    struct pollfd told = {run->status, POLLIN, 0};
+    struct timespec left = {ns / 1000000000, ns % 1000000000};
     long n = -EINTR;
     while (n == -EINTR)
+        n = raw(__NR_ppoll, &told, 1, ns ? &left : NULL, 0, 0);
+    if (n == 0) { /* the program is on a file system that does not answer */
+        sbx_fail(run, SBX_STEP_EXEC, -1, -ETIMEDOUT);
+        return;
+    }
+    for (n = -EINTR; n == -EINTR;)
         n = raw(__NR_read, run->status, &record, sizeof record);
     if (n == sizeof record && record.magic == SBX_RECORD_MAGIC && record.step != SBX_STEP_NONE)
         sbx_fail(run, (enum sbx_step)record.step, record.index, -(long)record.error);
@@ -260,15 +324,12 @@ int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct s
             sbx_fail(run, SBX_STEP_CLONE, 0, pid);
         else
             run->pid = (int)pid;
-        /* It died in a step that has no failure to tell of: the timer ended it. */
-        if (job->setup_ns && run->at.step != SBX_STEP_NONE && run->at.step <= SBX_STEP_SIGNALS)
-            sbx_fail(run, run->at.step, run->at.index, -ETIMEDOUT);
     }
     close_outputs(job, child.stdio);
     sbx_close(&child.status);
     sbx_close(&child.lifeline);
     if (job->announce && place->reaper == SBX_REAPER && run->failure.step == SBX_STEP_NONE)
-        await_command(run);
+        await_command(run, job->setup_ns);
     if (run->failure.step == SBX_STEP_NONE)
         return 0;
     sbx_end(run);
@@ -504,7 +565,8 @@ int sbx_signal(struct sbx_run *run, int signum) {
         return -ESRCH;
     if (signum != SIGKILL && (run->slot || run->status >= 0))
         return signal_through(pidfd, run->slot ? run->slot->runs : 0, signum);
-    if (run->group && signal_group(run, signum) == 0)
+    /* Without a reaper the command leads its group, also as pid 1, whose death needs no more. */
+    if ((run->group || signum != SIGKILL) && signal_group(run, signum) == 0)
         return 0;
     return (int)raw(RAW_pidfd_send_signal, pidfd, signum, 0, 0);
 }
@@ -583,6 +645,12 @@ int sbx_open_in_root(int directory, const char *path, int flags) {
         uint64_t flags, mode, resolve;
     } how = {(uint64_t)flags | O_CLOEXEC, 0, 0x10 | 0x02 /* IN_ROOT, NO_MAGICLINKS */};
     return (int)raw(RAW_openat2, directory, path, &how, sizeof how);
+}
+
+int sbx_is_directory(const char *path) {
+    struct raw_statx there = {.mode = 0};
+    raw(__NR_statx, AT_FDCWD, path, 0x4000 /* AT_STATX_DONT_SYNC */, 1 /* STATX_TYPE */, &there);
+    return S_ISDIR(there.mode);
 }
 
 static int see(const char *paths, int n, uint64_t *seen, int keep) {

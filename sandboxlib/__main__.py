@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from . import SandboxError, __version__, _ladder
 from .errors import SpecError
-from .sandbox import CAPTURE, Mount
+from .sandbox import CAPTURE, Mount, Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,11 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
         with _place(path, words) as (root, place):
             keywords = _run_keywords(words) | place
             keywords["command"] = command or keywords["command"]
-            result: Result = executor.run_sandbox(root, **keywords)
+            result: Result
+            if words.tty:
+                result = _run_on_terminal(root, words, keywords)
+            else:
+                result = executor.run_sandbox(root, **keywords)
         if words.json:
             _write(json.dumps(_record(result)) + "\n")
     except (SandboxError, OSError) as error:
@@ -48,6 +52,22 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
     if result.timed_out:
         return EXIT_TIMED_OUT
     return 128 - result.exit if result.exit < 0 else result.exit
+
+
+def _run_on_terminal(root: str, words: argparse.Namespace, keywords: dict[str, Any]) -> Result:
+    from . import _terminal
+
+    if words.json or words.timeout is not None:
+        raise SpecError("--tty stands without --json and --timeout: a user ends the command")
+    if words.executor:
+        os.environ[_ladder.VARIABLE] = words.executor
+    env = {**(keywords.pop("env", None) or {}), **keywords.pop("extra_env")}
+    command, cwd = keywords.pop("command"), keywords.pop("cwd")
+    if "TERM" in os.environ:
+        env.setdefault("TERM", os.environ["TERM"])
+    for name in ("stdin", "stdout", "stderr", "timeout", "grace"):
+        del keywords[name]
+    return _terminal.run(Sandbox(root, **keywords), command, cwd, env)
 
 
 @contextlib.contextmanager
@@ -167,12 +187,20 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
     add("--allow-new-privileges", action="store_true", help="leave no_new_privs unset")
     add("--no-init", action="store_true", help="the command itself is pid 1")
     add("--timeout", type=float, metavar="SECONDS")
+    text = "after the timeout SIGTERM comes first, and SIGKILL so much later (default: 0)"
+    add("--grace", type=float, metavar="SECONDS", default=0.0, help=text)
+    text = "with --json: at most so much of each output; the rest is counted in out_size, err_size"
+    add("--max-output", type=int, metavar="BYTES", help=text)
+    text = "with --max-output: kill a command that writes more"
+    add("--kill-on-overflow", action="store_true", help=text)
+    text = "a terminal of the command's own, shown on this one: for interactive commands"
+    add("--tty", action="store_true", help=text)
     add("--json", action="store_true", help="capture the output and print a record of the run")
     return parser
 
 
 def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
-    names = ("cwd", "network", "mounts", "processes", "ipc", "hostname", "timeout")
+    names = ("cwd", "network", "mounts", "processes", "ipc", "hostname", "timeout", "grace")
     keywords = {name: getattr(words, name) for name in names}
     writable: list[str] = words.writable or ["all"]
     if len(writable) > 1 and not {"all", "none"}.isdisjoint(writable):
@@ -180,6 +208,12 @@ def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
     capabilities: str = words.capabilities
     simple = capabilities in ("default", "all", "none")
     stdio: tuple[Any, ...] = (0, CAPTURE, CAPTURE) if words.json else (0, 1, 2)
+    if words.max_output is not None:
+        if not words.json:
+            raise SpecError("--max-output takes --json: otherwise the output is not captured")
+        keywords["max_output"] = words.max_output
+    if words.kill_on_overflow:
+        keywords["on_overflow"] = "kill"
     return keywords | {
         "extra_env": dict(words.env),
         "extra_mounts": tuple(words.extra_mounts or ()),
@@ -249,11 +283,14 @@ def _record(result: Result) -> dict[str, Any]:
         "exit": result.exit,
         "signal": signal.Signals(-result.exit).name if result.exit < 0 else None,
         "timed_out": result.timed_out,
+        "limits_hit": list(result.limits_hit),
         "wall": result.wall,
         "executor": result.executor,
         "isolation": dict(result.isolation),
         "out": (result.out or b"").decode(errors="backslashreplace"),
         "err": (result.err or b"").decode(errors="backslashreplace"),
+        "out_size": result.out_size,
+        "err_size": result.err_size,
     }
 
 

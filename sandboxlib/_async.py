@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from time import monotonic
 
 from . import _executor, _handle, _ladder, _native, _process
-from .errors import UnsupportedError
 from .result import Result
 from .sandbox import CAPTURE, MORE, Sandbox
 
@@ -115,10 +114,7 @@ class _Watch:
 
 
 def _native_executor(box: Sandbox) -> Any:
-    executor = _ladder.executor_of(box)
-    if not hasattr(executor, "plan_of"):
-        raise UnsupportedError(f"{executor.NAME} cannot run commands in an event loop")
-    return executor
+    return _ladder.executor_of(box, native=True)
 
 
 async def run(

@@ -19,7 +19,6 @@ import errno
 import os
 from _thread import RLock, interrupt_main
 from collections import deque
-from contextlib import suppress
 from weakref import ref
 
 from ._hierarchies import CgroupLimits as CgroupLimits
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
     Numbers = dict[str, dict[str, int]]
 
-MOST_IDLE = 32  # cgroups that wait for a run; more are removed when they come back
+MOST_IDLE = 16  # that wait for a run, with up to 16 descriptors each; more are removed
 PATIENCE = 5.0  # seconds for the processes of a cgroup to die, once they are killed
 _PRESSURES = ("cpu.pressure", "memory.pressure", "io.pressure")
 _PEAKS = ("memory.peak", "memory.max_usage_in_bytes")
@@ -101,7 +100,7 @@ class Cgroups:
     def give(self, cgroup: Cgroup) -> None:
         """Back from a run. What has processes loses them, and is kept only if it is like new."""
         self._leased.pop(id(cgroup), None)
-        if cgroup.generation == self._generation and len(self._idle) < MOST_IDLE:
+        if len(self._idle) < MOST_IDLE:
             try:
                 if cgroup.pids():
                     cgroup.kill()
@@ -208,7 +207,7 @@ class Cgroup:
         memory_peak: int, bytes, without what earlier runs left in the page cache (if the limit was
         reached: with it). pids_peak: int. A peak that the kernel does not set back (pids.peak;
         memory.peak before Linux 6.12) is None in a recycled cgroup where an earlier run's was as
-        high.
+        high. Both count all that joined: the reaper too.
         cpu: float, seconds. pressure: {"cpu": {"some": seconds, "full": seconds}, ...}, the time in
         which some or all processes had to wait for it.
         """
@@ -299,8 +298,10 @@ class Cgroup:
         else:
             self.suspend()
         for pid in self.pids():
-            with suppress(ProcessLookupError):
+            try:
                 os.kill(pid, 9)
+            except ProcessLookupError:
+                continue
 
     def suspend(self) -> bool:
         """Stops every process in it. False: it has neither v2 nor the v1 freezer."""
@@ -339,8 +340,8 @@ class Cgroup:
     def is_like_new(self) -> bool:
         """Whether another run may have it: zombies count as pids, and the page cache as memory.
 
-        memory.force_empty takes a millisecond, and the pages from who shares them; a new cgroup a
-        tenth of that. So what is left is left, unless it is much.
+        memory.force_empty takes a millisecond or more, and the pages from those who share them; a
+        new cgroup a third of that. So what is left is left, unless it is much.
         """
         if self._is_suspended:
             self.resume()

@@ -111,7 +111,8 @@ def run_tool(
 
     start: of monotonic(), when the call began.
     """
-    if more and more.get("pty"):
+    size = _process.terminal_size((more or {}).get("pty", False), stdin, stdout, stderr)
+    if size is not None:
         raise errors.UnsupportedError(f"{executor}: a terminal takes an executor without a program")
     job = _plan.Job(list(argv), "/", None, env)
     # No such program makes a session keyring of its own, which belongs to the isolation of IPC.

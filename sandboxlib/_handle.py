@@ -330,9 +330,7 @@ def start(
     if unknown := [name for name in more if name not in MORE or name == "grace"]:
         raise SpecTypeError(f"start has no such word: {', '.join(unknown)}")
     began = monotonic()
-    executor = _ladder.executor_of(box)
-    if not hasattr(executor, "plan_of"):
-        raise UnsupportedError(f"{executor.NAME} runs commands to their end, and starts none")
+    executor = _ladder.executor_of(box, native=True)
     queues = [Queue() if _is_capture(value) else value for value in (stdout, stderr)]
     if more.get("pty"):
         queues[1] = stderr

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 from collections import namedtuple
-from contextlib import suppress
 
 from .errors import UnsupportedError
 
@@ -50,7 +49,6 @@ class Part:
         self.names: list[str] = []  # controllers
         self.files: list[tuple[str, str]] = []
         self.is_needed = is_needed
-        self._common = ""
         self._is_swept = False
 
     def make(self, name: str, paths: list[str]) -> None:
@@ -344,8 +342,11 @@ def sweep(parent: str) -> None:
         if words[0] != "sandboxlib" or len(words) != 6 or words[3] != _namespaces():
             continue
         if words[1].isdigit() and not _is_alive(int(words[1]), words[2]):
-            with suppress(OSError):
-                os.rmdir(f"{parent}/{name}")
+            try:
+                for directory in tree(f"{parent}/{name}"):
+                    os.rmdir(directory)
+            except OSError:
+                continue
 
 
 def _namespaces() -> str:

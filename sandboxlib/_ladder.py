@@ -63,12 +63,17 @@ def executor_for_platform() -> ModuleType:
     raise UnsupportedError("no executor works on this machine\n  " + "\n  ".join(reasons))
 
 
-def choose(box: Sandbox) -> ModuleType:
-    """The first executor on the ladder that can promise all of a Sandbox; see above."""
+def choose(box: Sandbox, native: bool = False) -> ModuleType:
+    """The first executor on the ladder that can promise all of a Sandbox; see above.
+
+    native: only one that needs no other program.
+    """
     reasons = []
     for name in _candidates():
         executor = get_executor(name)
         reason = "; ".join(executor.refusals(box))
+        if native and not hasattr(executor, "plan_of"):
+            reason = "it drives a program: there is no terminal, no Process, no event loop"
         if not reason:
             return executor
         reasons.append(f"{name}: {reason}")
@@ -90,16 +95,17 @@ def run_in(
 ) -> Result:
     """Runs a command in a Sandbox, by the executor that is chosen; see run_sandbox."""
     words = (box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh, more)
-    result: Result = executor_of(box).run_in(*words)
+    native = bool(more and more.get("pty"))
+    result: Result = executor_of(box, native).run_in(*words)
     return result
 
 
-def executor_of(box: Sandbox) -> ModuleType:
+def executor_of(box: Sandbox, native: bool = False) -> ModuleType:
     """The executor of a Sandbox, chosen once for each kind of caller."""
-    key = os.geteuid(), _variables.get(_VARIABLE)
+    key = os.geteuid(), _variables.get(_VARIABLE), native
     chosen: ModuleType | None = box._plans.get(key)
     if chosen is None:
-        chosen = box._plans[key] = choose(box)
+        chosen = box._plans[key] = choose(box, native)
     return chosen
 
 

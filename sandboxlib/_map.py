@@ -76,7 +76,7 @@ def start(
 
 def _is_failure(outcome: object) -> bool:
     if isinstance(outcome, Result):
-        return outcome.exit != 0
+        return outcome.exit != 0 or outcome.timed_out
     return isinstance(outcome, SandboxError)
 
 
@@ -237,10 +237,11 @@ class _Group:
     def start(self, number: int, box: Sandbox, fresh: bool = False, **words: Any) -> None:
         """Starts a run; SandboxError where it cannot be. The words are those of Sandbox.run."""
         began = monotonic()
-        executor = _ladder.executor_of(box)
+        executor = _ladder.executor_of(box, bool(words.get("pty")))
         plan = executor.plan_of(box) if hasattr(executor, "plan_of") else None
         is_full = len(self) >= self.jobs
-        if fresh or is_full or plan is None or _process.slots_of(plan) is None:
+        in_time = words.get("timeout") is not None
+        if fresh or is_full or plan is None or _process.slots_of(plan, in_time) is None:
             self._start_thread(number, box, {**words, "fresh": fresh})
             return
         more = {name: words.pop(name) for name in MORE if name in words}

@@ -8,7 +8,6 @@ import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from types import MappingProxyType
 
 from . import _native, errors, sandbox
@@ -66,23 +65,10 @@ class Plan:
         self._nothing_held = _native.held_flags(len(self.mounts), ())
         self.stubs: tuple[int, ...] = ()  # mounts whose target had to be made in the last run
 
-    @cached_property
-    def may_hang(self) -> bool:
-        """Whether it may take for ever to look at the root or a source: over a network, say.
-
-        Told by the caller's mounts, without a look at them.
-        """
-        paths = [self.box.root, *(m.source for m in self.mounts if m.source)]
-        points = []
-        with contextlib.suppress(OSError), open("/proc/self/mountinfo", errors="replace") as file:
-            for words in (line.split() for line in file):  # proc_pid_mountinfo(5)
-                points.append((words[4].rstrip("/") + "/", words[words.index("-") + 1]))
-        kinds = [
-            max((p for p in points if f"{path}/".startswith(p[0])), key=lambda p: len(p[0]))[1]
-            for path in paths
-            if points
-        ]
-        return any(kind.startswith(_OVER_NETWORKS) for kind in kinds)
+    @property
+    def paths(self) -> list[str]:
+        """What it takes of the caller's: the root and the sources."""
+        return [self.box.root, *(mount.source for mount in self.mounts if mount.source)]
 
     def held(self, indices: Sequence[int]) -> Any:
         """What tells the core which mounts' targets are stubs that the caller holds."""
@@ -95,6 +81,8 @@ class Plan:
         remedy = hint(name, index, error, self.in_user_namespace)
         if name == "limits":
             remedy = _limit_hint(index, error)
+        if error == errno.ETIMEDOUT:
+            remedy = "a file system that does not answer (FUSE, network) is the usual cause"
         return errors.setup_error(error, filename, name, what, remedy)
 
     def _about(self, step: str, index: int, job: Job) -> tuple[str, str | None]:
@@ -111,10 +99,30 @@ class Plan:
         if step in ("root", "read_only", "attach", "pivot", "chroot"):
             return f"{_ROOT_STEPS[step]} {box.root}", box.root
         if step == "stdio":
-            return f"descriptor {('stdin', 'stdout', 'stderr', 'status', 'lifeline')[index]}", None
+            names = ("stdin", "stdout", "stderr", "status", "lifeline")
+            return f"descriptor {names[index] if index < 5 else 'of pass_fds'}", None
         is_limit = step == "limits"
         words = _limit_words(index, self.values[step]) if is_limit else _STEPS.get(step, step)
         return words, None
+
+
+def may_hang(paths: Sequence[str]) -> bool:
+    """Whether it may take for ever to look at one of the paths: over a network, say.
+
+    Told by the caller's mounts, without a look at the paths.
+    """
+    points = []
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", errors="replace") as file:
+        for words in (line.split() for line in file):  # proc_pid_mountinfo(5)
+            kind = words[words.index("-") + 1]
+            points.append((words[4].rstrip("/") + "/", kind))
+    if not any(kind.startswith(_OVER_NETWORKS) for _, kind in points):
+        return False
+    escapes = {ord(c): f"\\{ord(c):03o}" for c in " \t\n\\"}
+    escaped = [f"{path.translate(escapes)}/" for path in paths]
+    around = [[p for p in points if path.startswith(p[0])] for path in escaped]
+    kinds = [max(found, key=lambda p: len(p[0]))[1] for found in around if found]
+    return any(kind.startswith(_OVER_NETWORKS) for kind in kinds)
 
 
 class PlannedMount:
@@ -134,7 +142,7 @@ class PlannedMount:
 
     def is_directory(self) -> bool:
         """Whether the mount point has to be one."""
-        return self.source is None or os.path.isdir(self.source)
+        return self.source is None or bool(lib.sbx_is_directory(os.fsencode(self.source)))
 
 
 def _all_mounts(box: Sandbox) -> list[PlannedMount]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from _thread import get_ident
+from collections.abc import Iterable
 from time import monotonic
 
 from . import _native, _plan, _slots, _streams, errors
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
     from threading import Event
     from typing import Any
 
+    from .limits import Limits
     from .sandbox import Stream
 
 lib = _native.lib
 
 # A signal that another thread took wakes nobody here, so look up from waiting now and then.
 _LONGEST_WAIT = 100_000_000
+# Seconds that the start may take, however short the timeout: what takes longer hangs.
+_LEAST_SETUP = 0.25
 _SIGKILL, _SIGTERM, _SIGXCPU, _SIGXFSZ = 9, 15, 24, 25  # signal(7)
 _TARGET: int = lib.SBX_STEP_TARGET
 _OF_THE_ROOT = (lib.SBX_STEP_SOURCE, lib.SBX_STEP_TARGET, lib.SBX_STEP_MOUNT)
@@ -100,7 +104,7 @@ class Run:
         self._content = -1
         outputs = _output("stdout", stdout), _output("stderr", stderr)
         if more or plan.is_limited or _SINK in outputs:
-            self._rare = _Rare(plan, stdout, stderr, more or {})
+            self._rare = _Rare(plan, stdin, stdout, stderr, more or {})
             outputs = self._rare.outputs(outputs)
         if isinstance(stdin, (bytes, bytearray, memoryview)):
             first = self._content = _memory_file(stdin)
@@ -116,7 +120,7 @@ class Run:
         if self._rare is not None:
             self._stdio = self._rare.prepare(self._workspace, self._stdio)
             fresh = fresh or self._rare.needs_fresh
-        if fresh or (self.deadline and self.plan.may_hang) or not self._start_in_slot():
+        if fresh or not self._start_in_slot():
             if self._rare is not None and self.plan.reaper:
                 self._rare.count_reaper()
             self._stubs = Stubs(self.plan.box.root, self.deadline)
@@ -127,7 +131,8 @@ class Run:
     def _start_in_slot(self) -> bool:
         """False where there is none: then the same isolation, all of it new, also tells why."""
         plan, job, work = self.plan, self._job, self._workspace
-        slots = slots_of(plan)
+        in_time = self.deadline is not None
+        slots = slots_of(plan, in_time)
         if slots is None:
             return False
         keep = _native.fill_job(
@@ -135,7 +140,7 @@ class Run:
         )
         for _ in range(_slots.MOST_IDLE + 2):  # as many may have died since
             try:
-                self._slot = work.slot = slots.take()
+                self._slot = work.slot = slots.take(in_time)
             except _slots.NoSlot:
                 return False
             self._slots = slots
@@ -220,10 +225,14 @@ class Run:
             slots.give(slot)
 
 
-def slots_of(plan: Plan) -> _slots.Slots | None:
-    """Those that runs of a plan follow one another in; None where they may not."""
+def slots_of(plan: Plan, in_time: bool = False) -> _slots.Slots | None:
+    """Those that runs of a plan follow one another in; None where they may not. in_time: or where
+    to find out might take for ever.
+    """
     slots: _slots.Slots | bool | None = plan.slots
     if slots is None:
+        if in_time and _plan.may_hang(plan.paths):
+            return None
         slots = plan.slots = _slots.Slots(plan) if _slots.can_stay(plan) else False
     return slots or None  # type: ignore[return-value]
 
@@ -239,7 +248,9 @@ class _Rare:
     announce: the start fails where the command does not begin.
     """
 
-    def __init__(self, plan: Plan, stdout: Any, stderr: Any, more: Mapping[str, Any]) -> None:
+    def __init__(
+        self, plan: Plan, stdin: Any, stdout: Any, stderr: Any, more: Mapping[str, Any]
+    ) -> None:
         self._plan = plan
         self.grace = check_seconds("grace", more.get("grace", 0.0))
         most = more.get("max_output")
@@ -247,12 +258,13 @@ class _Rare:
             check_number("max_output", most, 0, 1 << 62)
         policy = more.get("on_overflow", "truncate")
         check_choice("on_overflow", policy, ("truncate", "kill"))
+        if policy == "kill" and most is None:
+            raise errors.SpecError("on_overflow='kill' takes max_output")
         self._kills = policy == "kill"
-        self._passed = _passed(more.get("pass_fds", ()))
-        self._pty = _window(more.get("pty"))
+        self._passed = passed_descriptors(more.get("pass_fds", ()))
+        _check_room(self._passed, plan.box.limits)
+        self._pty = terminal_size(more.get("pty", False), stdin, stdout, stderr)
         self._announce = bool(more.get("announce"))
-        if self._pty and (stderr not in (CAPTURE, STDOUT) or stdout is None):
-            raise errors.SpecError("a pty has one output, which is stdout")
         wanted = [stdout, None if self._pty or stderr == STDOUT else stderr]
         self._sinks = [
             _streams.sink_for(value, most, self._kills)
@@ -261,6 +273,8 @@ class _Rare:
             for value in wanted
         ]
         self._has_sinks = any(sink is not None for sink in self._sinks)
+        if most is not None and not self._has_sinks:
+            raise errors.SpecError("max_output takes an output that is captured, or goes to a sink")
         self._overflowed = False
         self._cgroup: Any = None
         self._terminal: tuple[int, int] | None = None
@@ -300,7 +314,7 @@ class _Rare:
         if self._terminal is not None:
             master, slave = self._terminal
             self._terminal = None
-            struct.out.fd = master
+            struct.out.fd, struct.out.is_terminal = master, 1
             os.close(slave)
 
     def feed(self, work: _native.Workspace) -> bool:
@@ -373,24 +387,44 @@ def _ran_out(result: Result, seconds: int, killed: bool) -> bool:
     return bool(usage.user + usage.system >= seconds / 2)
 
 
-def _passed(value: Any) -> tuple[int, ...]:
+def passed_descriptors(value: Any) -> tuple[int, ...]:
+    """Those of pass_fds, checked and in order. SpecError."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise errors.SpecTypeError(f"pass_fds is not several descriptors: {value!r}")
     found = tuple(sorted({_descriptor("a descriptor of pass_fds", fd) for fd in value}))
     if len(found) > lib.SBX_MOST_PASSED:
         raise errors.SpecError(f"pass_fds has {len(found)} descriptors, and may have 32")
     if found and found[0] < 3:
         raise errors.SpecError("pass_fds has 0, 1 or 2, which are stdin, stdout and stderr")
+    for fd in found:
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            raise errors.SpecError(f"pass_fds has {fd}: {error.strerror}") from None
     return found
 
 
-def _window(value: Any) -> tuple[int, int] | None:
-    """The size of a terminal: True is that of a VT100."""
-    if value is None or value is False:
+def _check_room(passed: tuple[int, ...], limits: Limits | None) -> None:
+    """Each is put in its place when the limit holds already."""
+    most: int | None = getattr(limits, "open_files", None)
+    if passed and most is not None and passed[-1] >= most:
+        raise errors.SpecError(f"pass_fds has {passed[-1]}, and open_files is {most}")
+
+
+def terminal_size(value: Any, stdin: Any, stdout: Any, stderr: Any) -> tuple[int, int] | None:
+    """(rows, columns) of a pty, None where there is none; True is that of a VT100. SpecError."""
+    if value is False:
         return None
-    if value is True:
-        return 24, 80
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
+    if value is not True and (not isinstance(value, (tuple, list)) or len(value) != 2):
         raise errors.SpecTypeError(f"pty is neither a bool nor (rows, columns): {value!r}")
-    rows, columns = (check_number("a number of pty", n, 1, 65535) for n in value)
+    if stdin is not None:
+        raise errors.SpecError("with a pty stdin is the terminal, and cannot be given")
+    if not (_streams.is_sink(stdout) or (type(stdout) is int and stdout == CAPTURE)):
+        raise errors.SpecError("the output of a pty is captured, or goes to a function or sink")
+    if not (type(stderr) is int and stderr in (CAPTURE, STDOUT)):
+        raise errors.SpecError("a pty has one output, which is stdout: stderr goes there as well")
+    size = (24, 80) if value is True else value
+    rows, columns = (check_number("a number of pty", n, 1, 65535) for n in size)
     return rows, columns
 
 
@@ -443,7 +477,8 @@ def _memory_file(content: bytes | bytearray | memoryview) -> int:
     """A file in memory, not a pipe: nobody has to feed it while the command runs."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
     try:
-        rest = memoryview(content).cast("B")
+        whole = memoryview(content)
+        rest = whole.cast("B") if whole.c_contiguous else memoryview(whole.tobytes())
         while rest:
             rest = rest[os.write(fd, rest) :]
         os.lseek(fd, 0, os.SEEK_SET)
@@ -475,7 +510,7 @@ def _start(
     if deadline is None:
         workspace.job.setup_ns = 0
     else:
-        workspace.job.setup_ns = max(1000, int((deadline - monotonic()) * 1e9))
+        workspace.job.setup_ns = int(max(_LEAST_SETUP, deadline - monotonic()) * 1e9)
     while _spawn(workspace, plan, job, stdio, plan.held(held)) != 0:
         step, index, error = _failure(workspace)
         missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)

@@ -16,7 +16,7 @@ from collections import deque
 from weakref import ref
 
 from . import _native, sandbox
-from ._plan import Plan, PlannedMount
+from ._plan import Plan, PlannedMount, may_hang
 from ._stubs import Stubs
 
 TYPE_CHECKING = False
@@ -57,6 +57,7 @@ class _Shared:
         self.program: tuple[Any, Any, bytes] | None = None
         self.is_checked = False
         self.is_over = False
+        self.may_hang: bool | None = None
         self._slots: list[ref[Slot]] = []
 
     @property
@@ -106,7 +107,7 @@ class Slots:
         self._idle: deque[Slot] = deque()
         self._lock = RLock()
         self._root = plan.box.root
-        self._paths = [self._root, *(m.source for m in plan.mounts if m.source)]
+        self._paths = plan.paths
         self._shared = _Shared(self._root)
         self._wasted = self._rest = 0
         self._mounts = plan.mounts
@@ -118,20 +119,31 @@ class Slots:
         self._may_stay = not any(m.source or m.needs_lender(plan.in_user_namespace) for m in own)
         _all[id(self)] = ref(self)
 
-    def take(self) -> Slot:
-        """A slot that is open, for one run. NoSlot where it cannot be opened."""
-        if not self._may_stay or self._is_resting():
+    def take(self, in_time: bool = False) -> Slot:
+        """A slot that is open, for one run. NoSlot where it cannot be opened; in_time: also where
+        that, or the look at whether it is up to date, might take for ever.
+        """
+        if not self._may_stay or self._is_resting() or (in_time and self._may_hang()):
             raise NoSlot
         shared = self._shared
         if shared.watch is not None and not shared.watch.is_same():
             with self._lock:  # of several threads that see it, one
                 if self._shared is shared:
                     self.close()
+            if in_time and self._may_hang():
+                raise NoSlot
         slot = self._take_idle() or self._open()
         if slot.runs and len(self._idle) < min(self._shared.at_most / 2, MOST_SPARE):
             self._idle.append(self._open())
         slot.runs += 1
         return slot
+
+    def _may_hang(self) -> bool:
+        """As the caller's mounts are, or were when the slots were opened: then they are watched."""
+        shared = self._shared
+        if shared.may_hang is None or shared.watch is None:
+            shared.may_hang = may_hang(self._paths)
+        return shared.may_hang
 
     def is_pointless(self, slot: Slot) -> bool:
         """Whether there is no use in another, now that this one could not be used: it was new, or

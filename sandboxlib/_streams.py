@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 
 from ._check import check_number
-from .errors import SpecTypeError
+from .errors import SpecError, SpecTypeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ class Tee(Output):
 
         box.run(["make"], stdout=Tee(log, keep_head=4096, keep_tail=65536), stderr=STDOUT)
 
-    file: a binary file (or a text file with a `buffer`, as sys.stdout), or a descriptor.
+    file: a binary file (or a text file with a `buffer`, as sys.stdout), or a descriptor. What
+        it raises when it is written to ends the run.
     keep_head, keep_tail: int, bytes; 0, the default of both, keeps nothing, and the Result has
         None. Where something in the middle is missing, a line between the two says how many bytes.
     """
@@ -155,24 +157,60 @@ class Tee(Output):
     def __init__(self, file: IO[Any] | int, keep_head: int = 0, keep_tail: int = 0) -> None:
         self.keep_head = check_number("keep_head", keep_head, 0, 1 << 40)
         self.keep_tail = check_number("keep_tail", keep_tail, 0, 1 << 40)
+        self._text: Any = file if hasattr(file, "buffer") else None
         file = getattr(file, "buffer", file)
         if isinstance(file, bool) or not (isinstance(file, int) or hasattr(file, "write")):
             raise SpecTypeError(f"neither a file nor a descriptor: {file!r}")
+        if isinstance(file, io.TextIOBase):
+            raise SpecTypeError(f"a file of text, without a buffer for bytes: {file!r}")
+        if isinstance(file, int) and not 0 <= file < 1 << 31:
+            raise SpecError(f"the file of a Tee is {file}, which is no descriptor")
         self.file = file
 
     def write(self, data: bytes) -> None:
-        """All of it, now."""
-        if not isinstance(self.file, int):
-            self.file.write(data)
-            if hasattr(self.file, "flush"):
-                self.file.flush()
-            return
+        """All of it, now. OSError."""
+        if self._text is not None:
+            self._text.flush()  # what was printed before comes before
         rest = memoryview(data)
         while rest:
-            rest = rest[os.write(self.file, rest) :]
+            try:
+                written = self._write_some(rest)
+            except BlockingIOError as error:  # it is not for us to change how the file is open
+                written = getattr(error, "characters_written", 0)
+                _await_room(self.file)
+            rest = rest[written:]
+        if not isinstance(self.file, int) and hasattr(self.file, "flush"):
+            self.file.flush()
+
+    def _write_some(self, data: memoryview) -> int:
+        if isinstance(self.file, int):
+            return os.write(self.file, data)
+        written = self.file.write(data)
+        if written is None and isinstance(self.file, io.RawIOBase):
+            raise BlockingIOError
+        return written if isinstance(written, int) else len(data)
 
     def sink(self, most: int | None) -> Sink:
+        self._check_open()
         return _TeeSink(self, most)
+
+    def _check_open(self) -> None:
+        """A number that is closed would soon be that of one of the run's own descriptors."""
+        if isinstance(self.file, int):
+            try:
+                os.fstat(self.file)
+            except OSError as error:
+                raise SpecError(f"the file of a Tee is {self.file}: {error.strerror}") from None
+        elif getattr(self.file, "closed", False):
+            raise SpecError(f"the file of a Tee is closed: {self.file!r}")
+
+
+def _await_room(file: IO[Any] | int) -> None:
+    import select
+
+    poll = select.poll()
+    poll.register(file, select.POLLOUT)
+    poll.poll()
 
 
 def is_sink(value: object) -> bool:

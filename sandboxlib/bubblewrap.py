@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 from time import monotonic
 
-from . import _calls, _executor, _machine, _plan, errors
+from . import _calls, _executor, _machine, _plan, _process, errors
 from ._check import check_seconds, check_text
 from ._stubs import Stubs
 from .result import Result
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 NAME = "bubblewrap"
 PROGRAM = "bwrap"
+_MOST_PASSED = 31
 CAPABILITIES = {
     "network": ["isolated", "undefined"],
     "mounts": ["isolated", "undefined"],
@@ -170,7 +171,11 @@ def run_in(
     if cwd is None:
         cwd = caller_directory() if box.root == "/" else "/"
     inside = check_text("cwd", cwd)
+    more = more or {}
+    passed = _process.passed_descriptors(more.get("pass_fds", ()))
     refused = _promises_not(box)
+    if len(passed) > _MOST_PASSED:
+        refused.append(f"pass_fds of {len(passed)}: one of {_MOST_PASSED + 1} is bwrap's own")
     if refused:
         raise errors.UnsupportedError(f"{NAME}: {'; '.join(refused)}")
     tool = find_tool()
@@ -195,12 +200,13 @@ def run_in(
                 timeout,
                 start,
                 _isolation(box),
-                {**(more or {}), "pass_fds": (*(more or {}).get("pass_fds", ()), writer)},
+                {**more, "pass_fds": (*passed, writer)},
             )
         finally:
             os.close(writer)
         result._rusage = b""  # bwrap's own: it does not wait for the last of its processes
-        if not result.timed_out and b'"exit-code"' not in os.read(reader, 65536):
+        is_killed = result.exit == -9 and "output" in result.limits_hit
+        if not (result.timed_out or is_killed) and b'"exit-code"' not in os.read(reader, 65536):
             raise _failure(result, box.root, os.fsdecode(words[0]))
     return result
 

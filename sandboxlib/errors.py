@@ -132,8 +132,8 @@ class StatusLost(SandboxError, ChildProcessError):
 
 
 class CommandFailed(SandboxError):
-    """A command ended with another exit status than 0: in a map with on_failure='stop', or as
-    Result.check() found.
+    """A command ended with another exit status than 0, or when its time was over: in a map with
+    on_failure='stop', or as Result.check() found.
 
     result: its Result. number, command: which of the commands it was.
     """

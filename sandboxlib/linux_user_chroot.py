@@ -331,7 +331,8 @@ def run_in(
         _check_leaks(tool, recipe)
         run = _Run(os.fsdecode(words[0]), place, recipe.view)
         words = with_stripped(recipe.view, words, settings)
-        ask = not _is_seen(stdout, stderr) and _passes_a_shell(settings)
+        is_cut = (more or {}).get("max_output") is not None
+        ask = (is_cut or not _is_seen(stdout, stderr)) and _passes_a_shell(settings)
         ask = ask and _executable(recipe.view, "/bin/sh") is not None
         if ask and (stdin is None or isinstance(stdin, (bytes, bytearray, memoryview))):
             run.check_first(settings)

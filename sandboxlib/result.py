@@ -139,8 +139,10 @@ class Result(tuple[int, bytes | None, bytes | None]):
         return Usage(self._rusage, self._cgroup) if self._rusage else None
 
     def check(self) -> Result:
-        """This Result where the exit status is 0; otherwise raises CommandFailed, which has it."""
-        if self.exit != 0:
+        """This Result where the exit status is 0, and the time was not over; otherwise raises
+        CommandFailed, which has it.
+        """
+        if self.exit != 0 or self.timed_out:
             raise CommandFailed(self)
         return self
 

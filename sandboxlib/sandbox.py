@@ -465,7 +465,8 @@ class Sandbox(Value):
         """
         assert runner is not None
         words = (self, command, cwd, extra_env, stdin, stdout, stderr, timeout, None, fresh)
-        if not (grace or pass_fds or pty or max_output is not None or on_overflow != "truncate"):
+        is_plain = type(grace) is float and not grace and max_output is None
+        if is_plain and on_overflow == "truncate" and pass_fds == () and pty is False:
             return runner(*words)
         rest = (grace, max_output, on_overflow, pass_fds, pty)
         return runner(*words, dict(zip(MORE, rest, strict=True)))

@@ -98,6 +98,29 @@ def test_json_is_the_record_of_the_run(shared_rootfs: Path) -> None:
 
 
 @needs_root
+def test_the_most_output(shared_rootfs: Path) -> None:
+    most = ("run", "--json", "--max-output", "3")
+    record = json.loads(call(*most, shared_rootfs, "seq", "9").stdout)
+    assert (record["exit"], record["out"], record["out_size"]) == (0, "1\n2", 18)
+    assert record["limits_hit"] == ["output"]
+    assert call(*most, "--kill-on-overflow", shared_rootfs, "yes").returncode == 137
+    done = call("run", "--max-output", "3", shared_rootfs, "true")
+    assert done.returncode == 125
+    assert b"--max-output takes --json" in done.stderr
+    done = call("run", "--json", "--kill-on-overflow", shared_rootfs, "true")
+    assert done.returncode == 125
+
+
+@needs_root
+def test_the_grace_after_a_timeout(shared_rootfs: Path) -> None:
+    script = "trap 'echo told; exit 3' TERM; while :; do sleep 0.05; done"
+    words = ("run", "--json", "--timeout", "0.3", "--grace", "20", shared_rootfs, "sh", "-c")
+    done = call(*words, script)
+    record = json.loads(done.stdout)
+    assert (done.returncode, record["exit"], record["out"]) == (124, 3, "told\n")
+
+
+@needs_root
 def test_a_record_that_cannot_be_written_is_an_error_of_ours(shared_rootfs: Path) -> None:
     argv = [sys.executable, "-m", "sandboxlib", "run", "--json", str(shared_rootfs), "true"]
     with open("/dev/full", "wb") as full:

@@ -316,6 +316,48 @@ def test_a_host_that_is_ended_at_any_moment_leaves_no_process(
 
 
 @modes
+def test_a_host_that_is_killed_in_the_midst_of_32_runs_leaves_nothing_a_second_later(
+    shared_rootfs: Path, mode: dict[str, Any]
+) -> None:
+    # Without a pid namespace only the command is tied to the host (docs: processes='undefined').
+    tree = "(sleep $0 & setsid sleep $0 &) ; setsid sh -c 'sleep $0 & sleep $0' $0 & sleep $0; :"
+    argv = ["sleep"] if "processes" in mode else ["sh", "-c", f"trap '' TERM; {tree}"]
+    script = f"""
+argv = {argv!r} + [sys.argv[3]]
+box = Sandbox(root, extra_mounts=[Mount.dev()], **mode)
+ready = threading.Barrier(32)
+def work():
+    box.run(["true"])
+    ready.wait()
+    print(flush=True)
+    box.run(argv, **({{"timeout": 60, "grace": 60}} if threading.get_ident() % 2 else {{}}))
+for _ in range(31):
+    threading.Thread(target=work).start()
+work()
+"""
+    chance = random.Random(3)
+    each = 1 if "processes" in mode else 6
+    for i in range(6):
+        seconds = f"79{os.getpid()}{i:02d}"
+        started = subprocess.Popen(
+            command(script, shared_rootfs, mode, seconds), stdout=subprocess.PIPE
+        )
+        assert started.stdout is not None
+        try:
+            for _ in range(32):
+                started.stdout.readline()
+            if i % 2:  # all of them are there
+                assert wait_until(lambda s=seconds, n=32 * each: len(left(s)) > n, 30)
+            else:
+                time.sleep(chance.random() * 0.1)
+        finally:
+            started.kill()
+            started.wait()
+            started.stdout.close()
+        assert wait_until(lambda s=seconds: not left(s), 1), left(seconds)
+
+
+@modes
 def test_a_host_one_of_whose_threads_takes_long_to_die_leaves_no_process(
     shared_rootfs: Path, tmp_path: Path, mode: dict[str, Any]
 ) -> None:

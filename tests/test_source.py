@@ -44,7 +44,7 @@ ORDER = [
     {"_async"},
     {"__init__"},
     {"_demo_source"},
-    {"_demo", "_bench"},
+    {"_demo", "_bench", "_terminal"},
     {"__main__"},
 ]
 LICENSED = [
@@ -170,8 +170,8 @@ def test_every_field_of_the_plan_is_set_and_used() -> None:
 
 def test_the_core_stays_small() -> None:
     lines = sum(len(path.read_text().splitlines()) for path in CSRC.iterdir())
-    assert lines < 2800
-    assert os.stat(PACKAGE / "_init").st_size <= 3 * 4096  # pages
+    assert lines < 2900
+    assert os.stat(PACKAGE / "_init").st_size <= 4 * 4096  # pages
 
 
 def test_the_reaper_is_static() -> None:

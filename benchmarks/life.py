@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What limits, accounting, deadlines and streams add to a run of /say."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rows
+
+from sandboxlib import Sandbox, SandboxError
+from sandboxlib._streams import Tee
+from sandboxlib.limits import Limits
+from sandboxlib.result import Result
+
+PLAIN = "Sandbox.run, nothing asked for"
+COLUMNS: dict[str, dict[str, Any]] = {
+    "full, in a slot": {},
+    "full, fresh": {"fresh": True},
+    "full, fresh, init=False": {"fresh": True, "init": False},
+}
+OF_RUN: dict[str, dict[str, Any]] = {
+    "timeout=60": {"timeout": 60},
+    "timeout=60, grace=1": {"timeout": 60, "grace": 1},
+    "max_output=1000000": {"max_output": 1_000_000},
+    "stdout, stderr to functions": {"stdout": lambda _: None, "stderr": lambda _: None},
+}
+LIMITS: dict[str, Any] = {
+    "Limits of each process, 4 of them": {"cpu_time": 60, "core": 0, "open_files": 256, "nice": 5},
+    "Limits with a cgroup, memory and pids": {"memory": 1 << 28, "pids": 64},
+}
+AGAIN = "the same again"  # how much of a ratio is noise
+USAGE = "and Result.usage is read"
+TEE = "a Tee of stdout to a file"
+
+
+class Column:
+    """The rows of one kind of run; of what cannot be had the reason is kept."""
+
+    def __init__(self, place: Path, words: dict[str, Any]) -> None:
+        own = {name: value for name, value in words.items() if name != "fresh"}
+        self._fresh = words.get("fresh", False)
+        self._box = Sandbox(place / "root", **rows.FULL, **own)
+        self._log = (place / "log").open("ab", buffering=0)
+        self.missing: dict[str, str] = {}
+        self.rows: dict[str, Callable[[], Result]] = {PLAIN: self._row(self._box)}
+        self.rows[AGAIN] = self._row(self._box)
+        self.rows[USAGE] = self._with_usage
+        for name, more in OF_RUN.items():
+            self.rows[name] = self._row(self._box, **more)
+        self.rows[TEE] = self._with_tee
+        for name, limits in LIMITS.items():
+            try:
+                row = self._row(self._box.replace(limits=Limits(**limits)))
+                row()
+            except (SandboxError, ImportError, OSError) as error:
+                self.missing[name] = str(error)
+            else:
+                self.rows[name] = row
+
+    def _row(self, box: Sandbox, **more: Any) -> Callable[[], Result]:
+        return lambda: box.run(["/say"], fresh=self._fresh, **more)
+
+    def _with_usage(self) -> Result:
+        result = self._box.run(["/say"], fresh=self._fresh)
+        if result.usage is None:
+            raise RuntimeError("a run without a usage")
+        return result
+
+    def _with_tee(self) -> Result:
+        os.ftruncate(self._log.fileno(), 0)
+        return self._box.run(["/say"], fresh=self._fresh, stdout=Tee(self._log))
+
+    def round(self, count: int) -> dict[str, float]:
+        """Microseconds: the rows take turns, run by run and in random order; their medians."""
+        found: dict[str, list[int]] = {name: [] for name in self.rows}
+        for _ in range(count):
+            for name in random.sample(list(self.rows), len(self.rows)):
+                start = time.perf_counter_ns()
+                result = self.rows[name]()
+                found[name].append(time.perf_counter_ns() - start)
+                if result.exit != 0:
+                    raise RuntimeError(f"{name}: {result}")
+        return {name: round(statistics.median(v) / 1000, 1) for name, v in found.items()}
