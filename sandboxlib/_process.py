@@ -382,8 +382,8 @@ def _ran_out(result: Result, seconds: int, killed: bool) -> bool:
     usage = result.usage
     if killed or usage is None or result.exit not in (-_SIGKILL, 128 + _SIGKILL):
         return False
-    # For the limit the kernel counts in ticks, one for whoever runs at that moment: on a busy machine
-    # that may be far more than what was used, and nobody tells it.
+    # For the limit the kernel counts in ticks, one for whoever runs at that moment: on a busy
+    # machine that may be far more than what was used, and nobody tells it.
     return bool(usage.user + usage.system >= seconds / 2)
 
 
