@@ -438,11 +438,11 @@ def test_sandboxes_differ_by_every_word() -> None:
         **{"network": "isolated", "mounts": "undefined", "processes": "undefined"},
         **{"ipc": "undefined", "hostname": "x", "extra_mounts": [Mount.tmpfs("/x")]},
         **{"filesystem_writable_paths": "none", "capabilities": "none"},
-        **{"no_new_privs": False, "init": False, "user": "root", "ids": (1, 1), "umask": 0},
-        **{"limits": Limits(core=0), "deterministic": True},
+        **{"no_new_privs": False, "init": False, "user": "root", "ids": (1, 1)},
+        **{"umask": 0, "limits": Limits(core=0), "deterministic": True},
     }
     boxes = [Sandbox("/a"), Sandbox("/b"), *(Sandbox("/a", **{k: v}) for k, v in words.items())]
-    boxes += [Sandbox("/a", ids=(1, 1), groups=(5,)), Sandbox("/a", user=1, group=2)]
+    boxes += [Sandbox("/a", user=1, group=2), Sandbox("/a", ids=(1, 1), groups=[3])]
     assert len(set(boxes)) == len(boxes) == len(words) + 4
     assert len({repr(box) for box in boxes}) == len(boxes)
     parameters = inspect.signature(Sandbox).parameters
