@@ -717,7 +717,8 @@ static int do_limits(struct sbx_child *c) {
             return (int)result;
     }
     c->index = 0;
-    return 0;
+    uint64_t seconds = (uint64_t)c->job->cpu_seconds, both[] = {seconds, seconds + 1};
+    return seconds ? (int)raw(__NR_prlimit64, 0, 0 /* RLIMIT_CPU */, both, 0) : 0;
 }
 
 /* ---- privilege --------------------------------------------------------------------------- */

@@ -340,6 +340,7 @@ static int await_order(struct sbx_child *c) {
     job.cgroups = fds + 3;
     job.n_cgroups = order.n_cgroups;
     job.terminal = order.terminal;
+    job.cpu_seconds = order.cpu_seconds;
     job.n_candidates = order.n_candidates;
     job.n_args = order.n_args;
     job.n_env = order.n_env;

@@ -156,7 +156,7 @@ struct sbx_record {
 struct sbx_order {
     uint32_t size; /* of the strings: the cwd, then those of struct sbx_job */
     uint32_t cwd_size;
-    int32_t n_candidates, n_args, n_env, n_cgroups, terminal;
+    int32_t n_candidates, n_args, n_env, n_cgroups, terminal, cpu_seconds;
 };
 
 /* Runs the first of PATHS that can be run, as execvp(3) would: a path that does not exist, or may

@@ -134,6 +134,7 @@ struct sbx_job {
     const int *cgroups;        /* cgroup.procs of those that it joins, open for writing */
     int n_cgroups;             /* SBX_MOST_CGROUPS at most */
     int terminal;              /* 1: stdin is a terminal, and to be that of its session */
+    int cpu_seconds;           /* RLIMIT_CPU of this job; 0: that of the place */
     int announce;              /* 1: sbx_spawn is to know whether the command began */
     int64_t setup_ns;          /* steps that take longer are ended: ETIMEDOUT; 0: never */
     int mapper;                /* user namespace without uid_map: a socket to who writes the maps */

@@ -434,8 +434,9 @@ static int is_ready(const struct sbx_slot *slot) {
 
 int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run,
                       size_t size, size_t cwd_size) {
-    struct sbx_order order = {(uint32_t)size, (uint32_t)cwd_size, job->n_candidates, job->n_args,
-                              job->n_env,     job->n_cgroups,     job->terminal};
+    struct sbx_order order = {(uint32_t)size, (uint32_t)cwd_size, job->n_candidates,
+                              job->n_args,    job->n_env,         job->n_cgroups,
+                              job->terminal,  job->cpu_seconds};
     struct iovec parts[] = {{&order, sizeof order}, {(void *)(uintptr_t)job->cwd, size}};
     int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3 + SBX_MOST_CGROUPS], null = -1;
     begin(run, NULL);

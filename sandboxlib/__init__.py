@@ -121,13 +121,24 @@ def run_sandbox(
     capabilities: str | Iterable[str] = "default",
     no_new_privs: bool = True,
     init: bool = True,
-    user: str = "caller",
+    user: str | int = "caller",
     ids: Sequence[int] | None = None,
+    group: int | None = None,
+    groups: Iterable[int] = (),
+    umask: int | None = None,
+    limits: Limits | None = None,
+    deterministic: bool = False,
     env: Mapping[str, str] | None = None,
     stdin: Stream | bytes = None,
     stdout: Stream = CAPTURE,
     stderr: Stream = CAPTURE,
     timeout: float | None = None,
+    grace: float = 0.0,
+    cpu_time: int | None = None,
+    max_output: int | None = None,
+    on_overflow: str = "truncate",
+    pass_fds: Iterable[int] = (),
+    pty: bool | tuple[int, int] = False,
 ) -> Result: ...
 @overload
 def run_sandbox(  # noqa: F811
@@ -157,10 +168,12 @@ def run_sandbox(*words: Any, **options: Any) -> Result:  # noqa: F811
     env            instead of BASE_ENVIRONMENT.
     stdin          None (the default): empty. bytes, a file, or a descriptor.
     stdout, stderr CAPTURE (the default): returned as bytes. A file or a descriptor: written there,
-                   None is returned. None: discarded. stderr=STDOUT: goes where stdout goes.
+                   None is returned. A function, Lines or Tee: handed there as it comes. None:
+                   discarded. stderr=STDOUT: goes where stdout goes.
     timeout        seconds; then everything in the sandbox is killed, and Result.timed_out is True.
 
-    The other words are those of Sandbox, which see. The form of sandboxlib 0.3 is understood too:
+    The other words are those of Sandbox, and grace, cpu_time, max_output, on_overflow, pass_fds and
+    pty are those of Sandbox.run, which see. The form of sandboxlib 0.3 is understood too:
 
         run_sandbox(command, cwd=None, env=None, filesystem_root='/', ...)
 

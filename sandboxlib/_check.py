@@ -8,6 +8,10 @@ from collections.abc import Sequence
 
 from .errors import SpecChoiceError, SpecError, SpecTypeError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 def check_text(what: str, value: object) -> str:
     """A str that can be handed to the kernel, from a str or a path."""
@@ -50,6 +54,19 @@ def check_seconds(what: str, value: object) -> float:
     if not 0 <= value < 1e9:
         raise SpecError(f"{what} has to be from 0 to 1e9 seconds: {value!r}")
     return value
+
+
+def check_descriptor(name: str, value: Any) -> int:
+    """The descriptor that a file or a number is."""
+    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "fileno")):
+        raise SpecTypeError(f"{name} is neither a file nor a descriptor: {value!r}")
+    try:
+        fd = value if isinstance(value, int) else value.fileno()
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{name} has no descriptor: {error}") from None
+    if not 0 <= fd < 1 << 31:
+        raise SpecError(f"{name} is {fd}, which is no descriptor")
+    return int(fd)
 
 
 class Value:

@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
-from . import _machine, _plan, _process, errors
+from . import _machine, _plan, _process, _rare, errors
 from ._check import check_seconds
 from .limits import Limits
 from .result import Result
@@ -111,7 +111,7 @@ def run_tool(
 
     start: of monotonic(), when the call began.
     """
-    size = _process.terminal_size((more or {}).get("pty", False), stdin, stdout, stderr)
+    size = _rare.terminal_size((more or {}).get("pty", False), stdin, stdout, stderr)
     if size is not None:
         raise errors.UnsupportedError(f"{executor}: a terminal takes an executor without a program")
     job = _plan.Job(list(argv), "/", None, env)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from threading import Condition, Thread, current_thread, main_thread
 from time import monotonic
 
-from . import _executor, _ladder, _native, _process, _streams
+from . import _executor, _ladder, _native, _process, _rare, _streams
 from .errors import SandboxError, SpecTypeError, UnsupportedError
 from .result import Result
 from .sandbox import CAPTURE, MORE, Sandbox
@@ -313,7 +313,7 @@ class _Terminal(io.FileIO):
     """The caller's end of a pty, to write to."""
 
     def resize(self, rows: int, columns: int) -> None:
-        _process.set_window(self.fileno(), rows, columns)
+        _rare.set_window(self.fileno(), rows, columns)
 
 
 def start(

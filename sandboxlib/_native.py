@@ -149,7 +149,7 @@ def give_back(workspace: Workspace) -> None:
     if workspace.rare is not None:
         workspace.rare = None
         job = workspace.job
-        job.n_passed = job.n_cgroups = job.terminal = job.announce = 0
+        job.n_passed = job.n_cgroups = job.terminal = job.announce = job.cpu_seconds = 0
     for stream in (workspace.out, workspace.err):
         if stream.is_long:
             stream.reset()
@@ -404,10 +404,11 @@ def fill_rare(
     cgroups: Sequence[int],
     terminal: bool,
     announce: bool,
+    cpu_time: int,
 ) -> None:
     """What few jobs have, until the workspace is given back."""
     job = workspace.job
     workspace.rare = ffi.new("int[]", passed), ffi.new("int[]", cgroups)
     job.passed, job.cgroups = workspace.rare
     job.n_passed, job.n_cgroups = len(passed), len(cgroups)
-    job.terminal, job.announce = int(terminal), int(announce)
+    job.terminal, job.announce, job.cpu_seconds = int(terminal), int(announce), cpu_time

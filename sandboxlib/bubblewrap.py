@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 from time import monotonic
 
-from . import _calls, _executor, _machine, _plan, _process, errors
+from . import _calls, _executor, _machine, _plan, _rare, errors
 from ._check import check_seconds, check_text
 from ._stubs import Stubs
 from .result import Result
@@ -172,7 +172,7 @@ def run_in(
         cwd = caller_directory() if box.root == "/" else "/"
     inside = check_text("cwd", cwd)
     more = more or {}
-    passed = _process.passed_descriptors(more.get("pass_fds", ()))
+    passed = _rare.passed_descriptors(more.get("pass_fds", ()))
     refused = _promises_not(box)
     if len(passed) > _MOST_PASSED:
         refused.append(f"pass_fds of {len(passed)}: one of {_MOST_PASSED + 1} is bwrap's own")

@@ -29,7 +29,7 @@ CAPTURE = -1
 STDOUT = -2
 
 #: Words of Sandbox.run that few runs have.
-MORE = ("grace", "max_output", "on_overflow", "pass_fds", "pty")
+MORE = ("grace", "cpu_time", "max_output", "on_overflow", "pass_fds", "pty")
 
 #: All that a command finds in its environment, unless extra_env says more.
 BASE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -441,6 +441,7 @@ class Sandbox(Value):
         stderr: Stream = CAPTURE,
         timeout: float | None = None,
         grace: float = 0.0,
+        cpu_time: int | None = None,
         max_output: int | None = None,
         on_overflow: str = "truncate",
         pass_fds: Iterable[int] = (),
@@ -451,6 +452,8 @@ class Sandbox(Value):
 
         grace: seconds. When the time is over every process gets SIGTERM, and only after so many
             more seconds SIGKILL. 0 (the default): SIGKILL at once.
+        cpu_time: int, seconds of CPU time of each process; then SIGXCPU, and SIGKILL a second later.
+            It comes before Limits.cpu_time. None (the default): no limit of this run.
         stdout, stderr: also a function, which is called with bytes as they come; Lines(function),
             line by line; or Tee(file): written there as it comes. What a function raises ends the
             run. docs/streams.md has more.
@@ -465,10 +468,10 @@ class Sandbox(Value):
         """
         assert runner is not None
         words = (self, command, cwd, extra_env, stdin, stdout, stderr, timeout, None, fresh)
-        is_plain = type(grace) is float and not grace and max_output is None
+        is_plain = type(grace) is float and not grace and max_output is cpu_time is None
         if is_plain and on_overflow == "truncate" and pass_fds == () and pty is False:
             return runner(*words)
-        rest = (grace, max_output, on_overflow, pass_fds, pty)
+        rest = (grace, cpu_time, max_output, on_overflow, pass_fds, pty)
         return runner(*words, dict(zip(MORE, rest, strict=True)))
 
     def start(

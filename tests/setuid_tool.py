@@ -66,6 +66,7 @@ class SetuidTool:
         mode: str = "4755",
         options: str = "suid",
         before: tuple[str, ...] = (),
+        timeout: float = 60,
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
         """argv as a user; `before` is put in front of it: words like ('setpriv', '--nnp')."""
@@ -80,7 +81,7 @@ class SetuidTool:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout,
             check=False,
         )
 

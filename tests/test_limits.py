@@ -223,6 +223,8 @@ def test_another_death_is_no_cpu_time(place: Place) -> None:
     result = place.run(burn + kill, Limits(cpu_time=1))
     assert result.exit != 0
     assert result.limits_hit == ()
+    if place.way not in ("pid 1", "undefined"):
+        return  # others have no usage then, which would look as if
     burn = """
 import os, time
 for _ in range(2):
@@ -457,7 +459,7 @@ def test_the_same_for_an_ordinary_user(setuid_tool: Any) -> None:
         "HOME": "/tmp",
     }
     argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    done = setuid_tool.run(*argv, **env)
+    done = setuid_tool.run(*argv, timeout=290, **env)
     if done.returncode != 0:
         telling = [line for line in done.stdout.splitlines() if line.startswith(("E  ", "FAILED"))]
         pytest.fail("\n".join([*telling, done.stderr[-2000:]]))

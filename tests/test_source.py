@@ -35,6 +35,7 @@ ORDER = [
     {"_cgroups"},
     {"_plan"},
     {"_slots"},
+    {"_rare"},
     {"_process"},
     {"_executor"},
     {"_calls", "_luc_mounts"},

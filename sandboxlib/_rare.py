@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What few runs have: sinks, cgroups, terminals, more descriptors, a grace."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from . import _native, _streams, errors
+from ._check import check_choice, check_descriptor, check_number, check_seconds
+from ._plan import Plan
+from .limits import Limits
+from .result import Result
+from .sandbox import CAPTURE, STDOUT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+lib = _native.lib
+_SIGKILL, _SIGXCPU, _SIGXFSZ = 9, 24, 25  # signal(7)
+_NULL: int = lib.SBX_NULL
+_CAPTURED: int = lib.SBX_CAPTURE
+_NO_LIMITS = Limits()
+SINK = -99  # an output that is captured, but not as bytes of a Result
+
+
+class Rare:
+    """What few runs have, so that the others need not look for it.
+
+    grace: seconds between SIGTERM and SIGKILL when the time is over. cpu_time, max_output, on_overflow: see
+    Sandbox.run. pass_fds: more descriptors of the command. pty: (rows, columns) of a terminal.
+    announce: the start fails where the command does not begin.
+    """
+
+    def __init__(
+        self, plan: Plan, stdin: Any, stdout: Any, stderr: Any, more: Mapping[str, Any]
+    ) -> None:
+        self._plan = plan
+        self.grace = check_seconds("grace", more.get("grace", 0.0))
+        self._cpu_time = more.get("cpu_time")
+        if self._cpu_time is not None:
+            check_number("cpu_time", self._cpu_time, 1, (1 << 31) - 2)
+        most = more.get("max_output")
+        if most is not None:
+            check_number("max_output", most, 0, 1 << 62)
+        policy = more.get("on_overflow", "truncate")
+        check_choice("on_overflow", policy, ("truncate", "kill"))
+        if policy == "kill" and most is None:
+            raise errors.SpecError("on_overflow='kill' takes max_output")
+        self._kills = policy == "kill"
+        self._passed = passed_descriptors(more.get("pass_fds", ()))
+        _check_room(self._passed, plan.box.limits)
+        self._pty = terminal_size(more.get("pty", False), stdin, stdout, stderr)
+        self._announce = bool(more.get("announce"))
+        wanted = [stdout, None if self._pty or stderr == STDOUT else stderr]
+        self._sinks = [
+            _streams.sink_for(value, most, self._kills)
+            if value == CAPTURE or _streams.is_sink(value)
+            else None
+            for value in wanted
+        ]
+        self._has_sinks = any(sink is not None for sink in self._sinks)
+        if most is not None and not self._has_sinks:
+            raise errors.SpecError("max_output takes an output that is captured, or goes to a sink")
+        self._overflowed = False
+        self._cgroup: Any = None
+        self._terminal: tuple[int, int] | None = None
+
+    def outputs(self, outputs: tuple[int, int]) -> tuple[int, int]:
+        """As the core takes them: what goes to a sink is captured; on a terminal there is one."""
+        out, err = (_CAPTURED if output == SINK else output for output in outputs)
+        return (_CAPTURED, _NULL) if self._pty else (out, err)
+
+    @property
+    def needs_fresh(self) -> bool:
+        """Whether a slot cannot do it."""
+        return bool(self._passed)
+
+    def prepare(self, work: _native.Workspace, stdio: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Before the start: the cgroup, the terminal, how outputs are read. Returns the stdio."""
+        for stream, sink in zip((work.out, work.err), self._sinks, strict=True):
+            if sink is not None:
+                stream.be_eager(sink.eager)
+        if (cgroups := self._plan.cgroups) is not None and self._cgroup is None:
+            self._cgroup = cgroups.take()
+            self._cgroup.begin()
+        procs: Sequence[int] = () if self._cgroup is None else self._cgroup.procs
+        if self._pty and self._terminal is None:
+            self._terminal = _open_pty(*self._pty)
+            stdio = (self._terminal[1],) * 3
+        words = (self._pty is not None, self._announce, self._cpu_time or 0)
+        _native.fill_rare(work, self._passed, procs, *words)
+        return stdio
+
+    def count_reaper(self) -> None:
+        """It is in the cgroup as well, other than that of a slot."""
+        if self._cgroup is not None:
+            self._cgroup.begin(1)
+
+    def started(self, struct: Any) -> None:
+        """The terminal's other end is the run's output."""
+        if self._terminal is not None:
+            master, slave = self._terminal
+            self._terminal = None
+            struct.out.fd, struct.out.is_terminal = master, 1
+            os.close(slave)
+
+    def feed(self, work: _native.Workspace) -> bool:
+        """Hands over what came; False where outputs are captured as always."""
+        if not self._has_sinks:
+            return False
+        for stream, sink in zip((work.out, work.err), self._sinks, strict=True):
+            if sink is None:
+                stream.enlarge()
+                continue
+            sink.feed(stream.pour())
+            if self._kills and sink.is_over and not self._overflowed:
+                self._overflowed = True
+                lib.sbx_signal(work.run, _SIGKILL)
+        return True
+
+    def finish(self, out: bytes | None, err: bytes | None) -> tuple[bytes | None, bytes | None]:
+        """What the Result has of the outputs; out, err: what was not fed."""
+        found = [out, err]
+        for index, sink in enumerate(self._sinks):
+            if sink is not None:
+                sink.feed(found[index] or b"")
+                found[index] = sink.finish()
+        return found[0], found[1]
+
+    def tell(self, result: Result) -> None:
+        """What it knows of a run that is over."""
+        hit = []
+        if self._cgroup is not None:
+            told = result._cgroup = self._cgroup.report()
+            hit += [name for name, key in _HITS if told.get(key)]
+        limits = self._plan.box.limits or _NO_LIMITS
+        cpu_time = self._cpu_time or limits.cpu_time
+        killed = "memory" in hit or result.timed_out or self._overflowed
+        if cpu_time is not None and _ran_out(result, cpu_time, killed):
+            hit.append("cpu_time")
+        if limits.file_size is not None and result.exit in (-_SIGXFSZ, 128 + _SIGXFSZ):
+            hit.append("file_size")
+        if any(sink is not None and sink.is_over for sink in self._sinks):
+            hit.append("output")
+        result.limits_hit = tuple(hit)
+        result._sizes = tuple(None if sink is None else sink.size for sink in self._sinks)  # type: ignore[assignment]
+
+    def release(self) -> None:
+        """The run was ended."""
+        if self._terminal is not None:
+            for fd in self._terminal:
+                os.close(fd)
+            self._terminal = None
+        if self._cgroup is not None:
+            cgroup, self._cgroup = self._cgroup, None
+            cgroup.release()
+
+
+_HITS = (("memory", "oom_kills"), ("pids", "pids_hits"))
+
+
+def _ran_out(result: Result, seconds: int, killed: bool) -> bool:
+    """Of CPU time: by the signal, through a shell as well, or by the one a second later.
+
+    killed: whether something else may have killed it.
+    """
+    if result.exit in (-_SIGXCPU, 128 + _SIGXCPU):
+        return True
+    usage = result.usage
+    if killed or usage is None or result.exit not in (-_SIGKILL, 128 + _SIGKILL):
+        return False
+    # For the limit the kernel counts in ticks, one for whoever runs at that moment: on a busy
+    # machine that may be far more than what was used, and nobody tells it.
+    return bool(usage.user + usage.system >= seconds / 2)
+
+
+def passed_descriptors(value: Any) -> tuple[int, ...]:
+    """Those of pass_fds, checked and in order. SpecError."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise errors.SpecTypeError(f"pass_fds is not several descriptors: {value!r}")
+    found = tuple(sorted({check_descriptor("a descriptor of pass_fds", fd) for fd in value}))
+    if len(found) > lib.SBX_MOST_PASSED:
+        raise errors.SpecError(f"pass_fds has {len(found)} descriptors, and may have 32")
+    if found and found[0] < 3:
+        raise errors.SpecError("pass_fds has 0, 1 or 2, which are stdin, stdout and stderr")
+    for fd in found:
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            raise errors.SpecError(f"pass_fds has {fd}: {error.strerror}") from None
+    return found
+
+
+def _check_room(passed: tuple[int, ...], limits: Limits | None) -> None:
+    """Each is put in its place when the limit holds already."""
+    most: int | None = getattr(limits, "open_files", None)
+    if passed and most is not None and passed[-1] >= most:
+        raise errors.SpecError(f"pass_fds has {passed[-1]}, and open_files is {most}")
+
+
+def terminal_size(value: Any, stdin: Any, stdout: Any, stderr: Any) -> tuple[int, int] | None:
+    """(rows, columns) of a pty, None where there is none; True is that of a VT100. SpecError."""
+    if value is False:
+        return None
+    if value is not True and (not isinstance(value, (tuple, list)) or len(value) != 2):
+        raise errors.SpecTypeError(f"pty is neither a bool nor (rows, columns): {value!r}")
+    if stdin is not None:
+        raise errors.SpecError("with a pty stdin is the terminal, and cannot be given")
+    if not (_streams.is_sink(stdout) or (type(stdout) is int and stdout == CAPTURE)):
+        raise errors.SpecError("the output of a pty is captured, or goes to a function or sink")
+    if not (type(stderr) is int and stderr in (CAPTURE, STDOUT)):
+        raise errors.SpecError("a pty has one output, which is stdout: stderr goes there as well")
+    size = (24, 80) if value is True else value
+    rows, columns = (check_number("a number of pty", n, 1, 65535) for n in size)
+    return rows, columns
+
+
+def _open_pty(rows: int, columns: int) -> tuple[int, int]:
+    """A terminal: the end that is read and written, and that of the command."""
+    try:
+        master, slave = os.openpty()
+    except OSError as error:
+        what = "open a pseudo-terminal of the caller's"
+        raise errors.setup_error(error.errno or 0, None, "terminal", what) from error
+    set_window(slave, rows, columns)
+    return master, slave
+
+
+def set_window(terminal: int, rows: int, columns: int) -> None:
+    """Tells a terminal its size."""
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
