@@ -216,9 +216,13 @@ static int watch_main(void *argument) {
     while (raw(__NR_ppoll, &caller, 1, &left, 0, 0) == -EINTR)
         ; /* the kernel counts LEFT down */
     w->ended_it = 1;
-    while (raw(RAW_pidfd_send_signal, *(const volatile int *)&w->run->pidfd, SIGKILL, 0, 0)
-           == -EBADF)
-        raw(__NR_nanosleep, &pause, 0); /* there is no child yet */
+    const volatile int *child = &w->run->pidfd;
+    while (raw(RAW_pidfd_send_signal, *child, SIGKILL, 0, 0) == -EBADF) {
+        left.tv_sec = left.tv_nsec = 0;
+        if (raw(__NR_ppoll, &caller, 1, &left, 0, 0) == 1)
+            break; /* nor will there be: the caller died before */
+        raw(__NR_nanosleep, &pause, 0);
+    }
     return 0;
 }
 

@@ -309,7 +309,7 @@ def _spawn(
 
         with Mapper(workspace) as fd:
             return _spawn(workspace, plan, job, stdio, held, fd)
-    init = _native.initcheck_descriptor() if plan.reaper else -1
+    init = _native.init_descriptor() if plan.reaper else -1
     keep = _native.fill_job(
         workspace, job.blob, job.cwd_size, job.counts, stdio, init, held, mapper
     )

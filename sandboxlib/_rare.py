@@ -29,8 +29,9 @@ SINK = -99  # an output that is captured, but not as bytes of a Result
 class Rare:
     """What few runs have, so that the others need not look for it.
 
-    grace: seconds between SIGTERM and SIGKILL when the time is over. cpu_time, max_output, on_overflow: see
-    Sandbox.run. pass_fds: more descriptors of the command. pty: (rows, columns) of a terminal.
+    grace: seconds between SIGTERM and SIGKILL when the time is over. cpu_time, max_output,
+    on_overflow: see Sandbox.run. pass_fds: more descriptors of the command. pty: (rows, columns) of
+    a terminal.
     announce: the start fails where the command does not begin.
     """
 

@@ -452,7 +452,7 @@ class Sandbox(Value):
 
         grace: seconds. When the time is over every process gets SIGTERM, and only after so many
             more seconds SIGKILL. 0 (the default): SIGKILL at once.
-        cpu_time: int, seconds of CPU time of each process; then SIGXCPU, and SIGKILL a second later.
+        cpu_time: int, seconds of CPU time of each process; then SIGXCPU, a second later SIGKILL.
             It comes before Limits.cpu_time. None (the default): no limit of this run.
         stdout, stderr: also a function, which is called with bytes as they come; Lines(function),
             line by line; or Tee(file): written there as it comes. What a function raises ends the
