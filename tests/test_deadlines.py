@@ -555,7 +555,8 @@ def test_no_process_survives_a_kill_storm(place: Place, mode: dict[str, Any]) ->
     before, memory = state(), resident_memory()
     storm(count)
     assert state() == before
-    assert resident_memory() - memory < 8 << 20
+    if "SANDBOXLIB_SANITIZED" not in os.environ:  # a sanitizer keeps what is freed
+        assert resident_memory() - memory < 8 << 20
 
 
 # ---- an ordinary user --------------------------------------------------------------------------
@@ -566,6 +567,8 @@ def test_no_process_survives_a_kill_storm(place: Place, mode: dict[str, Any]) ->
 def test_all_of_this_is_the_same_for_an_ordinary_user(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
+    if "SANDBOXLIB_SANITIZED" in os.environ:
+        pytest.skip("over the sanitizer once is enough")
     require(shutil.which("setpriv"), "there is no setpriv")
     require(find_busybox(), "there is no static busybox")
     user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
