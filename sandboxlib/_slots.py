@@ -286,10 +286,10 @@ def _of_the_run(mounts: list[PlannedMount], root: str) -> list[int]:
 
     All after the first, where symbolic links in the targets hide what lies where.
     """
-    real = os.path.realpath(root).rstrip("/")
+    real = _real(root).rstrip("/")
     found: list[int] = []
     targets: list[str] = []
-    straight = all(os.path.realpath(real + m.target) == real + m.target for m in mounts)
+    straight = all(_real(real + m.target) == real + m.target for m in mounts)
     for index, mount in enumerate(mounts):
         target = mount.target + "/"
         inside = any(target.startswith(t) or t.startswith(target) for t in targets)
@@ -297,6 +297,14 @@ def _of_the_run(mounts: list[PlannedMount], root: str) -> list[int]:
             found.append(index)
             targets.append(target)
     return found
+
+
+def _real(path: str) -> str:
+    """os.path.realpath; "" where somebody changes it at the same time."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return ""
 
 
 def _each() -> list[Slots]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import signal
@@ -736,6 +737,18 @@ def test_a_target_that_changes_all_the_time_leads_nowhere_else(
     stop.set()
     swapper.join()
     assert os.listdir(victim) == []
+
+
+def test_a_target_that_changes_is_no_error_of_python_s(
+    rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def readlink(path: str, **_: object) -> str:
+        raise OSError(errno.EINVAL, "it was a link a moment ago", path)
+
+    (rootfs / "link").symlink_to("tmp")
+    box = Sandbox(rootfs, extra_mounts=[Mount.tmpfs("/link/x")])
+    monkeypatch.setattr(os, "readlink", readlink)
+    assert box.run(["true"]).exit == 0
 
 
 # ---- the caller's namespace ------------------------------------------------------------------
