@@ -37,7 +37,6 @@ int64_t loop_core(const struct sbx_place *place, const struct sbx_job *job, stru
     return sbx_spawn(place, job, run, stack) == 0 ? finish(run, start) : -1;
 }
 
-#ifdef SBX_SLOTS /* where csrc/ has them: see loops.py */
 /* One run in a slot that is kept. */
 int64_t loop_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run, char *out,
                   char *err, size_t size, size_t strings_size, size_t cwd_size) {
@@ -47,7 +46,6 @@ int64_t loop_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_r
     run->out.size = run->err.size = size;
     return sbx_spawn_in_slot(slot, job, run, strings_size, cwd_size) == 0 ? finish(run, start) : -1;
 }
-#endif
 
 /* vfork, chroot, exec, two pipes, wait: no error is told, no signal kept out, nothing closed. */
 int64_t loop_floor(const char *root, const char *program) {

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sandboxlib import Sandbox, _native
+from sandboxlib import Sandbox, _native, _slots
 from sandboxlib._plan import Job, plan_for
 
 HERE = Path(__file__).resolve().parent
 CONTRACT = (HERE.parent / "csrc" / "sandbox.h").read_text()
-HAS_SLOTS = "sbx_spawn_in_slot" in CONTRACT
 DECLARED = """
 int64_t loop_core(const struct sbx_place *, const struct sbx_job *, struct sbx_run *, char *,
                   char *, char *, size_t);
@@ -23,8 +22,6 @@ int64_t loop_floor(const char *, const char *);
 int64_t loop_keep(const char *, size_t);
 int64_t straight(const char *, const char *, int);
 int64_t straight_for(const char *, const char *, int, int64_t);
-"""
-DECLARED_WITH_SLOTS = """
 int64_t loop_slot(struct sbx_slot *, const struct sbx_job *, struct sbx_run *, char *, char *,
                   size_t, size_t, size_t);
 """
@@ -35,7 +32,6 @@ def build(place: Path) -> None:
     """loop.so calls the library's own core, straight.so shares nothing with it."""
     init = Path(_native.__file__).with_name("_init")
     flags = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-Wl,-z,now", f'-DSBX_INIT="{init}"']
-    flags += ["-DSBX_SLOTS"] if HAS_SLOTS else []
     for name in ("loop", "straight"):
         argv = ["cc", *flags, "-o", str(place / f"{name}.so"), str(HERE / f"{name}.c")]
         subprocess.run(argv, check=True)
@@ -48,7 +44,7 @@ class Loops:
         from cffi import FFI
 
         self.ffi = FFI()
-        self.ffi.cdef(CONTRACT + DECLARED + (DECLARED_WITH_SLOTS if HAS_SLOTS else ""))
+        self.ffi.cdef(CONTRACT + DECLARED)
         self.lib = self.ffi.dlopen(str(place / "loop.so"))
         self.other = self.ffi.dlopen(str(place / "straight.so"))
         self._root = self.ffi.new("char[]", os.fsencode(place / "root"))
@@ -85,10 +81,6 @@ class Loops:
 
     def slot(self, box: Sandbox) -> Once | str:
         """The library's core in slots that are kept, taking turns; or why there are none."""
-        if not HAS_SLOTS:
-            return "this build keeps no slots"
-        from sandboxlib import _slots  # type: ignore[attr-defined]
-
         plan, job, work = plan_for(box), Job(["/say"], "/", None), _native.Workspace()
         if not _slots.can_stay(plan):
             return "such a sandbox keeps no slot"
