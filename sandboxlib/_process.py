@@ -29,7 +29,7 @@ lib = _native.lib
 # A signal that another thread took wakes nobody here, so look up from waiting now and then.
 _LONGEST_WAIT = 100_000_000
 # Seconds that the start may take, however short the timeout: what takes longer hangs.
-_LEAST_SETUP = 0.25
+_LEAST_SETUP = 1.0
 _SIGKILL, _SIGTERM = 9, 15  # signal(7)
 _TARGET: int = lib.SBX_STEP_TARGET
 _OF_THE_ROOT = (lib.SBX_STEP_SOURCE, lib.SBX_STEP_TARGET, lib.SBX_STEP_MOUNT)
