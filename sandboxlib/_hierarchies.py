@@ -7,6 +7,7 @@ import errno
 import os
 from collections import namedtuple
 
+from . import _machine
 from .errors import UnsupportedError
 
 TYPE_CHECKING = False
@@ -246,13 +247,10 @@ def _refusal(names: list[str], error: OSError, kind: str) -> Exception:
 
 def _mounts() -> Iterator[tuple[str, str, str]]:
     """(controller, root of the mount, mount point) of v1; the controller of v2 is ""."""
-    for line in read("/proc/self/mountinfo").splitlines():
-        before, _, after = line.partition(" - ")
-        kind, _, options = after.split(" ", 2)
-        if kind in ("cgroup", "cgroup2"):
-            root, point = map(_plain, before.split(" ")[3:5])
-            for name in ("",) if kind == "cgroup2" else options.split(","):
-                yield name, root, point
+    for mount in _machine.mounts():
+        if mount.type in ("cgroup", "cgroup2"):
+            for name in ("",) if mount.type == "cgroup2" else mount.options.split(","):
+                yield name, mount.root, mount.point
 
 
 def mount_points() -> dict[str, str]:
@@ -282,13 +280,6 @@ def own_directories() -> dict[str, str]:
 def version(path: str) -> str:
     """v1 or v2: of which the directory is."""
     return "v2" if os.path.exists(f"{path}/cgroup.controllers") else "v1"
-
-
-def _plain(word: str) -> str:
-    """proc(5): characters that would part the words of mountinfo stand in octal."""
-    for code, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
-        word = word.replace(code, character)
-    return word
 
 
 def tree(path: str) -> list[str]:

@@ -12,7 +12,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from . import _plan, errors
+from . import _machine, _plan, errors
 from ._stubs import Stubs
 from .errors import UnsupportedError
 from .sandbox import Mount, Sandbox
@@ -26,13 +26,11 @@ def _below(path: str, above: str) -> bool:
 
 def _mounts_below(above: str) -> list[str]:
     """The mount points below a directory that can be seen and reached, parents first."""
-    points = {}
-    with open("/proc/self/mountinfo", "rb") as lines:
-        for line in lines:  # proc(5): mount ID, parent, device, root, mount point; \040 is a blank
-            number, _, _, _, point = line.split()[:5]
-            name = os.fsdecode(point.decode("unicode_escape").encode("latin-1"))
-            if name != above and _below(name, above):
-                points[int(number)] = name
+    points = {
+        mount.number: mount.point
+        for mount in _machine.mounts()
+        if mount.point != above and _below(mount.point, above)
+    }
     seen = {name for name in points.values() if points.get(_mount_id(name)) == name}
     return sorted(seen, key=_parts)
 

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def read(path: str) -> str:
@@ -38,10 +43,44 @@ def kernel_is_older_than(major: int, minor: int) -> bool:
         return False
 
 
+Mounted = namedtuple("Mounted", "number root point type options")
+
+
+def mounts() -> Iterator[Mounted]:
+    """What the caller sees mounted, in the order of proc_pid_mountinfo(5).
+
+    number: the mount's ID. root: of its file system. options: those of its file system.
+    Nothing where there is no /proc.
+    """
+    for words in (line.rstrip(b"\n").split(b" ") for line in _mountinfo()):
+        kind = words.index(b"-") + 1  # there are optional fields before it
+        root, point, options = map(_plain, (words[3], words[4], words[kind + 2]))
+        yield Mounted(int(words[0]), root, point, os.fsdecode(words[kind]), options)
+
+
+def _mountinfo() -> list[bytes]:
+    try:
+        with open("/proc/self/mountinfo", "rb") as lines:
+            return lines.readlines()
+    except OSError:
+        return []
+
+
+def _plain(word: bytes) -> str:
+    """Characters that would part the words stand in octal, and so does the backslash."""
+    for code, character in (
+        (rb"\040", b" "),
+        (rb"\011", b"\t"),
+        (rb"\012", b"\n"),
+        (rb"\134", b"\\"),
+    ):
+        word = word.replace(code, character)
+    return os.fsdecode(word)
+
+
 def is_chrooted() -> bool:
     """Whether the caller's root is not the root of its mount namespace, as far as can be told."""
-    points = (line.split()[4] for line in read("/proc/self/mountinfo").splitlines())
-    return "/" not in points
+    return all(mount.point != "/" for mount in mounts())
 
 
 def is_dumpable() -> bool:
@@ -80,14 +119,9 @@ def mount_point(path: str) -> str:
 
 
 def mounts_below(path: str) -> list[str]:
-    """The mount points below a path, not the path itself (proc_pid_mountinfo(5))."""
+    """The mount points below a path, not the path itself."""
     real = os.path.realpath(path).rstrip("/")
-    points = []
-    for line in read("/proc/self/mountinfo").splitlines():
-        point = line.split()[4]
-        for octal, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n")):
-            point = point.replace(octal, character)
-        points.append(point.replace("\\134", "\\"))
+    points = [mount.point for mount in mounts()]
     return [point for point in points if point.startswith(f"{real}/") and point != f"{real}/"]
 
 
@@ -151,8 +185,7 @@ def user_namespace_causes() -> list[tuple[str, str]]:
 
 def proc_is_masked() -> bool:
     """Whether something is mounted over parts of /proc, as containers do."""
-    lines = read("/proc/self/mountinfo").splitlines()
-    return any(line.split()[4].startswith("/proc/") for line in lines)
+    return any(mount.point.startswith("/proc/") for mount in mounts())
 
 
 def user_namespace_remedy(step: str, error: int) -> str:

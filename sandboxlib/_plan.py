@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from . import _native, errors, sandbox
+from . import _machine, _native, errors, sandbox
 from ._check import check_text
 from .limits import RLIMITS, SCHEDULERS, Limits
 from .sandbox import Mount, Sandbox
@@ -111,16 +110,10 @@ def may_hang(paths: Sequence[str]) -> bool:
 
     Told by the caller's mounts, without a look at the paths.
     """
-    points = []
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", errors="replace") as file:
-        for words in (line.split() for line in file):  # proc_pid_mountinfo(5)
-            kind = words[words.index("-") + 1]
-            points.append((words[4].rstrip("/") + "/", kind))
+    points = [(mount.point.rstrip("/") + "/", mount.type) for mount in _machine.mounts()]
     if not any(kind.startswith(_OVER_NETWORKS) for _, kind in points):
         return False
-    escapes = {ord(c): f"\\{ord(c):03o}" for c in " \t\n\\"}
-    escaped = [f"{path.translate(escapes)}/" for path in paths]
-    around = [[p for p in points if path.startswith(p[0])] for path in escaped]
+    around = [[p for p in points if f"{path}/".startswith(p[0])] for path in paths]
     kinds = [max(found, key=lambda p: len(p[0]))[1] for found in around if found]
     return any(kind.startswith(_OVER_NETWORKS) for kind in kinds)
 
@@ -525,8 +518,6 @@ def _limit_hint(index: int, error: int) -> str:
 def hint(step: str, index: int, error: int, in_user_namespace: bool = False) -> str:
     """The likely remedy, or ""."""
     if in_user_namespace or step in ("source", "root", "mount"):
-        from . import _machine
-
         applies = in_user_namespace or _machine.is_in_user_namespace()
         remedy = _machine.user_namespace_remedy(step, error) if applies else ""
         if remedy:

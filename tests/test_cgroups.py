@@ -24,7 +24,7 @@ from weakref import ref
 import pytest
 from conftest import require, wait_until
 
-from sandboxlib import UnsupportedError, _cgroups, _hierarchies
+from sandboxlib import UnsupportedError, _cgroups, _hierarchies, _machine
 from sandboxlib._cgroups import Cgroup, CgroupLimits, Cgroups
 from sandboxlib.errors import SpecError
 
@@ -753,13 +753,14 @@ def test_controllers_are_enabled_where_that_is_allowed(delegated: Path, controll
 def test_mounts_are_read_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
         "/proc/self/cgroup": "3:cpu,cpuacct:/docker/a\n2:name=x:/\n1:pids:/../b\n0::/docker/a/c\n",
-        "/proc/self/mountinfo": (
-            "1 0 0:1 / / rw - ext4 /dev/x rw\n"
-            "2 1 0:2 /docker/a /c\\040g/cpu rw shared:1 - cgroup cgroup rw,cpu,cpuacct\n"
-            "3 1 0:3 / /pids rw - cgroup cgroup rw,pids\n"
-            "4 1 0:4 /docker /two rw - cgroup2 none rw,nsdelegate\n"
-        ),
     }
+    mountinfo = [
+        b"1 0 0:1 / / rw - ext4 /dev/x rw\n",
+        b"2 1 0:2 /docker/a /c\\040g/cpu rw shared:1 - cgroup cgroup rw,cpu,cpuacct\n",
+        b"3 1 0:3 / /pids rw - cgroup cgroup rw,pids\n",
+        b"4 1 0:4 /docker /two rw - cgroup2  rw,nsdelegate\n",  # of no source
+    ]
+    monkeypatch.setattr(_machine, "_mountinfo", lambda: mountinfo)
     monkeypatch.setattr(_hierarchies, "read", files.__getitem__)
     assert _hierarchies.own_directories() == {
         "cpu": "/c g/cpu",
