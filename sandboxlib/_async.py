@@ -15,7 +15,7 @@ from time import monotonic
 
 from . import _executor, _handle, _ladder, _native, _process
 from .result import Result
-from .sandbox import CAPTURE, MORE, Sandbox
+from .sandbox import CAPTURE, Sandbox, take_more
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,16 +113,12 @@ class _Watch:
 # ---- a run -------------------------------------------------------------------------------------
 
 
-def _native_executor(box: Sandbox) -> Any:
-    return _ladder.executor_of(box, native=True)
-
-
 async def run(
     box: Sandbox, fresh: bool, words: Mapping[str, Any], more: Mapping[str, Any]
 ) -> Result:
     """A run in the caller's loop; see Sandbox.run_async."""
     began = monotonic()
-    executor = _native_executor(box)
+    executor = _ladder.executor_of(box, native=True)
     loop = _loop()
     run = _executor.new_run(executor.plan_of(box), **words, more=more)
     watch = _Watch(run)
@@ -149,7 +145,7 @@ async def run_once(
     """What run_sandbox_async does."""
     names = ("env", "stdin", "stdout", "stderr", "timeout")
     words = {name: options.pop(name) for name in names if name in options}
-    more = {name: options.pop(name) for name in MORE if name in options}
+    more = take_more(options)
     box = _executor.sandbox_for(rootfs_path, {"network": network, **options})
     words |= {"command": command, "cwd": cwd, "extra_env": extra_env}
     return await run(box, True, words, more)
@@ -216,12 +212,20 @@ class AsyncWriter:
 
     async def drain(self) -> None:
         """Until all is written, or the command reads no more: then BrokenPipeError."""
-        loop = _loop()
         while self._rest:
+            written, rest = 0, memoryview(self._rest)
             try:
-                self._rest = self._rest[os.write(self._fd, self._rest) :]
-            except BlockingIOError:
-                await loop.ready(self._fd, None, writing=True)
+                while written < len(rest):
+                    written += await self._write_some(rest[written:])
+            finally:  # there may be more of it by now
+                self._rest = self._rest[written:]
+
+    async def _write_some(self, data: memoryview) -> int:
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:
+            await _loop().ready(self._fd, None, writing=True)
+            return 0
 
     def close(self) -> None:
         """What drain() did not write is lost."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from . import _executor
 from .result import Result
-from .sandbox import CAPTURE, MORE
+from .sandbox import CAPTURE, take_more
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,14 +98,9 @@ def _first_form(
     timeout: float | None = None,
     **options: Any,
 ) -> Result:
-    more = _more(options)
+    more = take_more(options)
     box = _executor.sandbox_for(rootfs_path, {"network": network, **options})
     return run_in(box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, True, more)
-
-
-def _more(options: dict[str, Any]) -> dict[str, Any]:
-    """Takes out of the options those that belong to the run."""
-    return {name: options.pop(name) for name in MORE if name in options}
 
 
 def _form_of_0_3(
@@ -126,7 +121,7 @@ def _form_of_0_3(
     timeout: float | None = None,
     **options: Any,
 ) -> Result:
-    more = _more(options)
+    more = take_more(options)
     extra_mounts = tuple(extra_mounts or ())
     # They were mounted where everybody saw them; here, where the command alone does.
     if extra_mounts or filesystem_writable_paths != "all":

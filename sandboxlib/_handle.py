@@ -14,7 +14,7 @@ from time import monotonic
 from . import _executor, _ladder, _native, _process, _rare, _streams
 from .errors import SandboxError, SpecTypeError, UnsupportedError
 from .result import Result
-from .sandbox import CAPTURE, MORE, Sandbox
+from .sandbox import MORE, Sandbox, is_capture
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from typing import IO, Any
 
 lib = _native.lib
-_LONGEST_WAIT = 100_000_000
 
 
 class Queue(_streams.Output, _streams.Sink):
@@ -331,10 +330,10 @@ def start(
         raise SpecTypeError(f"start has no such word: {', '.join(unknown)}")
     began = monotonic()
     executor = _ladder.executor_of(box, native=True)
-    queues = [Queue() if _is_capture(value) else value for value in (stdout, stderr)]
+    queues = [Queue() if is_capture(value) else value for value in (stdout, stderr)]
     if more.get("pty"):
         queues[1] = stderr
-    pipe = os.pipe() if _is_capture(stdin) else (-1, -1)
+    pipe = os.pipe() if is_capture(stdin) else (-1, -1)
     try:
         first = pipe[0] if pipe[0] >= 0 else stdin
         more = {**more, "announce": True}
@@ -356,10 +355,6 @@ def start(
         if isinstance(queue, Queue):
             setattr(process, name, io.BufferedReader(_Reader(process, queue)))
     return process
-
-
-def _is_capture(value: object) -> bool:
-    return type(value) is int and value == CAPTURE
 
 
 def _begin(run: _process.Run, command: Any, executor: str, began: float) -> Process:

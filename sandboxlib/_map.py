@@ -20,7 +20,7 @@ from . import _executor, _ladder, _native, _process
 from ._check import check_seconds
 from .errors import CommandFailed, SandboxError, SpecError, SpecTypeError
 from .result import Result
-from .sandbox import MORE, Sandbox
+from .sandbox import MORE, Sandbox, take_more
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ lib = _native.lib
 
 AHEAD = 4  # times jobs: results that are not handed over, and commands that run
 _WORDS = frozenset([*"cwd extra_env stdin stdout stderr timeout fresh".split(), *MORE])
-_LONGEST_WAIT = 100_000_000
 _AGAIN: int = lib.SBX_PUMP_AGAIN
 _SIGKILL = 9
 
@@ -244,7 +243,7 @@ class _Group:
         if fresh or is_full or plan is None or _process.slots_of(plan, in_time) is None:
             self._start_thread(number, box, {**words, "fresh": fresh})
             return
-        more = {name: words.pop(name) for name in MORE if name in words}
+        more = take_more(words)
         run = _executor.new_run(plan, **words, more=more)
         self._runs[number] = run, executor.NAME, began
         try:
@@ -262,7 +261,8 @@ class _Group:
         if structs:
             wait_ns = 0
             if blocking and self and not self._ended:
-                wait_ns = min([run.wait() for _, (run, _, _) in runs], default=_LONGEST_WAIT)
+                waits = [run.wait() for _, (run, _, _) in runs]
+                wait_ns = min(waits, default=_process.LONGEST_WAIT)
             results = self._pump(structs, wait_ns) or [_AGAIN] * len(structs)
             for (number, (run, _, _)), result in zip(runs, results, strict=False):
                 if result != _AGAIN or run.deadline is not None:

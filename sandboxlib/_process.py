@@ -14,7 +14,7 @@ from ._plan import Job, Plan
 from ._rare import SINK, Rare
 from ._stubs import Stubs
 from .result import Result
-from .sandbox import CAPTURE, STDOUT
+from .sandbox import STDOUT, is_capture
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 lib = _native.lib
 
 # A signal that another thread took wakes nobody here, so look up from waiting now and then.
-_LONGEST_WAIT = 100_000_000
+LONGEST_WAIT = 100_000_000
 # Seconds that the start may take, however short the timeout: what takes longer hangs.
 _LEAST_SETUP = 1.0
 _SIGKILL, _SIGTERM = 9, 15  # signal(7)
@@ -159,8 +159,8 @@ class Run:
     def wait(self) -> int:
         """How long to pump before looking up, in ns."""
         if self.deadline is None:
-            return _LONGEST_WAIT
-        return max(0, min(_LONGEST_WAIT, int((self.deadline - monotonic()) * 1e9)))
+            return LONGEST_WAIT
+        return max(0, min(LONGEST_WAIT, int((self.deadline - monotonic()) * 1e9)))
 
     def follow(self, result: int) -> bool:
         """Does what the pump came back for; whether the run is over. SetupError."""
@@ -241,7 +241,7 @@ def slots_of(plan: Plan, in_time: bool = False) -> _slots.Slots | None:
 def _output(name: str, value: Stream) -> int:
     if value is None:
         return _NULL
-    if type(value) is int and value == CAPTURE:
+    if is_capture(value):
         return _CAPTURED
     if type(value) is int and value == STDOUT and name == "stderr":
         return _MERGED

@@ -11,7 +11,7 @@ from ._check import check_choice, check_descriptor, check_number, check_seconds
 from ._plan import Plan
 from .limits import Limits
 from .result import Result
-from .sandbox import CAPTURE, STDOUT
+from .sandbox import CAPTURE, STDOUT, is_capture
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Rare:
         wanted = [stdout, None if self._pty or stderr == STDOUT else stderr]
         self._sinks = [
             _streams.sink_for(value, most, self._kills)
-            if value == CAPTURE or _streams.is_sink(value)
+            if is_capture(value) or _streams.is_sink(value)
             else None
             for value in wanted
         ]
@@ -210,7 +210,7 @@ def terminal_size(value: Any, stdin: Any, stdout: Any, stderr: Any) -> tuple[int
         raise errors.SpecTypeError(f"pty is neither a bool nor (rows, columns): {value!r}")
     if stdin is not None:
         raise errors.SpecError("with a pty stdin is the terminal, and cannot be given")
-    if not (_streams.is_sink(stdout) or (type(stdout) is int and stdout == CAPTURE)):
+    if not (_streams.is_sink(stdout) or is_capture(stdout)):
         raise errors.SpecError("the output of a pty is captured, or goes to a function or sink")
     if not (type(stderr) is int and stderr in (CAPTURE, STDOUT)):
         raise errors.SpecError("a pty has one output, which is stdout: stderr goes there as well")

@@ -32,7 +32,7 @@ from . import _calls, _executor, _plan, errors
 from ._check import check_seconds
 from ._luc_mounts import Recipe, View
 from .errors import UnsupportedError
-from .sandbox import CAPTURE, STDOUT, Sandbox, caller_directory
+from .sandbox import CAPTURE, STDOUT, Sandbox, caller_directory, is_capture
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ def _check_leaks(tool: Tool, recipe: Recipe) -> None:
 def _is_seen(stdout: Stream, stderr: Stream) -> bool:
     """Whether the Result will have what the program writes to stderr."""
     stream = stdout if type(stderr) is int and stderr == STDOUT else stderr
-    return type(stream) is int and stream == CAPTURE
+    return is_capture(stream)
 
 
 _STEPS = {

@@ -31,6 +31,17 @@ STDOUT = -2
 #: Words of Sandbox.run that few runs have.
 MORE = ("grace", "cpu_time", "max_output", "on_overflow", "pass_fds", "pty")
 
+
+def take_more(words: dict[str, Any]) -> dict[str, Any]:
+    """Takes MORE out of the words."""
+    return {name: words.pop(name) for name in MORE if name in words}
+
+
+def is_capture(value: object) -> bool:
+    """Whether an output is CAPTURE: the number, which no descriptor is equal to by chance."""
+    return type(value) is int and value == CAPTURE
+
+
 #: All that a command finds in its environment, unless extra_env says more.
 BASE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -521,7 +532,7 @@ class Sandbox(Value):
         """
         from . import _async
 
-        more = {name: words.pop(name) for name in MORE if name in words}
+        more = take_more(words)
         if words:
             raise SpecTypeError(f"run_async has no such word: {', '.join(words)}")
         given: dict[str, Any] = {"command": command, "cwd": cwd, "extra_env": extra_env}

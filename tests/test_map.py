@@ -686,12 +686,13 @@ for _ in range(3):
 # ---- another engine --------------------------------------------------------------------------
 
 
-def test_the_example_for_dask_runs(shared_rootfs: Path) -> None:
+def test_the_example_for_dask_runs(shared_rootfs: Path, tmp_path: Path) -> None:
     if os.environ.get("SANDBOXLIB_SANITIZED"):
         pytest.skip("the workers of dask are not for a sanitizer")
     require(find_spec("distributed"), "there is no dask.distributed (pip install '.[dask]')")
     example = Path(__file__).resolve().parents[1] / "examples" / "dask_example.py"
     argv = [sys.executable, "-W", "error", str(example), str(shared_rootfs)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=100)
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # where dask leaves a directory
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=100, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "".join(f"{n}: hello from {n}\n" for n in range(8))
