@@ -154,16 +154,16 @@ struct sbx_stream {
 };
 
 struct sbx_slot {
-    int owner;          /* pid of the process that opened it; 0: it is closed */
-    int pidfd;          /* of the resident */
-    int control;        /* a socket to it */
-    uint64_t inodes[2]; /* of the two: a host may close or replace what is not its own */
-    uint32_t runs;      /* how many it was ordered */
+    int owner;         /* pid of the process that opened it; 0: it is closed */
+    int pidfd;         /* of the resident */
+    int control;       /* a socket to it */
+    uint64_t files[2]; /* of the two: a host may close or replace what is not its own */
+    uint32_t runs;     /* how many it was ordered */
 };
 
 struct sbx_watch {
-    int mountinfo;  /* /proc/self/mountinfo; -1: there is none */
-    uint64_t inode; /* of it: a host may close or replace what is not its own */
+    int mountinfo; /* /proc/self/mountinfo; -1: there is none */
+    uint64_t file; /* of it: a host may close or replace what is not its own */
 };
 
 struct sbx_failure { /* the step that failed */
@@ -242,6 +242,9 @@ int sbx_signal(struct sbx_run *run, int signum);
 /* Kills what is left, waits for its end, closes every descriptor. Does nothing the second time,
  * and in a fork of the caller closes only. */
 void sbx_end(struct sbx_run *run);
+
+/* Which file is open there, as a number; 0: none. */
+uint64_t sbx_file_of(int fd);
 
 /* The reaper's program in a sealed memfd: a descriptor >= 5, or -errno. */
 int sbx_open_init(void);

@@ -382,9 +382,11 @@ static long send_all(int socket, struct iovec parts[2], const int *fds, int n_fd
     return 0;
 }
 
-static uint64_t inode_of(int fd) {
+uint64_t sbx_file_of(int fd) {
     struct stat status;
-    return fstat(fd, &status) == 0 ? status.st_ino : 0;
+    int saved = errno, error = fstat(fd, &status);
+    errno = saved;
+    return error ? 0 : (uint64_t)status.st_dev << 32 ^ status.st_ino;
 }
 
 int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
@@ -396,8 +398,8 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
     slot->owner = run->owner;
     slot->pidfd = (int)above(run->pidfd, 3); /* it stays, and must not be found as stdin */
     slot->control = run->status;
-    slot->inodes[0] = inode_of(slot->pidfd);
-    slot->inodes[1] = inode_of(slot->control);
+    slot->files[0] = sbx_file_of(slot->pidfd);
+    slot->files[1] = sbx_file_of(slot->control);
     slot->runs = 0;
     run->pidfd = run->status = -1;
     run->owner = 0;
@@ -411,12 +413,10 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
 
 /* What is not ours any more is left alone. The resident ends when its socket is closed. */
 static void forget_foreign(struct sbx_slot *slot) {
-    int saved = errno;
-    if (inode_of(slot->pidfd) != slot->inodes[0])
+    if (sbx_file_of(slot->pidfd) != slot->files[0])
         slot->pidfd = -1;
-    if (inode_of(slot->control) != slot->inodes[1])
+    if (sbx_file_of(slot->control) != slot->files[1])
         slot->control = -1;
-    errno = saved;
 }
 
 /* Whether the resident has asked for a command; it has not when the run before left something. */
@@ -676,7 +676,7 @@ static int see(const char *paths, int n, uint64_t *seen, int keep) {
 void sbx_open_watch(const char *paths, int n, uint64_t *seen, struct sbx_watch *watch) {
     int flags = O_RDONLY | O_CLOEXEC;
     watch->mountinfo = (int)above(raw(__NR_openat, AT_FDCWD, "/proc/self/mountinfo", flags), 3);
-    watch->inode = inode_of(watch->mountinfo);
+    watch->file = sbx_file_of(watch->mountinfo);
     see(paths, n, seen, 1);
 }
 
@@ -687,7 +687,7 @@ int sbx_see(const char *paths, int n, uint64_t *seen, const struct sbx_watch *wa
 }
 
 void sbx_close_watch(struct sbx_watch *watch) {
-    if (watch->inode && inode_of(watch->mountinfo) == watch->inode)
+    if (watch->file && sbx_file_of(watch->mountinfo) == watch->file)
         sbx_close(&watch->mountinfo);
-    watch->inode = 0;
+    watch->file = 0;
 }

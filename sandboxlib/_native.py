@@ -25,6 +25,7 @@ STEPS: dict[int, str] = {
 }
 
 SCRATCH_SIZE = 65536  # what a pipe holds (pipe(7)): most commands write less
+GROWTH = 1 << 20
 VEC_SIZE = 256  # pointers to argv, environment and paths; more are made where they are needed
 _EMPTY = ffi.new("unsigned char[1]")
 
@@ -45,7 +46,9 @@ class Stream:
         stream.buffer, stream.size = self._scratch, SCRATCH_SIZE
 
     def enlarge(self) -> None:
-        """Makes room, if there is none, for an eighth more than there is, and 1 MiB at least."""
+        """Makes room, if there is none, for as much as a large pipe holds. BytesIO writes zeros
+        there, which then are in the cache of the CPU, and for more it has asked malloc already.
+        """
         stream = self._stream
         if stream.length < stream.size:
             return
@@ -54,7 +57,7 @@ class Stream:
             self._file = BytesIO()
             self._file.write(ffi.buffer(self._scratch, stream.length))
         self._release()
-        self._file.seek(stream.length + max(stream.length // 8, 1 << 20) - 1)
+        self._file.seek(stream.length + GROWTH - 1)
         self._file.write(b"\0")
         self._view = ffi.from_buffer("char[]", self._file.getbuffer())
         stream.buffer, stream.size = self._view, len(self._view)
@@ -164,7 +167,7 @@ def text(string: str) -> Any:
 
 # ---- the reaper's program --------------------------------------------------------------------
 
-_init: tuple[int, tuple[int, int]] | None = None
+_init: tuple[int, int] | None = None
 
 
 def init_descriptor() -> int:
@@ -172,20 +175,14 @@ def init_descriptor() -> int:
     the number is looked at again in every run: what runs as pid 1 has to be ours.
     """
     global _init  # noqa: PLW0603
-    if _init is not None:
-        try:
-            status = os.fstat(_init[0])
-        except OSError:
-            status = None
-        if status is not None and (status.st_dev, status.st_ino) == _init[1]:
-            return _init[0]
+    if _init is not None and lib.sbx_file_of(_init[0]) == _init[1]:
+        return _init[0]
     fd: int = lib.sbx_open_init()
     if fd in (-errno.EACCES, -errno.EPERM):  # sysctl vm.memfd_noexec
         fd = _open_shipped()
     if fd < 0:
         raise errors.setup_error(-fd, None, "reaper", "open the reaper's program")
-    status = os.fstat(fd)
-    _init = (fd, (status.st_dev, status.st_ino))
+    _init = fd, lib.sbx_file_of(fd)
     return fd
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from . import _machine, _native, errors, sandbox
-from ._check import check_text
+from ._check import ENCODING, check_text
 from .limits import RLIMITS, SCHEDULERS, Limits
 from .sandbox import Mount, Sandbox
 
@@ -24,7 +23,6 @@ lib = _native.lib
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 
-_ENCODING = sys.getfilesystemencoding()
 _NO_LIMITS = Limits()
 _OVER_NETWORKS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "afs", "lustre", "gpfs", "virtiofs")
 _KINDS = {"bind": lib.SBX_BIND, "tmpfs": lib.SBX_TMPFS, "proc": lib.SBX_PROC, "dev": lib.SBX_DEV}
@@ -313,7 +311,7 @@ class Job:
         self.cwd = check_text("cwd", cwd)
         if not self.cwd:
             raise errors.SpecError("cwd is empty")
-        inside = self.cwd.encode(_ENCODING, "surrogateescape")
+        inside = self.cwd.encode(ENCODING, "surrogateescape")
         self.counts = len(self._paths), len(words), len(settings)
         strings = [inside, *self._paths, *words, *settings, b""]
         self.blob = b"\0".join(strings)
@@ -334,13 +332,13 @@ class Job:
 
 def command_words(command: object) -> list[bytes]:
     """The argv of a command, encoded; SpecError where it is none."""
-    if isinstance(command, (str, bytes, os.PathLike)):
-        command = (command,)
     if not isinstance(command, (list, tuple)):
-        raise errors.SpecTypeError(f"the command is neither a list nor a str: {command!r}")
+        if not isinstance(command, (str, bytes, os.PathLike)):
+            raise errors.SpecTypeError(f"the command is neither a list nor a str: {command!r}")
+        command = (command,)
     try:
         words = [
-            word.encode(_ENCODING, "surrogateescape") if type(word) is str else os.fsencode(word)
+            word.encode(ENCODING, "surrogateescape") if type(word) is str else os.fsencode(word)
             for word in command
         ]
     except TypeError:

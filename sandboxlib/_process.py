@@ -104,10 +104,11 @@ class Run:
         if more or plan.is_limited or SINK in outputs:
             self._rare = Rare(plan, stdin, stdout, stderr, more or {})
             outputs = self._rare.outputs(outputs)
+        first = _NULL
         if isinstance(stdin, (bytes, bytearray, memoryview)):
             first = self._content = _memory_file(stdin)
-        else:
-            first = _NULL if stdin is None else check_descriptor("stdin", stdin)
+        elif stdin is not None:
+            first = check_descriptor("stdin", stdin)
         self._stdio = (first, *outputs)
         self._captures = outputs[0] == _CAPTURED, outputs[1] == _CAPTURED
         self._workspace = _native.take_workspace()
@@ -121,8 +122,7 @@ class Run:
         if fresh or not self._start_in_slot():
             if self._rare is not None and self.plan.reaper:
                 self._rare.count_reaper()
-            self._stubs = Stubs(self.plan.box.root, self.deadline)
-            _start(self._workspace, self.plan, self._job, self._stdio, self._stubs, self.deadline)
+            self._start_fresh()
         if self._rare is not None:
             self._rare.started(self.struct)
 
@@ -155,6 +155,36 @@ class Run:
             if slots.is_pointless(slot):
                 break
         return False
+
+    def _start_fresh(self) -> None:
+        """Mount points that the root lacks are made on the way. Whether there are any is found by
+        doing: a run that needs none never looks.
+        """
+        plan, work = self.plan, self._workspace
+        for index in plan.stubs:
+            self._hold(index)
+        held = plan.stubs
+        setup = 0.0 if self.deadline is None else max(_LEAST_SETUP, self.deadline - monotonic())
+        work.job.setup_ns = int(setup * 1e9)
+        while _spawn(work, plan, self._job, self._stdio, plan.held(held)) != 0:
+            step, index, error = _failure(work)
+            missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
+            if not missing or index in held or not plan.mounts[index].in_root:
+                raise plan.error(step, index, error, self._job)
+            self._hold(index)
+            held = (*held, index)
+        plan.stubs = held
+
+    def _hold(self, index: int) -> None:
+        mount = self.plan.mounts[index]
+        if self._stubs is None:
+            self._stubs = Stubs(self.plan.box.root, self.deadline)
+        try:
+            self._stubs.hold(mount.target, mount.is_directory())
+        except OSError as error:
+            what, number = f"{mount.words}: make the mount point", error.errno or 0
+            hint = _plan.hint("target", index, number)
+            raise errors.setup_error(number, mount.target, "target", what, hint) from error
 
     def wait(self) -> int:
         """How long to pump before looking up, in ns."""
@@ -266,36 +296,6 @@ def _memory_file(content: bytes | bytearray | memoryview) -> int:
 # ---- start -----------------------------------------------------------------------------------
 
 
-def _start(
-    workspace: _native.Workspace,
-    plan: Plan,
-    job: Job,
-    stdio: tuple[int, int, int],
-    stubs: Stubs,
-    deadline: float | None,
-) -> None:
-    """Starts the job, or raises why not: a SetupError.
-
-    Mount points that the root lacks are made on the way. Whether there are any is found by doing:
-    a run that needs none never looks.
-    """
-    for index in plan.stubs:
-        _hold(stubs, plan, index)
-    held = plan.stubs
-    if deadline is None:
-        workspace.job.setup_ns = 0
-    else:
-        workspace.job.setup_ns = int(max(_LEAST_SETUP, deadline - monotonic()) * 1e9)
-    while _spawn(workspace, plan, job, stdio, plan.held(held)) != 0:
-        step, index, error = _failure(workspace)
-        missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
-        if not missing or index in held or not plan.mounts[index].in_root:
-            raise plan.error(step, index, error, job)
-        _hold(stubs, plan, index)
-        held = (*held, index)
-    plan.stubs = held
-
-
 def _spawn(
     workspace: _native.Workspace,
     plan: Plan,
@@ -316,16 +316,6 @@ def _spawn(
     result: int = lib.sbx_spawn(plan.place, workspace.job, workspace.run, workspace.stack)
     del keep
     return result
-
-
-def _hold(stubs: Stubs, plan: Plan, index: int) -> None:
-    mount = plan.mounts[index]
-    try:
-        stubs.hold(mount.target, mount.is_directory())
-    except OSError as error:
-        what, number = f"{mount.words}: make the mount point", error.errno or 0
-        hint = _plan.hint("target", index, number)
-        raise errors.setup_error(number, mount.target, "target", what, hint) from error
 
 
 def _failure(workspace: _native.Workspace) -> tuple[int, int, int]:
