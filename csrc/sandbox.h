@@ -136,6 +136,7 @@ struct sbx_job {
     int terminal;              /* 1: stdin is a terminal, and to be that of its session */
     int cpu_seconds;           /* RLIMIT_CPU of this job; 0: that of the place */
     int announce;              /* 1: sbx_spawn is to know whether the command began */
+    int64_t pump_ns;           /* who starts it goes on with sbx_pump, for so long; 0: not at all */
     int64_t setup_ns;          /* steps that take longer are ended: ETIMEDOUT; 0: never */
     int mapper;                /* user namespace without uid_map: a socket to who writes the maps */
     const unsigned char *held; /* per mount: 1 where the caller holds the stub that is its target */
@@ -172,6 +173,14 @@ struct sbx_failure { /* the step that failed */
     int error; /* errno */
 };
 
+/* What sbx_pump came back for. */
+enum sbx_pump_result {
+    SBX_PUMP_DONE,  /* ended, and everything that it wrote is in the buffers */
+    SBX_PUMP_FULL,  /* a buffer is full, or has something eager: make room */
+    SBX_PUMP_AGAIN, /* a signal came, or the time was over */
+    SBX_PUMP_ERROR  /* failure says which step */
+};
+
 struct sbx_run {
     int owner;             /* pid of the process that started it; 0: no run */
     struct sbx_slot *slot; /* the slot that it runs in, or NULL */
@@ -182,6 +191,7 @@ struct sbx_run {
     int orphan; /* 1: somebody else's child, who reaps it */
     struct sbx_stream out;
     struct sbx_stream err;
+    enum sbx_pump_result first; /* what came of job.pump_ns; DONE: after sbx_end */
     int ended;
     int wait_status;   /* as of wait(2), once ended; -1: somebody else took it */
     int has_usage;     /* whether there is any, once ended */
@@ -189,14 +199,6 @@ struct sbx_run {
                         * peak memory that is not known 0 */
     struct sbx_failure failure; /* SBX_STEP_NONE: none did */
     struct sbx_failure at;      /* the step under way, as the failure that its timeout is */
-};
-
-/* What sbx_pump came back for. */
-enum sbx_pump_result {
-    SBX_PUMP_DONE,  /* ended, and everything that it wrote is in the buffers */
-    SBX_PUMP_FULL,  /* a buffer is full, or has something eager: make room */
-    SBX_PUMP_AGAIN, /* a signal came, or the time was over */
-    SBX_PUMP_ERROR  /* failure says which step */
 };
 
 enum { SBX_STACK_SIZE = 65536, SBX_PEAK = 4 /* ru_maxrss in struct rusage */ };

@@ -245,8 +245,7 @@ static void close_watchdog(struct watchdog *w) {
 
 /* exit_signal stays 0, so that the caller's SIGCHLD is quiet until the exec sets it. */
 static long clone_child(struct sbx_child *c, char *stack) {
-    int stays =
-        c->place->reaper == SBX_RESIDENT; /* then the stack's end is the process between's */
+    int stays = c->place->reaper == SBX_RESIDENT; /* the stack's end is clone_orphan's */
     struct watchdog w = {c->run, stays ? 0 : c->job->setup_ns, c->lifeline, -1, 0};
     uint64_t flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | c->place->namespaces;
     struct raw_clone_args args = {
@@ -287,6 +286,7 @@ static void begin(struct sbx_run *run, const struct sbx_place *place) {
     run->group = place && place->session && !(place->namespaces & CLONE_NEWPID);
     run->orphan = place && place->reaper == SBX_RESIDENT;
     run->ended = run->has_usage = 0;
+    run->first = SBX_PUMP_AGAIN;
     run->wait_status = -1;
     run->at.step = SBX_STEP_CLONE;
     run->at.index = 0;
@@ -313,6 +313,15 @@ static void await_command(struct sbx_run *run, int64_t ns) {
         sbx_fail(run, (enum sbx_step)record.step, record.index, -(long)record.error);
 }
 
+/* Most runs end in the call that starts them: Python has its lock to take once only. */
+static int go_on(const struct sbx_job *job, struct sbx_run *run) {
+    if (job->pump_ns)
+        run->first = sbx_pump(run, job->pump_ns);
+    if (run->first == SBX_PUMP_DONE)
+        sbx_end(run);
+    return 0;
+}
+
 int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
               char *stack) {
     struct sbx_child child = {.place = place, .job = job, .run = run, .init = job->init_fd};
@@ -335,7 +344,7 @@ int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct s
     if (job->announce && place->reaper == SBX_REAPER && run->failure.step == SBX_STEP_NONE)
         await_command(run, job->setup_ns);
     if (run->failure.step == SBX_STEP_NONE)
-        return 0;
+        return go_on(job, run);
     sbx_end(run);
     return -1;
 }
@@ -384,8 +393,7 @@ static long send_all(int socket, struct iovec parts[2], const int *fds, int n_fd
 
 uint64_t sbx_file_of(int fd) {
     struct stat status;
-    int saved = errno, error = fstat(fd, &status);
-    errno = saved;
+    long error = raw(__NR_fstat, fd, &status);
     return error ? 0 : (uint64_t)status.st_dev << 32 ^ status.st_ino;
 }
 
@@ -474,7 +482,7 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
     close_outputs(job, stdio);
     sbx_close(&null);
     if (error == 0)
-        return 0;
+        return go_on(job, run);
     sbx_end(run);
     return -1;
 }

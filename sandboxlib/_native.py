@@ -320,7 +320,7 @@ class Slot:
         try:
             init = init_descriptor()
             keep = fill_job(workspace, b"/\0", 2, (0, 0, 0), stdio, init, held, -1)
-            workspace.job.setup_ns = 0
+            workspace.job.setup_ns = workspace.job.pump_ns = 0
             words = (place[0], workspace.job, run, workspace.stack, inside, len(inside))
             result = lib.sbx_open_slot(*words, self.struct)
             del keep

@@ -57,10 +57,11 @@ def complete(
     Nothing of the run is left afterwards, however it ends.
     """
     try:
-        run.start(fresh)
-        while not run.follow(lib.sbx_pump(run.struct, run.wait())):
+        came = run.start(fresh, pump=True)
+        while not run.follow(came):
             if stops and (event := stops.get(get_ident())) is not None and event.is_set():
                 raise Stopped
+            came = lib.sbx_pump(run.struct, run.wait())
         return run.result(executor, began, isolation)
     finally:
         # Whatever came, a KeyboardInterrupt too: kill, wait, close. Not interruptible, as it is
@@ -114,8 +115,14 @@ class Run:
         self._workspace = _native.take_workspace()
         self.struct = self._workspace.run
 
-    def start(self, fresh: bool) -> None:
-        """Starts the job, or raises why not: a SetupError. fresh=False: in a slot, if it can be."""
+    def start(self, fresh: bool, pump: bool = False) -> int:
+        """Starts the job, or raises why not: a SetupError. fresh=False: in a slot, if it can be.
+
+        pump: True also moves its output, as far as it gets without Python. Returns what there is to
+        follow.
+        """
+        is_plain = pump and self._rare is None and not self.plan.mapped_outside
+        self._workspace.job.pump_ns = self.wait() if is_plain else 0
         if self._rare is not None:
             self._stdio = self._rare.prepare(self._workspace, self._stdio)
             fresh = fresh or self._rare.needs_fresh
@@ -125,6 +132,8 @@ class Run:
             self._start_fresh()
         if self._rare is not None:
             self._rare.started(self.struct)
+        first: int = self.struct.first
+        return first
 
     def _start_in_slot(self) -> bool:
         """False where there is none: then the same isolation, all of it new, also tells why."""
