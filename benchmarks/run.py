@@ -5,6 +5,7 @@
     python benchmarks/run.py TABLE ...          these tables only, nothing but results/ is written
     python benchmarks/run.py --quick            few rounds, into results/quick/: noisy
     python benchmarks/run.py --report           docs/ and README again from results/
+    python benchmarks/run.py --phases           how much of a run is Python, how much the core
     python benchmarks/run.py --syscalls         system calls of a run, counted by strace
 
 As root, in an environment with sandboxlib and matplotlib (pip install -e '.[bench]'). Peers from
@@ -23,6 +24,7 @@ import time
 from pathlib import Path
 
 import peers
+import phases
 import report
 import rows
 import syscalls
@@ -41,6 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("tables", nargs="*", choices=[*TABLES, []], metavar="TABLE")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--phases", action="store_true")
     parser.add_argument("--syscalls", action="store_true")
     parser.add_argument("--no-install", action="store_true", help="no peers that are not there yet")
     parser.add_argument("--words", action="store_true", help="print how to repeat each row")
@@ -56,10 +59,11 @@ def main() -> int:
     if os.geteuid() != 0:
         print("the benchmark takes root; python -m sandboxlib bench does not", file=sys.stderr)
         return 2
-    if words.syscalls:
+    if words.syscalls or words.phases:
         with tempfile.TemporaryDirectory(prefix="sandboxlib-bench-") as place:
             rows.build(Path(place))
-            return syscalls.count_syscalls(Path(place))
+            count = syscalls.count_syscalls if words.syscalls else phases.show_phases
+            return count(Path(place))
     if not words.no_install:
         peers.install()
     line = machine()
