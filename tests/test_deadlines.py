@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import find_busybox, needs_root, processes, require, wait_until
+from conftest import needs_root, processes, require, wait_until
 
 from sandboxlib import CommandFailed, Mount, Result, Sandbox, _native, _slots
 from sandboxlib._plan import plan_for
@@ -438,7 +437,7 @@ def test_a_set_up_that_hangs_ends_in_time(
 used = bound(dead)  # before it hangs, and there may be a slot
 assert used.run(["echo", "x"], fresh=fresh).out == b"x\\n"
 fd = mount()
-for _ in range(2):
+for _ in range(1 if fresh else 2):
     # The mounting itself needs no answer.
     assert attempt(used) == (0, b"x\\n", b"")
     assert attempt(bound(dead + "/x")) == ("source", dead + "/x")
@@ -555,31 +554,3 @@ def test_no_process_survives_a_kill_storm(place: Place, mode: dict[str, Any]) ->
     assert state() == before
     if "SANDBOXLIB_SANITIZED" not in os.environ:  # a sanitizer keeps what is freed
         assert resident_memory() - memory < 8 << 20
-
-
-# ---- an ordinary user --------------------------------------------------------------------------
-
-
-@needs_root
-@pytest.mark.timeout(900)
-def test_all_of_this_is_the_same_for_an_ordinary_user(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    if "SANDBOXLIB_SANITIZED" in os.environ:
-        pytest.skip("over the sanitizer once is enough")
-    require(shutil.which("setpriv"), "there is no setpriv")
-    require(find_busybox(), "there is no static busybox")
-    user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    trial = [*user, "unshare", "--user", "--map-root-user", "true"]
-    require(subprocess.run(trial, check=False).returncode == 0, "users may have no namespaces")
-    with tempfile.TemporaryDirectory(prefix="sandboxlib-user-") as base:
-        os.chown(base, 65534, 65534)
-        argv = [*user, sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-        argv += [f"--basetemp={base}/t", str(HERE), "-k", "not 5000 and not flood and not highest"]
-        env = {**os.environ, "HOME": base, "SANDBOXLIB_SOAK": "100"}
-        env.pop("SANDBOXLIB_MUST_WORK", None)  # some of them take root
-        done = subprocess.run(
-            argv, capture_output=True, text=True, check=False, env=env, cwd=HERE.parent.parent
-        )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout

@@ -451,9 +451,7 @@ def test_a_value(shared_rootfs: Path) -> None:
 @needs_root
 @pytest.mark.skipif(NESTED is not None, reason="it is run by the same suite outside")
 @pytest.mark.timeout(300)
-def test_the_same_for_an_ordinary_user(setuid_tool: Any) -> None:
-    if "SANDBOXLIB_SANITIZED" in os.environ:
-        pytest.skip("over the sanitizer once is enough")
+def test_limits_of_an_ordinary_user_through_linux_user_chroot(setuid_tool: Any) -> None:
     env = {
         "SANDBOXLIB_TEST_NESTED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -461,6 +459,7 @@ def test_the_same_for_an_ordinary_user(setuid_tool: Any) -> None:
         "HOME": "/tmp",
     }
     argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    argv += ["-k", "linux_user_chroot"]
     done = setuid_tool.run(*argv, timeout=290, **env)
     if done.returncode != 0:
         telling = [line for line in done.stdout.splitlines() if line.startswith(("E  ", "FAILED"))]

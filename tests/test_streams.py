@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import needs_root, processes, python, require, wait_until
+from conftest import processes, python, require, wait_until
 
 import sandboxlib
 from sandboxlib import (
@@ -42,10 +42,8 @@ from sandboxlib import (
 )
 from sandboxlib._plan import Job
 
-pytest_plugins = ["setuid_tool"]
-
 HERE = Path(__file__).resolve().parent
-NESTED = os.environ.get("SANDBOXLIB_TEST_NESTED")
+IS_ROOT = os.geteuid() == 0
 PYTHON = [os.path.realpath(sys.executable), "-I", "-S", "-c"]
 BARE = {"mounts": "undefined", "processes": "undefined", "ipc": "undefined"}
 PLACES: dict[str, dict[str, Any]] = {
@@ -62,12 +60,14 @@ Run = Callable[..., Result]
 
 def _needs(name: str) -> list[pytest.MarkDecorator]:
     reason = "an ordinary user has a root of its own by mounting alone"
-    skipped = NESTED is not None and "mounts" in PLACES[name]
+    skipped = not IS_ROOT and "mounts" in PLACES[name]
     return [pytest.mark.skip(reason=reason)] if skipped else []
 
 
-if NESTED is None:
-    pytestmark = needs_root
+@pytest.fixture(autouse=True, scope="module")
+def can_run() -> None:
+    reason = sandboxlib.get_executor("chroot" if IS_ROOT else "user_namespace").why_not()
+    require(not reason, reason)
 
 
 @pytest.fixture(params=[pytest.param(name, marks=_needs(name)) for name in PLACES])
@@ -918,7 +918,7 @@ def test_executors_that_drive_a_program(
 
 def test_a_terminal_goes_to_an_executor_that_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SANDBOXLIB_BACKEND", raising=False)
-    native = "user_namespace" if NESTED else "chroot"
+    native = "chroot" if IS_ROOT else "user_namespace"
     monkeypatch.setattr(_ladder, "EXECUTORS", ("bubblewrap", native))
     if reason := sandboxlib.get_executor("bubblewrap").why_not():
         pytest.skip(reason)
@@ -933,27 +933,3 @@ def test_a_terminal_goes_to_an_executor_that_has_one(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SANDBOXLIB_BACKEND", "bubblewrap")
     with pytest.raises(UnsupportedError, match="terminal"):
         box.run(["tty"], pty=True)
-
-
-# ---- who runs all of this ------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(NESTED is not None, reason="it is run by the same suite outside")
-@pytest.mark.timeout(300)
-def test_the_streams_of_an_ordinary_user(setuid_tool: Any) -> None:
-    if "SANDBOXLIB_SANITIZED" in os.environ:
-        pytest.skip("over the sanitizer once is enough")
-    works = subprocess.run(["unshare", "-Ur", "true"], capture_output=True, check=False)
-    require(works.returncode == 0, f"there are no user namespaces: {works.stderr.decode()}")
-    env = {
-        "SANDBOXLIB_TEST_NESTED": "1",
-        "SANDBOXLIB_BACKEND": "user_namespace",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": f"{Path(sandboxlib.__file__).resolve().parents[1]}:{HERE}",
-        "HOME": "/tmp",
-    }
-    argv = [*python(), "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
-    done = setuid_tool.run(*argv, **env)
-    if done.returncode != 0:
-        telling = [line for line in done.stdout.splitlines() if line.startswith(("E  ", "FAILED"))]
-        pytest.fail("\n".join([*telling, done.stderr[-2000:]]))
