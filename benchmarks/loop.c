@@ -91,8 +91,8 @@ static pid_t start_writer(const char *program, int out[2]) {
     return pid;
 }
 
-/* What a program writes, all of it kept: nanoseconds, or -1. The pipe is enlarged and the memory
- * grows by an eighth, as in the library. */
+/* What a program writes, all of it kept: nanoseconds, or -1. The pipe is enlarged, as in the
+ * library, and the memory grows by an eighth. */
 int64_t loop_keep(const char *program, size_t expected) {
     int64_t start = now_ns();
     size_t size = 1048576, length = 0;

@@ -163,14 +163,14 @@ struct sbx_order {
  * not be run, gives way to the next one. Unlike execvp it hands no text file to /bin/sh. Returns
  * only to tell why not: -errno, and in INDEX the path that it is about, or -1.
  * A file that some other thread's fork still holds open for writing is ETXTBSY for a moment
- * (golang.org/issue/22315): wait for it, 100 ms at most. */
+ * (golang.org/issue/22315): wait for it, 500 ms at most. */
 static inline int exec_first(const char *const *paths, int n, const char *const *argv,
                              const char *const *envp, int32_t *index) {
     int result = -ENOENT;
     *index = -1;
     for (int i = 0; i < n; i++) {
         long error = raw(__NR_execve, paths[i], argv, envp);
-        for (int tries = 0; error == -ETXTBSY && tries < 10; tries++) {
+        for (int tries = 0; error == -ETXTBSY && tries < 50; tries++) {
             struct {
                 long seconds, nanoseconds;
             } pause = {0, 10000000};

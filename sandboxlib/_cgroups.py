@@ -137,8 +137,9 @@ class Cgroups:
             self._idle.pop().remove()
 
     def __del__(self) -> None:
-        _all.pop(id(self), None)
-        _insist(self.close)
+        if _all is not None:  # else the interpreter is at its end, and end_all() was here
+            _all.pop(id(self), None)
+            _insist(self.close)
 
 
 class Cgroup:
@@ -275,7 +276,7 @@ class Cgroup:
         """Ends every process in it, and returns when there is none. OSError: some live for 5 s."""
         import time
 
-        deadline, pause = time.monotonic() + PATIENCE, 0.0002
+        deadline, patience = time.monotonic() + PATIENCE, 0.01
         killer = self._find("cgroup.kill")
         while True:
             if killer:
@@ -284,12 +285,18 @@ class Cgroup:
                 self._kill_each()
             if self._is_suspended:
                 self.resume()
-            if not (left := self.pids()):
+            # To die they need a CPU, and not to be frozen again before they have had it.
+            again, pause = time.monotonic() + patience, 0.0002
+            while left := self.pids():
+                if time.monotonic() > again:
+                    break
+                time.sleep(pause)
+                pause = min(pause * 2, 0.005)
+            if not left:
                 return
             if time.monotonic() > deadline:
                 raise OSError(errno.EBUSY, f"killed processes do not end: {left}", self.paths[0])
-            time.sleep(pause)
-            pause = min(pause * 2, 0.02)
+            patience = min(patience * 2, 0.5)
 
     def _kill_each(self) -> None:
         """While nobody can fork: so that the list is all of them."""

@@ -12,7 +12,7 @@ from . import _native, _plan, _slots, _streams, errors
 from ._check import check_descriptor
 from ._plan import Job, Plan
 from ._rare import SINK, Rare
-from ._stubs import Stubs
+from ._stubs import LEAST_SETUP, Stubs
 from .result import Result
 from .sandbox import STDOUT, is_capture
 
@@ -28,8 +28,6 @@ lib = _native.lib
 
 # A signal that another thread took wakes nobody here, so look up from waiting now and then.
 LONGEST_WAIT = 100_000_000
-# Seconds that the start may take, however short the timeout: what takes longer hangs.
-_LEAST_SETUP = 1.0
 _SIGKILL, _SIGTERM = 9, 15  # signal(7)
 _TARGET: int = lib.SBX_STEP_TARGET
 _OF_THE_ROOT = (lib.SBX_STEP_SOURCE, lib.SBX_STEP_TARGET, lib.SBX_STEP_MOUNT)
@@ -173,7 +171,7 @@ class Run:
         for index in plan.stubs:
             self._hold(index)
         held = plan.stubs
-        setup = 0.0 if self.deadline is None else max(_LEAST_SETUP, self.deadline - monotonic())
+        setup = 0.0 if self.deadline is None else max(LEAST_SETUP, self.deadline - monotonic())
         work.job.setup_ns = int(setup * 1e9)
         while _spawn(work, plan, self._job, self._stdio, plan.held(held)) != 0:
             step, index, error = _failure(work)

@@ -193,6 +193,8 @@ class Slots:
         self._idle.clear()
 
     def __del__(self) -> None:
+        if _all is None:  # the interpreter is at its end, and close_all() was here
+            return
         _all.pop(id(self), None)
         while True:
             try:

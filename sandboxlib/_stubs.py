@@ -32,14 +32,21 @@ from . import _native
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # Honest runs make, lock and remove a stub within microseconds.
 _LONGEST_WAIT = 5.0  # seconds
+#: Seconds that the start of a run may take, however short its timeout: what takes longer hangs.
+LEAST_SETUP = 1.0
 
 
 class Stubs:
-    """The stubs that one run holds in one root: none, as a rule, and then nothing is opened."""
+    """The stubs that one run holds in one root: none, as a rule, and then nothing is opened.
+
+    deadline: of the run, by monotonic().
+    """
 
     def __init__(self, root: str, deadline: float | None = None) -> None:
         self._path = root
-        self._deadline = deadline  # of monotonic()
+        self._give_up = float("inf")
+        if deadline is not None:
+            self._give_up = max(deadline, monotonic() + LEAST_SETUP)
         self._root = -1
         self._held: list[_Stub] = []
 
@@ -53,7 +60,7 @@ class Stubs:
 
     def _hold_one(self, parts: list[str], directory: bool) -> None:
         path = "/" + "/".join(parts)
-        give_up = min(monotonic() + _LONGEST_WAIT, self._deadline or float("inf"))
+        give_up = min(monotonic() + _LONGEST_WAIT, self._give_up)
         stub = _Stub(parts[-1])
         self._held.append(stub)  # first of all: an interrupt may come at any moment
         stub.parent = _native.open_in_root(self._root, os.path.dirname(path), os.O_PATH)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxlib import _slots
+from sandboxlib import Result, _slots
 
 MUST_WORK = os.environ.get("SANDBOXLIB_MUST_WORK") == "1"
 
@@ -67,11 +67,23 @@ def processes(mark: str) -> list[str]:
 def wait_until(true: Callable[[], object], seconds: float = 10.0) -> bool:
     """Whether it becomes true in time."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if true():
-            return True
+    while not true():  # a last look, however late it is
+        if time.monotonic() > end:
+            return False
         time.sleep(0.01)
-    return False
+    return True
+
+
+def late(run: Callable[[float], Result], said: Callable[[Result], object]) -> Result:
+    """A run that its timeout ends, and that had said something by then: a busy machine is given
+    longer.
+    """
+    for timeout in (0.5, 5.0, 40.0):
+        result = run(timeout)
+        assert result.timed_out
+        if said(result):
+            break
+    return result
 
 
 def python() -> list[str]:

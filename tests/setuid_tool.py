@@ -66,7 +66,7 @@ class SetuidTool:
         mode: str = "4755",
         options: str = "suid",
         before: tuple[str, ...] = (),
-        timeout: float = 60,
+        timeout: float = 110,
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
         """argv as a user; `before` is put in front of it: words like ('setpriv', '--nnp')."""

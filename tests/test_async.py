@@ -49,6 +49,7 @@ def made(root: Path, mode: dict[str, Any]) -> tuple[Sandbox, dict[str, Any]]:
 def _nothing_is_left() -> Iterator[None]:
     threads = threading.active_count()
     _native.init_descriptor()  # which is kept
+    gc.collect()
     before = sorted(os.listdir("/proc/self/fd"))
     yield
     gc.collect()
@@ -97,7 +98,11 @@ def test_outputs_errors_and_timeouts_are_those_of_run(
     async def main() -> None:
         big = await box.run_async(["sh", "-c", "yes | head -c 3000000; echo e >&2"], **fresh)
         assert (len(big.out or b""), big.err) == (3000000, b"e\n")
-        late = await box.run_async(["sh", "-c", "echo x; sleep 60"], timeout=0.1, **fresh)
+        for limit in (0.1, 2, 30):
+            command = ["sh", "-c", "echo x; sleep 60"]
+            late = await box.run_async(command, timeout=limit, **fresh)
+            if late.out:
+                break
         assert (late.exit, late.out, late.timed_out) == (-9, b"x\n", True)
         lines: list[bytes] = []
         done = await box.run_async(["sh", "-c", "echo a; cat"], stdin=b"b", stdout=lines.append)
@@ -183,7 +188,7 @@ assert len(os.listdir("/proc/self/fd")) == before
         resource.setrlimit(resource.RLIMIT_NOFILE, (10_000, hard))
 
     argv = [sys.executable, "-c", script, str(shared_rootfs)]
-    subprocess.run(argv, check=True, timeout=110, preexec_fn=raise_limit)
+    subprocess.run(argv, check=True, timeout=280, preexec_fn=raise_limit)
 
 
 def test_one_shot_calls_have_words_of_their_own(shared_rootfs: Path) -> None:

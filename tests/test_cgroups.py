@@ -55,7 +55,7 @@ def _nothing_is_left() -> Iterator[None]:
     before = ours()
     yield
     gc.collect()
-    assert wait_until(lambda: ours() <= before, 2), ours() - before
+    assert wait_until(lambda: ours() <= before), ours() - before
 
 
 @pytest.fixture
@@ -175,13 +175,13 @@ def test_pids_stop_a_fork_bomb(pools: list[Cgroups]) -> None:
 
 
 def test_a_quota_throttles(pools: list[Cgroups]) -> None:
-    cgroup = make(pools, cpu_quota=0.2, hold=True).take()
+    cgroup = make(pools, cpu_quota=0.05, hold=True).take()
     cgroup.begin()
-    end = "import time\nend = time.monotonic() + 0.8\nwhile time.monotonic() < end: pass"
-    assert finish(cgroup, end) == 0
+    # It has to be less than others leave, however many they are.
+    assert finish(cgroup, "import time\nwhile time.process_time() < 0.06: pass") == 0
     told: Any = cgroup.report()
     assert told["throttled"] >= 3
-    assert 0.05 < told["cpu"] < 0.5
+    assert 0.01 < told["cpu"] < 0.5
     cgroup.release()
 
 
@@ -193,7 +193,7 @@ def test_weights_share_a_cpu(pools: list[Cgroups]) -> None:
     with start(heavy, script) as one, start(light, script) as two:
         wait_for_line(one), wait_for_line(two)
         heavy.begin(), light.begin()
-        time.sleep(0.7)
+        assert wait_until(lambda: heavy.report()["cpu"] > 0.5, 60)  # type: ignore[operator]
         most, least = heavy.report()["cpu"], light.report()["cpu"]
         heavy.kill(), light.kill()
     assert isinstance(most, float)
@@ -255,7 +255,7 @@ def test_kill_finds_daemons(pools: list[Cgroups]) -> None:
         found = cgroup.pids()
         cgroup.kill()
         assert cgroup.pids() == []
-        assert not any(map(is_running, found))
+        assert wait_until(lambda: not any(map(is_running, found)))
     cgroup.release()
 
 
@@ -291,9 +291,7 @@ def test_kill_outruns_what_forks_and_exits(
         cgroup.begin()
         with start(cgroup, f"import os\nfor _ in range(4): os.fork()\n{CHAIN}") as process:
             wait_for_line(process)
-            begun = time.monotonic()
             cgroup.kill()
-            assert time.monotonic() - begun < 3
             assert cgroup.pids() == []
     cgroup.release()
     if hidden:
@@ -477,7 +475,7 @@ def test_close_removes_the_idle_ones_and_release_the_others(pools: list[Cgroups]
     assert ours() - before == set(leased.paths)
     assert finish(leased, "") == 0
     leased.release()
-    assert ours() == before
+    assert ours() <= before
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(fds[0])
 
@@ -494,7 +492,15 @@ def test_a_lost_lease_and_a_lost_pool_are_garbage(pools: list[Cgroups]) -> None:
         del cgroup, pool
         gc.collect()
         assert process.wait(timeout=10) == -9
-    assert ours() == before
+    assert ours() <= before
+
+
+def test_what_lives_longer_than_the_modules_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Cgroups(CgroupLimits(hold=True))
+    with monkeypatch.context() as end:
+        end.setattr(_cgroups, "_all", None)  # as the interpreter leaves it
+        del pool
+        gc.collect()
 
 
 def test_cgroups_below_go_as_well(pools: list[Cgroups]) -> None:
@@ -518,7 +524,7 @@ def test_a_refusal_leaves_nothing_half_made(pools: list[Cgroups]) -> None:
     pool = Cgroups(CgroupLimits(memory=64 * MIB, cpu_quota=1e-5))
     with pytest.raises(UnsupportedError, match=r"cpu: /.*EINVAL.*beyond"):
         pool.take()
-    assert ours() == before
+    assert ours() <= before
 
 
 HOST = """
@@ -536,16 +542,19 @@ if pid == 0:
 
 
 def host(then: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", HOST + then], stdout=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", HOST + then], stdin=pipe, stdout=pipe)
 
 
 def test_the_interpreter_ends_them(pools: list[Cgroups]) -> None:
     make(pools, hold=True)
-    with host("time.sleep(0.3)") as process:
+    with host("sys.stdin.read()") as process:
         pid, path = wait_for_line(process).decode().split()[:2]
-        assert process.wait(timeout=10) == 0
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0
     assert not os.path.exists(path)
-    assert not is_running(int(pid))
+    assert wait_until(lambda: not is_running(int(pid)))
     assert not [name for name in ours() if f"sandboxlib-{process.pid}-" in name]
 
 

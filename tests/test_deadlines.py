@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import needs_root, processes, require, wait_until
+from conftest import late, needs_root, processes, require, wait_until
 
 from sandboxlib import CommandFailed, Mount, Result, Sandbox, _native, _slots
 from sandboxlib._plan import plan_for
@@ -77,8 +77,11 @@ def test_sigterm_reaches_the_tree_and_its_last_words_are_kept(place: Place) -> N
     trap 'wait; echo parent; exit 7' TERM
     echo ready; while :; do usleep 10000; done
     """
-    result = place.sh(script, timeout=1, grace=30)
-    assert (result.exit, result.timed_out) == (7, True), result
+    result = late(
+        lambda timeout: place.sh(script, timeout=2 * timeout, grace=30),
+        lambda result: (result.out or b"").count(b"ready") == 3,
+    )
+    assert result.exit == 7, result
     assert result.out is not None
     words = result.out.decode().split()
     assert sorted(words[:5]) == ["child", "grandchild", "ready", "ready", "ready"]
@@ -88,43 +91,50 @@ def test_sigterm_reaches_the_tree_and_its_last_words_are_kept(place: Place) -> N
 @reaped
 def test_sigterm_reaches_sessions_of_their_own(place: Place) -> None:
     script = """
-    setsid sh -c "trap 'echo heard > /tmp/heard; exit' TERM; while :; do usleep 10000; done" &
+    setsid sh -c "trap 'echo heard > /tmp/heard; exit' TERM; > /tmp/up; while :; do usleep 10000
+    done" &
+    while [ ! -e /tmp/up ]; do usleep 10000; done
     trap 'while [ ! -s /tmp/heard ]; do usleep 10000; done; cat /tmp/heard; exit 7' TERM
-    while :; do usleep 10000; done
+    echo up; while :; do usleep 10000; done
     """
     mounts = [Mount.dev(), Mount.tmpfs("/tmp")]
+    words: dict[str, Any] = {"grace": 30, "fresh": place.fresh}
     with Sandbox(place.box.root, extra_mounts=mounts) as box:
-        result = box.run(["sh", "-c", script], timeout=1, grace=30, fresh=place.fresh)
-    assert (result.exit, result.out, result.timed_out) == (7, b"heard\n", True)
+        result = late(
+            lambda timeout: box.run(["sh", "-c", script], timeout=timeout, **words),
+            lambda result: result.out,
+        )
+    assert (result.exit, result.out) == (7, b"up\nheard\n")
 
 
 @modes
 def test_what_ignores_sigterm_is_killed_when_grace_is_over(place: Place) -> None:
     mark = new_mark()
     script = "trap '' TERM; echo up; sleep $0 & sleep $0 & wait; wait"
-    start = time.monotonic()
-    result = place.sh(script, mark, timeout=0.3, grace=0.6)
+    result = late(
+        lambda timeout: place.sh(script, mark, timeout=timeout, grace=0.6),
+        lambda result: result.out,
+    )
     assert result == (-9, b"up\n", b"")
-    assert result.timed_out
-    assert 0.85 < time.monotonic() - start < 20
-    assert wait_until(lambda: not processes(mark), 0.1)
+    assert 1.05 < result.wall < 60
+    assert wait_until(lambda: not processes(mark))
 
 
 @modes
 def test_without_grace_nothing_is_heard_of_the_end(place: Place) -> None:
-    result = place.sh(
-        "trap 'echo heard; exit' TERM; echo up; while :; do usleep 10000; done", timeout=0.5
-    )
+    script = "trap 'echo heard; exit' TERM; echo up; while :; do usleep 10000; done"
+    result = late(lambda timeout: place.sh(script, timeout=timeout), lambda result: result.out)
     assert result == (-9, b"up\n", b"")
-    assert result.timed_out
 
 
 @modes
 @pytest.mark.parametrize("exit", [0, 3])
 def test_check_tells_of_a_deadline_whatever_the_exit_status(place: Place, exit: int) -> None:
     script = f"trap 'exit {exit}' TERM; echo up; while :; do usleep 10000; done"
-    result = place.sh(script, timeout=0.5, grace=30)
-    assert (result.exit, result.out, result.timed_out) == (exit, b"up\n", True)
+    result = late(
+        lambda timeout: place.sh(script, timeout=timeout, grace=30), lambda result: result.out
+    )
+    assert (result.exit, result.out) == (exit, b"up\n")
     with pytest.raises(CommandFailed, match=f"status {exit}, when its time was over") as caught:
         result.check()
     assert caught.value.result is result
@@ -165,7 +175,8 @@ def test_the_end_of_one_run_never_hits_the_next(place: Place) -> None:
     place.run(["true"])
     spent = sorted(place.run(["true"]).wall for _ in range(9))[4]
     for _ in range(int(os.environ.get("SANDBOXLIB_SOAK", "300"))):
-        result = place.run(["true"], timeout=spent * chance.uniform(0.2, 1.3), grace=0.05)
+        result = place.run(["true"], timeout=spent * chance.uniform(0.4, 1.6), grace=0.05)
+        spent *= 1.1 if result.timed_out else 0.9  # it follows the machine
         assert result.exit in (0, -15, -9), result
         assert result.exit == 0 or result.timed_out
         ends.add(result.timed_out)
@@ -192,7 +203,7 @@ import ctypes, os, sys, time
 libc = ctypes.CDLL(None)
 for number in range(int(sys.argv[2])):
     libc.sigqueue(1, 34, ctypes.c_void_p(number << 7 | int(sys.argv[1])))
-time.sleep(0.05)
+time.sleep(0.5)
 print("alive")
 """
 
@@ -210,7 +221,8 @@ def test_a_forged_order_to_the_reaper_hits_nobody_else(mode: dict[str, Any], sig
         beside.start()
         for _ in range(3):
             argv = [PYTHON, "-I", "-S", "-c", FORGE, str(signum), "300"]
-            result = other.run(argv, timeout=2, cwd="/")
+            stopped = mode == REAPED["fresh"] and signum == signal.SIGSTOP
+            result = other.run(argv, timeout=2 if stopped else 60, cwd="/")
             if mode == REAPED["fresh"]:  # of its own reaper it is heard: that is all it may do
                 assert (result.exit, result.timed_out) in ((-signum, False), (-9, True))
             else:
@@ -229,8 +241,8 @@ def reaper_of(place: Place) -> int:
         return _native.pid_of(slots._idle[-1].struct.pidfd)
     found = []
     for task in os.listdir("/proc/self/task"):
-        for pid in Path(f"/proc/self/task/{task}/children").read_text().split():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            for pid in Path(f"/proc/self/task/{task}/children").read_text().split():
                 if "sandboxlib-init" in os.readlink(f"/proc/{pid}/exe"):
                     found.append(int(pid))
     return found[0] if found else 0
@@ -290,9 +302,11 @@ def test_a_tree_of_5000_processes_ends(place: Place) -> None:
     seen: list[float] = []
     result = place.sh(script, mark, stdout=lambda _: seen.append(time.monotonic()), stderr=None)
     took = time.monotonic() - seen[0]
-    left = processes(mark)
-    assert (result.exit, left) == (3, [])
-    assert took < 20
+    assert result.exit == 3
+    if place.box.processes == "undefined":  # all are killed, and the first one waited for
+        assert wait_until(lambda: not processes(mark), 60)
+    assert processes(mark) == []
+    assert took < 60
 
 
 @pytest.mark.parametrize("limit", [256, 1024])
@@ -378,9 +392,11 @@ def test_a_reaper_without_cap_kill_ends_what_has_other_ids(
         result = place.sh("sleep $0 & exit 4", mark, stdout=None, stderr=None)
         assert (result.exit, processes(mark)) == (4, [])
         script = "trap 'echo heard; exit 3' TERM; while :; do usleep 10000; done"
-        late = place.sh(script, timeout=0.5, grace=30)
-        assert (late.exit, late.out) == (3, b"heard\n")
-        assert time.monotonic() - start < 20
+        heard = late(
+            lambda timeout: place.sh(script, timeout=timeout, grace=30), lambda result: result.out
+        )
+        assert (heard.exit, heard.out) == (3, b"heard\n")
+        assert time.monotonic() - start < 60
         assert place.sh("grep CapEff /proc/self/status").out == b"CapEff:\t0000000000000000\n"
     loose = Place(
         shared_rootfs, mode, user=1000, capabilities=["setuid", "setgid"], no_new_privs=False
@@ -524,6 +540,7 @@ def test_no_process_survives_a_kill_storm(place: Place, mode: dict[str, Any]) ->
     alone = mode.get("processes", "isolated") == "isolated"
     count = int(os.environ.get("SANDBOXLIB_SOAK", "300")) // 4
     errors: list[str] = []
+    patience = 0.1 if "SANDBOXLIB_SOAK" in os.environ else 5.0  # seconds, on a busy machine
 
     def work(seed: int, runs: int) -> None:
         chance = random.Random(seed)
@@ -535,7 +552,7 @@ def test_no_process_survives_a_kill_storm(place: Place, mode: dict[str, Any]) ->
             result = place.sh(TREE, *argv, timeout=timeout, grace=grace, stdout=None, stderr=None)
             end = time.monotonic()
             left = processes(mark)
-            while left and not alone and time.monotonic() < end + 0.1:
+            while left and not alone and time.monotonic() < end + patience:
                 left = processes(mark)
             if left or not (result.timed_out or result.exit == 3):
                 errors.append(f"{result} {argv} left {left}")
@@ -546,6 +563,8 @@ def test_no_process_survives_a_kill_storm(place: Place, mode: dict[str, Any]) ->
             thread.start()
         for thread in threads:
             thread.join()
+        ids = {str(thread.native_id) for thread in threads}  # join() comes a little before that
+        assert wait_until(lambda: not ids & set(os.listdir("/proc/self/task")))
         assert not errors, (len(errors), errors[:5])
 
     storm(5)

@@ -11,14 +11,13 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import processes, python, require, wait_until
+from conftest import late, processes, python, require, wait_until
 
 import sandboxlib
 from sandboxlib import CAPTURE, STDOUT, Mount, Sandbox, UnsupportedError, _ladder, _machine
@@ -208,12 +207,12 @@ def test_an_exit_status_is_no_error(executor: ModuleType, root: Path) -> None:
 def test_a_timeout_ends_the_tree_and_keeps_the_output(executor: ModuleType, root: Path) -> None:
     seconds = f"7{os.getpid()}{_ladder.EXECUTORS.index(executor.NAME)}"
     script = f"echo begun; sleep {seconds} & sleep {seconds}"
-    start = time.monotonic()
-    result = run(executor, root, ["sh", "-c", script], timeout=0.5)
-    assert result.timed_out
+    result = late(
+        lambda timeout: run(executor, root, ["sh", "-c", script], timeout=timeout),
+        lambda result: result.out,
+    )
     assert result.out == b"begun\n"
-    assert time.monotonic() - start < 10
-    assert wait_until(lambda: not processes(seconds), 5)
+    assert wait_until(lambda: not processes(seconds))
 
 
 # ---- each kind of isolation, seen from inside ------------------------------------------------
@@ -229,7 +228,7 @@ def test_processes_of_its_own(executor: ModuleType, root: Path) -> None:
     script = f"ls /proc | grep -c '^[0-9]*$'; setsid sleep {mark} & true"
     seen = sh(executor, root, script, processes="isolated", extra_mounts=[Mount.dev()])
     assert int(seen) < 8
-    assert wait_until(lambda: not processes(mark), 5)
+    assert wait_until(lambda: not processes(mark))
 
 
 def test_ipc_and_hostname_of_its_own(executor: ModuleType, root: Path) -> None:
@@ -632,7 +631,7 @@ def test_the_contract_for_an_ordinary_user_with_the_set_user_id_program(
             "PYTHONPATH": f"{Path(sandboxlib.__file__).resolve().parents[1]}:{HERE}",
             "HOME": "/tmp",
         }
-        done: subprocess.CompletedProcess[str] = setuid_tool.run(*argv, **env)
+        done: subprocess.CompletedProcess[str] = setuid_tool.run(*argv, timeout=290, **env)
         return done
 
     run_nested(run, "as an ordinary user")

@@ -6,18 +6,21 @@ Every host is a Python process of its own.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from conftest import needs_root, processes, require, wait_until
 
-from sandboxlib import Sandbox, run_sandbox
+from sandboxlib import Sandbox, _native, run_sandbox
+from sandboxlib._plan import plan_for
 
 pytestmark = needs_root
 MODES = {
@@ -128,8 +131,13 @@ sender = subprocess.Popen(
     [sys.executable, "-c", "import os, sys, time\\nwhile True: os.killpg(int(sys.argv[1]), 10)",
      str(os.getpid())], start_new_session=True)
 try:
+    while not pids:
+        time.sleep(0.001)
+    end = time.monotonic() + 8
     for _ in range(150):
         assert isolated.run(["echo", "x"]) == (0, b"x\\n", b"")
+        if time.monotonic() > end:
+            break
 finally:
     sender.kill()
     sender.wait()
@@ -379,9 +387,11 @@ def test_exceptions_from_other_threads_leave_nothing(shared_rootfs: Path) -> Non
 import random
 class Stop(Exception): pass
 raised = 0
+busy = threading.Semaphore(0)
 def work():
     global raised
     try:
+        busy.release()
         while True:
             box.run(["true"])
     except Stop:
@@ -391,7 +401,9 @@ box.close()
 before = os.listdir("/proc/self/fd")
 for _ in range(40):
     threads = [threading.Thread(target=work) for _ in range(8)]
-    [thread.start() for thread in threads]
+    for thread in threads:
+        thread.start()
+        busy.acquire()
     time.sleep(random.random() * 0.02)
     for thread in threads:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
@@ -446,10 +458,12 @@ finally:
 
 def test_a_fork_of_the_host_cannot_end_its_runs(shared_rootfs: Path) -> None:
     script = """
-thread = threading.Thread(target=lambda: results.append(box.run(["sh", "-c", "sleep 1; echo x"])))
+reader, writer = os.pipe()
+command = ["sh", "-c", "echo up >&2; sleep 1; echo x"]
+thread = threading.Thread(target=lambda: results.append(box.run(command, stderr=writer)))
 results = []
 thread.start()
-time.sleep(0.3)
+assert os.read(reader, 1)
 import gc, warnings
 warnings.simplefilter("ignore")  # Python 3.12 warns of every fork with threads
 pid = os.fork()
@@ -554,23 +568,22 @@ if "SANDBOXLIB_SANITIZED" not in os.environ:  # a sanitizer keeps what is freed
 
 
 def test_a_finished_sandbox_leaves_no_namespace(shared_rootfs: Path) -> None:
-    def count() -> int:
-        links = set()
-        for pid in filter(str.isdigit, os.listdir("/proc")):
+    def links(pids: Iterable[object]) -> set[str]:
+        found = set()
+        for pid in pids:
             for name in ("net", "mnt", "pid", "ipc"):
-                try:
-                    links.add(os.readlink(f"/proc/{pid}/ns/{name}"))
-                except OSError:
-                    continue
-        return len(links)
+                with contextlib.suppress(OSError):
+                    found.add(os.readlink(f"/proc/{pid}/ns/{name}"))
+        return found
 
     box = Sandbox(shared_rootfs, network="isolated")
-    before = count()
     for _ in range(30):
         box.run(["true"])
-    assert count() > before
+    idle = plan_for(box).slots._idle
+    own = links(_native.pid_of(slot.struct.pidfd) for slot in idle) - links(["self"])
+    assert own
     box.close()
-    assert wait_until(lambda: count() <= before)
+    assert wait_until(lambda: not own & links(filter(str.isdigit, os.listdir("/proc"))))
 
 
 def test_a_reaper_that_is_killed_from_outside_is_told_as_that(shared_rootfs: Path) -> None:

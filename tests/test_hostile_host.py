@@ -148,7 +148,7 @@ def test_a_handler_may_run_sandboxes_while_a_sandbox_runs(
 inner = []
 def handler(*_):
     signal.setitimer(signal.ITIMER_REAL, 0)
-    inner.append(box.run(["sh", "-c", f"echo inner; exit {len(inner)}"]))
+    inner.append(box.run(["sh", "-c", f"echo inner; exit {len(inner) % 256}"]))
     signal.setitimer(signal.ITIMER_REAL, 0.003)
 signal.signal(signal.SIGALRM, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.003)
@@ -157,7 +157,7 @@ for i in range(60):
     assert outer == (i, b"in outer\\n", b"")
 signal.setitimer(signal.ITIMER_REAL, 0)
 assert len(inner) > 20
-assert inner == [(i, b"inner\\n", b"") for i in range(len(inner))]
+assert inner == [(i % 256, b"inner\\n", b"") for i in range(len(inner))]
 """
     host(script, shared_rootfs, mode)
 
@@ -427,16 +427,18 @@ threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
 hits, late = 0, 0
 [thread.start() for thread in threads]
 for i in range(30):
-    threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+    timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
     start = time.monotonic()
     try:
+        timer.start()
         box.run(["sleep", "60"])
     except KeyboardInterrupt:
         hits += 1
     late = max(late, time.monotonic() - start)
+    timer.join()
 stop = True
 [thread.join() for thread in threads]
-assert hits == 30 and late < 5, (hits, late)
+assert hits == 30 and late < 30, (hits, late)
 assert not errors and min(counts) > 0, (errors[:3], counts)
 assert children() == []
 """
@@ -570,13 +572,17 @@ def work(i):
     for k in range(40):
         result = box.run(["sh", "-c", f"echo {k}; exit {k}"])
         assert result == (k, b"%d\\n" % k, b""), result
-    assert box.run(["sh", "-c", "echo x; sleep 60"], timeout=0.3) == (-9, b"x\\n", b"")
+    for timeout in (0.3, 3, 30):
+        late = box.run(["sh", "-c", "echo x; sleep 100"], timeout=timeout)
+        if late.out:
+            break
+    assert late == (-9, b"x\\n", b"")
 try:
     in_threads(4, work)
 finally:
     stop = True
     thread.join()
-assert time.monotonic() - start < 60
+assert time.monotonic() - start < 90
 """
     host(script, shared_rootfs, mode)
 

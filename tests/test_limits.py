@@ -72,7 +72,7 @@ class Place:
             "/", limits=limits, **{"extra_mounts": mounts, **least, **self._words, **words}
         )
 
-    def run(self, script: str, limits: Limits | None, timeout: float = 50, **words: Any) -> Result:
+    def run(self, script: str, limits: Limits | None, timeout: float = 100, **words: Any) -> Result:
         argv = [PYTHON, "-I", "-S", "-c", script]
         result: Result = self.executor.run_in(
             self.box(limits, **words), argv, "/", fresh=self._fresh, timeout=timeout
@@ -193,7 +193,7 @@ def test_cpu_time(place: Place) -> None:
         assert result.exit == (128 + 24 if place.name == "bubblewrap" else code)
         assert result.limits_hit == ("cpu_time",)
     assert result.exit != 0
-    assert result.wall < 30
+    assert not result.timed_out
 
 
 def test_cpu_time_of_who_ignores_the_warning(place: Place) -> None:
@@ -204,7 +204,7 @@ def test_cpu_time_of_who_ignores_the_warning(place: Place) -> None:
     elif place.tells_signals:
         assert (result.exit, result.limits_hit) == (-9, ("cpu_time",))
     assert result.exit != 0
-    assert result.wall < 30
+    assert not result.timed_out
 
 
 def test_cpu_time_of_a_child_of_a_shell(place: Place) -> None:
@@ -220,7 +220,7 @@ sys.exit(128 - done.returncode)
 def test_another_death_is_no_cpu_time(place: Place) -> None:
     burn = "import os, time\nwhile time.process_time() < 0.3: pass\n"
     kill = "os.kill(os.getpid(), 9)" if not place.is_pid_1 else "os._exit(137)"
-    result = place.run(burn + kill, Limits(cpu_time=1))
+    result = place.run(burn + kill, Limits(cpu_time=3))
     assert result.exit != 0
     assert result.limits_hit == ()
     if place.way not in ("pid 1", "undefined"):

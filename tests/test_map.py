@@ -96,9 +96,9 @@ def echo(*numbers: int) -> list[list[str]]:
 
 
 def is_gone(place: Place, mark: str) -> bool:
-    """Nothing with this word in its command line is left. What bwrap started dies after it."""
-    seconds = 5 if place.box.run(["true"]).executor == "bubblewrap" else 0.01
-    return wait_until(lambda: not processes(mark), seconds)
+    """Nothing with this word in its command line is left. What a program started dies after it."""
+    drives = place.box.run(["true"]).executor in ("bubblewrap", "linux_user_chroot")
+    return wait_until(lambda: not processes(mark), 10 if drives else 0.01)
 
 
 def threads() -> int:
@@ -119,10 +119,15 @@ def test_results_come_in_the_order_of_the_commands(place: Place) -> None:
 
 
 def test_results_come_as_commands_end(place: Place) -> None:
-    commands = [sh("sleep 1; echo slow"), *echo(1, 2, 3)]
-    results = list(place.map(commands, jobs=2, ordered=False))
-    assert [result.out for result in results[:3]] == [b"1\n", b"2\n", b"3\n"]
-    assert (results[3].number, results[3].out) == (0, b"slow\n")
+    reader, writer = os.pipe()
+    commands = [{"command": sh("read x; echo slow"), "stdin": reader}, *echo(1, 2, 3)]
+    results = place.map(commands, jobs=2, ordered=False)
+    assert [next(results).out for _ in range(3)] == [b"1\n", b"2\n", b"3\n"]
+    os.write(writer, b"\n")
+    last = next(results)
+    assert (last.number, last.out) == (0, b"slow\n")
+    os.close(reader)
+    os.close(writer)
 
 
 def test_no_more_than_jobs_run_at_once_and_no_fewer(place: Place, tmp_path: Path) -> None:
@@ -166,11 +171,21 @@ def test_commands_are_read_as_results_are_taken(place: Place) -> None:
 
 def test_results_that_wait_for_their_turn_are_bounded(place: Place) -> None:
     read: list[int] = []
-    commands = (read.append(n) or sh("sleep 0.7" if n == 0 else "true") for n in range(100))
-    results = place.map(commands, jobs=2)
+    reader, writer = os.pipe()
+
+    def commands() -> Iterator[Any]:
+        for n in range(100):
+            read.append(n)
+            if n == 4 * 2 - 1:  # the last that may be read before the first one ends
+                threading.Timer(0.3, os.write, (writer, b"\n")).start()
+            yield {"command": sh("read x"), "stdin": reader} if n == 0 else ["true"]
+
+    results = place.map(commands(), jobs=2)
     assert next(results).number == 0
     assert len(read) == 4 * 2 + 0 or len(read) == 4 * 2 + 1
     assert len(list(results)) == 99
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_command_may_have_words_of_its_own(place: Place) -> None:
@@ -196,19 +211,21 @@ def test_megabytes_from_several_at_once_are_whole(place: Place) -> None:
 
 def test_each_command_has_its_own_deadline(place: Place) -> None:
     chatty = sh("while :; do echo x; usleep 10000; done")
-    commands = [
-        {"command": ["sleep", "60"], "timeout": 0.3},
-        {"command": chatty, "timeout": 0.4},
-        {"command": ["yes"], "timeout": 0.2},
-        ["echo", "x"],
-    ]
-    start = time.monotonic()
-    results = list(place.map(commands, jobs=4, on_failure="continue", timeout=30))
-    assert [result.timed_out for result in results] == [True, True, True, False]
+    much = sh("yes | head -c 100000; sleep 100")
+    for factor in (1, 20):  # a busy machine is given longer
+        commands = [
+            {"command": ["sleep", "100"], "timeout": 0.3 * factor},
+            {"command": chatty, "timeout": 0.4 * factor},
+            {"command": much, "timeout": 0.2 * factor},
+            ["echo", "x"],
+        ]
+        results = list(place.map(commands, jobs=4, on_failure="continue", timeout=60))
+        assert [result.timed_out for result in results] == [True, True, True, False]
+        if results[1].out and results[2].out:
+            break
     assert results[1].out
     assert results[2].out
     assert results[3] == (0, b"x\n", b"")
-    assert time.monotonic() - start < 10
 
 
 def test_a_caller_that_is_away_does_not_make_commands_late(box: Sandbox) -> None:
@@ -244,7 +261,7 @@ def test_in_order_what_was_before_the_failure_comes_first(place: Place) -> None:
     results = place.map(commands, jobs=4)
     start = time.monotonic()
     assert next(results).out == b"0\n"
-    assert is_gone(place, mark)  # what comes after it is killed at once
+    assert wait_until(lambda: not processes(mark))  # what comes after it is killed
     assert next(results).out == b"1\n"
     with pytest.raises(CommandFailed) as raised:
         next(results)
@@ -307,15 +324,18 @@ def test_with_continue_everything_comes_in_its_place(place: Place) -> None:
 
 def test_progress_hears_of_every_end(place: Place) -> None:
     heard: list[tuple[int, int]] = []
-    commands = [sh("sleep 0.4"), ["true"], ["/none/such"], ["false"]]
-    list(
-        place.map(
-            commands,
-            jobs=2,
-            on_failure="continue",
-            progress=lambda count, result: heard.append((count, result.number)),
-        )
-    )
+    reader, writer = os.pipe()
+
+    def progress(count: int, result: Any) -> None:
+        heard.append((count, result.number))
+        if count == 3:
+            os.write(writer, b"\n")
+
+    first = {"command": sh("read x"), "stdin": reader}
+    commands = [first, ["true"], ["/none/such"], ["false"]]
+    list(place.map(commands, jobs=2, on_failure="continue", progress=progress))
+    os.close(reader)
+    os.close(writer)
     assert [count for count, _ in heard] == [1, 2, 3, 4]
     assert sorted(number for _, number in heard) == [0, 1, 2, 3]
     assert heard[-1] == (4, 0)
@@ -484,7 +504,7 @@ print(told)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=20)
     assert not err, err.decode()
-    assert float(out) - start < 1
+    assert float(out) - start < 10
     assert not processes(mark)
 
 
@@ -518,6 +538,8 @@ bare = sandboxlib.sandbox.Sandbox(root, processes="undefined", capabilities="all
 calls = [(box, ["true"]), (bare, ["sleep", "1"]), (box, ["sleep", "1"]), (box, ["true"])]
 results = sandboxlib.map(calls, jobs=3)
 assert next(results).exit == 0
+import warnings
+warnings.simplefilter("ignore")  # Python 3.12 warns of every fork with threads
 if os.fork() == 0:
     results.close()
     del results
@@ -600,7 +622,7 @@ def test_an_executor_runs_commands(box: Sandbox) -> None:
 
 def test_queued_work_is_cancelled(box: Sandbox) -> None:
     pool = SandboxExecutor(box, max_workers=1)
-    running = pool.submit(["sleep", "0.5"])
+    running = pool.submit(["sleep", "3"])
     queued = [pool.submit(["true"]) for _ in range(5)]
     assert queued[0].cancel()
     pool.shutdown(cancel_futures=True)

@@ -364,7 +364,7 @@ def test_an_isolated_network_has_no_address_but_its_own(shared_rootfs: Path) -> 
         port = server.getsockname()[1]
         threading.Thread(target=greet, args=(server,), daemon=True).start()
         script = (
-            f"timeout 2 nc 127.0.0.1 {port} < /dev/null | cat;"
+            f"timeout 20 nc 127.0.0.1 {port} < /dev/null | cat;"
             f"grep -c {abstract} /proc/net/unix; ip -o link | wc -l; ip route | wc -l; "
             "ip -o addr | awk '{print $4}'"
         )
@@ -416,7 +416,8 @@ def test_made_mount_points_are_not_left_behind(rootfs: Path, tmp_path: Path) -> 
         run_sandbox(rootfs, ["nonesuch"], extra_mounts=mounts)
     with pytest.raises(FileNotFoundError):
         run_sandbox(rootfs, ["true"], extra_mounts=[*mounts, Mount.bind("/none/such", "/q")])
-    assert run_sandbox(rootfs, ["sleep", "9"], extra_mounts=mounts, timeout=0.1).timed_out
+    for timeout in (0, 0.1):
+        assert run_sandbox(rootfs, ["sleep", "99"], extra_mounts=mounts, timeout=timeout).timed_out
     assert names(rootfs) == before
 
 
@@ -669,10 +670,10 @@ except OSError as error:
 
 
 def returns(rootfs: Path, kind: str) -> bool:
-    """Whether a run with a timeout of a second comes back within fifteen."""
+    """Whether a run with a timeout of a second comes back."""
     argv = [sys.executable, "-c", HANGS, str(rootfs), kind]
     with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, timeout=15)
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, timeout=60)
         return True
     return False
 

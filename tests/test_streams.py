@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import processes, python, require, wait_until
+from conftest import late, processes, python, require, wait_until
 
 import sandboxlib
 from sandboxlib import (
@@ -390,7 +390,7 @@ def test_an_exception_in_a_function_ends_the_run(
     for _ in range(3):
         with pytest.raises(Trouble, match="x"):
             run(script, stdout=output)
-    assert wait_until(lambda: not processes(mark), 1)
+    assert wait_until(lambda: not processes(mark))
     assert run("true").exit == 0
     assert len(descriptors() - before) <= 4  # those of a slot, and the reaper's program
 
@@ -612,8 +612,11 @@ def test_a_pty_that_fills_up(run: Run) -> None:
 
 
 def test_a_pty_nobody_types_at(run: Run) -> None:
-    result = run("echo begun; cat", pty=True, timeout=0.3)
-    assert (result.timed_out, result.out) == (True, b"begun\r\n")
+    result = late(
+        lambda timeout: run("echo begun; cat", pty=True, timeout=timeout),
+        lambda result: result.out,
+    )
+    assert result.out == b"begun\r\n"
 
 
 @pytest.mark.parametrize("count", [0, 1, 4095, 4096, 8000])
@@ -635,12 +638,12 @@ def test_all_that_a_terminal_holds_at_the_end_is_read(count: int) -> None:
 
 @pytest.mark.parametrize("script", ["sleep 30", "exec yes"])
 def test_a_daemon_that_holds_the_terminal_does_not_hold_the_caller(run: Run, script: str) -> None:
-    result = run(f"setsid sh -c '{script}' & echo $!; sleep 0.1; echo end", pty=True)
+    result = run(f"setsid sh -c '{script}' & echo pid $!; sleep 0.1; echo end", pty=True)
     assert result.exit == 0
     assert result.wall < 20
     assert result.out is not None
     assert b"end\r\n" in result.out
-    pid = int(result.out.split()[0])
+    pid = int(result.out.partition(b"pid ")[2].split()[0])
     if any(pid == int(one) for one in processes("sleep 30")):  # processes are not isolated
         os.kill(pid, signal.SIGKILL)
 
