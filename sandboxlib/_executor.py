@@ -114,6 +114,8 @@ def run_tool(
     size = _rare.terminal_size((more or {}).get("pty", False), stdin, stdout, stderr)
     if size is not None:
         raise errors.UnsupportedError(f"{executor}: a terminal takes an executor without a program")
+    if (more or {}).get("grace"):  # SIGTERM would end the program, and with it all the rest
+        raise errors.UnsupportedError(f"{executor}: grace takes an executor without a program")
     job = _plan.Job(list(argv), "/", None, env)
     # No such program makes a session keyring of its own, which belongs to the isolation of IPC.
     plan = _bare_plan(box.ipc == "isolated", box.limits, box.umask)

@@ -326,6 +326,8 @@ def start(
     more: Mapping[str, Any],
 ) -> Process:
     """A command that was started; see Sandbox.start."""
+    more = dict(more)
+    env = more.pop("env", None)
     if unknown := [name for name in more if name not in MORE or name == "grace"]:
         raise SpecTypeError(f"start has no such word: {', '.join(unknown)}")
     began = monotonic()
@@ -336,8 +338,8 @@ def start(
     pipe = os.pipe() if is_capture(stdin) else (-1, -1)
     try:
         first = pipe[0] if pipe[0] >= 0 else stdin
-        more = {**more, "announce": True}
-        words = (command, cwd, extra_env, first, *queues, None, None, more)
+        more["announce"] = True
+        words = (command, cwd, extra_env, first, *queues, None, env, more)
         run = _executor.new_run(executor.plan_of(box), *words)
         process = _begin(run, command, executor.NAME, began)
     except BaseException:

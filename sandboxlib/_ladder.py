@@ -73,7 +73,7 @@ def choose(box: Sandbox, native: bool = False) -> ModuleType:
         executor = get_executor(name)
         reason = "; ".join(executor.refusals(box))
         if native and not hasattr(executor, "plan_of"):
-            reason = "it drives a program: there is no terminal, no Process, no event loop"
+            reason = "it drives a program: no grace, no terminal, no Process, no event loop"
         if not reason:
             return executor
         reasons.append(f"{name}: {reason}")
@@ -95,9 +95,13 @@ def run_in(
 ) -> Result:
     """Runs a command in a Sandbox, by the executor that is chosen; see run_sandbox."""
     words = (box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh, more)
-    native = bool(more and more.get("pty"))
-    result: Result = executor_of(box, native).run_in(*words)
+    result: Result = executor_of(box, needs_native(more)).run_in(*words)
     return result
+
+
+def needs_native(more: Mapping[str, Any] | None) -> bool:
+    """Whether a run has words that no executor which drives a program can keep."""
+    return bool(more and (more.get("pty") or more.get("grace")))
 
 
 def executor_of(box: Sandbox, native: bool = False) -> ModuleType:

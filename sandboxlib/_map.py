@@ -4,7 +4,7 @@
 To start a run in a slot (see _slots.py) takes one message. So those are started and moved by the
 thread that asks for results, all in one wait. Every other kind of run keeps the thread that starts
 it until its exec, so that each is given a thread of its own; so is what another program runs.
-docs/design.md has the figures.
+docs/benchmark.md has the figures, beside those of threads that call Sandbox.run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 lib = _native.lib
 
 AHEAD = 4  # times jobs: results that are not handed over, and commands that run
-_WORDS = frozenset([*"cwd extra_env stdin stdout stderr timeout fresh".split(), *MORE])
+_WORDS = frozenset([*"cwd extra_env env stdin stdout stderr timeout fresh".split(), *MORE])
 _AGAIN: int = lib.SBX_PUMP_AGAIN
 _SIGKILL = 9
 
@@ -236,7 +236,7 @@ class _Group:
     def start(self, number: int, box: Sandbox, fresh: bool = False, **words: Any) -> None:
         """Starts a run; SandboxError where it cannot be. The words are those of Sandbox.run."""
         began = monotonic()
-        executor = _ladder.executor_of(box, bool(words.get("pty")))
+        executor = _ladder.executor_of(box, _ladder.needs_native(words))
         plan = executor.plan_of(box) if hasattr(executor, "plan_of") else None
         is_full = len(self) >= self.jobs
         in_time = words.get("timeout") is not None

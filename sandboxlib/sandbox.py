@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 from ._check import Value, check_choice, check_flag, check_number, check_text
-from .errors import SpecError, SpecTypeError, setup_error
+from .errors import SpecChoiceError, SpecError, SpecTypeError, setup_error
 from .limits import Limits
 
 TYPE_CHECKING = False
@@ -170,13 +170,17 @@ class Mount(Value):
     def from_tuple(cls, words: Sequence[object]) -> Mount:
         """The earlier form: (source, target, type) or (source, target, type, options).
 
-        A type of None or '' goes with the option 'bind' (this directory alone) or 'rbind'. More
-        options, with commas between: 'ro', 'rw', and for tmpfs 'size=BYTES' (k, m, g) and
-        'mode=OCTAL'.
+        A type of None, '' or 'none' goes with the option 'bind' (this directory alone) or 'rbind'.
+        More options, with commas between: 'ro', 'rw', and for tmpfs 'size=BYTES' (k, m, g) and
+        'mode=OCTAL'. SpecChoiceError, an AssertionError, for what is none of these: 'remount' too,
+        for which there is filesystem_writable_paths.
         """
         if not 3 <= len(words) <= 4:
-            raise SpecError(f"not (source, target, type[, options]): {words!r}")
+            raise SpecChoiceError(f"not (source, target, type[, options]): {words!r}")
         source, target, kind, options = (*words, None)[:4]
+        kind, options = (None if word == "none" else word for word in (kind, options))
+        if not isinstance(target, (str, os.PathLike)):
+            raise SpecChoiceError(f"the target of the mount {tuple(words)!r} is no path")
         target = check_text("the target of a mount", target)
         values: dict[str, Any] = {}
         for option in check_text("options", options or "").split(","):
@@ -188,11 +192,11 @@ class Mount(Value):
             elif name in ("size", "mode") and kind == "tmpfs" and value:
                 values[name] = _parse_size(value) if name == "size" else _octal(value)
             elif name not in ("", "rw"):
-                raise SpecError(f"unknown option {option!r} of the mount {tuple(words)!r}")
+                raise SpecChoiceError(f"unknown option {option!r} of the mount {tuple(words)!r}")
         if kind in ("tmpfs", "proc", "dev"):
             values["type"] = kind
         elif kind or "type" not in values:
-            raise SpecError(f"neither tmpfs, proc, dev nor a bind: {tuple(words)!r}")
+            raise SpecChoiceError(f"neither tmpfs, proc, dev nor a bind: {tuple(words)!r}")
         return cls(target if target.startswith("/") else "/" + target, **values)
 
 
@@ -458,6 +462,7 @@ class Sandbox(Value):
         pass_fds: Iterable[int] = (),
         pty: bool | tuple[int, int] = False,
         fresh: bool = False,
+        env: Mapping[str, str] | None = None,
     ) -> Result:
         """Runs a command in the sandbox and waits for its end; the words are run_sandbox's.
 
@@ -478,7 +483,7 @@ class Sandbox(Value):
             default): those that a command cannot change are leased to one run after the other.
         """
         assert runner is not None
-        words = (self, command, cwd, extra_env, stdin, stdout, stderr, timeout, None, fresh)
+        words = (self, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh)
         is_plain = type(grace) is float and not grace and max_output is cpu_time is None
         if is_plain and on_overflow == "truncate" and pass_fds == () and pty is False:
             return runner(*words)
@@ -500,8 +505,8 @@ class Sandbox(Value):
 
         stdin: as in run(), or CAPTURE: a pipe, whose other end is Process.stdin.
         stdout, stderr: as in run(); where they are captured Process.stdout and .stderr are files.
-        words: max_output, on_overflow, pass_fds and pty, as in run(). With pty all that is written
-            to Process.stdin is what somebody types.
+        words: env, cpu_time, max_output, on_overflow, pass_fds and pty, as in run(). With pty all
+            that is written to Process.stdin is what somebody types.
 
         Every namespace is made anew. Raises as run() does, also where there is no such program; and
         UnsupportedError where the executor drives a program of its own (linux_user_chroot,
@@ -522,6 +527,7 @@ class Sandbox(Value):
         stderr: Stream = CAPTURE,
         timeout: float | None = None,
         fresh: bool = False,
+        env: Mapping[str, str] | None = None,
         **words: Any,
     ) -> Result:
         """As run(), in an event loop: of asyncio, or of what anyio knows (`sandboxlib[anyio]`).
@@ -536,7 +542,8 @@ class Sandbox(Value):
         if words:
             raise SpecTypeError(f"run_async has no such word: {', '.join(words)}")
         given: dict[str, Any] = {"command": command, "cwd": cwd, "extra_env": extra_env}
-        given |= {"stdin": stdin, "stdout": stdout, "stderr": stderr, "timeout": timeout}
+        given |= {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+        given |= {"timeout": timeout, "env": env}
         return await _async.run(self, fresh, given, more)
 
     def start_async(
@@ -590,7 +597,7 @@ class Sandbox(Value):
             not be run its SandboxError, in its place.
         progress: called with the number of commands that ended so far and the Result, or the
             SandboxError, of each as it ends. What it raises ends the map.
-        words: those of run() for all commands: cwd, extra_env, stdin, stdout, stderr, timeout
+        words: those of run() for all commands: cwd, extra_env, env, stdin, stdout, stderr, timeout
             (seconds, of each command), fresh.
 
         All is done in next(): nothing is started before the first, and while the caller does

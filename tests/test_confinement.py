@@ -9,13 +9,15 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import make_rootfs, needs_root, processes, require, wait_until
 
 import sandboxlib
-from sandboxlib import Mount, Sandbox, run_sandbox
+from sandboxlib import Mount, Result, Sandbox, run_sandbox
 
 pytestmark = needs_root
 
@@ -127,12 +129,38 @@ def cell(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def probe(root: Path, *words: str, **options: object) -> tuple[bool, str]:
+Probe = Callable[..., tuple[bool, str]]
+
+
+def in_a_fresh_sandbox(root: Path, argv: list[str], **options: Any) -> Result:
+    return run_sandbox(root, argv, **options)
+
+
+def in_a_prepared_sandbox(root: Path, argv: list[str], **options: Any) -> Result:
+    """The second of two runs."""
+    with Sandbox(root, **options) as box:
+        box.run(argv)
+        return box.run(argv)
+
+
+def in_a_map(root: Path, argv: list[str], **options: Any) -> Result:
+    """The third of several."""
+    with Sandbox(root, **options) as box:
+        found: list[Result] = list(box.map([argv] * 3, jobs=2, on_failure="continue"))
+        return found[-1]
+
+
+@pytest.fixture(params=[in_a_fresh_sandbox, in_a_prepared_sandbox, in_a_map])
+def probe(request: pytest.FixtureRequest) -> Probe:
     """Whether an attempt worked, and what the kernel said."""
-    exit, out, err = run_sandbox(root, ["probe", *words], **options)
-    assert exit == 0, err
-    worked, _, text = out.decode().strip().partition(" ")
-    return worked == "0", text
+
+    def attempt(root: Path, *words: str, **options: Any) -> tuple[bool, str]:
+        exit, out, err = request.param(root, ["probe", *words], **options)
+        assert exit == 0, err
+        worked, _, text = out.decode().strip().partition(" ")
+        return worked == "0", text
+
+    return attempt
 
 
 @pytest.mark.parametrize(
@@ -141,19 +169,20 @@ def probe(root: Path, *words: str, **options: object) -> tuple[bool, str]:
     "reboot clock module hostname nice sysctl chroot_twice".split(),
 )
 @pytest.mark.parametrize("network", ["undefined", "isolated"])
-def test_an_attempt_to_get_out_fails(cell: Path, attempt: str, network: str) -> None:
+def test_an_attempt_to_get_out_fails(cell: Path, probe: Probe, attempt: str, network: str) -> None:
     worked, text = probe(cell, attempt, network=network)
     assert not worked, text
 
 
-def test_the_attempts_are_real(cell: Path) -> None:
+@pytest.mark.parametrize("probe", [in_a_fresh_sandbox], indirect=True)
+def test_the_attempts_are_real(cell: Path, probe: Probe) -> None:
     # What fails above for want of a capability works with it: the probe does what it says.
     for attempt in ("mount", "bind", "unshare", "mknod", "nice"):
         assert probe(cell, attempt, capabilities="all")[0], attempt
         (cell / "tmp" / "disk").unlink(missing_ok=True)
 
 
-def test_the_kernels_knobs_are_read_only(cell: Path) -> None:
+def test_the_kernels_knobs_are_read_only(cell: Path, probe: Probe) -> None:
     assert probe(cell, "sysctl")[1] == "Read-only file system"
     if os.path.exists("/proc/sysrq-trigger"):
         assert probe(cell, "sysrq")[1] == "Read-only file system"
@@ -175,7 +204,7 @@ def test_a_status_cannot_be_forged(cell: Path) -> None:
     assert run_sandbox(cell, ["probe", "forge"]).exit == 42
 
 
-def test_the_parent_death_signal_is_not_inherited(cell: Path) -> None:
+def test_the_parent_death_signal_is_not_inherited(cell: Path, probe: Probe) -> None:
     assert probe(cell, "pdeathsig")[1] == "Success"
 
 
@@ -243,7 +272,7 @@ def test_orphans_are_reaped_while_the_command_still_runs(cell: Path) -> None:
     assert (result.out, result.err) == (b"0\n", b"")
 
 
-def test_shared_memory_stays_in_its_run(cell: Path) -> None:
+def test_shared_memory_stays_in_its_run(cell: Path, probe: Probe) -> None:
     assert probe(cell, "shm")[0]
     assert not probe(cell, "shm_there")[0]
     assert not probe(cell, "shm_there", ipc="undefined")[0]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import select
@@ -119,6 +120,17 @@ def test_a_wait_that_takes_too_long_is_told_and_can_be_repeated(box: Sandbox) ->
             process.wait(0)
         assert process.communicate(b"x\n", timeout=30) == (b"early\nlate\n", b"")
         assert process.wait(0) == 4
+
+
+def test_an_environment_of_its_own(box: Sandbox) -> None:
+    env = {"PATH": "/bin", "A": "1"}
+    with box.start(["env"], env=env, extra_env={"B": "2"}) as process:
+        assert sorted(process.communicate()[0].split()) == [b"A=1", b"B=2", b"PATH=/bin"]
+    results = [box.run(["env"], env=env), *box.map([["env"]], env=env)]
+    results.append(asyncio.run(box.run_async(["env"], env=env)))
+    for result in results:
+        assert sorted((result.out or b"").split()) == [b"A=1", b"PATH=/bin"]
+    assert box.run(["env"], env={}) == (0, b"", b"")
 
 
 @pytest.mark.parametrize("command", [["nonsuch"], ["/"], ["/etc"]])

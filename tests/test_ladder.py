@@ -438,6 +438,27 @@ def test_sysctls_of_other_distributions(
         assert (remedy in hint) == bool(expected)
 
 
+def test_a_filter_of_system_calls_and_an_old_kernel_are_causes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = _machine.user_namespace_causes()
+    status = _machine.status
+    monkeypatch.setattr(_machine, "status", lambda name: "2" if name == "Seccomp" else status(name))
+    assert [*before, _machine.SECCOMP] == _machine.user_namespace_causes()
+    monkeypatch.setattr(_machine, "status", status)
+    monkeypatch.setattr(_machine, "kernel_is_older_than", lambda *_: True)
+    (found,) = [each for each in _machine.user_namespace_causes() if each not in before]
+    assert found == (f"the kernel is {os.uname().release}", "Linux 5.12 or newer")
+
+
+def test_kernels_are_compared_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kernel:
+        release = "5.9.0-27-amd64"
+
+    monkeypatch.setattr(os, "uname", Kernel)
+    assert [_machine.kernel_is_older_than(*v) for v in ((5, 12), (5, 9), (4, 20))] == [1, 0, 0]
+
+
 # ---- SANDBOXLIB_BACKEND ----------------------------------------------------------------------
 
 _BACKEND = """

@@ -12,6 +12,7 @@ from conftest import needs_root
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import sandboxlib
 from sandboxlib import (
     STDOUT,
     Mount,
@@ -172,6 +173,8 @@ def test_a_good_value_in_the_cache_does_not_let_a_bad_one_pass() -> None:
     [
         (("/a", "/b", None, "bind"), Mount("/b", "/a", recursive=False)),
         (("/a", "b", "", "rbind,ro"), Mount("/b", "/a", read_only=True)),
+        (("/a", "/b", "none", "bind"), Mount("/b", "/a", recursive=False)),
+        (("none", "/t", "tmpfs", "none"), Mount.tmpfs("/t")),
         (("tmpfs", "/dev/shm", "tmpfs"), Mount("/dev/shm", type="tmpfs")),
         ((None, "/t", "tmpfs", "size=2k,mode=700"), Mount.tmpfs("/t", size=2048, mode=0o700)),
         (("proc", "/proc", "proc"), Mount.proc()),
@@ -180,6 +183,40 @@ def test_a_good_value_in_the_cache_does_not_let_a_bad_one_pass() -> None:
 )
 def test_the_earlier_tuples_are_mounts(words: tuple[Any, ...], mount: Mount) -> None:
     assert Sandbox("/", extra_mounts=[words]).extra_mounts == (mount,)
+    source, target, kind, options = (*words, None)[:4]
+    listed = [[source or "", target, kind or "", options or ""]]
+    assert sandboxlib.validate_extra_mounts([words]) == listed
+    assert sandboxlib.validate_extra_mounts(None) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("proc", "tmpfs"),
+        ("a", "/b", None, "bind", "more"),
+        ("proc", None, "tmpfs"),
+        ("x", "/y", "ext4"),
+        ("/a", "/b"),
+        ("/a", "/b", None),
+        ("/a", "/b", None, "bind,nonesuch"),
+        (None, "/b", None, "remount,ro"),
+    ],
+    ids=str,
+)
+def test_an_earlier_tuple_that_is_no_mount_is_an_assertion_error(words: tuple[Any, ...]) -> None:
+    for call in (
+        lambda: Sandbox("/none", extra_mounts=[words]),
+        lambda: sandboxlib.validate_extra_mounts([words]),
+        lambda: run_sandbox(["true"], filesystem_root="/none", extra_mounts=[words]),
+    ):
+        with pytest.raises(AssertionError) as caught:
+            call()
+        assert isinstance(caught.value, SpecError)
+
+
+def test_a_command_as_one_would_type_it() -> None:
+    typed = sandboxlib.argv_to_string(["echo", "a b", "$x"])
+    assert typed == "echo 'a b' '$x'"
 
 
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)

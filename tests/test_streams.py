@@ -912,6 +912,8 @@ def test_executors_that_drive_a_program(
             run("true", pty=pty)
     with pytest.raises(UnsupportedError, match="terminal"):
         run("true", pty=True)
+    with pytest.raises(UnsupportedError, match="grace"):
+        run("true", timeout=60, grace=1)
     reader, writer = os.pipe()
     assert run(f"echo x > /proc/self/fd/{writer}", pass_fds=[writer]).exit == 0
     assert os.read(reader, 9) == b"x\n"
@@ -919,7 +921,9 @@ def test_executors_that_drive_a_program(
     os.close(writer)
 
 
-def test_a_terminal_goes_to_an_executor_that_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_and_grace_go_to_an_executor_that_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("SANDBOXLIB_BACKEND", raising=False)
     native = "chroot" if IS_ROOT else "user_namespace"
     monkeypatch.setattr(_ladder, "EXECUTORS", ("bubblewrap", native))
@@ -929,10 +933,13 @@ def test_a_terminal_goes_to_an_executor_that_has_one(monkeypatch: pytest.MonkeyP
     assert box.run(["true"]).executor == "bubblewrap"
     assert box.run(["tty"], pty=True).executor == native
     assert [one.executor for one in box.map([["tty"]], pty=True)] == [native]
+    assert box.run(["true"], timeout=60, grace=1).executor == native
+    assert next(box.map([["true"]], timeout=60, grace=1)).executor == native
     with box.start(["true"]) as process:
         process.wait()
     assert process.result is not None
     assert process.result.executor == native
     monkeypatch.setenv("SANDBOXLIB_BACKEND", "bubblewrap")
-    with pytest.raises(UnsupportedError, match="terminal"):
-        box.run(["tty"], pty=True)
+    for words in ({"pty": True}, {"timeout": 60, "grace": 1}):
+        with pytest.raises(UnsupportedError, match="terminal"):
+            box.run(["tty"], **words)
