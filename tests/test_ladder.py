@@ -345,7 +345,9 @@ def test_the_doctor_names_no_cause_that_is_none(report: Report) -> None:
     for found in report("root")["doctor"]:
         assert found["causes"] == []
     names = [found["name"] for found in report("user")["doctor"] if found["causes"]]
-    assert names == ["chroot", "user_namespace"]
+    lines = Path("/etc/subuid").read_text().splitlines() if os.path.exists("/etc/subuid") else []
+    has_ranges = any(line.startswith(("nobody:", "65534:")) for line in lines)
+    assert names == (["chroot"] if has_ranges else ["chroot", "user_namespace"])
     (ranges,) = (f for f in report("user")["doctor"] if f["name"] == "user_namespace")
     assert all(cause.startswith("user='ranges': ") for cause, _ in ranges["causes"])
 
