@@ -8,9 +8,12 @@ same: what they do not name is delivered, and what they name is refused before a
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -221,6 +224,38 @@ def test_a_timeout_ends_the_tree_and_keeps_the_output(executor: ModuleType, root
 def test_a_network_of_its_own(executor: ModuleType, root: Path) -> None:
     seen = sh(executor, root, "cat /proc/net/dev", network="isolated").splitlines()
     assert [line.split(":")[0].strip() for line in seen[2:]] == ["lo"]
+    flags = sh(executor, root, "ip -o link show lo", network="isolated").partition("<")[2]
+    is_up = "UP" in flags.partition(">")[0].split(",")
+    assert is_up == (executor.NAME != "linux_user_chroot")
+
+
+def test_a_caller_that_is_killed(executor: ModuleType, root: Path) -> None:
+    mark = f"6{os.getpid()}{_ladder.EXECUTORS.index(executor.NAME)}"
+    script = """
+import json, sys, sandboxlib
+name, root, mark, words = sys.argv[1:]
+sandboxlib.get_executor(name).run_sandbox(root, ["sleep", mark], **json.loads(words))
+"""
+    words = [executor.NAME, str(root), mark, json.dumps(least(executor))]
+    with subprocess.Popen([*python(), "-c", script, *words]) as host:
+        assert wait_until(lambda: running(mark))
+        host.kill()
+    if executor.NAME == "linux_user_chroot":
+        time.sleep(0.3)
+        assert running(mark)
+        for pid in running(mark):
+            os.kill(int(pid), signal.SIGKILL)
+    assert wait_until(lambda: not running(mark))
+
+
+def running(mark: str) -> list[str]:
+    """The commands; a host, or the program of an executor, has the word among others."""
+    found = []
+    for pid in processes(mark):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] == b"sleep":
+                found.append(pid)
+    return found
 
 
 def test_processes_of_its_own(executor: ModuleType, root: Path) -> None:
