@@ -54,13 +54,13 @@ enum {
     IS_MOUNT_ROOT = 0x2000
 };
 
-static long open_inside(int directory, const char *path, int flags) {
-    struct raw_open_how how = {(uint64_t)flags, 0, RESOLVE_INSIDE};
+int sbx_open_in_root(int directory, const char *path, int flags) {
+    struct raw_open_how how = {(uint64_t)flags | O_CLOEXEC, 0, RESOLVE_INSIDE};
     long fd;
-    do /* -EAGAIN: something was renamed under the look-up, which might have led outside */
+    do /* -EAGAIN: something was renamed or mounted meanwhile, and ".." might have led outside */
         fd = raw(RAW_openat2, directory, path, &how, sizeof how);
     while (fd == -EAGAIN);
-    return fd;
+    return (int)fd;
 }
 
 static void close_fd(long fd) { raw(__NR_close, fd); }
@@ -368,7 +368,7 @@ static long open_source(struct sbx_child *c, const struct sbx_mount *m) {
     case SBX_BIND:
         return raw(RAW_open_tree, AT_FDCWD, m->source, flags);
     case SBX_HOLE: { /* of the caller's own root: the copy is read-only by now */
-        long fd = open_inside(c->root, m->target, O_PATH | O_CLOEXEC);
+        long fd = sbx_open_in_root(c->root, m->target, O_PATH | O_CLOEXEC);
         if (fd < 0)
             return fd;
         long tree = raw(RAW_open_tree, fd, "", flags | EMPTY_PATH);
@@ -405,7 +405,7 @@ static long make_target(struct sbx_child *c, const char *path, int is_directory)
         close_fd(parent);
         if (made < 0 && made != -EEXIST)
             return made;
-        parent = open_inside(c->tree, prefix, O_PATH | O_CLOEXEC);
+        parent = sbx_open_in_root(c->tree, prefix, O_PATH | O_CLOEXEC);
         if (!path[i])
             return parent;
         prefix[i] = '/';
@@ -433,7 +433,7 @@ int sbx_is_stub(int mode) { return (mode & 05022) == 05000 || (mode & 05277) == 
 static long open_target(struct sbx_child *c, int i, long source) {
     const struct sbx_mount *m = &c->place->mounts[i];
     struct raw_statx there;
-    long fd = open_inside(c->tree, m->target, O_PATH | O_CLOEXEC);
+    long fd = sbx_open_in_root(c->tree, m->target, O_PATH | O_CLOEXEC);
     if (fd == -ENOENT && m->flags & SBX_MAKE_TARGET) {
         long error = status_of(source, &there);
         return error < 0 ? error : make_target(c, m->target, S_ISDIR(there.mode));
@@ -655,7 +655,7 @@ static int do_cwd(struct sbx_child *c) {
         raw(__NR_chdir, "/");
     if (strcmp(cwd, "/") == 0) /* there already */
         return 0;
-    long fd = open_inside(AT_FDCWD, cwd, O_SEARCH_DIR);
+    long fd = sbx_open_in_root(AT_FDCWD, cwd, O_SEARCH_DIR);
     if (fd < 0)
         return (int)fd;
     long result = raw(__NR_fchdir, fd);

@@ -653,13 +653,6 @@ void sbx_free_stack(char *stack) {
         munmap(stack - page_size(), page_size() + SBX_STACK_SIZE);
 }
 
-int sbx_open_in_root(int directory, const char *path, int flags) {
-    struct {
-        uint64_t flags, mode, resolve;
-    } how = {(uint64_t)flags | O_CLOEXEC, 0, 0x10 | 0x02 /* IN_ROOT, NO_MAGICLINKS */};
-    return (int)raw(RAW_openat2, directory, path, &how, sizeof how);
-}
-
 int sbx_is_directory(const char *path) {
     struct raw_statx there = {.mode = 0};
     raw(__NR_statx, AT_FDCWD, path, 0x4000 /* AT_STATX_DONT_SYNC */, 1 /* STATX_TYPE */, &there);

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import find_busybox, needs_root, require
+from conftest import find_busybox, needs_root, require, wait_until
 from image_maker import (
     END,
     Layout,
@@ -943,6 +943,25 @@ def test_accounts_of_the_host_are_none_of_the_images(tmp_path: Path) -> None:
         _accounts.resolve(str(tmp_path), "nobody")
     (tmp_path / "etc" / "host-passwd").write_text("me:x:8:9:::\n")  # a link inside is followed
     assert _accounts.resolve(str(tmp_path), "me") == (8, 9)
+
+
+def test_a_link_is_followed_while_others_rename(tmp_path: Path) -> None:
+    # Anywhere on the machine: the kernel then has ".." tried again (openat2(2), EAGAIN).
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "link").symlink_to("../../file")
+    (tmp_path / "file").touch()
+    rename = "import os\nwhile True: os.rename('file', 'other'); os.rename('other', 'file')"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    root = os.open(tmp_path, os.O_PATH)
+    with subprocess.Popen([sys.executable, "-c", rename], cwd=elsewhere) as other:
+        assert wait_until(lambda: not (elsewhere / "file").exists())
+        for _ in range(20_000):
+            os.close(_native.open_in_root(root, "a/b/link", os.O_PATH))
+        assert other.poll() is None
+        other.kill()
+    os.close(root)
 
 
 def _busybox(prefix: str = "") -> bytes:
