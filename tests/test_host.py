@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from conftest import needs_root, processes, require, wait_until
+from conftest import BY_MAP, needs_root, processes, require, wait_until
 
 from sandboxlib import Sandbox, _native, run_sandbox
 from sandboxlib._plan import plan_for
@@ -27,6 +27,7 @@ MODES = {
     "reaper": {},
     "init=False": {"init": False},
     "fresh": {"fresh": True},
+    "map": {"map": True},
     "fresh, init=False": {"fresh": True, "init": False},
     "processes=undefined": {"processes": "undefined"},
 }
@@ -39,6 +40,9 @@ root, mode = sys.argv[1], eval(sys.argv[2])
 if mode.pop("fresh", False):
     leased = Sandbox.run
     Sandbox.run = lambda *words, **more: leased(*words, **{"fresh": True, **more})
+"""
+HEAD += BY_MAP
+HEAD += """
 box = Sandbox(root, **mode)
 def check(count):
     for i in range(count):

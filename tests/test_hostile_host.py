@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import needs_root, require, wait_until
+from conftest import BY_MAP, needs_root, require, wait_until
 
 pytestmark = needs_root
 
@@ -27,6 +27,7 @@ MODES = {
     "reaper": {},
     "init=False": {"init": False},
     "fresh": {"fresh": True},
+    "map": {"map": True},
     "processes=undefined": {"processes": "undefined"},
 }
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
@@ -38,6 +39,9 @@ root, mode = sys.argv[1], json.loads(sys.argv[2])
 if mode.pop("fresh", False):
     leased = Sandbox.run
     Sandbox.run = lambda *words, **more: leased(*words, **{"fresh": True, **more})
+"""
+HEAD += BY_MAP
+HEAD += """
 box = Sandbox(root, **mode)
 
 def in_threads(count, work):

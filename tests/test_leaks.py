@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import needs_root, require
+from conftest import BY_MAP, needs_root, require
 
 pytestmark = needs_root
 
@@ -18,6 +18,7 @@ MODES = {
     "reaper": {},
     "init=False": {"init": False},
     "fresh": {"fresh": True},
+    "map": {"map": True},
     "processes=undefined": {"processes": "undefined"},
     "bare": {"mounts": "undefined", "processes": "undefined", "ipc": "undefined"},
 }
@@ -31,6 +32,9 @@ root, mode = sys.argv[1], json.loads(sys.argv[2])
 if mode.pop("fresh", False):
     leased = Sandbox.run
     Sandbox.run = lambda *words, **more: leased(*words, **{"fresh": True, **more})
+"""
+HEAD += BY_MAP
+HEAD += """
 isolated = mode.get("mounts", "isolated") == "isolated"
 
 def descriptors():
