@@ -368,7 +368,7 @@ static long open_source(struct sbx_child *c, const struct sbx_mount *m) {
     case SBX_BIND:
         return raw(RAW_open_tree, AT_FDCWD, m->source, flags);
     case SBX_HOLE: { /* of the caller's own root: the copy is read-only by now */
-        long fd = sbx_open_in_root(c->root, m->target, O_PATH | O_CLOEXEC);
+        long fd = sbx_open_in_root(c->root, m->target, O_PATH);
         if (fd < 0)
             return fd;
         long tree = raw(RAW_open_tree, fd, "", flags | EMPTY_PATH);
@@ -405,7 +405,7 @@ static long make_target(struct sbx_child *c, const char *path, int is_directory)
         close_fd(parent);
         if (made < 0 && made != -EEXIST)
             return made;
-        parent = sbx_open_in_root(c->tree, prefix, O_PATH | O_CLOEXEC);
+        parent = sbx_open_in_root(c->tree, prefix, O_PATH);
         if (!path[i])
             return parent;
         prefix[i] = '/';
@@ -433,7 +433,7 @@ int sbx_is_stub(int mode) { return (mode & 05022) == 05000 || (mode & 05277) == 
 static long open_target(struct sbx_child *c, int i, long source) {
     const struct sbx_mount *m = &c->place->mounts[i];
     struct raw_statx there;
-    long fd = sbx_open_in_root(c->tree, m->target, O_PATH | O_CLOEXEC);
+    long fd = sbx_open_in_root(c->tree, m->target, O_PATH);
     if (fd == -ENOENT && m->flags & SBX_MAKE_TARGET) {
         long error = status_of(source, &there);
         return error < 0 ? error : make_target(c, m->target, S_ISDIR(there.mode));

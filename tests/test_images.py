@@ -956,11 +956,13 @@ def test_a_link_is_followed_while_others_rename(tmp_path: Path) -> None:
     (elsewhere / "file").touch()
     root = os.open(tmp_path, os.O_PATH)
     with subprocess.Popen([sys.executable, "-c", rename], cwd=elsewhere) as other:
-        assert wait_until(lambda: not (elsewhere / "file").exists())
-        for _ in range(20_000):
-            os.close(_native.open_in_root(root, "a/b/link", os.O_PATH))
-        assert other.poll() is None
-        other.kill()
+        try:
+            assert wait_until(lambda: not (elsewhere / "file").exists())
+            for _ in range(20_000):
+                os.close(_native.open_in_root(root, "a/b/link", os.O_PATH))
+            assert other.poll() is None
+        finally:
+            other.kill()
     os.close(root)
 
 
