@@ -27,6 +27,7 @@ CSRC = TOP / "csrc"
 ORDER = [
     {"errors"},
     {"_check"},
+    {"_seccomp"},
     {"limits", "_streams"},
     {"sandbox", "result"},
     {"_native"},
