@@ -88,6 +88,8 @@ static int do_ids(struct sbx_child *c) {
     if (!c->place->uid_map) {
         raw(__NR_write, c->job->mapper, "", 1);
         long n = raw(__NR_read, c->job->mapper, &answer, sizeof answer);
+        if (n == -EAGAIN) /* the time that _mapper.py gave the socket is over */
+            return -ETIMEDOUT;
         return n == sizeof answer ? -answer : -ECANCELED;
     }
     for (; c->index < 3; c->index++) {

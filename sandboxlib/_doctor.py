@@ -63,8 +63,12 @@ def _about_ranges() -> list[tuple[str, str]]:
 
     causes = []
     for kind in ("uid", "gid"):
-        if _mapper.find_tool(f"new{kind}map") is None:
-            causes.append((f"user='ranges': there is no new{kind}map", "install uidmap"))
+        try:
+            if _mapper.find_tool(f"new{kind}map") is None:
+                causes.append((f"user='ranges': there is no new{kind}map", "install uidmap"))
+        except errors.UnsupportedError as error:
+            cause, _, remedy = str(error).partition("; ")
+            causes.append((f"user='ranges': {cause}", remedy))
         try:
             _mapper.ranges(kind)
         except errors.UnsupportedError as error:

@@ -259,9 +259,12 @@ class Bell:
 
 
 def pid_of(pidfd: int) -> int:
-    """The pid of a process that lives, in the caller's pid namespace."""
+    """The pid of a process that lives, in the caller's pid namespace. OSError: it is dead."""
     with open(f"/proc/self/fdinfo/{pidfd}") as file:
-        return int(file.read().partition("Pid:")[2].split()[0])
+        pid = int(file.read().partition("Pid:")[2].split()[0])
+    if pid <= 0:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return pid
 
 
 def usage_of(run: Any) -> bytes:

@@ -32,6 +32,7 @@ ORDER = [
     {"sandbox", "result"},
     {"_native"},
     {"_machine"},
+    {"_tools"},
     {"_mapper", "_stubs", "_hierarchies"},
     {"_cgroups"},
     {"_plan"},
