@@ -265,5 +265,8 @@ void sbx_close_watch(struct sbx_watch *watch);
 /* Whether PATH is a directory, as far as it is known without asking a server. */
 int sbx_is_directory(const char *path);
 
+/* The magic number of the file system that FD is in (statfs(2)), or -errno. */
+long sbx_filesystem_of(int fd);
+
 /* openat2(2) of PATH as if DIRECTORY were the root, no magic links: a descriptor or -errno. */
 int sbx_open_in_root(int directory, const char *path, int flags);

@@ -43,6 +43,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -657,6 +658,12 @@ int sbx_is_directory(const char *path) {
     struct raw_statx there = {.mode = 0};
     raw(__NR_statx, AT_FDCWD, path, 0x4000 /* AT_STATX_DONT_SYNC */, 1 /* STATX_TYPE */, &there);
     return S_ISDIR(there.mode);
+}
+
+long sbx_filesystem_of(int fd) {
+    struct statfs filesystem;
+    long error = raw(__NR_fstatfs, fd, &filesystem);
+    return error < 0 ? error : (long)filesystem.f_type;
 }
 
 static int see(const char *paths, int n, uint64_t *seen, int keep) {

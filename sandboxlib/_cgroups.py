@@ -21,8 +21,19 @@ from _thread import RLock, interrupt_main
 from collections import deque
 from weakref import ref
 
+from ._hierarchies import (
+    GONE,
+    Part,
+    find_parts,
+    lists_of_processes,
+    mark,
+    open_cgroup,
+    read,
+    tree,
+    version,
+    write,
+)
 from ._hierarchies import CgroupLimits as CgroupLimits
-from ._hierarchies import Part, find_parts, mark, read, tree, version, write
 from .errors import SpecError, UnsupportedError
 
 TYPE_CHECKING = False
@@ -31,7 +42,8 @@ if TYPE_CHECKING:
 
     Numbers = dict[str, dict[str, int]]
 
-MOST_IDLE = 16  # that wait for a run, with up to 16 descriptors each; more are removed
+MOST_IDLE = 16  # that wait for a run, with up to 40 descriptors each; more are removed
+_AT_A_TIME = 64  # processes that are killed by descriptors
 PATIENCE = 5.0  # seconds for the processes of a cgroup to die, once they are killed
 _PRESSURES = ("cpu.pressure", "memory.pressure", "io.pressure")
 _PEAKS = ("memory.peak", "memory.max_usage_in_bytes")
@@ -40,6 +52,22 @@ _COUNTERS = (
     *("memory.events", "memory.current", "memory.peak"),
     *("memory.oom_control", "memory.failcnt", "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
     *("pids.events", "pids.current", "pids.peak", "cpu.stat", "cpuacct.usage", *_PRESSURES),
+)
+# A command that reaches cgroupfs (docs/security.md) could change them for the next one. Of
+# memory.oom_control, which counts as well, it is the first line.
+_SETTINGS = frozenset(
+    (
+        "cgroup.freeze cgroup.subtree_control cgroup.type cgroup.pressure cgroup.max.depth"
+        " cgroup.max.descendants memory.min memory.low memory.high memory.max memory.swap.high"
+        " memory.swap.max memory.zswap.max memory.zswap.writeback memory.oom.group pids.max"
+        " cpu.weight cpu.max cpu.max.burst cpu.idle cpu.uclamp.min cpu.uclamp.max io.weight"
+        " io.bfq.weight io.max io.latency freezer.state memory.limit_in_bytes"
+        " memory.memsw.limit_in_bytes memory.soft_limit_in_bytes memory.kmem.tcp.limit_in_bytes"
+        " memory.swappiness memory.oom_control cpu.shares cpu.cfs_period_us cpu.cfs_quota_us"
+        " cpu.cfs_burst_us cpu.rt_period_us cpu.rt_runtime_us blkio.bfq.weight"
+        " blkio.bfq.weight_device blkio.throttle.read_bps_device blkio.throttle.read_iops_device"
+        " blkio.throttle.write_bps_device blkio.throttle.write_iops_device notify_on_release"
+    ).split()
 )
 _all: dict[int, ref[Cgroups]] = {}
 _stuck: list[str] = []  # directories whose processes would not die
@@ -76,9 +104,9 @@ class Cgroups:
                 cgroup = self._idle.pop()
             except IndexError:
                 return None
-            if cgroup.is_there():
+            if cgroup.is_as_made():
                 return cgroup
-            cgroup.remove()  # somebody else removed a part of it
+            cgroup.remove()  # somebody changed it, or removed a part of it
 
     def _make(self) -> Cgroup:
         with self._lock:
@@ -149,6 +177,7 @@ class Cgroup:
     """
 
     procs: tuple[int, ...] = ()
+    directories: tuple[int, ...] = ()  # descriptors: what is read and written is found from here
 
     def __init__(self, limits: CgroupLimits, generation: int) -> None:
         self.pool: Cgroups | None = None
@@ -157,6 +186,10 @@ class Cgroup:
         self._limits = limits
         self._maker = os.getpid()
         self._counters: list[tuple[str, int]] = []
+        self._settings: list[_Setting] = []
+        self._pids_setting: _Setting | None = None
+        self._threads: list[tuple[int, str]] = []  # the other file by which one may join
+        self._owners: list[tuple[int, int, int, int]] = []
         self._before: Numbers = {}
         self._most_pids = limits.pids
         self._is_reset = True  # whether peaks are those of this run
@@ -164,29 +197,58 @@ class Cgroup:
 
     def open(self) -> None:
         """Opens what each run needs; opening one costs as much as reading it ten times."""
-        from fcntl import F_DUPFD_CLOEXEC, fcntl
-
         for path in self.paths:
-            fd = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                self.procs += (fcntl(fd, F_DUPFD_CLOEXEC, 10),)
-            finally:
-                os.close(fd)
-            for name in os.listdir(path):
+            kind = version(path)
+            self.directories += (directory := _above(open_cgroup(path, kind)),)
+            fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+            self.procs += (_above(fd),)
+            # Those of an O_PATH descriptor cannot be listed.
+            for name in os.listdir(f"/proc/self/fd/{directory}"):
                 if name in _COUNTERS:
-                    self._open_counter(f"{path}/{name}", name)
+                    self._open_counter(directory, name)
+                if name in _SETTINGS:
+                    self._open_setting(directory, name)
+                if name in ("tasks", "cgroup.threads"):
+                    self._threads.append((directory, name))
+        self._owners = self._look_at_owners()
 
-    def _open_counter(self, path: str, name: str) -> None:
+    def _open_counter(self, directory: int, name: str) -> None:
+        flags = os.O_CLOEXEC | (os.O_RDWR if name in _PEAKS else os.O_RDONLY)
         try:
-            fd = os.open(path, (os.O_RDWR if name in _PEAKS else os.O_RDONLY) | os.O_CLOEXEC)
+            fd = os.open(name, flags, dir_fd=directory)
         except PermissionError:  # memory.peak before Linux 6.12
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
         self._counters.append((name, fd))
         try:
             os.pread(fd, 1, 0)
         except OSError:  # EOPNOTSUPP: the kernel was started with psi=0
             self._counters.pop()
             os.close(fd)
+
+    def _open_setting(self, directory: int, name: str) -> None:
+        flags = os.O_CLOEXEC | (os.O_RDWR if name == "pids.max" else os.O_RDONLY)
+        setting = _Setting(os.open(name, flags, dir_fd=directory))
+        self._settings.append(setting)
+        if not setting.remember(whole=name != "memory.oom_control"):
+            self._settings.pop()
+            os.close(setting.fd)
+        elif name == "pids.max":
+            self._pids_setting = setting
+
+    def _look_at_owners(self) -> list[tuple[int, int, int, int]]:
+        """Who may write to it, and whether there are cgroups below it."""
+        statuses = [os.fstat(fd) for fd in (*self.directories, *self.procs)]
+        statuses += [os.stat(name, dir_fd=fd) for fd, name in self._threads]
+        return [(s.st_mode, s.st_uid, s.st_gid, s.st_nlink) for s in statuses]
+
+    def is_as_made(self) -> bool:
+        """Whether it is there, and nobody changed it since it was made: its limits, its freezer,
+        its owners, its cgroups below.
+        """
+        try:
+            return self._look_at_owners() == self._owners and all(s.holds() for s in self._settings)
+        except OSError:  # ENODEV: somebody removed it
+            return False
 
     def begin(self, extra_pids: int = 0) -> None:
         """What report() tells is counted from here. The limit on pids is extra_pids higher."""
@@ -263,13 +325,12 @@ class Cgroup:
     def pids(self) -> list[int]:
         """The processes in it, and in cgroups that they made below; zombies do not count."""
         found: set[int] = set()
-        for path in self.paths:
-            for directory in tree(path):  # a descriptor of v1's would show a list of a second ago
-                try:
-                    found.update(map(int, read(f"{directory}/cgroup.procs").split()))
-                except OSError as error:
-                    if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
-                        raise
+        for directory in self.directories:
+            try:  # opened anew: a descriptor of v1's would show a list of a second ago
+                found.update(map(int, lists_of_processes(directory).split()))
+            except OSError as error:
+                if error.errno not in GONE:
+                    raise
         return sorted(found - {0})  # 0 is one that our pid namespace has no number for
 
     def kill(self) -> None:
@@ -279,8 +340,8 @@ class Cgroup:
         deadline, patience = time.monotonic() + PATIENCE, 0.01
         killer = self._find("cgroup.kill")
         while True:
-            if killer:
-                write(killer, "1")
+            if killer is not None:
+                write("cgroup.kill", "1", killer)
             else:
                 self._kill_each()
             if self._is_suspended:
@@ -304,11 +365,33 @@ class Cgroup:
             self._set_most_pids(0)
         else:
             self.suspend()
-        for pid in self.pids():
-            try:
-                os.kill(pid, 9)
-            except ProcessLookupError:
-                continue
+        pids = self.pids()
+        for first in range(0, len(pids), _AT_A_TIME):
+            self._kill_these(pids[first : first + _AT_A_TIME])
+
+    def _kill_these(self, pids: list[int]) -> None:
+        """By pidfd, never by number: a number that is used again would hit anybody.
+
+        What is in the list after its pidfd was opened is what the pidfd is of; if it is of a
+        process that had the number before, that one is dead, and the signal is lost.
+        """
+        import signal
+
+        opened: dict[int, int] = {}
+        try:
+            for pid in pids:
+                try:
+                    opened[pid] = os.pidfd_open(pid)
+                except ProcessLookupError:
+                    continue
+            for pid in set(self.pids()) & set(opened):
+                try:
+                    signal.pidfd_send_signal(opened[pid], 9)
+                except ProcessLookupError:
+                    continue
+        finally:
+            for fd in opened.values():
+                os.close(fd)
 
     def suspend(self) -> bool:
         """Stops every process in it. False: it has neither v2 nor the v1 freezer."""
@@ -322,16 +405,16 @@ class Cgroup:
         """Waits for a second: it takes its time where a process is in the midst of a call."""
         import time
 
-        if path := self._find("cgroup.freeze"):
-            said, word, state = path.replace("cgroup.freeze", "cgroup.events"), v2, f"frozen {v2}"
-        elif path := self._find("freezer.state"):
-            said, word, state = path, v1, v1
+        if (directory := self._find("cgroup.freeze")) is not None:
+            file, said, word, state = "cgroup.freeze", "cgroup.events", v2, f"frozen {v2}"
+        elif (directory := self._find("freezer.state")) is not None:
+            file, said, word, state = "freezer.state", "freezer.state", v1, v1
         else:
             return False
         self._is_suspended = v2 == "1"
-        write(path, word)
+        write(file, word, directory)
         deadline = time.monotonic() + 1
-        while state not in read(said).splitlines() and time.monotonic() < deadline:
+        while state not in read(said, directory).splitlines() and time.monotonic() < deadline:
             time.sleep(0.0005)
         return True
 
@@ -340,9 +423,6 @@ class Cgroup:
         pool, self.pool = self.pool, None
         if pool is not None and self._maker == os.getpid():
             pool.give(self)
-
-    def is_there(self) -> bool:
-        return all(map(os.path.exists, self.paths))
 
     def is_like_new(self) -> bool:
         """Whether another run may have it: zombies count as pids, and the page cache as memory.
@@ -359,11 +439,6 @@ class Cgroup:
 
     def remove(self) -> None:
         """Ends what is in it, and removes it. What cannot be is tried again when others go."""
-        for _, fd in self._counters:
-            os.close(fd)
-        for fd in self.procs:
-            os.close(fd)
-        self._counters, self.procs = [], ()
         if self._maker == os.getpid():
             try:
                 if self.pids():
@@ -375,18 +450,72 @@ class Cgroup:
                     _stuck.append(self.paths[-1])
                 self.paths.pop()
         self.paths = []
+        for fd in (
+            *(fd for _, fd in self._counters),
+            *(setting.fd for setting in self._settings),
+            *self.procs,
+            *self.directories,
+        ):
+            os.close(fd)
+        self._counters, self._settings, self._threads, self._pids_setting = [], [], [], None
+        self.procs = self.directories = ()
 
     def __del__(self) -> None:
         _insist(self.remove)
 
     def _set_most_pids(self, number: int) -> None:
-        if number != self._most_pids and (path := self._find("pids.max")):
-            write(path, str(number))
+        if number != self._most_pids and (setting := self._pids_setting) is not None:
+            setting.write(f"{number}\n".encode())
             self._most_pids = number
 
-    def _find(self, name: str) -> str | None:
-        paths = (f"{path}/{name}" for path in self.paths)
-        return next((path for path in paths if os.path.exists(path)), None)
+    def _find(self, name: str) -> int | None:
+        """The descriptor of a directory that has such a file."""
+        for directory in self.directories:
+            try:
+                os.stat(name, dir_fd=directory)
+            except OSError:
+                continue
+            return directory
+        return None
+
+
+class _Setting:
+    """A file of a cgroup, open, and what it says as long as nobody changes it."""
+
+    __slots__ = ("fd", "size", "value")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.value = b""
+        self.size = 0
+
+    def remember(self, whole: bool) -> bool:
+        """What it says now, or its first line. False where it cannot be read."""
+        try:
+            self.value = os.pread(self.fd, 4096, 0)
+        except OSError:
+            return False
+        if not whole:
+            self.value = self.value[: self.value.find(b"\n") + 1]
+        self.size = len(self.value) + whole
+        return True
+
+    def holds(self) -> bool:
+        return os.pread(self.fd, self.size, 0) == self.value
+
+    def write(self, value: bytes) -> None:
+        os.pwrite(self.fd, value, 0)
+        self.value, self.size = value, len(value) + 1
+
+
+def _above(fd: int) -> int:
+    """The same, as a number from 10 on, where a run puts nothing of its own."""
+    from fcntl import F_DUPFD_CLOEXEC, fcntl
+
+    try:
+        return fcntl(fd, F_DUPFD_CLOEXEC, 10)
+    finally:
+        os.close(fd)
 
 
 def controllers() -> dict[str, str]:

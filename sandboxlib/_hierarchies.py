@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections import namedtuple
 
-from . import _machine
+from . import _machine, _native
 from .errors import UnsupportedError
 
 TYPE_CHECKING = False
@@ -18,6 +19,9 @@ MOST_PARTS = 4  # directories of a cgroup: as many descriptors as a run can be g
 DELEGATE = "systemd-run --user --scope -p Delegate=yes"
 _V1_NAMES = {"memory": "memory", "pids": "pids", "cpu": "cpu", "io": "blkio"}
 _OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+GONE = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)  # what a cgroup says that was removed
+_SEARCH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAGIC = {"v1": 0x27E0EB, "v2": 0x63677270}  # statfs(2): CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC
 
 
 class CgroupLimits(
@@ -64,26 +68,40 @@ class Part:
                     sweep(parent)
                     if kind == "v2":
                         self._prepare(parent)
-                paths.append(f"{parent}/{name}")
-                try:
-                    os.mkdir(paths[-1])
-                except OSError:
-                    paths.pop()
-                    raise
+                self._make_in(parent, kind, name, paths)
                 self.parents, self._is_swept = [(parent, kind)], True
-                break
+                return
             except OSError as error:
                 refusals.append((error, kind))
-        else:
-            if self.is_needed:
-                raise _refusal(self.names, *refusals[0])
-            self.parents = []
-            return
-        for file, value in self.files:
+        if self.is_needed:
+            raise _refusal(self.names, *refusals[0])
+        self.parents = []
+
+    def _make_in(self, parent: str, kind: str, name: str, paths: list[str]) -> None:
+        """By descriptors: no name is looked up twice, and no symbolic link is followed.
+
+        OSError where there can be no such directory, UnsupportedError where it cannot be set up.
+        """
+        path, place, made = f"{parent}/{name}", open_cgroup(parent, kind), -1
+        try:
             try:
-                write(f"{paths[-1]}/{file}", value)
+                os.mkdir(name, 0o755, dir_fd=place)
             except OSError as error:
-                raise _refusal(self.names, error, kind) from None
+                error.filename = path
+                raise
+            paths.append(path)
+            os.chmod(name, 0o755, dir_fd=place)  # mkdir(2) takes the umask of the caller away
+            made = os.open(name, _SEARCH, dir_fd=place)
+            for file, value in self.files:
+                try:
+                    write(file, value, made)
+                except OSError as error:
+                    error.filename = f"{path}/{file}"
+                    raise _refusal(self.names, error, kind) from None
+        finally:
+            os.close(place)
+            if made >= 0:
+                os.close(made)
 
     def _prepare(self, parent: str) -> None:
         """Has the controllers enabled for the children, and sees to it that one may join them.
@@ -110,11 +128,7 @@ def find_parts(limits: CgroupLimits) -> list[Part]:
     """The parts of a cgroup with these limits."""
     own = own_directories()
     unified = _unified(limits.directory, own)
-    try:
-        delegated = read(f"{limits.directory}/cgroup.controllers") if limits.directory else ""
-    except OSError as error:
-        message = f"{limits.directory} is no cgroup of v2: {error.strerror}"
-        raise UnsupportedError(message) from None
+    delegated = _controllers_of(limits.directory) if limits.directory else ""
     parts: dict[str, Part] = {}
     names = [name for name in _V1_NAMES if _is_asked(limits, name)]
     for name in names:
@@ -135,6 +149,21 @@ def find_parts(limits: CgroupLimits) -> list[Part]:
         elif not parts:
             raise UnsupportedError("no cgroup hierarchy is mounted (/proc/self/mountinfo)")
     return list(parts.values())
+
+
+def _controllers_of(directory: str) -> str:
+    """The controllers that a directory of the caller's choice has. UnsupportedError."""
+    try:
+        fd = open_cgroup(directory, "v2")
+        try:
+            return read("cgroup.controllers", fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno in _OUT_OF:
+            raise
+        message = f"{directory} is no cgroup of v2: {error.strerror}"
+        raise UnsupportedError(message) from None
 
 
 def _is_asked(limits: CgroupLimits, name: str) -> bool:
@@ -282,6 +311,20 @@ def version(path: str) -> str:
     return "v2" if os.path.exists(f"{path}/cgroup.controllers") else "v1"
 
 
+def lists_of_processes(directory: int) -> str:
+    """What cgroup.procs says in a directory and in all below it, read through its descriptor."""
+    if os.fstat(directory).st_nlink <= 2:
+        return read("cgroup.procs", directory)
+    text = ""
+    for _, _, _, fd in os.fwalk(".", topdown=False, dir_fd=directory):
+        try:
+            text += read("cgroup.procs", fd)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+    return text
+
+
 def tree(path: str) -> list[str]:
     """The directory and all below it, those first. st_nlink counts them."""
     try:
@@ -292,8 +335,38 @@ def tree(path: str) -> list[str]:
     return [directory for directory, _, _ in os.walk(path, topdown=False)]
 
 
-def read(path: str) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def open_cgroup(path: str, kind: str) -> int:
+    """A descriptor of a directory of cgroupfs, of v1 or v2, which no symbolic link leads to.
+
+    OSError where it is none: what lies behind a link, or in another file system, is never written.
+    """
+    place, at = os.open("/", _SEARCH), ""
+    for word in filter(None, path.split("/")):
+        at += f"/{word}"
+        above = place
+        try:
+            place = os.open(word, _SEARCH, dir_fd=above)
+        except OSError as error:
+            if error.errno == errno.ENOTDIR and stat.S_ISLNK(os.lstat(word, dir_fd=above).st_mode):
+                text = f"{at} is a symbolic link, and none is followed"
+                raise OSError(errno.ELOOP, text, path) from None
+            error.filename = path
+            raise
+        finally:
+            os.close(above)
+    if filesystem_of(place) != _MAGIC[kind]:
+        os.close(place)
+        raise OSError(errno.EINVAL, "it is not in a file system of cgroups", path)
+    return place
+
+
+def filesystem_of(fd: int) -> int:
+    """The magic number of the file system (statfs(2))."""
+    return int(_native.lib.sbx_filesystem_of(fd))
+
+
+def read(path: str, directory: int | None = None) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         text = b""
         while chunk := os.read(fd, 1 << 16):
@@ -306,8 +379,8 @@ def read(path: str) -> str:
     return os.fsdecode(text)
 
 
-def write(path: str, value: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+def write(path: str, value: str, directory: int | None = None) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.write(fd, value.encode())
     except OSError as error:

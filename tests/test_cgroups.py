@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -277,16 +278,16 @@ def test_kill_outruns_what_forks_and_exits(
         need({"freezer", "pids"} <= set(_hierarchies.own_directories()), "no cgroups of v1")
         hide(monkeypatch, *hidden)
     cgroup = pool.take()
-    kill, states = os.kill, []
+    kill, states = signal.pidfd_send_signal, []
 
-    def look_and_kill(pid: int, sig: int) -> None:
+    def look_and_kill(pidfd: int, sig: int) -> None:
         names = (
             f"{path}/{name}" for path in cgroup.paths for name in ("freezer.state", "pids.max")
         )
         states.append({_hierarchies.read(name).strip() for name in names if os.path.exists(name)})
-        kill(pid, sig)
+        kill(pidfd, sig)
 
-    monkeypatch.setattr(os, "kill", look_and_kill)
+    monkeypatch.setattr(signal, "pidfd_send_signal", look_and_kill)
     for _ in range(3):
         cgroup.begin()
         with start(cgroup, f"import os\nfor _ in range(4): os.fork()\n{CHAIN}") as process:
@@ -811,10 +812,10 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "cgroup.subtree_control").write_text("cpu\n")
     mkdir, rmdir = os.mkdir, os.rmdir
 
-    def make(path: str) -> None:
-        mkdir(path)
-        for name, text in FILES.items():
-            Path(path, name).write_text(text)
+    def make(name: str, mode: int, dir_fd: int) -> None:
+        mkdir(name, mode, dir_fd=dir_fd)
+        for file, text in FILES.items():
+            Path(f"/proc/self/fd/{dir_fd}/{name}/{file}").write_text(text)
 
     def remove(path: str) -> None:
         for name in Path(path).iterdir():
@@ -823,6 +824,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(os, "mkdir", make)
     monkeypatch.setattr(os, "rmdir", remove)
+    monkeypatch.setattr(_hierarchies, "filesystem_of", lambda fd: 0x63677270)
     return tmp_path
 
 
@@ -890,7 +892,9 @@ def test_v2_io_weights_are_written(stand_in: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_hierarchies, "_block_devices", lambda: ["x"])
     real = _hierarchies.read
     monkeypatch.setattr(
-        _hierarchies, "read", lambda p: "none [bfq]" if p.startswith("/sys/block/") else real(p)
+        _hierarchies,
+        "read",
+        lambda p, *at: "none [bfq]" if p.startswith("/sys/block/") else real(p, *at),
     )
     monkeypatch.setitem(FILES, "io.bfq.weight", "default 100\n")
     pool = Cgroups(CgroupLimits(io_weight=10000, directory=str(stand_in)))
