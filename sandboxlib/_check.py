@@ -32,6 +32,14 @@ def check_text(what: str, value: object) -> str:
     return value
 
 
+def check_path(what: str, value: object) -> str:
+    """The same of a path, which is not empty: joined to another, '' would name that one."""
+    path = check_text(what, value)
+    if not path:
+        raise SpecError(f"{what} is empty")
+    return path
+
+
 def check_choice(what: str, value: object, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise SpecChoiceError(f"{what} is {value!r}, and has to be one of {', '.join(choices)}")

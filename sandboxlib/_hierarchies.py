@@ -293,7 +293,7 @@ def own_directories() -> dict[str, str]:
     Those out of reach are left out: unmounted, or above the root of a cgroup namespace.
     """
     own = {}
-    for line in read("/proc/self/cgroup").splitlines():
+    for line in filter(None, read("/proc/self/cgroup").split("\n")):
         _, names, path = line.split(":", 2)
         own.update({name: path.rstrip("/") for name in names.split(",")})
     found = {}

@@ -133,7 +133,7 @@ class Recipe:
     ) -> None:
         self.box, self.undo = box, undo
         with _doing(box.root, "root", f"open the root {box.root}"):
-            self.root = os.path.realpath(box.root, strict=True)
+            self.root = _machine.real_path(box.root)
             os.stat(os.path.join(self.root, "."))
         self.view = View(self.root)
         self.writable = box.filesystem_writable_paths
@@ -255,7 +255,8 @@ class Recipe:
         source = mount.source
         if source is not None:
             with _doing(source, "source", f"{what}: source"):
-                source = os.path.realpath(source, strict=True)
+                source = _machine.real_path(source)
+                os.stat(source)
             _check_directory(source)
         with _doing(mount.target, "target", f"{what}: target"):
             target = self._target(mount.target, what)

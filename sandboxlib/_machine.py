@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_MOST_LINKS = 40
+
+
 def read(path: str) -> str:
     """The text of a small file, or "" where it cannot be read."""
     try:
@@ -27,7 +30,7 @@ def read(path: str) -> str:
 
 def status(field: str) -> str:
     """A field of /proc/self/status (proc(5)), or ""."""
-    for line in read("/proc/self/status").splitlines():
+    for line in read("/proc/self/status").split("\n"):
         name, _, value = line.partition(":")
         if name == field:
             return value.strip()
@@ -46,36 +49,64 @@ def kernel_is_older_than(major: int, minor: int) -> bool:
 Mounted = namedtuple("Mounted", "number root point type options")
 
 
-def mounts() -> Iterator[Mounted]:
-    """What the caller sees mounted, in the order of proc_pid_mountinfo(5).
+def mounts(pid: int | str = "self") -> Iterator[Mounted]:
+    """What a process sees mounted, in the order of proc_pid_mountinfo(5).
 
     number: the mount's ID. root: of its file system. options: those of its file system.
     Nothing where there is no /proc.
     """
-    for words in (line.rstrip(b"\n").split(b" ") for line in _mountinfo()):
-        kind = words.index(b"-") + 1  # there are optional fields before it
+    try:
+        with open(f"/proc/{pid}/mountinfo", "rb") as file:
+            whole = file.read()
+    except OSError:
+        return
+    # A name may hold whatever str.split() takes for a space: the kernel puts b" " and b"\n" alone
+    # between words and lines, and writes these in octal where they are part of a name.
+    for words in (line.split(b" ") for line in whole.split(b"\n") if line):
+        kind = words.index(b"-", 6) + 1  # there are optional fields before it
         root, point, options = map(_plain, (words[3], words[4], words[kind + 2]))
         yield Mounted(int(words[0]), root, point, os.fsdecode(words[kind]), options)
 
 
-def _mountinfo() -> list[bytes]:
-    try:
-        with open("/proc/self/mountinfo", "rb") as lines:
-            return lines.readlines()
-    except OSError:
-        return []
-
-
 def _plain(word: bytes) -> str:
-    """Characters that would part the words stand in octal, and so does the backslash."""
+    """Characters that would part the words stand in octal, and so do the backslash and '#'."""
     for code, character in (
         (rb"\040", b" "),
         (rb"\011", b"\t"),
         (rb"\012", b"\n"),
+        (rb"\043", b"#"),
         (rb"\134", b"\\"),
     ):
         word = word.replace(code, character)
     return os.fsdecode(word)
+
+
+def real_path(path: str) -> str:
+    """os.path.realpath of an absolute path, for any number of links. OSError: ELOOP where there are
+    more than the kernel follows (path_resolution(7)).
+    """
+    real, todo, links = "/", path.split("/")[::-1], 0
+    while todo:
+        name = todo.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            real = os.path.dirname(real)
+            continue
+        here = os.path.join(real, name)
+        try:
+            leads_to = os.readlink(here)
+        except OSError as error:
+            if error.errno in (errno.ENOMEM, errno.ENAMETOOLONG):
+                raise
+            real = here  # no link, or nothing, or not to be seen: as it stands
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        real = "/" if leads_to.startswith("/") else real
+        todo += leads_to.split("/")[::-1]
+    return real
 
 
 def is_chrooted() -> bool:
@@ -112,15 +143,18 @@ def is_root_of_the_machine() -> bool:
 
 def mount_point(path: str) -> str:
     """Where the mount begins on which a path lies."""
-    point = os.path.realpath(path)
+    point = real_path(os.path.abspath(path))
     while not os.path.ismount(point):
         point = os.path.dirname(point)
     return point
 
 
 def mounts_below(path: str) -> list[str]:
-    """The mount points below a path, not the path itself."""
-    real = os.path.realpath(path).rstrip("/")
+    """The mount points below a path, not the path itself; none where it leads nowhere."""
+    try:
+        real = real_path(path).rstrip("/")
+    except OSError:
+        return []
     points = [mount.point for mount in mounts()]
     return [point for point in points if point.startswith(f"{real}/") and point != f"{real}/"]
 

@@ -340,10 +340,10 @@ class Slot:
     def close(self) -> None:
         lib.sbx_close_slot(self.struct)
 
-    def mounts(self) -> list[str]:
-        """What the resident has mounted: the lines of proc_pid_mountinfo(5). OSError."""
-        with open(f"/proc/{pid_of(self.struct.pidfd)}/mountinfo", errors="replace") as file:
-            return file.read().splitlines()
+    @property
+    def pid(self) -> int:
+        """Of the resident."""
+        return pid_of(self.struct.pidfd)
 
 
 class Watch:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from . import _machine, _native, errors, sandbox
-from ._check import ENCODING, check_text
+from ._check import ENCODING, check_path
 from .limits import RLIMITS, SCHEDULERS, Limits
 from .sandbox import Mount, Sandbox
 
@@ -308,9 +308,7 @@ class Job:
             self._paths = [program]
         else:
             self._paths = [place + program for place in places]
-        self.cwd = check_text("cwd", cwd)
-        if not self.cwd:
-            raise errors.SpecError("cwd is empty")
+        self.cwd = check_path("cwd", cwd)
         inside = self.cwd.encode(ENCODING, "surrogateescape")
         self.counts = len(self._paths), len(words), len(settings)
         strings = [inside, *self._paths, *words, *settings, b""]
@@ -467,6 +465,12 @@ _HINTS = {
     ("reaper", errno.EACCES): "sysctl vm.memfd_noexec, or a mount with noexec",
     ("target", errno.ENOTDIR): "a part of the path is a file",
     ("target", errno.EBUSY): "a link leads it to the root itself",
+    (
+        "target",
+        errno.ELOOP,
+    ): "a loop of symbolic links, or more of them than the kernel follows (40)",
+    ("target", errno.EMFILE): "each mount point that the root lacks takes two of the caller's "
+    "descriptors (ulimit -n)",
     ("target", errno.ETIMEDOUT): "another process keeps a lock on it",
     ("mount", errno.EINVAL): "source and target are not both directories or both files",
 }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from _thread import get_ident
@@ -179,8 +180,21 @@ class Run:
             if not missing or index in held or not plan.mounts[index].in_root:
                 raise plan.error(step, index, error, self._job)
             self._hold(index)
-            held = (*held, index)
+            held = (*held, index, *self._hold_missing(index + 1))
         plan.stubs = held
+
+    def _hold_missing(self, first: int) -> list[int]:
+        """From that mount on: one by one, each would take a start from the beginning. What cannot
+        be made is left for the core to miss, which knows the mounts before it.
+        """
+        mounts, held = self.plan.mounts, []
+        assert self._stubs is not None
+        for index in range(first, len(mounts)):
+            if mounts[index].in_root and self._stubs.is_missing(mounts[index].target):
+                with contextlib.suppress(errors.SetupError):
+                    self._hold(index)
+                    held.append(index)
+        return held
 
     def _hold(self, index: int) -> None:
         mount = self.plan.mounts[index]

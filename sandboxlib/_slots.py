@@ -15,7 +15,7 @@ from _thread import RLock, interrupt_main
 from collections import deque
 from weakref import ref
 
-from . import _native, sandbox
+from . import _machine, _native, sandbox
 from ._plan import Plan, PlannedMount, may_hang
 from ._stubs import Stubs
 
@@ -229,15 +229,14 @@ class Slots:
         and a later run would find it.
         """
         owns = [self._mounts[i].target for i in self._own]
-        for line in slot.mounts():
-            words = line.split()
-            point, kind = words[4], words[words.index("-") + 1]
-            if kind == "proc" and not any(f"{point}/".startswith(f"{o}/") for o in owns):
+        for mount in _machine.mounts(slot.pid):
+            is_own = any(f"{mount.point}/".startswith(f"{own}/") for own in owns)
+            if mount.type == "proc" and not is_own:
                 self._may_stay = False
 
     def _prepare(self, stubs: Stubs) -> tuple[Any, Any, bytes]:
         """What a resident finds, and what it does for each run."""
-        held = [self._needs_stub(mount) for mount in self._mounts]
+        held = [m.in_root and stubs.is_missing(m.target) for m in self._mounts]
         for mount, missing in zip(self._mounts, held, strict=True):
             if missing:
                 stubs.hold(mount.target, mount.is_directory())
@@ -267,21 +266,6 @@ class Slots:
         ]
         return place, flags, _native.pack_place(inside, of_a_run, bytes(held))
 
-    def _needs_stub(self, mount: PlannedMount) -> bool:
-        if not mount.in_root:
-            return False
-        root = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fd = _native.open_in_root(root, mount.target, os.O_PATH)
-        except FileNotFoundError:
-            return True
-        finally:
-            os.close(root)
-        try:
-            return bool(lib.sbx_is_stub(os.fstat(fd).st_mode))
-        finally:
-            os.close(fd)
-
 
 def _of_the_run(mounts: list[PlannedMount], root: str) -> list[int]:
     """Which mounts every run makes anew: file systems of its own, and what lies in or over one.
@@ -302,9 +286,11 @@ def _of_the_run(mounts: list[PlannedMount], root: str) -> list[int]:
 
 
 def _real(path: str) -> str:
-    """os.path.realpath; "" where somebody changes it at the same time."""
+    """The path without symbolic links; "" where somebody changes it at the same time, or there are
+    more links than the kernel follows.
+    """
     try:
-        return os.path.realpath(path)
+        return _machine.real_path(path)
     except OSError:
         return ""
 

@@ -49,6 +49,7 @@ class Stubs:
             self._give_up = max(deadline, monotonic() + LEAST_SETUP)
         self._root = -1
         self._held: list[_Stub] = []
+        self._there: set[str] = set()  # paths that were seen to, so that each is once
 
     def hold(self, path: str, directory: bool) -> None:
         """Makes what is missing of `path`, and keeps hold of every stub on it. OSError."""
@@ -58,8 +59,25 @@ class Stubs:
         for depth in range(1, len(parts) + 1):
             self._hold_one(parts[:depth], directory or depth < len(parts))
 
+    def is_missing(self, path: str) -> bool:
+        """Whether there is nothing in the root, or a stub. False also where that cannot be told."""
+        try:
+            if self._root < 0:
+                self._root = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = _native.open_in_root(self._root, path, os.O_PATH)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        try:
+            return _is_stub(os.fstat(fd))
+        finally:
+            os.close(fd)
+
     def _hold_one(self, parts: list[str], directory: bool) -> None:
         path = "/" + "/".join(parts)
+        if path in self._there:
+            return
         give_up = min(monotonic() + _LONGEST_WAIT, self._give_up)
         stub = _Stub(parts[-1])
         self._held.append(stub)  # first of all: an interrupt may come at any moment
@@ -68,6 +86,7 @@ class Stubs:
             _make(stub.parent, stub.name, directory)
             if monotonic() >= give_up:
                 raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), path)
+        self._there.add(path)
 
     def _hold_existing(self, path: str, stub: _Stub) -> bool:
         """False where there is nothing, or something that is changing: to be tried again."""
@@ -87,17 +106,19 @@ class Stubs:
 
     def release(self) -> None:
         """Lets go of every stub, and removes those that nobody else holds."""
+        self._there.clear()
+        if self._root >= 0:  # first, as a stub may not have been opened for want of a descriptor
+            root, self._root = self._root, -1
+            os.close(root)
         while self._held:
             stub = self._held.pop()
             try:
-                # Another user's stub goes with the next run of somebody who may remove it.
-                with contextlib.suppress(PermissionError):
+                # What cannot be removed now (another user's, say) goes with the next run of
+                # somebody who may.
+                with contextlib.suppress(OSError):
                     stub.remove()
             finally:
                 stub.close()
-        if self._root >= 0:
-            root, self._root = self._root, -1
-            os.close(root)
 
     def abandon(self) -> None:
         """In a fork of the caller, whose stubs they are: closes what was inherited."""

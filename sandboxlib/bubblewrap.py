@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from time import monotonic
 
 from . import _calls, _executor, _machine, _plan, _rare, errors
-from ._check import check_seconds, check_text
+from ._check import check_path, check_seconds
 from ._stubs import Stubs
 from .result import Result
 from .sandbox import CAPTURE, DEFAULT_CAPABILITIES, Mount, Sandbox, caller_directory
@@ -170,7 +170,7 @@ def run_in(
     whole = _plan.environment(extra_env, env)
     if cwd is None:
         cwd = caller_directory() if box.root == "/" else "/"
-    inside = check_text("cwd", cwd)
+    inside = check_path("cwd", cwd)
     more = more or {}
     passed = _rare.passed_descriptors(more.get("pass_fds", ()))
     refused = _promises_not(box)

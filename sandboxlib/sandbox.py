@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
-from ._check import Value, check_choice, check_flag, check_number, check_text
+from ._check import Value, check_choice, check_flag, check_number, check_path, check_text
 from .errors import SpecChoiceError, SpecError, SpecTypeError, setup_error
 from .limits import Limits
 
@@ -68,7 +68,7 @@ def environment_vars(extra_env: Mapping[str, str] | None = None) -> dict[str, st
 
 def _inside(what: str, value: object) -> str:
     """An absolute path inside the root, normalised."""
-    path = check_text(what, value)
+    path = check_path(what, value)
     if not path.startswith("/"):
         raise SpecError(f"{what} is relative, and has to be absolute inside the root: {path!r}")
     if ".." in path.split("/"):
@@ -132,10 +132,7 @@ class Mount(Value):
         check_flag("read_only", read_only)
         check_flag("recursive", recursive)
         if type == "bind":
-            source = check_text("the source of a mount", source)
-            if not source:
-                raise SpecError("the source of a mount is empty")
-            source = absolute(source)
+            source = absolute(check_path("the source of a mount", source))
         elif source is not None:
             raise SpecError(f"a {type} mount has no source: {source!r}")
         if read_only and type != "bind":
@@ -181,7 +178,7 @@ class Mount(Value):
         kind, options = (None if word == "none" else word for word in (kind, options))
         if not isinstance(target, (str, os.PathLike)):
             raise SpecChoiceError(f"the target of the mount {tuple(words)!r} is no path")
-        target = check_text("the target of a mount", target)
+        target = check_path("the target of a mount", target)
         values: dict[str, Any] = {}
         for option in check_text("options", options or "").split(","):
             name, _, value = option.partition("=")
@@ -243,7 +240,7 @@ def _writable(value: object) -> str | tuple[str, ...]:
         return value
     if not isinstance(value, (list, tuple, set, frozenset)):
         raise SpecTypeError(f"filesystem_writable_paths is neither a word nor a list: {value!r}")
-    paths = [check_text("a writable path", path) for path in value]
+    paths = [check_path("a writable path", path) for path in value]
     inside = sorted({_inside("a writable path", "/" + path) for path in paths})
     return "all" if "/" in inside else tuple(inside) or "none"
 
@@ -629,10 +626,7 @@ class Sandbox(Value):
 
 
 def _root(value: object) -> str:
-    path = check_text("the root", value)
-    if not path:
-        raise SpecError("the root is empty")
-    return absolute(path)
+    return absolute(check_path("the root", value))
 
 
 def _ids(value: object) -> tuple[int, int]:
