@@ -27,6 +27,8 @@ CSRC = TOP / "csrc"
 ORDER = [
     {"errors"},
     {"_check"},
+    {"_syscalls", "_bpf"},
+    {"_seccomp_profile"},
     {"_seccomp"},
     {"limits", "_streams"},
     {"sandbox", "result"},
