@@ -41,6 +41,7 @@
 #include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
@@ -152,14 +153,43 @@ static int caller_lives(void) {
     return wait_for(caller, 2, CHILD_SIGNAL | ASKED_SIGNAL) <= 0;
 }
 
-/* Reaps whatever ends, until it is `command`. */
+/* PTRACE_TRACEME makes the parent the tracer, so wait4 reports a stop to us at each signal of such
+ * a process. We trace nobody: detach, and deliver the signal. The exceptions are stops that only
+ * wait for a tracer: SIGTRAP (after an exec), and a stop signal from within the run. One that we
+ * send ourselves (Process.suspend) has the sender 1, or 0 if it comes from another pid namespace.
+ */
+static void detach(long pid, int status) {
+    siginfo_t info = {0};
+    int signum = WSTOPSIG(status);
+    int is_stop = signum == SIGSTOP || signum == SIGTSTP || signum == SIGTTIN || signum == SIGTTOU;
+    raw(__NR_ptrace, PTRACE_GETSIGINFO, pid, 0, &info);
+    if (signum == SIGTRAP || (is_stop && info.si_pid > 1))
+        signum = 0;
+    raw(__NR_ptrace, PTRACE_DETACH, pid, 0, signum);
+}
+
+/* wait4(2) for any child, of which stops are no end: its pid, 0: none ended (WNOHANG), or -errno.
+ */
+static long wait_for_child(int *status, int flags) {
+    for (;;) {
+        long pid = raw(__NR_wait4, -1, status, flags, 0);
+        if (pid > 0 && WIFSTOPPED(*status))
+            detach(pid, *status);
+        else if (pid != -EINTR)
+            return pid;
+    }
+}
+
+/* Reaps whatever ends, until it is `command`: its status, or -errno if the kernel does not tell. */
 static int reap(long command) {
     for (;;) {
         int status;
         long pid;
-        while ((pid = raw(__NR_wait4, -1, &status, WNOHANG, 0)) > 0)
+        while ((pid = wait_for_child(&status, WNOHANG)) > 0)
             if (pid == command)
                 return status;
+        if (pid < 0)
+            return (int)pid;
         if (!caller_lives())
             end();
     }
@@ -179,14 +209,15 @@ static int may_kill(const struct sbx_place *place) {
  * signal reaches the kernel kills with the reaper. */
 static void kill_and_reap(const struct sbx_place *place) {
     long pid;
-    while ((pid = raw(__NR_wait4, -1, 0, WNOHANG, 0)) > 0)
+    int status;
+    while ((pid = wait_for_child(&status, WNOHANG)) > 0)
         ;
-    if (pid < 0) /* no child: so there is nobody, and kill(2) need not look for them everywhere */
+    if (pid == -ECHILD) /* so there is nobody, and kill(2) need not look for them everywhere */
         return;
     if (raw(__NR_getpid, 0) == 1) /* never of another's */
         raw(__NR_kill, -1, SIGKILL);
     int flags = may_kill(place) ? 0 : WNOHANG;
-    while (raw(__NR_wait4, -1, 0, flags, 0) > 0)
+    while (wait_for_child(&status, flags) > 0)
         ;
 }
 
@@ -394,9 +425,11 @@ static int reaper_main(void *child) {
                                   sizeof command_stack, sbx_child_main, c, 0);
     if (command < 0)
         sbx_fail(&run, SBX_STEP_FORK, 0, command);
-    while (command > 0 && pid != command)
-        pid = raw(__NR_wait4, -1, &status, 0, 0);
-    run.wait_status = status;
+    while (command > 0 && pid >= 0 && pid != command)
+        pid = wait_for_child(&status, 0);
+    if (pid < 0) /* the resident ends for it, and all that is left with it */
+        raw(__NR_kill, command, SIGKILL);
+    run.wait_status = pid < 0 ? (int)pid : status;
     kill_and_reap(&inside);
     told = 1;
     tell(SBX_RECORD_MAGIC, &run);
@@ -447,7 +480,7 @@ static int serve(void) {
     while (raw(__NR_wait4, -1, 0, leaving > MOST_LEAVING ? 0 : WNOHANG, 0) > 0)
         leaving--;
     int changed = run.failure.step == SBX_STEP_ORDER || run.failure.step == SBX_STEP_TARGET;
-    return asked && told && !changed;
+    return asked && told && !changed && run.wait_status >= 0;
 }
 
 /* ---- whether a run left something ---------------------------------------------------------- */

@@ -75,7 +75,7 @@ static void read_record(struct sbx_run *run) {
     if (record.magic == SBX_RECORD_MAGIC)
         obey(run, &record);
     else if (WIFEXITED(run->wait_status))
-        run->wait_status = -1;
+        run->wait_status = -ECHILD;
 }
 
 /* From a resident there is one record for each run, once all of the run is gone. Nothing: it was

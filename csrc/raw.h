@@ -145,7 +145,7 @@ struct sbx_record {
     int32_t step; /* of enum sbx_step */
     int32_t index;
     int32_t error;
-    int32_t wait_status;
+    int32_t wait_status; /* or -errno: nobody knows it */
     int64_t usage[18];
 };
 #define SBX_RECORD_MAGIC 0x53425831u

@@ -193,7 +193,8 @@ struct sbx_run {
     struct sbx_stream err;
     enum sbx_pump_result first; /* what came of job.pump_ns; DONE: after sbx_end */
     int ended;
-    int wait_status;   /* as of wait(2), once ended; -1: somebody else took it */
+    int wait_status;   /* as of wait(2), once ended; negative: -errno of the wait for it, where
+                        * ECHILD means that somebody else took it */
     int has_usage;     /* whether there is any, once ended */
     int64_t usage[18]; /* struct rusage of getrusage(2): all of the run that was waited for; of a
                         * peak memory that is not known 0 */
@@ -217,7 +218,8 @@ int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct s
 int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
                   char *stack, const char *inside, size_t size, struct sbx_slot *slot);
 
-/* Starts JOB in a slot: 0, or -1 and run->failure; 1: the slot is of no use any more. */
+/* Starts JOB in a slot: 0, or -1 and run->failure; 1: the slot is of no use any more, or cannot be
+ * sent the job (ETOOMANYREFS, say): nothing runs there, and another or a fresh run may. */
 int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run,
                       size_t size, size_t cwd_size);
 

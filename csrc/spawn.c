@@ -288,7 +288,7 @@ static void begin(struct sbx_run *run, const struct sbx_place *place) {
     run->orphan = place && place->reaper == SBX_RESIDENT;
     run->ended = run->has_usage = 0;
     run->first = SBX_PUMP_AGAIN;
-    run->wait_status = -1;
+    run->wait_status = -ECHILD;
     run->at.step = SBX_STEP_CLONE;
     run->at.index = 0;
     run->failure.step = SBX_STEP_NONE;
@@ -452,6 +452,7 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
                               job->terminal,  job->cpu_seconds};
     struct iovec parts[] = {{&order, sizeof order}, {(void *)(uintptr_t)job->cwd, size}};
     int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3 + SBX_MOST_CGROUPS], null = -1;
+    int is_sent = 0;
     begin(run, NULL);
     if (size > INT32_MAX) { /* an order has no room for it, nor has an exec */
         run->owner = 0;
@@ -476,16 +477,14 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
         fds[3 + i] = job->cgroups[i];
     if (error == 0) {
         slot->runs++;
-        error = send_all(slot->control, parts, fds, 3 + job->n_cgroups);
-        if (error < 0)
-            sbx_fail(run, SBX_STEP_REAPER, 0, error);
+        is_sent = send_all(slot->control, parts, fds, 3 + job->n_cgroups) == 0;
     }
     close_outputs(job, stdio);
     sbx_close(&null);
-    if (error == 0)
+    if (error == 0 && is_sent)
         return go_on(job, run);
-    sbx_end(run);
-    return -1;
+    sbx_end(run); /* closes the slot, which may have a part of the order: nothing runs there */
+    return error == 0 ? 1 : -1;
 }
 
 static void wait_for_end(int pidfd) {
@@ -531,7 +530,11 @@ static void forget_our_peak(struct sbx_run *run) {
 /* The status, and no zombie. The process is known to be dead. */
 void sbx_reap(struct sbx_run *run) {
     siginfo_t info = {0};
-    long error = raw(__NR_waitid, WAIT_PIDFD, run->pidfd, &info, WEXITED | __WALL, run->usage);
+    long error;
+    do /* a process that its parent traces is reported at each stop as well, unasked */
+        error = raw(__NR_waitid, WAIT_PIDFD, run->pidfd, &info, WEXITED | __WALL, run->usage);
+    while (error == 0 && (info.si_code == CLD_TRAPPED || info.si_code == CLD_STOPPED));
+    run->wait_status = error < 0 ? (int)error : run->wait_status;
     if (error == 0) {
         int value = info.si_status;
         forget_our_peak(run);

@@ -278,10 +278,18 @@ def _write(text: str) -> None:
         data = data[os.write(1, data) :]
 
 
+def _signal_name(signum: int) -> str:
+    """Of real-time signals only the first and the last have a name: "SIGRTMIN+6" in between."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"SIGRTMIN+{signum - signal.SIGRTMIN}"
+
+
 def _record(result: Result) -> dict[str, Any]:
     return {
         "exit": result.exit,
-        "signal": signal.Signals(-result.exit).name if result.exit < 0 else None,
+        "signal": _signal_name(-result.exit) if result.exit < 0 else None,
         "timed_out": result.timed_out,
         "limits_hit": list(result.limits_hit),
         "wall": result.wall,

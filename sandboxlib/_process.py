@@ -348,6 +348,9 @@ def _failure(workspace: _native.Workspace) -> tuple[int, int, int]:
 
 
 def _exit_status(wait_status: int) -> int:
-    if wait_status == -1:
+    if wait_status == -errno.ECHILD:
         raise errors.StatusLost("the command ended, but somebody else took its status")
+    if wait_status < 0:
+        reason = f"{os.strerror(-wait_status)} ({errno.errorcode.get(-wait_status, -wait_status)})"
+        raise errors.StatusLost(f"the run was ended, as nobody can wait for its command: {reason}")
     return os.waitstatus_to_exitcode(wait_status)

@@ -12,7 +12,7 @@
      |   |- SetupNotFound(FileNotFoundError)
      |   |- SetupDenied(PermissionError)
      |   `- SetupNotADirectory(NotADirectoryError)
-     |- StatusLost(ChildProcessError)        the command ran, but somebody else took its status
+     |- StatusLost(ChildProcessError)        the command ran, but nobody knows how it ended
      `- CommandFailed                        a map that stops at a failure met one; Result.check()
 
 A command that fails is no error of ours otherwise: its exit status is in the Result.
@@ -126,8 +126,10 @@ def setup_error(
 class StatusLost(SandboxError, ChildProcessError):
     """The command ended, but how is not known.
 
-    The caller's process waits for any child, or ignores SIGCHLD; the run had no reaper
-    (processes='undefined' or init=False), and the kernel is older than 6.15.
+    Either the caller's process waits for any child, or ignores SIGCHLD; the run had no reaper
+    (processes='undefined' or init=False), and the kernel is older than 6.15. Or the kernel does not
+    let us wait for the command (a seccomp filter of the host that forbids wait4): then the run was
+    ended. Or somebody outside broke the slot that the command ran in.
     """
 
 
