@@ -22,13 +22,15 @@
 #define LARGE_PIPE 1048576     /* pipe(7): what a user may have by default */
 #define MOST_OF_TERMINAL 65536 /* more than one holds: drivers/tty/pty.c, n_tty.c */
 
-/* One read. The pipe is known to hold something, or to be at its end: this never blocks. */
-static void read_some(struct sbx_stream *s) {
+/* One read, which does not block: the command may have taken back what poll(2) told us of. Whether
+ * there may be more; a stream that is over is closed. */
+static int read_some(struct sbx_stream *s) {
     long n = raw(__NR_read, s->fd, s->buffer + s->length, s->size - s->length);
     if (n > 0)
         s->length += (size_t)n;
-    else if (n != -EINTR)
+    else if (n != -EINTR && n != -EAGAIN)
         sbx_close(&s->fd);
+    return n > 0 || n == -EINTR;
 }
 
 static void take(struct sbx_stream *s, int events) {
@@ -122,9 +124,8 @@ static int drain(struct sbx_stream *s) {
         size_t before = s->length;
         if (is_full(s))
             return 1;
-        if (is_empty(s))
+        if (is_empty(s) || !read_some(s))
             break;
-        read_some(s);
         s->left -= (int)(s->length - before);
     }
     sbx_close(&s->fd);

@@ -73,11 +73,14 @@ static long above(long fd, int lowest) {
     return higher == -EINVAL ? -EMFILE : higher; /* fcntl(2): beyond RLIMIT_NOFILE */
 }
 
+/* Our end does not block: a command may take back what poll(2) told us of, by opening its own end
+ * for reading. The two ends have flags of their own, so that the command's stays as it expects. */
 static int make_pipe(int *read_end, int *write_end) {
     int ends[2];
     long error = raw(__NR_pipe2, ends, O_CLOEXEC);
     if (error < 0)
         return (int)error;
+    raw(__NR_fcntl, ends[0], F_SETFL, O_NONBLOCK);
     long reader = above(ends[0], 3), writer = above(ends[1], 3);
     *read_end = reader < 0 ? -1 : (int)reader;
     *write_end = writer < 0 ? -1 : (int)writer;
@@ -308,8 +311,7 @@ static void await_command(struct sbx_run *run, int64_t ns) {
         sbx_fail(run, SBX_STEP_EXEC, -1, -ETIMEDOUT);
         return;
     }
-    for (n = -EINTR; n == -EINTR;)
-        n = raw(__NR_read, run->status, &record, sizeof record);
+    n = raw(__NR_read, run->status, &record, sizeof record); /* it never blocks */
     if (n == sizeof record && record.magic == SBX_RECORD_MAGIC && record.step != SBX_STEP_NONE)
         sbx_fail(run, (enum sbx_step)record.step, record.index, -(long)record.error);
 }
@@ -352,7 +354,7 @@ int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct s
 
 int sbx_open_bell(struct sbx_run *bell) {
     begin(bell, NULL);
-    long fd = above(raw(__NR_eventfd2, 0, O_CLOEXEC), 3);
+    long fd = above(raw(__NR_eventfd2, 0, O_CLOEXEC | O_NONBLOCK), 3);
     bell->out.fd = fd < 0 ? -1 : (int)fd;
     return fd < 0 ? (int)fd : 0;
 }

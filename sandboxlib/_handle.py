@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
+import select
 import signal
 from collections.abc import Callable, Mapping
 from threading import Condition, Thread, current_thread, main_thread
 from time import monotonic
+from weakref import ref
 
 from . import _executor, _ladder, _native, _process, _rare, _streams
 from .errors import SandboxError, SpecTypeError, UnsupportedError
@@ -107,6 +110,7 @@ class Process:
         self._is_over = self._is_pumping = False
         self._changed = Condition()
         self._pidfd = -1
+        self._gives_up = False  # True: nothing more is written to stdin that has to wait for room
         self.pid: int = run.struct.pid
 
     @property
@@ -146,10 +150,8 @@ class Process:
         not read yet: (out, err). timeout: as in wait(); after it, it can be called again.
         """
         if self.stdin is not None and not self.stdin.closed:
-            if input and len(input) > 4096:  # pipe(7), PIPE_BUF: less fits in
-                Thread(target=self._write, args=(input,), daemon=True).start()
-            else:
-                self._write(input or b"")
+            # However short it is: the command may have filled the pipe itself.
+            Thread(target=self._write, args=(input or b"",), daemon=True).start()
         elif input:
             raise ValueError("stdin is not captured, or was closed")
         self.wait(timeout)
@@ -198,6 +200,7 @@ class Process:
         """Waits for the end; kills the run first where an exception is on its way."""
         try:
             if kind is not None:
+                self._gives_up = True
                 self.kill()
             self._close_stdin()
             self._until(lambda: False, None)
@@ -289,7 +292,8 @@ class Process:
 
     def _write(self, data: bytes) -> None:
         assert self.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the command does not want it
+        # The command does not want it, or the Process was closed meanwhile.
+        with contextlib.suppress(BrokenPipeError, ValueError):
             self.stdin.write(data)
             self.stdin.flush()
         self._close_stdin()
@@ -308,7 +312,28 @@ class Process:
             raise UnsupportedError("init=False: there is no reaper to stop the others")
 
 
-class _Terminal(io.FileIO):
+class _Input(io.FileIO):
+    """The caller's end of stdin. It does not block: a write waits for room by poll(2), and raises
+    BrokenPipeError once the run is over, whoever else may hold the other end.
+    """
+
+    def __init__(self, fd: int, process: Process) -> None:
+        super().__init__(fd, "wb")
+        os.set_blocking(fd, False)
+        self._process = ref(process)
+
+    def write(self, data: Any) -> int:
+        while (written := super().write(data)) is None:
+            process = self._process()
+            if process is None or process._is_over or process._gives_up:
+                raise BrokenPipeError(errno.EPIPE, "the command ended, and did not read it")
+            poll = select.poll()
+            poll.register(self.fileno(), select.POLLOUT)
+            poll.poll(100)  # milliseconds; then the run may be over
+        return written
+
+
+class _Terminal(_Input):
     """The caller's end of a pty, to write to."""
 
     def resize(self, rows: int, columns: int) -> None:
@@ -350,9 +375,9 @@ def start(
         if pipe[0] >= 0:
             os.close(pipe[0])
     if pipe[1] >= 0:
-        process.stdin = open(pipe[1], "wb")  # noqa: SIM115
+        process.stdin = io.BufferedWriter(_Input(pipe[1], process))
     elif more.get("pty"):
-        process.stdin = _Terminal(os.dup(run.struct.out.fd), "wb")
+        process.stdin = _Terminal(os.dup(run.struct.out.fd), process)
     for name, queue in zip(("stdout", "stderr"), queues, strict=True):
         if isinstance(queue, Queue):
             setattr(process, name, io.BufferedReader(_Reader(process, queue)))

@@ -226,6 +226,7 @@ def _open_pty(rows: int, columns: int) -> tuple[int, int]:
     except OSError as error:
         what = "open a pseudo-terminal of the caller's"
         raise errors.setup_error(error.errno or 0, None, "terminal", what) from error
+    os.set_blocking(master, False)  # the command may take back what it wrote
     set_window(slave, rows, columns)
     return master, slave
 

@@ -74,8 +74,8 @@ def _bridge(process: Process) -> None:
         if process.poll() is not None:
             return
         if typed and ready.get(theirs, 0) & select.POLLOUT:
-            os.write(theirs, typed[:1])
-            del typed[:1]
+            with contextlib.suppress(BlockingIOError):
+                del typed[: os.write(theirs, typed[:1])]
         elif ready.get(theirs, 0) & select.POLLHUP:
             poll.unregister(theirs)
             is_open = False
