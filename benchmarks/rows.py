@@ -18,20 +18,19 @@ import peers
 from loops import Loops
 from loops import build as build_loops
 
-from sandboxlib import Mount, Sandbox, run_sandbox
+from sandboxlib import Mount, Policy, Sandbox, run_sandbox
 
 HERE = Path(__file__).resolve().parent
 CHROOT: dict[str, Any] = {
     "mounts": "undefined",
     "processes": "undefined",
     "ipc": "undefined",
-    "capabilities": "all",
-    "no_new_privs": False,
+    "policy": Policy(capabilities="all", no_new_privs=False, seccomp="none"),
 }
 FULL: dict[str, Any] = {"network": "isolated", "extra_mounts": (Mount.tmpfs("/tmp"),)}
 OUR_WORDS = {
-    "chroot": "mounts='undefined', processes='undefined', ipc='undefined', capabilities='all',"
-    " no_new_privs=False",
+    "chroot": "mounts='undefined', processes='undefined', ipc='undefined', "
+    " policy=Policy(capabilities='all', no_new_privs=False, seccomp='none')",
     "full": "network='isolated', extra_mounts=[Mount.tmpfs('/tmp')]",
 }
 

@@ -20,6 +20,7 @@ from .errors import (
     UnsupportedError,
 )
 from .limits import Limits
+from .policy import Policy
 from .result import Result, Usage
 from .sandbox import BASE_ENVIRONMENT, CAPTURE, STDOUT, Mount, Sandbox, environment_vars
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ._async import AsyncProcess
     from ._handle import Process
     from ._pool import SandboxExecutor
+    from .policy import Seccomp
     from .sandbox import Command, Path, Stream
 else:
 
@@ -52,6 +54,7 @@ __all__ = [
     "Limits",
     "Lines",
     "Mount",
+    "Policy",
     "Process",
     "ProgramNotFound",
     "Result",
@@ -120,6 +123,9 @@ def run_sandbox(
     filesystem_writable_paths: str | Iterable[Path] | None = "all",
     capabilities: str | Iterable[str] = "default",
     no_new_privs: bool = True,
+    seccomp: Seccomp = "default",
+    nesting: bool = False,
+    policy: Policy = ...,
     init: bool = True,
     user: str | int = "caller",
     ids: Sequence[int] | None = None,
@@ -172,14 +178,16 @@ def run_sandbox(*words: Any, **options: Any) -> Result:  # noqa: F811
                    discarded. stderr=STDOUT: goes where stdout goes.
     timeout        seconds; then everything in the sandbox is killed, and Result.timed_out is True.
 
-    The other words are those of Sandbox, and grace, cpu_time, max_output, on_overflow, pass_fds and
+    The other words are those of Sandbox; capabilities, no_new_privs, seccomp and nesting are those
+    of Policy, and stand for policy=. And grace, cpu_time, max_output, on_overflow, pass_fds and
     pty are those of Sandbox.run, which see. The form of sandboxlib 0.3 is understood too:
 
         run_sandbox(command, cwd=None, env=None, filesystem_root='/', ...)
 
     where the first word is a list, or the only one, or filesystem_root is given. There env=None is
     the caller's environment, mounts is 'undefined' unless something has to be mounted, and the
-    command keeps all capabilities of its caller. Two str are a rootfs_path and a command.
+    command keeps all capabilities of its caller, and has no system call filter. Two str are a
+    rootfs_path and a command.
 
     Returns a Result, a tuple `(exit, out, err)`. exit is -n where signal n ended the command.
 

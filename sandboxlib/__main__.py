@@ -10,9 +10,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from . import SandboxError, __version__, _ladder
 from .errors import SpecError
+from .policy import Policy
 from .sandbox import CAPTURE, Mount, Sandbox
 
 TYPE_CHECKING = False
@@ -185,6 +187,9 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
     add("--writable", action="append", metavar="all|none|PATH", help="default: all")
     add("--capabilities", default="default", help="default, all, none, or names with commas")
     add("--allow-new-privileges", action="store_true", help="leave no_new_privs unset")
+    text = "which system calls are closed (default: as the executor can), or a profile of Docker's"
+    add("--seccomp", default="default", metavar="default|builds|none|PATH", help=text)
+    add("--nesting", action="store_true", help="let the command make sandboxes of its own")
     add("--no-init", action="store_true", help="the command itself is pid 1")
     add("--timeout", type=float, metavar="SECONDS")
     text = "after the timeout SIGTERM comes first, and SIGKILL so much later (default: 0)"
@@ -206,6 +211,7 @@ def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
     if len(writable) > 1 and not {"all", "none"}.isdisjoint(writable):
         raise SpecError("--writable all and --writable none stand alone")
     capabilities: str = words.capabilities
+    seccomp: str = words.seccomp
     simple = capabilities in ("default", "all", "none")
     stdio: tuple[Any, ...] = (0, CAPTURE, CAPTURE) if words.json else (0, 1, 2)
     if words.max_output is not None:
@@ -218,8 +224,12 @@ def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
         "extra_env": dict(words.env),
         "extra_mounts": tuple(words.extra_mounts or ()),
         "filesystem_writable_paths": writable[0] if writable[0] in ("all", "none") else writable,
-        "capabilities": capabilities if simple else capabilities.split(","),
-        "no_new_privs": not words.allow_new_privileges,
+        "policy": Policy(
+            capabilities=capabilities if simple else capabilities.split(","),
+            no_new_privs=not words.allow_new_privileges,
+            seccomp=seccomp if seccomp in ("default", "builds", "none") else Path(seccomp),
+            nesting=words.nesting,
+        ),
         "init": not words.no_init,
         "stdin": stdio[0],
         "stdout": stdio[1],

@@ -5,7 +5,8 @@
     run_sandbox(command, cwd, env, filesystem_root, ...)           sandboxlib 0.3
 
 What differs, apart from the order: in the form of 0.3 the environment is the caller's unless `env`
-is given, the root is '/' by default, and the command keeps all capabilities of its caller.
+is given, the root is '/' by default, and the command keeps all capabilities of its caller, and has
+no system call filter.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 
 from . import _executor
+from .policy import ALL
 from .result import Result
 from .sandbox import CAPTURE, take_more
 
@@ -132,7 +134,7 @@ def _form_of_0_3(
             "network": network,
             "mounts": mounts,
             "ipc": "undefined",
-            "capabilities": "all",
+            **({} if "policy" in options else ALL),
             "extra_mounts": extra_mounts,
             "filesystem_writable_paths": filesystem_writable_paths,
             **options,

@@ -24,8 +24,9 @@ from time import monotonic
 from . import _machine, _plan, _process, _rare, errors
 from ._check import check_seconds
 from .limits import Limits
+from .policy import ALL, CAPABILITIES, Policy
 from .result import Result
-from .sandbox import CAPABILITIES, CAPTURE, Mount, Sandbox, caller_directory
+from .sandbox import CAPTURE, Mount, Sandbox, caller_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def run_native(
 @functools.lru_cache(maxsize=16)
 def _bare_plan(keyring: bool, limits: Limits | None, umask: int | None) -> _plan.Plan:
     """Where the program of an executor runs: the caller's own place, nothing taken away."""
-    words: dict[str, Any] = {**UNDEFINED, "capabilities": "all", "no_new_privs": False}
+    words: dict[str, Any] = {**UNDEFINED, "policy": Policy(**ALL, no_new_privs=False)}
     plan = _plan.Plan(Sandbox("/", **words, limits=limits, umask=umask), None)
     plan.place.keyring = int(keyring)
     return plan
@@ -136,6 +137,24 @@ def warn(text: str) -> None:
 
 
 _cached = functools.lru_cache(maxsize=64, typed=True)(Sandbox)
+_cached_policy = functools.lru_cache(maxsize=64, typed=True)(Policy)
+_POLICY = frozenset(Policy._fields)
+
+
+def _policy_for(words: dict[str, Any]) -> Policy:
+    """Takes the words of a Policy out of those of a call; a file is read in each call."""
+    if "policy" in words:
+        names = ", ".join(sorted(_POLICY & words.keys()))
+        raise errors.SpecError(f"there is a policy, and {names} as well")
+    given = {name: words.pop(name) for name in _POLICY & words.keys()}
+    if isinstance(given.get("capabilities"), list):
+        given["capabilities"] = tuple(given["capabilities"])
+    if not isinstance(given.get("seccomp", ""), str):
+        return Policy(**given)
+    try:
+        return _cached_policy(**given)
+    except TypeError:  # something that cannot be hashed, or is wrong
+        return Policy(**given)
 
 
 def sandbox_for(root: Path, options: dict[str, Any]) -> Sandbox:
@@ -143,6 +162,9 @@ def sandbox_for(root: Path, options: dict[str, Any]) -> Sandbox:
 
     What holds a relative path is made anew each time: it changes with the caller's directory.
     """
+    if not _POLICY.isdisjoint(options):
+        options = dict(options)
+        options["policy"] = _policy_for(options)
     words = {name: tuple(v) if type(v) is list else v for name, v in options.items()}
     mounts = words.get("extra_mounts") or ()
     is_absolute = isinstance(root, str) and root.startswith("/")
@@ -178,6 +200,16 @@ def trial(run_in: Callable[..., Result], isolated: tuple[str, ...], user: str, e
     return f"a trial of it ended with exit status {result.exit}"
 
 
+def policy_refused(box: Sandbox) -> list[str]:
+    """What of a Policy nobody can promise yet."""
+    found = []
+    if box.policy.seccomp not in ("default", "none"):
+        found.append("seccomp: there is no filter yet")
+    if box.policy.nesting:
+        found.append("nesting=True: there is none yet")
+    return found
+
+
 def limits_refused(
     box: Sandbox, changes_ids: bool = False, in_user_namespace: bool = False
 ) -> list[str]:
@@ -205,10 +237,11 @@ def limits_refused(
 
 def _capabilities_of(box: Sandbox) -> Sequence[str]:
     """What a command keeps of the caller's, of those beyond the default."""
-    if box.capabilities in ("default", "none") or _machine.is_in_user_namespace():
+    asked = box.policy.capabilities
+    if asked in ("default", "none") or _machine.is_in_user_namespace():
         return ()
     have = int(_machine.status("CapEff") or "0", 16)
-    names = CAPABILITIES if box.capabilities == "all" else box.capabilities
+    names = CAPABILITIES if asked == "all" else asked
     return [name for name in names if have >> CAPABILITIES.index(name) & 1]
 
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from . import _machine, _native, errors, sandbox
 from ._check import ENCODING, check_path
 from .limits import RLIMITS, SCHEDULERS, Limits
+from .policy import CAPABILITIES, DEFAULT_CAPABILITIES
 from .sandbox import Mount, Sandbox
 
 TYPE_CHECKING = False
@@ -143,7 +144,7 @@ def _all_mounts(box: Sandbox) -> list[PlannedMount]:
         for path in box.filesystem_writable_paths:
             words = f"writable path {path}"
             found.append(PlannedMount(words, lib.SBX_HOLE, lib.SBX_RECURSIVE, path, False))
-    cover = lib.SBX_COVER if box.capabilities != "all" else 0
+    cover = lib.SBX_COVER if box.policy.capabilities != "all" else 0
     isolated = box.processes == box.mounts == "isolated"
     if isolated and all(mount.target != "/proc" for mount in box.extra_mounts):
         flags = lib.SBX_OPTIONAL | cover
@@ -184,7 +185,7 @@ def _planned(name: str, mount: Mount, earlier: Sequence[Mount], cover: int) -> P
 
 
 def _mask(names: Sequence[str]) -> int:
-    return sum(1 << sandbox.CAPABILITIES.index(name) for name in names)
+    return sum(1 << CAPABILITIES.index(name) for name in names)
 
 
 def _place_values(box: Sandbox) -> dict[str, Any]:
@@ -203,8 +204,8 @@ def _place_values(box: Sandbox) -> dict[str, Any]:
         "session": 1,
         "keyring": int(isolated["ipc"]),
         "reaper": int(isolated["processes"] and box.init),
-        "no_new_privs": int(box.no_new_privs),
-        "cut_capabilities": int(box.capabilities != "all"),
+        "no_new_privs": int(box.policy.no_new_privs),
+        "cut_capabilities": int(box.policy.capabilities != "all"),
     }
     # chroot(2) to "/" changes nothing, and takes privilege.
     if box.root != "/" or isolated["mounts"]:
@@ -212,10 +213,11 @@ def _place_values(box: Sandbox) -> dict[str, Any]:
     if hostname is not None:
         values["hostname"] = hostname
     values["limits"] = _limits(box)
-    if box.capabilities == "default":
-        values["capabilities"] = _mask(sandbox.DEFAULT_CAPABILITIES)
-    elif isinstance(box.capabilities, tuple):
-        values["capabilities"] = values["must_capabilities"] = _mask(box.capabilities)
+    names = box.policy.capabilities
+    if names == "default":
+        values["capabilities"] = _mask(DEFAULT_CAPABILITIES)
+    elif isinstance(names, tuple):
+        values["capabilities"] = values["must_capabilities"] = _mask(names)
     return values
 
 

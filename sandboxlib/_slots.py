@@ -15,9 +15,10 @@ from _thread import RLock, interrupt_main
 from collections import deque
 from weakref import ref
 
-from . import _machine, _native, sandbox
+from . import _machine, _native
 from ._plan import Plan, PlannedMount, may_hang
 from ._stubs import Stubs
+from .policy import DEFAULT_CAPABILITIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,9 +40,10 @@ def can_stay(plan: Plan) -> bool:
     box = plan.box
     if box.mounts != "isolated" or box.processes != "isolated" or box.user == "ranges":
         return False
-    if isinstance(box.capabilities, tuple):
-        return set(box.capabilities) <= set(sandbox.DEFAULT_CAPABILITIES)
-    return box.capabilities != "all"
+    names = box.policy.capabilities
+    if isinstance(names, tuple):
+        return set(names) <= set(DEFAULT_CAPABILITIES)
+    return names != "all"
 
 
 class NoSlot(Exception):

@@ -14,14 +14,15 @@ import contextlib
 import errno
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import monotonic
 
 from . import _calls, _executor, _machine, _plan, _rare, errors
 from ._check import check_path, check_seconds
 from ._stubs import Stubs
+from .policy import DEFAULT_CAPABILITIES
 from .result import Result
-from .sandbox import CAPTURE, DEFAULT_CAPABILITIES, Mount, Sandbox, caller_directory
+from .sandbox import CAPTURE, Mount, Sandbox, caller_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ def refusals(box: Sandbox) -> list[str]:
 
 
 def _promises_not(box: Sandbox) -> list[str]:
-    found = []
-    if not box.no_new_privs:
+    found = _executor.policy_refused(box)
+    if not box.policy.no_new_privs:
         found.append("no_new_privs=False: bwrap always sets it")
     if box.user == "ranges":
         found.append("user='ranges': bwrap maps one id")
@@ -69,8 +70,9 @@ def _promises_not(box: Sandbox) -> list[str]:
     if box.deterministic:
         found.append("deterministic=True: bwrap cannot do all of it")
     found += _executor.limits_refused(box, in_user_namespace=os.geteuid() != 0)
-    if isinstance(box.capabilities, tuple) and not _is_root(box):
-        found.append(f"capabilities={box.capabilities!r}: the command is not root")
+    names = box.policy.capabilities
+    if isinstance(names, tuple) and not _is_root(box):
+        found.append(f"capabilities={names!r}: the command is not root")
     for mount in box.extra_mounts:
         if mount.source and not mount.recursive and _machine.mounts_below(mount.source):
             found.append(f"bind {mount.source}: bwrap binds what is mounted below it as well")
@@ -135,9 +137,10 @@ def _mount(mount: Mount) -> list[str]:
 def _capabilities(box: Sandbox) -> list[str]:
     if not _is_root(box):
         return []
-    if box.capabilities == "all":
+    names: str | Sequence[str] = box.policy.capabilities
+    if names == "all":
         return ["--cap-add", "ALL"]
-    names = DEFAULT_CAPABILITIES if box.capabilities == "default" else box.capabilities
+    names = DEFAULT_CAPABILITIES if names == "default" else names
     kept = names if not isinstance(names, str) else ()
     return ["--cap-drop", "ALL", *(w for name in kept for w in ("--cap-add", f"CAP_{name}"))]
 

@@ -37,6 +37,8 @@ def refusals(box: Sandbox) -> list[str]:
 
 
 def _promises_not(box: Sandbox) -> list[str]:
+    if refused := _executor.policy_refused(box):
+        return refused
     if box.user != "caller" and os.geteuid() != 0:
         return [f"user={box.user!r} takes a user namespace for a caller that is not root"]
     if box.ids is not None and os.geteuid() != 0:
@@ -50,6 +52,7 @@ def _promises_not(box: Sandbox) -> list[str]:
 def plan_of(box: Sandbox) -> _plan.Plan:
     """How the C core runs a command in a Sandbox; UnsupportedError."""
     is_plain = box.user == "caller" and box.ids is None and box.limits is None
+    is_plain = is_plain and box.policy.seccomp in ("default", "none") and not box.policy.nesting
     if not is_plain and (refused := _promises_not(box)):
         raise UnsupportedError(f"{NAME}: {refused[0]}")
     return _plan.plan_for(box)

@@ -189,12 +189,12 @@ def refusals(box: Sandbox) -> list[str]:
     if isinstance(tool, str):
         return [tool]
     recent = tool.recent
-    found = []
+    found = _executor.policy_refused(box)
     if box.hostname is not None:
         found.append("linux-user-chroot cannot set a hostname")
-    if box.no_new_privs and not recent:
+    if box.policy.no_new_privs and not recent:
         found.append("linux-user-chroot before 2015.1 cannot promise no_new_privs=True")
-    if not box.no_new_privs and recent:
+    if not box.policy.no_new_privs and recent:
         found.append("linux-user-chroot of 2015.1 or later always sets no_new_privs")
     if box.user not in ("caller", "caller" if os.getuid() else "root"):
         found.append("linux-user-chroot runs commands as the caller only")
@@ -205,7 +205,7 @@ def refusals(box: Sandbox) -> list[str]:
     found += _executor.limits_refused(box)
     # An ordinary user's command has what the user has: none. Root's has all, or before 2015 none.
     kept = ("default", "all", "none") if os.getuid() else ("all",) if recent else ("none",)
-    if box.capabilities not in kept:
+    if box.policy.capabilities not in kept:
         words = " or ".join(map(repr, kept))
         found.append(f"linux-user-chroot promises this caller no other capabilities than {words}")
     if any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts):

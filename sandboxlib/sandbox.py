@@ -10,10 +10,11 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from ._check import Value, check_choice, check_flag, check_number, check_path, check_text
 from .errors import SpecChoiceError, SpecError, SpecTypeError, setup_error
 from .limits import Limits
+from .policy import CAPABILITIES, DEFAULT, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes 2 ms to import
-    from typing import IO, Any, TypeAlias
+    from typing import IO, Any, NoReturn, TypeAlias
 
     from ._async import AsyncProcess
     from ._handle import Process
@@ -44,21 +45,6 @@ def is_capture(value: object) -> bool:
 
 #: All that a command finds in its environment, unless extra_env says more.
 BASE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-
-#: linux/capability.h, in the order of their numbers.
-CAPABILITIES = (
-    "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable "
-    "net_bind_service net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio "
-    "sys_chroot sys_ptrace sys_pacct sys_admin sys_boot sys_nice sys_resource sys_time "
-    "sys_tty_config mknod lease audit_write audit_control setfcap mac_override mac_admin syslog "
-    "wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
-).split()
-
-#: What a build needs of root's power, and nothing that leads out of a sandbox.
-DEFAULT_CAPABILITIES = (
-    "chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw "
-    "sys_chroot setfcap"
-).split()
 
 
 def environment_vars(extra_env: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -245,19 +231,6 @@ def _writable(value: object) -> str | tuple[str, ...]:
     return "all" if "/" in inside else tuple(inside) or "none"
 
 
-def _capabilities(value: object) -> str | tuple[str, ...]:
-    if isinstance(value, str):
-        check_choice("capabilities", value, ("default", "all", "none"))
-        return value
-    if not isinstance(value, (list, tuple, set, frozenset)):
-        raise SpecTypeError(f"capabilities is neither a word nor a list of names: {value!r}")
-    names = []
-    for name in value:
-        names.append(check_text("a capability", name).lower().removeprefix("cap_"))
-        check_choice("a capability", names[-1], CAPABILITIES)
-    return tuple(sorted(set(names))) or "none"
-
-
 #: What runs a command in a Sandbox: an executor's run_in. The package sets it, so that no arrow
 #: leads from the value to those who use it.
 runner: Callable[..., Result] | None = None
@@ -286,9 +259,7 @@ class Sandbox(Value):
     filesystem_writable_paths   'all' (the default), 'none', or a list of paths in the root that
                           stay writable while the rest, with every mount below it, is read-only.
                           extra_mounts are writable unless they say otherwise.
-    capabilities          'default' (DEFAULT_CAPABILITIES, as far as the caller has them), 'all',
-                          'none', or a list of names, which the caller has to have.
-    no_new_privs: bool    True (the default): no set-uid program gives privilege (prctl(2)).
+    policy: Policy        what the commands may do: capabilities, no_new_privs, system calls.
     init: bool            True (the default): with processes='isolated' pid 1 is a reaper. False:
                           it is the command itself, 0.1 ms sooner; then nobody reaps orphans,
                           SIGTERM that it sends to itself is ignored, abort() ends it with -11.
@@ -320,7 +291,7 @@ class Sandbox(Value):
 
     _fields = (
         *("root", "network", "mounts", "processes", "ipc", "hostname", "extra_mounts"),
-        *("filesystem_writable_paths", "capabilities", "no_new_privs", "init", "user", "ids"),
+        *("filesystem_writable_paths", "policy", "init", "user", "ids"),
         *("groups", "umask", "limits", "deterministic"),
     )
     root: str
@@ -331,8 +302,7 @@ class Sandbox(Value):
     hostname: str | None
     extra_mounts: tuple[Mount, ...]
     filesystem_writable_paths: str | tuple[str, ...]
-    capabilities: str | tuple[str, ...]
-    no_new_privs: bool
+    policy: Policy
     init: bool
     user: str
     ids: tuple[int, int] | None
@@ -353,8 +323,7 @@ class Sandbox(Value):
         hostname: str | None = None,
         extra_mounts: Iterable[Mount | Sequence[object]] | None = (),
         filesystem_writable_paths: str | Iterable[Path] | None = "all",
-        capabilities: str | Iterable[str] = "default",
-        no_new_privs: bool = True,
+        policy: Policy = DEFAULT,
         init: bool = True,
         user: str | int = "caller",
         ids: Sequence[int] | None = None,
@@ -363,7 +332,10 @@ class Sandbox(Value):
         umask: int | None = None,
         limits: Limits | None = None,
         deterministic: bool = False,
+        **unknown: NoReturn,
     ) -> None:
+        if unknown:
+            raise _unknown(unknown)
         put = self.__dict__.__setitem__  # frozen: the one way in
         put("root", _root(root))
         for name, value in (
@@ -381,12 +353,10 @@ class Sandbox(Value):
             raise SpecTypeError(f"extra_mounts is not a list: {extra_mounts!r}")
         put("extra_mounts", tuple(_mount(mount) for mount in extra_mounts or ()))
         put("filesystem_writable_paths", _writable(filesystem_writable_paths))
-        put("capabilities", _capabilities(capabilities))
-        for name, flag in (
-            ("no_new_privs", no_new_privs),
-            ("init", init),
-            ("deterministic", deterministic),
-        ):
+        if not isinstance(policy, Policy):
+            raise SpecTypeError(f"policy is no Policy: {policy!r}")
+        put("policy", policy)
+        for name, flag in (("init", init), ("deterministic", deterministic)):
             check_flag(name, flag)
             put(name, flag)
         if isinstance(user, int) and not isinstance(user, bool):
@@ -421,7 +391,8 @@ class Sandbox(Value):
         if self.ids is not None:
             if self.processes != "isolated" or not self.init:
                 raise SpecError("ids needs processes='isolated' and init=True")
-            names = CAPABILITIES if self.capabilities in ("default", "all") else self.capabilities
+            asked = self.policy.capabilities
+            names = CAPABILITIES if asked in ("default", "all") else asked
             if not {"setuid", "setgid"}.issubset(names):
                 raise SpecError("ids needs the capabilities setuid and setgid")
 
@@ -623,6 +594,13 @@ class Sandbox(Value):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _unknown(words: Mapping[str, object]) -> SpecTypeError:
+    for name in words:
+        if name in Policy._fields:
+            return SpecTypeError(f"{name} is a word of Policy: policy=Policy({name}=...)")
+    return SpecTypeError(f"Sandbox has no such word: {', '.join(words)}")
 
 
 def _root(value: object) -> str:

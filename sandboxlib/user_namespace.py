@@ -41,6 +41,8 @@ def refusals(box: Sandbox) -> list[str]:
 
 
 def _promises_not(box: Sandbox) -> list[str]:
+    if refused := _executor.policy_refused(box):
+        return refused
     if box.user != "ranges" and box.ids is not None:
         remedy = "user='ranges' has more ids"
         if box.groups:
@@ -55,7 +57,9 @@ def plan_of(box: Sandbox) -> _plan.Plan:
     """How the C core runs a command in a Sandbox: in a user namespace of the caller's.
     UnsupportedError.
     """
-    if (box.ids is not None or box.limits is not None) and (refused := _promises_not(box)):
+    is_plain = box.ids is None and box.limits is None
+    is_plain = is_plain and box.policy.seccomp in ("default", "none") and not box.policy.nesting
+    if not is_plain and (refused := _promises_not(box)):
         raise UnsupportedError(f"{NAME}: {refused[0]}")
     return _plan.plan_for(box, (os.geteuid(), os.getegid()))
 

@@ -22,6 +22,7 @@ import sandboxlib
 from sandboxlib import (
     Limits,
     Mount,
+    Policy,
     Result,
     Sandbox,
     SetupError,
@@ -279,7 +280,8 @@ def test_through_every_executor(monkeypatch: pytest.MonkeyPatch, tool_path: str)
         executor = sandboxlib.get_executor(name)
         if executor.why_not():
             continue
-        box = Sandbox("/", limits=Limits(memory=100 << 20, pids=20), capabilities="all")
+        limits = Limits(memory=100 << 20, pids=20)
+        box = Sandbox("/", limits=limits, policy=Policy(capabilities="all"))
         argv = [PYTHON, "-I", "-S", "-c"]
         result = executor.run_in(box, [*argv, "x = b'x' * (200 << 20)"], "/")
         assert result.exit in (-9, 137, 1)

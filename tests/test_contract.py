@@ -28,6 +28,7 @@ from sandboxlib import (
     STDOUT,
     Limits,
     Mount,
+    Policy,
     Result,
     Sandbox,
     SandboxError,
@@ -438,8 +439,8 @@ def test_sandboxes_differ_by_every_word() -> None:
     words: dict[str, Any] = {
         **{"network": "isolated", "mounts": "undefined", "processes": "undefined"},
         **{"ipc": "undefined", "hostname": "x", "extra_mounts": [Mount.tmpfs("/x")]},
-        **{"filesystem_writable_paths": "none", "capabilities": "none"},
-        **{"no_new_privs": False, "init": False, "user": "root", "ids": (1, 1)},
+        **{"filesystem_writable_paths": "none", "policy": Policy(capabilities="none")},
+        **{"init": False, "user": "root", "ids": (1, 1)},
         **{"umask": 0, "limits": Limits(core=0), "deterministic": True},
     }
     boxes = [Sandbox("/a"), Sandbox("/b"), *(Sandbox("/a", **{k: v}) for k, v in words.items())]
@@ -447,7 +448,7 @@ def test_sandboxes_differ_by_every_word() -> None:
     assert len(set(boxes)) == len(boxes) == len(words) + 4
     assert len({repr(box) for box in boxes}) == len(boxes)
     parameters = inspect.signature(Sandbox).parameters
-    assert set(parameters) == {"root", "group", "groups", *words}
+    assert set(parameters) == {"root", "group", "groups", "unknown", *words}
 
 
 @needs_root
@@ -498,7 +499,7 @@ def test_a_number_that_is_no_descriptor_is_refused(name: str, number: int) -> No
         lambda: Mount.bind(5, "/x"),
         lambda: Mount.bind(b"/x", "/x"),
         lambda: Mount.bind("/x", None),
-        lambda: Sandbox("/none", capabilities=iter(["kill"])),
+        lambda: Policy(capabilities=iter(["kill"])),
         lambda: Sandbox("/none", filesystem_writable_paths=iter(["/x"])),
         lambda: run_sandbox("/none", iter(["true"])),
         lambda: run_sandbox("/none", ["true", ["x"]]),

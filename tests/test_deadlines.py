@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from conftest import late, needs_root, processes, require, wait_until
 
-from sandboxlib import CommandFailed, Mount, Result, Sandbox, _native, _slots
+from sandboxlib import CommandFailed, Mount, Policy, Result, Sandbox, _native, _slots
 from sandboxlib._plan import plan_for
 
 PYTHON = os.path.realpath(sys.executable)
@@ -386,7 +386,7 @@ def test_a_reaper_without_cap_kill_ends_what_has_other_ids(
     shared_rootfs: Path, mode: dict[str, Any]
 ) -> None:
     mark = new_mark()
-    place = Place(shared_rootfs, mode, user=1000, capabilities=["setuid", "setgid"])
+    place = Place(shared_rootfs, mode, user=1000, policy=Policy(capabilities=["setuid", "setgid"]))
     with place.box:
         start = time.monotonic()
         result = place.sh("sleep $0 & exit 4", mark, stdout=None, stderr=None)
@@ -398,9 +398,8 @@ def test_a_reaper_without_cap_kill_ends_what_has_other_ids(
         assert (heard.exit, heard.out) == (3, b"heard\n")
         assert time.monotonic() - start < 60
         assert place.sh("grep CapEff /proc/self/status").out == b"CapEff:\t0000000000000000\n"
-    loose = Place(
-        shared_rootfs, mode, user=1000, capabilities=["setuid", "setgid"], no_new_privs=False
-    )
+    policy = Policy(capabilities=["setuid", "setgid"], no_new_privs=False)
+    loose = Place(shared_rootfs, mode, user=1000, policy=policy)
     with loose.box:
         start = time.monotonic()
         result = loose.sh("sleep $0 & exit 4", mark, stdout=None, stderr=None)

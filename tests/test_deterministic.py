@@ -14,7 +14,7 @@ import pytest
 from conftest import require
 
 import sandboxlib
-from sandboxlib import Mount, Sandbox, SetupError, SpecError, UnsupportedError
+from sandboxlib import Mount, Policy, Sandbox, SetupError, SpecError, UnsupportedError
 
 PYTHON = os.path.realpath(sys.executable)
 OURS = Path(sandboxlib.__file__).parent / "_etc"
@@ -170,7 +170,7 @@ tar -c -f - .
 def test_who_cannot_do_all_of_it_refuses(shared_rootfs: Path) -> None:
     with pytest.raises(SpecError, match="mounts"):
         Sandbox(shared_rootfs, deterministic=True, mounts="undefined")
-    box = Sandbox(shared_rootfs, deterministic=True, capabilities="all")
+    box = Sandbox(shared_rootfs, deterministic=True, policy=Policy(capabilities="all"))
     for name in ("bubblewrap", "linux_user_chroot"):
         executor = sandboxlib.get_executor(name)
         if not executor.why_not():

@@ -23,7 +23,7 @@ import pytest
 from conftest import late, processes, python, require, wait_until
 
 import sandboxlib
-from sandboxlib import CAPTURE, STDOUT, Mount, Sandbox, UnsupportedError, _ladder, _machine
+from sandboxlib import CAPTURE, STDOUT, Mount, Policy, Sandbox, UnsupportedError, _ladder, _machine
 
 pytest_plugins = ["setuid_tool"]
 
@@ -43,19 +43,19 @@ def is_refused(executor: ModuleType, box: Sandbox) -> bool | None:
     if executor.NAME == "linux_user_chroot":
         return (
             box.hostname is not None
-            or not box.no_new_privs
+            or not box.policy.no_new_privs
             or box.user == "ranges"
             or (box.user == "root" and not is_root)
-            or isinstance(box.capabilities, tuple)
-            or (is_root and box.capabilities != "all")
+            or isinstance(box.policy.capabilities, tuple)
+            or (is_root and box.policy.capabilities != "all")
             or any(mount.size for mount in box.extra_mounts)
             or any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts)
         )
     if executor.NAME == "bubblewrap":
-        by_name = isinstance(box.capabilities, tuple)
+        by_name = isinstance(box.policy.capabilities, tuple)
         shallow = [mount for mount in box.extra_mounts if not mount.recursive]
         return (
-            not box.no_new_privs
+            not box.policy.no_new_privs
             or box.user == "ranges"
             or (by_name and not is_root and box.user != "root")
             or any(_machine.mounts_below(mount.source or "/none") for mount in shallow)
@@ -96,7 +96,7 @@ def box_of(executor: ModuleType, root: Path | str, words: dict[str, Any]) -> San
 def least(executor: ModuleType) -> dict[str, Any]:
     """For root, linux-user-chroot cuts no capability."""
     is_tool = executor.NAME == "linux_user_chroot" and os.geteuid() == 0
-    return {"capabilities": "all"} if is_tool else {}
+    return {"policy": Policy(capabilities="all")} if is_tool else {}
 
 
 def sh(executor: ModuleType, root: Path | str, script: str, **words: Any) -> str:
@@ -236,7 +236,7 @@ import json, sys, sandboxlib
 name, root, mark, words = sys.argv[1:]
 sandboxlib.get_executor(name).run_sandbox(root, ["sleep", mark], **json.loads(words))
 """
-    words = [executor.NAME, str(root), mark, json.dumps(least(executor))]
+    words = [executor.NAME, str(root), mark, json.dumps({"capabilities": "all"})]
     with subprocess.Popen([*python(), "-c", script, *words]) as host:
         assert wait_until(lambda: running(mark))
         host.kill()
@@ -319,36 +319,43 @@ def test_a_root_that_is_read_only_but_for_a_path(executor: ModuleType, rootfs: P
 
 
 def test_no_capability_is_left(executor: ModuleType, root: Path) -> None:
-    seen = sh(executor, root, "grep CapEff /proc/self/status", capabilities="none")
+    seen = sh(executor, root, "grep CapEff /proc/self/status", policy=Policy(capabilities="none"))
     assert int(seen.split()[1], 16) == 0
 
 
 def test_the_default_capabilities_are_no_more_than_promised(
     executor: ModuleType, root: Path
 ) -> None:
-    seen = sh(executor, root, "grep -E 'Cap(Eff|Prm)' /proc/self/status", capabilities="default")
+    seen = sh(
+        executor,
+        root,
+        "grep -E 'Cap(Eff|Prm)' /proc/self/status",
+        policy=Policy(capabilities="default"),
+    )
     allowed = sum(
-        1 << sandboxlib.sandbox.CAPABILITIES.index(name)
-        for name in sandboxlib.sandbox.DEFAULT_CAPABILITIES
+        1 << sandboxlib.policy.CAPABILITIES.index(name)
+        for name in sandboxlib.policy.DEFAULT_CAPABILITIES
     )
     assert all(int(line.split()[1], 16) & ~allowed == 0 for line in seen.splitlines())
 
 
 def test_all_capabilities_of_the_caller(executor: ModuleType, root: Path) -> None:
-    seen = sh(executor, root, "grep CapEff /proc/self/status", capabilities="all")
+    seen = sh(executor, root, "grep CapEff /proc/self/status", policy=Policy(capabilities="all"))
     ours = int(_machine.status("CapEff"), 16)
     assert int(seen.split()[1], 16) & ours == ours
 
 
 def test_a_capability_by_name(executor: ModuleType, root: Path) -> None:
     script = "ip link set lo down; grep CapEff /proc/self/status"
-    words = {"capabilities": ["net_admin"], "network": "isolated"}
+    words = {"policy": Policy(capabilities=["net_admin"]), "network": "isolated"}
     assert int(sh(executor, root, script, **words).split()[1], 16) == 1 << 12
 
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_no_new_privs(executor: ModuleType, root: Path, wanted: bool) -> None:
-    seen = sh(executor, root, "grep NoNewPrivs /proc/self/status", no_new_privs=wanted)
+    seen = sh(
+        executor, root, "grep NoNewPrivs /proc/self/status", policy=Policy(no_new_privs=wanted)
+    )
     assert int(seen.split()[1]) == wanted or int(seen.split()[1]) == _own_no_new_privs()
 
 

@@ -15,6 +15,7 @@ from conftest import needs_root, require
 from sandboxlib import (
     Limits,
     Mount,
+    Policy,
     Sandbox,
     SetupError,
     SpecError,
@@ -182,7 +183,7 @@ def test_umask(rootfs: Path, fresh: bool) -> None:
 @needs_root
 @pytest.mark.usefixtures("_many_ids")
 def test_ids_without_the_power_to_take_them(shared_rootfs: Path) -> None:
-    words: dict[str, Any] = {"user": 1000, "capabilities": ["setuid", "setgid"]}
+    words: dict[str, Any] = {"user": 1000, "policy": Policy(capabilities=["setuid", "setgid"])}
     assert who(Sandbox(shared_rootfs, **words), True)[0] == ["1000"] * 4
     argv = ["setpriv", "--bounding-set=-setgid", "--inh-caps=-setgid", sys.executable, "-c"]
     script = """
@@ -222,7 +223,7 @@ except SetupError as error:
         {"user": 1000, "groups": range(33)},
         {"user": 1000, "init": False},
         {"user": 1000, "processes": "undefined"},
-        {"user": 1000, "capabilities": "none"},
+        {"user": 1000, "policy": Policy(capabilities="none")},
         {"umask": -1},
         {"umask": 0o1000},
         {"umask": "022"},

@@ -22,7 +22,7 @@ import pytest
 from conftest import needs_root, python, require
 
 import sandboxlib
-from sandboxlib import Sandbox, _ladder, _machine
+from sandboxlib import Policy, Sandbox, _ladder, _machine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,10 +103,10 @@ ASKED: dict[str, dict[str, Any]] = {
     "network": {"network": "isolated"},
     "no init": {"init": False},
     "a hostname": {"hostname": "box"},
-    "a capability": {"capabilities": ["net_admin"]},
+    "a capability": {"policy": {"capabilities": ["net_admin"]}},
     "a file": {"extra_mounts": [("/etc/passwd", "/etc/passwd", None, "bind")]},
     "to be root": {"user": "root"},
-    "privileges": {"no_new_privs": False},
+    "privileges": {"policy": {"no_new_privs": False}},
     "nothing": dict.fromkeys(KINDS, "undefined"),
 }
 
@@ -122,6 +122,8 @@ def told(call):
         return [type(error).__name__, str(error)]
 
 def run(words):
+    if "policy" in words:
+        words["policy"] = sandboxlib.Policy(**words["policy"])
     result = Sandbox("/", **words).run(["true"])
     assert result == (0, b"", b""), result
     return result.executor
@@ -821,7 +823,7 @@ def test_the_tool_says_what_it_can_isolate_here(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     executor = sandboxlib.linux_user_chroot
     assert executor.why_not() == ""
-    assert executor.refusals(Sandbox("/", network="isolated", capabilities="all"))
+    assert executor.refusals(Sandbox("/", network="isolated", policy=Policy(capabilities="all")))
     assert executor.maximum_possible_isolation()["network"] == "undefined"
 
 

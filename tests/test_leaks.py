@@ -27,7 +27,7 @@ modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 HEAD = """
 import gc, json, os, shutil, sys, threading, time
 import sandboxlib
-from sandboxlib import Mount, Sandbox, SetupError, SpecError
+from sandboxlib import Mount, Sandbox, SetupError, SpecError, Policy
 root, mode = sys.argv[1], json.loads(sys.argv[2])
 if mode.pop("fresh", False):
     leased = Sandbox.run
@@ -95,7 +95,7 @@ cases = {
     "no cwd": lambda: attempt(plain, ["true"], cwd="/none"),
     "no root": lambda: attempt(Sandbox("/none/such", **mode), ["true"]),
     "no descriptor": lambda: attempt(plain, ["true"], stdin=closed),
-    "no capability": lambda: attempt(box(capabilities=["sys_resource"]), ["true"]),
+    "no capability": lambda: attempt(box(policy=Policy(capabilities=["sys_resource"])), ["true"]),
     "bad word": lambda: attempt(plain, ["tr\\0ue"]),
 }
 slow = {

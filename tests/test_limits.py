@@ -21,6 +21,7 @@ import sandboxlib
 from sandboxlib import (
     Limits,
     Mount,
+    Policy,
     Result,
     Sandbox,
     SetupError,
@@ -30,7 +31,7 @@ from sandboxlib import (
     _machine,
     _slots,
 )
-from sandboxlib.sandbox import CAPABILITIES
+from sandboxlib.policy import CAPABILITIES
 
 pytest_plugins = ["setuid_tool"]
 
@@ -66,7 +67,7 @@ class Place:
         self._words, self._fresh = WAYS[way]
 
     def box(self, limits: Limits | None, **words: Any) -> Sandbox:
-        least = {"capabilities": "all"} if self.name == "linux_user_chroot" else {}
+        least = {"policy": Policy(capabilities="all")} if self.name == "linux_user_chroot" else {}
         mounts = [Mount.tmpfs("/tmp")]
         return Sandbox(
             "/", limits=limits, **{"extra_mounts": mounts, **least, **self._words, **words}
@@ -351,9 +352,9 @@ def test_locked_memory_of_who_is_exempt(place: Place) -> None:
     limits = Limits(locked_memory=8192)
     if os.geteuid() == 0 and place.name != "user_namespace":
         with pytest.raises(UnsupportedError, match="ipc_lock"):
-            place.run(LOCK, limits, capabilities="all")
+            place.run(LOCK, limits, policy=Policy(capabilities="all"))
     elif os.geteuid() != 0 or place.name == "user_namespace":
-        assert place.run(LOCK, limits, capabilities="all").exit == 1
+        assert place.run(LOCK, limits, policy=Policy(capabilities="all")).exit == 1
 
 
 # ---- refused ---------------------------------------------------------------------------------

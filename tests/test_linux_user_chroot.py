@@ -9,11 +9,12 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import processes, python, wait_until
 
-from sandboxlib import STDOUT, Mount, Result, Sandbox, SetupError, UnsupportedError
+from sandboxlib import STDOUT, Mount, Policy, Result, Sandbox, SetupError, UnsupportedError
 from sandboxlib import linux_user_chroot as luc
 from sandboxlib.linux_user_chroot import Recipe, Tool, View, command_line
 
@@ -306,25 +307,25 @@ def test_variables_that_the_loader_removes_go_through_env(plain: Path) -> None:
 def test_what_cannot_be_promised_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tool, "denied", lambda tool, box: "")
 
-    def refused(tool: Tool, uid: int, **words: object) -> bool:
+    def refused(tool: Tool, uid: int, policy: Any = None, **words: Any) -> bool:
         monkeypatch.setattr(luc, "_tool", lambda: tool)
         monkeypatch.setattr(os, "getuid", lambda: uid)
-        return bool(luc.refusals(Sandbox("/", **words)))  # type: ignore[arg-type]
+        return bool(luc.refusals(Sandbox("/", policy=Policy(**policy or {}), **words)))
 
     assert not refused(RECENT, 1000)
-    assert not refused(RECENT, 1000, capabilities="none")
+    assert not refused(RECENT, 1000, {"capabilities": "none"})
     assert not refused(RECENT, 1000, network="isolated", extra_mounts=[Mount.dev()])
-    assert not refused(RECENT, 0, capabilities="all")
-    assert not refused(OLD, 1000, no_new_privs=False)
-    assert not refused(OLD, 0, no_new_privs=False, capabilities="none")
+    assert not refused(RECENT, 0, {"capabilities": "all"})
+    assert not refused(OLD, 1000, {"no_new_privs": False})
+    assert not refused(OLD, 0, {"no_new_privs": False, "capabilities": "none"})
     assert refused(RECENT, 1000, hostname="x")
-    assert refused(RECENT, 1000, no_new_privs=False)
-    assert refused(RECENT, 1000, capabilities=["chown"])
+    assert refused(RECENT, 1000, {"no_new_privs": False})
+    assert refused(RECENT, 1000, {"capabilities": ["chown"]})
     assert refused(RECENT, 1000, extra_mounts=[Mount.tmpfs("/tmp", size=4096)])
     assert refused(RECENT, 0)
     assert refused(OLD, 1000)
-    assert refused(OLD, 1000, no_new_privs=False, extra_mounts=[Mount.dev()])
-    assert refused(OLD, 0, no_new_privs=False)
+    assert refused(OLD, 1000, {"no_new_privs": False}, extra_mounts=[Mount.dev()])
+    assert refused(OLD, 0, {"no_new_privs": False})
 
 
 def test_versions_are_read_with_care() -> None:
@@ -475,14 +476,15 @@ def test_tool_variant_that_binds_files(setuid_tool: SetuidTool, user_rootfs: Pat
 
 PRELUDE = """
 import os, subprocess, sys, time
-from sandboxlib import CAPTURE, STDOUT, Mount, Sandbox, environment_vars
+from sandboxlib import CAPTURE, STDOUT, Mount, Policy, Sandbox, environment_vars
 from sandboxlib import linux_user_chroot as luc
 root = sys.argv[1] if len(sys.argv) > 1 else "/"
 
 def run(command, root=root, **words):
     mine = ("cwd", "extra_env", "stdin", "stdout", "stderr", "timeout")
     settings = {name: words.pop(name) for name in mine if name in words}
-    return luc.run_in(Sandbox(root, **words), command, **settings)
+    policy = Policy(**{k: words.pop(k) for k in Policy._fields if k in words})
+    return luc.run_in(Sandbox(root, policy=policy, **words), command, **settings)
 
 def sh(script, *args, **words):
     return run(["sh", "-c", script, *args], **words)

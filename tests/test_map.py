@@ -26,6 +26,7 @@ from sandboxlib import (
     STDOUT,
     CommandFailed,
     Mount,
+    Policy,
     Sandbox,
     SandboxExecutor,
     SetupError,
@@ -37,7 +38,7 @@ pytest_plugins = ["setuid_tool"]
 
 BARE: dict[str, Any] = {
     **{"mounts": "undefined", "processes": "undefined", "ipc": "undefined"},
-    **{"capabilities": "all", "no_new_privs": False},
+    **{"policy": Policy(capabilities="all", no_new_privs=False)},
 }
 #: By name: words of Sandbox, words of map, the executor where it is not the first.
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
@@ -46,7 +47,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "init=False": ({"init": False}, {}, ""),
     "chroot only": (BARE, {}, ""),
     "user namespace": ({}, {}, "user_namespace"),
-    "linux_user_chroot": ({"capabilities": "all"}, {}, "linux_user_chroot"),
+    "linux_user_chroot": ({"policy": Policy(capabilities="all")}, {}, "linux_user_chroot"),
     "bubblewrap": ({}, {}, "bubblewrap"),
 }
 
@@ -434,6 +435,8 @@ import gc, json, os, signal, sys, threading, time
 import sandboxlib
 from sandboxlib import Sandbox
 root, words, more = json.loads(sys.argv[1])
+if "policy" in words:
+    words["policy"] = sandboxlib.Policy(**words["policy"])
 box = Sandbox(root, **words)
 def state():
     box.close()
@@ -450,6 +453,8 @@ def start_host(script: str, root: Path | str, kind: str, **options: Any) -> subp
     import json
 
     words, more, _ = KINDS[kind]
+    if policy := words.get("policy"):
+        words = {**words, "policy": {name: getattr(policy, name) for name in Policy._fields}}
     argv = [sys.executable, "-c", HEAD + script, json.dumps([str(root), words, more])]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
@@ -534,7 +539,8 @@ print("ok")
 
 def test_a_fork_of_the_caller_leaves_its_map_alone(shared_rootfs: Path) -> None:
     script = """
-bare = sandboxlib.sandbox.Sandbox(root, processes="undefined", capabilities="all")
+bare = sandboxlib.sandbox.Sandbox(root, processes="undefined",
+                                  policy=sandboxlib.Policy(capabilities="all"))
 calls = [(box, ["true"]), (bare, ["sleep", "1"]), (box, ["sleep", "1"]), (box, ["true"])]
 results = sandboxlib.map(calls, jobs=3)
 assert next(results).exit == 0

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from conftest import needs_root
 
-from sandboxlib import Mount, Sandbox, SetupError, run_sandbox
+from sandboxlib import Mount, Policy, Sandbox, SetupError, run_sandbox
 
 pytestmark = [needs_root, pytest.mark.usefixtures("host_mounts_unchanged")]
 
@@ -331,7 +331,7 @@ print(sorted(os.listdir("/dev/pts")))
 """
     # The root "/" has a Python.
     argv = [sys.executable, "-I", "-c", script]
-    words = {"extra_mounts": [Mount.dev()], "capabilities": capabilities}
+    words = {"extra_mounts": [Mount.dev()], "policy": Policy(capabilities=capabilities)}
     exit, out, err = run_sandbox("/", argv, **words)
     assert (exit, err) == (0, b"")
     assert out == b"/dev/pts/0 b'x\\r\\n' 0o666\n['0', 'ptmx']\n"

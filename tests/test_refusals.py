@@ -16,6 +16,7 @@ import sandboxlib
 from sandboxlib import (
     STDOUT,
     Mount,
+    Policy,
     Sandbox,
     SandboxError,
     SpecError,
@@ -54,11 +55,7 @@ BAD_SANDBOXES: list[dict[str, Any]] = [
     {"filesystem_writable_paths": ["/a\0"]},
     {"filesystem_writable_paths": [5]},
     {"filesystem_writable_paths": "none", "mounts": "undefined"},
-    {"capabilities": "most"},
-    {"capabilities": ["sys_everything"]},
-    {"capabilities": [5]},
-    {"capabilities": 5},
-    {"no_new_privs": 1},
+    {"policy": "all"},
     {"init": "no"},
     {"ids": 5},
     {"ids": "11"},
@@ -69,8 +66,8 @@ BAD_SANDBOXES: list[dict[str, Any]] = [
     {"ids": (5, (1 << 32) - 1)},
     {"ids": (5, 5), "init": False},
     {"ids": (5, 5), "processes": "undefined"},
-    {"ids": (5, 5), "capabilities": "none"},
-    {"ids": (5, 5), "capabilities": ["setuid"]},
+    {"ids": (5, 5), "policy": Policy(capabilities="none")},
+    {"ids": (5, 5), "policy": Policy(capabilities=["setuid"])},
 ]
 BAD_RUNS: list[dict[str, Any]] = [
     {"command": []},

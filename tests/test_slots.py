@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from conftest import make_rootfs, needs_root, processes, require, wait_until
 
-from sandboxlib import Mount, Sandbox, SetupError, _native, _slots, run_sandbox
+from sandboxlib import Mount, Policy, Sandbox, SetupError, _native, _slots, run_sandbox
 from sandboxlib._plan import plan_for
 
 pytestmark = needs_root
@@ -464,9 +464,9 @@ def test_without_a_slot_a_run_is_made_fresh(box: Sandbox, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "words",
     [
-        {"capabilities": "all"},
-        {"capabilities": ["net_admin"]},
-        {"capabilities": ["sys_admin", "chown"]},
+        {"policy": Policy(capabilities="all")},
+        {"policy": Policy(capabilities=["net_admin"])},
+        {"policy": Policy(capabilities=["sys_admin", "chown"])},
         {"processes": "undefined"},
         {"mounts": "undefined", "processes": "undefined"},
         {"user": "ranges"},

@@ -30,7 +30,7 @@ ORDER = [
     {"_syscalls", "_bpf"},
     {"_seccomp_profile"},
     {"_seccomp"},
-    {"limits", "_streams"},
+    {"limits", "policy", "_streams"},
     {"sandbox", "result"},
     {"_native"},
     {"_machine"},

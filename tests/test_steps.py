@@ -340,7 +340,7 @@ def status(root: Path, **words: Any) -> dict[str, str]:
 
 
 def bits(*names: str) -> str:
-    from sandboxlib.sandbox import CAPABILITIES
+    from sandboxlib.policy import CAPABILITIES
 
     return f"{sum(1 << CAPABILITIES.index(name) for name in names):016x}"
 

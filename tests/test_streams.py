@@ -28,6 +28,7 @@ from sandboxlib import (
     STDOUT,
     Limits,
     Lines,
+    Policy,
     Result,
     Sandbox,
     SetupError,
@@ -888,7 +889,7 @@ def test_executors_that_drive_a_program(
     if reason := api.why_not():
         pytest.skip(reason)
     is_root = os.geteuid() == 0
-    words: dict[str, Any] = {"capabilities": "all"} if is_root else {}
+    words: dict[str, Any] = {"policy": Policy(capabilities="all")} if is_root else {}
 
     def run(script: str, **more: Any) -> Result:
         result: Result = api.run_sandbox(shared_rootfs, ["sh", "-c", script], **words, **more)
@@ -929,7 +930,7 @@ def test_a_terminal_and_grace_go_to_an_executor_that_has_them(
     monkeypatch.setattr(_ladder, "EXECUTORS", ("bubblewrap", native))
     if reason := sandboxlib.get_executor("bubblewrap").why_not():
         pytest.skip(reason)
-    box = Sandbox("/", capabilities="all")
+    box = Sandbox("/", policy=Policy(capabilities="all"))
     assert box.run(["true"]).executor == "bubblewrap"
     assert box.run(["tty"], pty=True).executor == native
     assert [one.executor for one in box.map([["tty"]], pty=True)] == [native]

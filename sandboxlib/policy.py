@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a command may do: capabilities, no_new_privs, the system call filter, nesting."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+from ._check import Value, check_choice, check_flag, check_text
+from .errors import SpecError, SpecTypeError, setup_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+    Seccomp: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Profile"
+
+#: linux/capability.h, in the order of their numbers.
+CAPABILITIES = (
+    "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable "
+    "net_bind_service net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio "
+    "sys_chroot sys_ptrace sys_pacct sys_admin sys_boot sys_nice sys_resource sys_time "
+    "sys_tty_config mknod lease audit_write audit_control setfcap mac_override mac_admin syslog "
+    "wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
+).split()
+
+#: What a build needs of root's power, and nothing that leads out of a sandbox.
+DEFAULT_CAPABILITIES = (
+    "chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw "
+    "sys_chroot setfcap"
+).split()
+
+_MOST_BYTES = 4 << 20  # of a profile: Docker's default has 30,000
+
+
+class Profile(Value):
+    """A seccomp profile of a Policy, as JSON in one canonical form. A frozen value."""
+
+    _fields = ("text",)
+    text: str
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        import json
+
+        try:
+            text = json.dumps(_plain(content), sort_keys=True, separators=(",", ":"))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise SpecError(f"the seccomp profile is no JSON: {error}") from None
+        self.__dict__["text"] = text
+
+    @classmethod
+    def read(cls, path: os.PathLike[str]) -> Profile:
+        """That of a file. SetupError where it cannot be read, SpecError where it is no JSON."""
+        import json
+
+        name = check_text("the path of a seccomp profile", path)
+        try:
+            with open(name, "rb") as file:
+                data = file.read(_MOST_BYTES + 1)
+        except OSError as error:
+            number = error.errno or 0
+            raise setup_error(number, name, "seccomp", f"read the profile {name}") from None
+        if len(data) > _MOST_BYTES:
+            raise SpecError(f"the seccomp profile {name} is longer than {_MOST_BYTES} bytes")
+        try:
+            content = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise SpecError(f"the seccomp profile {name} is no JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise SpecError(f"the seccomp profile {name} is no JSON object")
+        return cls(content)
+
+    def content(self) -> dict[str, Any]:
+        """The profile as json.loads gives it."""
+        import json
+
+        content: dict[str, Any] = json.loads(self.text)
+        return content
+
+    def __repr__(self) -> str:
+        return f"Profile({self.content()!r})"
+
+
+def _plain(value: object) -> object:
+    """The same of dicts and lists, which are all that json writes."""
+    if isinstance(value, Mapping):
+        if not all(isinstance(name, str) for name in value):
+            raise TypeError("a name in it is not a str")
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+class Policy(Value):
+    """What the commands of a Sandbox may do. A frozen value.
+
+    capabilities          'default' (DEFAULT_CAPABILITIES, as far as the caller has them), 'all',
+                          'none', or a list of names, which the caller has to have.
+    no_new_privs: bool    True (the default): no set-uid program gives privilege (prctl(2)).
+    seccomp               which system calls are closed (docs/seccomp.md). 'default': the best
+                          filter that the executor has; Result.isolation tells which. 'builds': the
+                          filter of sandboxlib, or UnsupportedError. 'none': no filter. Or a
+                          seccomp profile as OCI and Docker have it: a mapping, or the path of a
+                          JSON file as a PathLike, which is read when the Policy is made. A str is
+                          always one of the words.
+    nesting: bool         False (the default): no user namespaces and no mounts inside. True: a
+                          command may make sandboxes of its own.
+
+    Raises SpecError for everything that makes no sense.
+    """
+
+    _fields = ("capabilities", "no_new_privs", "seccomp", "nesting")
+    capabilities: str | tuple[str, ...]
+    no_new_privs: bool
+    seccomp: str | Profile
+    nesting: bool
+
+    def __init__(
+        self,
+        *,
+        capabilities: str | Iterable[str] = "default",
+        no_new_privs: bool = True,
+        seccomp: Seccomp = "default",
+        nesting: bool = False,
+    ) -> None:
+        check_flag("no_new_privs", no_new_privs)
+        check_flag("nesting", nesting)
+        values: dict[str, object] = {
+            "capabilities": _capabilities(capabilities),
+            "no_new_privs": no_new_privs,
+            "seccomp": _seccomp(seccomp),
+            "nesting": nesting,
+        }
+        if nesting and isinstance(values["seccomp"], Profile):
+            raise SpecError("nesting says what a filter leaves open, and there is a profile")
+        self.__dict__.update(values)
+
+    def replace(self, **changes: Any) -> Policy:
+        """The same with other words: policy.replace(nesting=True)."""
+        return Policy(**{**{name: getattr(self, name) for name in self._fields}, **changes})
+
+
+def _capabilities(value: object) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        check_choice("capabilities", value, ("default", "all", "none"))
+        return value
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise SpecTypeError(f"capabilities is neither a word nor a list of names: {value!r}")
+    names = []
+    for name in value:
+        names.append(check_text("a capability", name).lower().removeprefix("cap_"))
+        check_choice("a capability", names[-1], CAPABILITIES)
+    return tuple(sorted(set(names))) or "none"
+
+
+def _seccomp(value: object) -> str | Profile:
+    if isinstance(value, str):
+        check_choice("seccomp", value, ("default", "builds", "none"))
+        return value
+    if isinstance(value, Profile):
+        return value
+    if isinstance(value, os.PathLike):
+        return Profile.read(value)
+    if isinstance(value, Mapping):
+        return Profile(value)
+    raise SpecTypeError(f"seccomp is neither a word, nor a path, nor a mapping: {value!r}")
+
+
+DEFAULT = Policy()
+#: Of the caller's own programs, and of the form of sandboxlib 0.3.
+ALL: dict[str, Any] = {"capabilities": "all", "seccomp": "none"}

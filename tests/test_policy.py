@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The value Policy: its words, what makes no sense, and the ways to give one."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sandboxlib
+from sandboxlib import Policy, Sandbox, SpecError, SpecTypeError, run_sandbox
+from sandboxlib._executor import sandbox_for
+from sandboxlib.policy import Profile
+
+PROFILE = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}
+
+
+def test_the_defaults() -> None:
+    policy = Policy()
+    assert (policy.capabilities, policy.no_new_privs) == ("default", True)
+    assert (policy.seccomp, policy.nesting) == ("default", False)
+    assert Sandbox("/").policy == policy
+
+
+def test_it_is_a_value() -> None:
+    words: dict[str, Any] = {
+        "capabilities": ["CAP_KILL", "chown"],
+        "no_new_privs": False,
+        "seccomp": "none",
+        "nesting": True,
+    }
+    policies = [Policy(), *(Policy(**{name: value}) for name, value in words.items())]
+    policies.append(Policy(seccomp=PROFILE))
+    assert len(set(policies)) == len({repr(policy) for policy in policies}) == len(policies)
+    for policy in policies:
+        assert pickle.loads(pickle.dumps(policy)) == policy
+        assert policy.replace() == policy
+        box = Sandbox("/", policy=policy)
+        assert pickle.loads(pickle.dumps(box)) == box.replace() == box
+    with pytest.raises(AttributeError):
+        policies[0].nesting = True
+    assert Policy(capabilities=["kill", "chown"]).capabilities == ("chown", "kill")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"capabilities": "most"},
+        {"capabilities": ["sys_everything"]},
+        {"capabilities": [5]},
+        {"capabilities": 5},
+        {"no_new_privs": 1},
+        {"nesting": 0},
+        {"seccomp": "docker"},
+        {"seccomp": "/etc/profile.json"},
+        {"seccomp": None},
+        {"seccomp": 5},
+        {"seccomp": [PROFILE]},
+        {"seccomp": {5: 6}},
+        {"seccomp": {"defaultAction": object()}},
+        {"seccomp": PROFILE, "nesting": True},
+        {"seccomp": Path("a\0b")},
+    ],
+    ids=repr,
+)
+def test_what_makes_no_sense(words: dict[str, Any]) -> None:
+    with pytest.raises(SpecError):
+        Policy(**words)
+    with pytest.raises(SpecError):
+        run_sandbox("/none", ["true"], **words)
+
+
+def test_a_profile_is_read_when_the_policy_is_made(tmp_path: Path) -> None:
+    file = tmp_path / "profile.json"
+    file.write_text(json.dumps(PROFILE, indent=4))
+    policy = Policy(seccomp=file)
+    assert policy == Policy(seccomp=PROFILE) == Policy(seccomp=dict(reversed(PROFILE.items())))
+    assert hash(policy) == hash(Policy(seccomp=PROFILE))
+    file.write_text("{}")
+    assert isinstance(policy.seccomp, Profile)
+    assert policy.seccomp.content() == PROFILE
+    assert Policy(seccomp=file) != policy
+    file.write_text("[]")
+    with pytest.raises(SpecError):
+        Policy(seccomp=file)
+    file.write_bytes(b"\xff")
+    with pytest.raises(SpecError):
+        Policy(seccomp=file)
+    file.write_text("[" * 100000)
+    with pytest.raises(SpecError):
+        Policy(seccomp=file)
+    with pytest.raises(FileNotFoundError) as caught:
+        Policy(seccomp=tmp_path / "none")
+    assert isinstance(caught.value, sandboxlib.SetupError)
+
+
+@pytest.mark.parametrize("name", ["capabilities", "no_new_privs", "seccomp", "nesting"])
+def test_a_sandbox_says_where_its_words_went(name: str) -> None:
+    words: dict[str, Any] = {name: "all"}
+    with pytest.raises(SpecTypeError, match=rf"policy=Policy\({name}=\.\.\.\)"):
+        Sandbox("/", **words)
+    with pytest.raises(SpecTypeError, match=rf"policy=Policy\({name}=\.\.\.\)"):
+        Sandbox("/").replace(**words)
+
+
+def test_an_unknown_word_is_named() -> None:
+    words: dict[str, Any] = {"colour": "red"}
+    with pytest.raises(SpecTypeError, match="colour"):
+        Sandbox("/", **words)
+    with pytest.raises(SpecTypeError, match="policy is no Policy"):
+        Sandbox("/", policy={})  # type: ignore[arg-type]
+
+
+def test_a_call_takes_a_policy_or_its_words() -> None:
+    for form in (["/", ["true"]], [["true"]]):
+        for words in ({"capabilities": "none"}, {"nesting": False}):
+            with pytest.raises(SpecError, match=f"there is a policy, and {next(iter(words))}"):
+                run_sandbox(*form, policy=Policy(), **words)
+    words = {"capabilities": ["kill"], "no_new_privs": False, "seccomp": "none"}
+    assert sandbox_for("/", words).policy == Policy(**words)
+    assert sandbox_for("/", words) is sandbox_for("/", dict(words))
+    assert sandbox_for("/", {"policy": Policy(**words)}) is sandbox_for("/", words)
+
+
+def test_the_form_of_0_3_keeps_what_its_callers_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def run_in(box: Sandbox, *words: object) -> None:
+        seen.append(box.policy)
+
+    for words in ({}, {"capabilities": "none"}, {"policy": Policy()}):
+        sandboxlib._calls._form_of_0_3(run_in, ["true"], **words)  # type: ignore[arg-type]
+    assert seen[0] == Policy(capabilities="all", seccomp="none")
+    assert seen[1] == Policy(capabilities="none", seccomp="none")
+    assert seen[2] == Policy()
