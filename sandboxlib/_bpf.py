@@ -164,28 +164,31 @@ class Abi:
     calls: number to rules, of which the first that holds is taken; the last has no condition.
     default: the answer to other numbers. newest: the last of the numbers known. beyond: what
     newer ones get. skipped: number -1, by which a tracer says that there is to be no call.
+    x32: of x86_64, the answer to x32's calls.
     """
 
     def __init__(
-        self, name: str, default: int, newest: int, beyond: int, skipped: int = ALLOW
+        self, name: str, *, default: int, newest: int, beyond: int, skipped: int, x32: int
     ) -> None:
         self.name = name
         self.default = default
         self.newest = newest
         self.beyond = beyond
         self.skipped = skipped
+        self.x32 = x32
         self.calls: dict[int, Sequence[Rule]] = {}
 
     def stretches(self, program: Program) -> list[tuple[int, int]]:
         """The first number of each stretch of calls, and the node that answers them."""
-        is_x32 = self.name == "x32"
         wide = self.name in WIDE
         default = program.leaf(self.default)
         beyond = program.leaf(self.beyond)
-        found = {X32_BIT if is_x32 else 0: default, self.newest + 1: beyond}
+        found = {X32_BIT if self.name == "x32" else 0: default, self.newest + 1: beyond}
         for number in sorted(self.calls):
             found[number] = _rules_node(program, self.calls[number], wide)
             found.setdefault(number + 1, default if number < self.newest else beyond)
+        if self.name == "x86_64":
+            found[X32_BIT] = program.leaf(self.x32)
         found[ALL] = program.leaf(self.skipped)
         return sorted(found.items())
 

@@ -103,7 +103,7 @@ def _builds(openers: frozenset[str], abis: tuple[str, ...]) -> bytes:
         numbers = numbers_of(name)
         # Newer calls are ENOSYS, as on older kernels, until somebody has looked at them.
         newest = max(number for number in numbers.values() if number < 0xF0000)
-        abi = Abi(name, ALLOW, newest, ENOSYS)
+        abi = Abi(name, default=ALLOW, newest=newest, beyond=ENOSYS, skipped=ALLOW, x32=ENOSYS)
         for call, rules in answers.items():
             if call in numbers:
                 abi.calls[numbers[call]] = rules

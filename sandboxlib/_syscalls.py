@@ -207,4 +207,7 @@ def numbers_of(machine: str) -> dict[str, int]:
         for name in NOT_X32.split():
             del numbers[name]
         return {name: number | 0x40000000 for name, number in numbers.items()}
-    return _parse(_TABLES[machine]) | _parse(UNIFORM)
+    numbers = _parse(_TABLES[machine]) | _parse(UNIFORM)
+    if machine == "arm":
+        del numbers["memfd_secret"]
+    return numbers

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import struct
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,18 @@ AUDIT = {
 }
 
 
-def instructions(program: bytes) -> Iterator[tuple[int, int, int, int]]:
+@lru_cache(maxsize=8)
+def instructions(program: bytes) -> list[tuple[int, int, int, int]]:
+    """Of each: operation, where to if true, where to if not, constant."""
     assert len(program) % 8 == 0
-    return struct.iter_unpack("=HBBI", program)
+    return list(struct.iter_unpack("=HBBI", program))
 
 
 def answer(  # noqa: PLR0912
     program: bytes, audit: int, number: int, args: Sequence[int] = ()
 ) -> int:
     """What a filter returns for a call, as the kernel runs it (bpf(4), seccomp(2))."""
-    code = list(instructions(program))
+    code = instructions(program)
     values = [value & (1 << 64) - 1 for value in args] + [0] * (6 - len(args))
     data = struct.pack("<IIQ6Q", number, audit, 0, *values)
     at = a = x = 0
@@ -79,14 +82,21 @@ import seccomp
 
 wanted = json.load(sys.stdin)
 programs = []
+
+
+def signed(action):
+    return action - (1 << 32) if action >> 31 else action
+
+
 for default, bad, abis, rules in wanted:
-    box = seccomp.SyscallFilter(default)
+    box = seccomp.SyscallFilter(signed(default))
     box.set_attr(seccomp.Attr.ACT_BADARCH, bad)
     if abis:
         box.remove_arch(seccomp.Arch())
     for abi in abis:
         box.add_arch(getattr(seccomp.Arch, abi.upper()))
     unknown = []
+    contradict = False
     for action, call, *args in rules:
         if seccomp.resolve_syscall(seccomp.Arch(), call) == -1:
             unknown.append(call)
@@ -95,9 +105,14 @@ for default, bad, abis, rules in wanted:
         for index, comparison, *values in args:
             conditions.append(seccomp.Arg(index, getattr(seccomp, comparison), *values))
         try:
-            box.add_rule(action, call, *conditions)
+            box.add_rule(signed(action), call, *conditions)
         except RuntimeError as error:
-            sys.exit(f"{abis} {action:#x} {call} {args}: {error}")
+            if "-17" not in str(error):  # EEXIST
+                sys.exit(f"{abis} {action:#x} {call} {args}: {error}")
+            contradict = True
+    if contradict:
+        programs.append(("", unknown))
+        continue
     with tempfile.TemporaryFile() as file:
         box.export_bpf(file)
         file.seek(0)
@@ -118,8 +133,8 @@ def has_libseccomp() -> bool:
 def libseccomp(
     filters: Sequence[tuple[int, int, Sequence[str], Sequence[Any]]],
 ) -> tuple[list[bytes], set[str]]:
-    """The programs that libseccomp makes: of (default, for other ABIs, ABIs, rules) each. And the
-    names that it does not know.
+    """The programs that libseccomp makes: of (default, for other ABIs, ABIs, rules) each; empty
+    where it says that rules contradict each other. And the names that it does not know.
     """
     require(has_libseccomp(), "Debian's Python has no seccomp (apt: python3-seccomp)")
     wanted = [[d, bad, [ABIS[a] for a in abis], list(r)] for d, bad, abis, r in filters]

@@ -209,7 +209,7 @@ def test_programs_are_small_and_made_once() -> None:
 def test_the_way_to_an_answer_is_short() -> None:
     """The kernel goes it once for each number and ABI when a filter is installed."""
     program = _seccomp.builds(frozenset({"net_raw"}), machine="x86_64")
-    code = list(bpf.instructions(program))
+    code = bpf.instructions(program)
     lengths: dict[int, int] = {}
     for start in range(len(code) - 1, -1, -1):
         operation, yes, no, k = code[start]
