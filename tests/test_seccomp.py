@@ -143,6 +143,7 @@ def some_calls(abi: str, count: int) -> list[tuple[str, int, list[int]]]:
 
 @pytest.mark.parametrize("abi", ["x86_64", "i386", "aarch64", "arm"])
 @pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.slow
 def test_every_call_gets_the_answer_described(settings: str, abi: str) -> None:
     machine = {"i386": "x86_64", "arm": "aarch64"}.get(abi, abi)
     program = _seccomp.builds(**SETTINGS[settings], machine=machine)
@@ -277,6 +278,7 @@ def open_sockets(raw: bool) -> list[Any]:
 
 @pytest.mark.parametrize("abi", ["x86_64", "i386", "aarch64", "arm"])
 @pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.slow
 def test_libseccomp_makes_the_same_of_it(settings: str, abi: str) -> None:
     """Three filters: what is denied, and for two kinds of calls what is allowed."""
     given = SETTINGS[settings]

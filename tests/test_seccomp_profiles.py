@@ -257,6 +257,7 @@ def some_args(chance: random.Random, profile: dict[str, Any]) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(16))
+@pytest.mark.slow
 def test_programs_answer_as_the_profile_says(seed: int) -> None:
     chance = random.Random(seed)
     profile = some_profile(chance)
@@ -316,6 +317,7 @@ def plain_profile(chance: random.Random) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("abi", ["x86_64", "i386", "x32", "aarch64", "arm"])
+@pytest.mark.slow
 def test_libseccomp_makes_the_same_of_profiles(abi: str) -> None:
     chance = random.Random(abi)
     profiles = [plain_profile(chance) for _ in range(24)]
