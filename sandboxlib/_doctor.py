@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-from . import _ladder, _machine, bubblewrap, errors, linux_user_chroot
+from . import _bwrap, _ladder, _machine, errors, linux_user_chroot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,9 +103,13 @@ def _about_set_user_id() -> list[tuple[str, str]]:
 
 def _about_bubblewrap() -> list[tuple[str, str]]:
     try:
-        bubblewrap.find_tool()
+        _bwrap.find_tool()
     except errors.ProgramNotFound:
         return [("there is no bwrap in PATH", "install bubblewrap")]
+    except errors.UnsupportedError as error:
+        return [("the bwrap in PATH is not used", str(error))]
+    except errors.SetupError:
+        pass  # below is why bwrap does not work
     lacks = _machine.missing_capabilities() if os.geteuid() == 0 else []
     return lacks + _about_user_namespaces()
 

@@ -107,10 +107,11 @@ def run_tool(
     start: float,
     isolation: Mapping[str, str],
     more: Mapping[str, Any] | None = None,
+    began: Callable[[_process.Run], None] | None = None,
 ) -> Result:
     """Runs the program of an executor through the C core, in a session of its own.
 
-    start: of monotonic(), when the call began.
+    start: of monotonic(), when the call began. began: see _process.complete.
     """
     size = _rare.terminal_size((more or {}).get("pty", False), stdin, stdout, stderr)
     if size is not None:
@@ -121,7 +122,7 @@ def run_tool(
     # No such program makes a session keyring of its own, which belongs to the isolation of IPC.
     plan = _bare_plan(box.ipc == "isolated", box.limits, box.umask)
     run = _process.Run(plan, job, stdin, stdout, stderr, timeout, more)
-    return _process.complete(run, True, executor, start, dict(isolation))
+    return _process.complete(run, True, executor, start, dict(isolation), began)
 
 
 def warn(text: str) -> None:

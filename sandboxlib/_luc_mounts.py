@@ -132,7 +132,7 @@ class Recipe:
         self, box: Sandbox, undo: contextlib.ExitStack, deadline: float | None = None
     ) -> None:
         self.box, self.undo = box, undo
-        with _doing(box.root, "root", f"open the root {box.root}"):
+        with doing(box.root, "root", f"open the root {box.root}"):
             self.root = _machine.real_path(box.root)
             os.stat(os.path.join(self.root, "."))
         self.view = View(self.root)
@@ -234,7 +234,7 @@ class Recipe:
         return any(_below(place, other) for other in self.covered)
 
     def _hole(self, path: str) -> str:
-        with _doing(path, "target", f"writable path {path}: target"):
+        with doing(path, "target", f"writable path {path}: target"):
             inside = View(self.root).resolve(path)
             os.stat(os.path.join(self.root, inside[1:]))
         return inside
@@ -254,11 +254,11 @@ class Recipe:
     def _add_mount(self, mount: Mount, what: str) -> None:
         source = mount.source
         if source is not None:
-            with _doing(source, "source", f"{what}: source"):
+            with doing(source, "source", f"{what}: source"):
                 source = _machine.real_path(source)
                 os.stat(source)
             _check_directory(source)
-        with _doing(mount.target, "target", f"{what}: target"):
+        with doing(mount.target, "target", f"{what}: target"):
             target = self._target(mount.target, what)
         if source is not None:
             self._bind(source, target, mount)
@@ -315,7 +315,7 @@ def _check_directory(path: str, remedy: str = "") -> None:
 
 
 @contextlib.contextmanager
-def _doing(filename: str, step: str, what: str) -> Iterator[None]:
+def doing(filename: str, step: str, what: str) -> Iterator[None]:
     """Makes a SetupError of an OSError."""
     try:
         yield

@@ -19,7 +19,7 @@ from .sandbox import STDOUT, is_capture
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from threading import Event
     from typing import Any
 
@@ -48,15 +48,29 @@ class Stopped(BaseException):
 stops: dict[int, Event] = {}
 
 
+def check_stop() -> None:
+    """Stopped, if the run of this thread is to end."""
+    if stops and (event := stops.get(get_ident())) is not None and event.is_set():
+        raise Stopped
+
+
 def complete(
-    run: Run, fresh: bool, executor: str, began: float, isolation: Mapping[str, str]
+    run: Run,
+    fresh: bool,
+    executor: str,
+    began: float,
+    isolation: Mapping[str, str],
+    started: Callable[[Run], None] | None = None,
 ) -> Result:
     """Starts a run, moves its output, waits for its end.
 
-    Nothing of the run is left afterwards, however it ends.
+    started: called as soon as the run is started, before anything of its output is moved. Nothing
+    of the run is left afterwards, however it ends.
     """
     try:
-        came = run.start(fresh, pump=True)
+        came = run.start(fresh, pump=started is None)
+        if started is not None:
+            started(run)
         while not run.follow(came):
             if stops and (event := stops.get(get_ident())) is not None and event.is_set():
                 raise Stopped

@@ -17,12 +17,11 @@ import os
 from collections.abc import Mapping, Sequence
 from time import monotonic
 
-from . import _calls, _executor, _machine, _plan, _rare, errors
-from ._check import check_path, check_seconds
-from ._stubs import Stubs
+from . import _bwrap, _calls, _executor, _machine, _plan, _process, _rare, errors
+from ._check import check_seconds
 from .policy import DEFAULT_CAPABILITIES
 from .result import Result
-from .sandbox import CAPTURE, Mount, Sandbox, caller_directory
+from .sandbox import CAPTURE, Sandbox, caller_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,22 +30,12 @@ if TYPE_CHECKING:
     from .sandbox import Command, Path, Stream
 
 NAME = "bubblewrap"
-PROGRAM = "bwrap"
-_MOST_PASSED = 31
+_MOST_PASSED = 29
 CAPABILITIES = {
     "network": ["isolated", "undefined"],
     "mounts": ["isolated", "undefined"],
     "filesystem_writable_paths": ["all", "any"],
 }
-
-
-def find_tool() -> str:
-    """bwrap in the caller's PATH or where it is usually installed; ProgramNotFound."""
-    for place in (*os.environ.get("PATH", "").split(":"), "/usr/bin", "/usr/local/bin", "/bin"):
-        path = os.path.join(place, PROGRAM)
-        if path.startswith("/") and os.path.isfile(path) and os.access(path, os.X_OK):
-            return path
-    raise errors.ProgramNotFound(f"{NAME}: there is no {PROGRAM} in PATH; install bubblewrap")
 
 
 def why_not() -> str:
@@ -86,22 +75,9 @@ def _is_root(box: Sandbox) -> bool:
 # ---- the command line ------------------------------------------------------------------------
 
 
-def command_line(tool: str, box: Sandbox, status: int, cwd: str) -> list[str]:
-    """What stands before the command. status: a descriptor, for bwrap to tell how it went."""
-    writable = box.filesystem_writable_paths
-    argv = [tool, "--die-with-parent", "--json-status-fd", str(status)]
-    argv += _namespaces(box)
-    argv += ["--dev-bind" if writable == "all" else "--ro-bind", box.root, "/"]
-    for path in writable if isinstance(writable, tuple) else ():
-        argv += ["--bind", _joined(box.root, path), path]
-    for mount in _mounts(box):
-        argv += _mount(mount)
-    argv += _capabilities(box)
-    return [*argv, "--chdir", cwd, "--"]
-
-
-def _namespaces(box: Sandbox) -> list[str]:
-    argv = []
+def _options(box: Sandbox) -> list[str]:
+    """All that is not about mounts."""
+    argv = ["--die-with-parent", *_capabilities(box)]
     for name, flags in (
         ("network", ["--unshare-net"]),
         ("processes", ["--unshare-pid", "--unshare-cgroup"]),
@@ -117,23 +93,6 @@ def _namespaces(box: Sandbox) -> list[str]:
     return argv
 
 
-def _mounts(box: Sandbox) -> list[Mount]:
-    """With the run's own /proc, where the root has such a directory."""
-    own_proc = box.processes == "isolated" and os.path.isdir(_joined(box.root, "/proc"))
-    if own_proc and all(mount.target != "/proc" for mount in box.extra_mounts):
-        return [Mount.proc(), *box.extra_mounts]
-    return list(box.extra_mounts)
-
-
-def _mount(mount: Mount) -> list[str]:
-    if mount.source:
-        return ["--ro-bind" if mount.read_only else "--bind", mount.source, mount.target]
-    if mount.type == "tmpfs":
-        size = ["--size", str(mount.size)] if mount.size else []
-        return ["--perms", f"{mount.mode:o}", *size, "--tmpfs", mount.target]
-    return [f"--{mount.type}", mount.target]
-
-
 def _capabilities(box: Sandbox) -> list[str]:
     if not _is_root(box):
         return []
@@ -143,10 +102,6 @@ def _capabilities(box: Sandbox) -> list[str]:
     names = DEFAULT_CAPABILITIES if names == "default" else names
     kept = names if not isinstance(names, str) else ()
     return ["--cap-drop", "ALL", *(w for name in kept for w in ("--cap-add", f"CAP_{name}"))]
-
-
-def _joined(root: str, path: str) -> str:
-    return root.rstrip("/") + path
 
 
 # ---- a run -----------------------------------------------------------------------------------
@@ -169,110 +124,105 @@ def run_in(
     start = monotonic()
     if timeout is not None:
         check_seconds("timeout", timeout)
-    words = _plan.command_words(command)
-    whole = _plan.environment(extra_env, env)
     if cwd is None:
         cwd = caller_directory() if box.root == "/" else "/"
-    inside = check_path("cwd", cwd)
+    inside = _plan.Job(command, cwd, extra_env, env).cwd  # checks all of them
+    words = _plan.command_words(command)
+    whole = _plan.environment(extra_env, env)
     more = more or {}
     passed = _rare.passed_descriptors(more.get("pass_fds", ()))
     refused = _promises_not(box)
     if len(passed) > _MOST_PASSED:
-        refused.append(f"pass_fds of {len(passed)}: one of {_MOST_PASSED + 1} is bwrap's own")
+        refused.append(f"pass_fds of {len(passed)}: three of 32 are bwrap's own")
     if refused:
         raise errors.UnsupportedError(f"{NAME}: {'; '.join(refused)}")
-    tool = find_tool()
+    deadline = None if timeout is None else start + timeout
     with contextlib.ExitStack() as undo:
-        stubs = Stubs(box.root, None if timeout is None else start + timeout)
-        undo.callback(stubs.release)
-        _make_mount_points(stubs, box)
-        reader, writer = _pipe()
-        undo.callback(os.close, reader)
-        try:
-            ours, rest = _set_apart(whole)
-            line = command_line(tool, box, writer, "/" + inside.lstrip("/"))
-            argv: list[bytes | str] = [line[0], *ours, *line[1:], *words]
-            result = _executor.run_tool(
-                NAME,
-                box,
-                argv,
-                rest,
-                stdin,
-                stdout,
-                stderr,
-                timeout,
-                start,
-                _isolation(box),
-                {**more, "pass_fds": (*passed, writer)},
-            )
-        finally:
-            os.close(writer)
+        tool = _bwrap.find_tool(deadline)
+        room = _MOST_PASSED - len(passed)
+        layout = _bwrap.Layout(box, tool, box.policy.capabilities != "all", room, undo, deadline)
+        gate = undo.enter_context(_bwrap.Gate())
+        options = [*_options(box), *layout.options(), *_environment(whole)]
+        options += ["--chdir", "/" + inside.lstrip("/")]
+        arguments = _arguments([*gate.options(), *options], len(words), undo)
+        argv: list[bytes | str] = [tool.path, "--args", str(arguments), "--", *words]
+        more = {**more, "pass_fds": (*passed, arguments, *gate.descriptors(), *layout.descriptors)}
+        began = functools.partial(_let_go, gate, layout)
+        rest = (stdin, stdout, stderr, timeout, start, _isolation(box), more, began)
+        result = _executor.run_tool(NAME, box, argv, {}, *rest)
         result._rusage = b""  # bwrap's own: it does not wait for the last of its processes
         is_killed = result.exit == -9 and "output" in result.limits_hit
-        if not (result.timed_out or is_killed) and b'"exit-code"' not in os.read(reader, 65536):
+        if not (result.timed_out or is_killed) and _could_not_begin(gate, result):
             raise _failure(result, box.root, os.fsdecode(words[0]))
     return result
 
 
-def _pipe() -> tuple[int, int]:
-    try:
-        return os.pipe()
-    except OSError as error:
-        number = error.errno or 0
-        what = "make the pipes of the run"
-        hint = _plan.hint("pipe", 0, number)
-        raise errors.setup_error(number, None, "pipe", what, hint) from error
+def _arguments(options: list[str], more: int, undo: contextlib.ExitStack) -> int:
+    """A file with bwrap's options, which no other user sees then; UnsupportedError for too many."""
+    if len(options) + more + 4 > _bwrap.MOST_WORDS:
+        raise errors.UnsupportedError(
+            f"{NAME}: bwrap takes {_bwrap.MOST_WORDS} words, and the command, its environment and "
+            f"its mounts are {len(options) + more}"
+        )
+    fd = os.memfd_create("options", os.MFD_CLOEXEC)
+    undo.callback(os.close, fd)
+    rest = memoryview(b"".join(os.fsencode(word) + b"\0" for word in options))
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _environment(env: Mapping[str, str]) -> list[str]:
+    """The command's: bwrap itself runs without, as some of it would steer its loader and libc."""
+    return [word for name, value in env.items() for word in ("--setenv", name, value)]
+
+
+def _let_go(gate: _bwrap.Gate, layout: _bwrap.Layout, run: _process.Run) -> None:
+    """Waits until bwrap is done, looks at what it did, and lets the command start if that is right.
+
+    Returns if bwrap has ended, or the time is over: what follows finds that.
+    """
+    gate.started()
+    while not gate.is_reached():
+        if gate.is_over() or run.wait() == 0:
+            return
+        _process.check_stop()
+        gate.pause()
+    fault = _bwrap.find_fault(_bwrap.table(gate.pid() or 0), layout.wanted)
+    if fault and not gate.is_over():
+        what = f"bwrap: {fault}"
+        hint = "somebody changed names in the root meanwhile"
+        raise errors.setup_error(errno.ESTALE, None, "mount", what, hint)
+    with contextlib.suppress(BrokenPipeError):
+        gate.open()
+
+
+def _could_not_begin(gate: _bwrap.Gate, result: Result) -> bool:
+    """Whether there never was a command. What it writes, or its exit status, cannot tell: it is
+    told by bwrap, and where bwrap was killed after the gate was open, there was one.
+    """
+    return not gate.has_exit_status() and not (gate.is_open and result.exit < 0)
 
 
 def _isolation(box: Sandbox) -> dict[str, str]:
     return {**box.isolation(), "mounts": "isolated"}
 
 
-def _make_mount_points(stubs: Stubs, box: Sandbox) -> None:
-    """bwrap would make those that the root lacks, and leave them there."""
-    made: list[str] = []
-    for index, mount in enumerate(box.extra_mounts):
-        around = any((mount.target + "/").startswith(f"{other}/") for other in made)
-        made.append(mount.target)
-        if around:
-            continue  # in a mount of the run's own, where bwrap makes it
-        try:
-            stubs.hold(mount.target, mount.source is None or os.path.isdir(mount.source))
-        except OSError as error:
-            what = f"mount {index}: make the mount point"
-            number = error.errno or 0
-            hint = _plan.hint("target", index, number)
-            raise errors.setup_error(number, mount.target, "target", what, hint) from error
-
-
-def _set_apart(env: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Variables that the loader would obey for bwrap itself are handed over as arguments."""
-    loader = {name: env[name] for name in env if name.startswith("LD_") or name == "GLIBC_TUNABLES"}
-    words = [word for name, value in loader.items() for word in ("--setenv", name, value)]
-    return words, {name: env[name] for name in env if name not in loader}
-
-
 def _failure(result: Result, root: str, program: str) -> errors.SetupError:
     """What bwrap said on stderr, as an error; it begins a line with its name."""
     said = [line for line in (result.err or result.out or b"").splitlines() if b"bwrap: " in line]
     text = os.fsdecode(said[-1]) if said else "bwrap failed, and its stderr was not captured"
-    number = next(
-        (n for n, name in errno.errorcode.items() if text.endswith((os.strerror(n), f"({name})"))),
-        errno.EIO,
-    )
+    failure = _bwrap.failed(text)
     step, filename = "bwrap", None
     if "execvp" in text:
         step, filename = "exec", program
     elif "chdir" in text:
         step = "cwd"
         text = f"Unable to set current working directory: {text}"
-    elif f"source path {root}:" in text:
-        step, filename = "root", root
-        text = f"Unable to chroot: {text}"
-    elif "source path" in text or "Can't bind mount" in text:
-        step = "source"
-    hint = "; ".join(f"{c}: {r}" for c, r in _machine.user_namespace_causes())
-    return errors.setup_error(number, filename, step, text, hint if step == "bwrap" else "")
+    else:
+        return failure
+    return errors.setup_error(failure.errno or 0, filename, step, text)
 
 
 _api = _calls.Api(NAME, run_in, functools.partial(_executor.possible_isolation, run_in))

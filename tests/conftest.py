@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,16 +163,18 @@ def rootfs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tool_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+def tool_path() -> Iterator[str]:
     """A PATH with linux-user-chroot in it, where the caller is root: it needs no set-user-ID."""
     found = os.environ["PATH"]
     if os.geteuid() != 0 or shutil.which("linux-user-chroot"):
-        return found
+        yield found
+        return
     require(shutil.which("cc"), "there is no C compiler")
-    place = tmp_path_factory.mktemp("tool")
     source = Path(__file__).with_name("linux-user-chroot.c")
-    subprocess.run(["cc", "-O1", str(source), "-o", str(place / "linux-user-chroot")], check=True)
-    return f"{place}:{found}"
+    # In a directory of /tmp, where others can write, no program is trusted.
+    with tempfile.TemporaryDirectory(prefix="sandboxlib-tool.", dir="/var/lib") as place:
+        subprocess.run(["cc", "-O1", str(source), "-o", f"{place}/linux-user-chroot"], check=True)
+        yield f"{place}:{found}"
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,8 @@ from conftest import make_rootfs, python, require
 
 import sandboxlib
 
+#: Where only root can write, so that the programs in it are trusted, and everybody can look.
+SAFE = "/var/lib"
 SOURCE = Path(__file__).with_name("linux-user-chroot.c")
 NOBODY = 65534
 VARIANTS = {"2015.1": [], "2013.1": ["-DVERSION_2013"], "file binds": ["-DFILE_BINDS"]}
@@ -131,7 +133,7 @@ def setuid_tool() -> Iterator[SetuidTool]:
         pytest.skip("a set-user-ID program is installed by root")
     for program in ("cc", "unshare", "setpriv", "install"):
         require(shutil.which(program), f"there is no {program}")
-    base = Path(tempfile.mkdtemp(prefix="sandboxlib-luc.", dir="/var/tmp"))
+    base = Path(tempfile.mkdtemp(prefix="sandboxlib-luc.", dir=SAFE))
     try:
         base.chmod(0o755)
         (base / "tool").mkdir()

@@ -43,6 +43,7 @@ ORDER = [
     {"_process"},
     {"_executor"},
     {"_calls", "_luc_mounts"},
+    {"_bwrap"},
     {"chroot", "linux_user_chroot", "user_namespace", "bubblewrap"},
     {"_ladder"},
     {"_doctor", "_handle", "_map", "_pool", "load", "utils"},
