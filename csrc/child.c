@@ -25,6 +25,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #define O_SEARCH_DIR (O_PATH | O_DIRECTORY | O_CLOEXEC)
 
@@ -383,6 +384,8 @@ static long open_source(struct sbx_child *c, const struct sbx_mount *m) {
         return sbx_new_filesystem("proc", none, ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
     case SBX_DEV:
         return sbx_new_filesystem("tmpfs", dev, ATTR_NOSUID | ATTR_NOEXEC);
+    case SBX_SEAL:
+        break;
     }
     return -EINVAL;
 }
@@ -460,11 +463,58 @@ static int cover_proc(long proc) {
     long result = raw(__NR_fchdir, proc);
     for (size_t i = 0; i < sizeof names / sizeof *names && result >= 0; i++) {
         struct raw_mount_attr attr = {.set = ATTR_READ_ONLY};
-        result = raw(__NR_mount, names[i], names[i], 0, MS_BIND, 0);
+        result = raw(__NR_mount, names[i], names[i], 0, MS_BIND | MS_REC, 0);
         if (result >= 0)
-            result = raw(RAW_mount_setattr, proc, names[i], 0, &attr, sizeof attr);
+            result = raw(RAW_mount_setattr, proc, names[i], RECURSIVE, &attr, sizeof attr);
         result = result == -ENOENT ? 0 : result;
     }
+    return (int)result;
+}
+
+/* File systems whose files command the kernel, or processes that are not of the run, and ask for no
+ * capability: uid 0 is enough, or to own them, as a user owns the cgroups that are handed to him.
+ */
+static int is_of_the_kernel(long type) {
+    static const uint32_t types[] = {
+        0x62656572 /* sysfs */,    0x0027e0eb /* cgroup */,      0x63677270 /* cgroup2 */,
+        0x64626720 /* debugfs */,  0x74726163 /* tracefs */,     0x73636673 /* securityfs */,
+        0x62656570 /* configfs */, 0xde5e81e4 /* efivarfs */,    0x6165676c /* pstore */,
+        0xcafe4a11 /* bpf */,      0xf97cff8c /* selinuxfs */,   0x43415d53 /* smackfs */,
+        0x65735543 /* fusectl */,  0x42494e4d /* binfmt_misc */, 0x07655821 /* resctrl */,
+    };
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if ((uint32_t)type == types[i])
+            return 1;
+    return 0;
+}
+
+/* TREE is where it belongs already, as proc is covered by mounts below it. A part of a proc, which
+ * may be /proc/sys, is read-only as a whole. */
+static int seal(long tree) {
+    struct statfs filesystem;
+    struct raw_statx top = {.inode = 0};
+    long result = raw(__NR_fstatfs, tree, &filesystem);
+    int is_proc = result >= 0 && filesystem.f_type == 0x9fa0;
+    if (is_proc)
+        result = raw(__NR_statx, tree, "", EMPTY_PATH, WANT_INODE, &top);
+    if (result < 0)
+        return (int)result;
+    if (is_proc && top.inode == 1) /* PROC_ROOT_INO */
+        return cover_proc(tree);
+    return is_proc || is_of_the_kernel((long)filesystem.f_type) ? make_read_only(tree) : 0;
+}
+
+static int do_seal(struct sbx_child *c, const struct sbx_mount *m) {
+    struct raw_statx there;
+    c->run->at.step = SBX_STEP_TARGET;
+    long target = sbx_open_in_root(c->tree, m->target, O_PATH);
+    if (target < 0) /* it is not there, or not to be reached: nor can the command */
+        return target == -ENOENT || target == -ENOTDIR ? 0 : (int)target;
+    c->run->at.step = SBX_STEP_MOUNT;
+    long result = status_of(target, &there);
+    if (result >= 0 && there.attributes & IS_MOUNT_ROOT && !is_the_root(c, &there))
+        result = seal(target);
+    close_fd(target);
     return (int)result;
 }
 
@@ -538,7 +588,7 @@ static int furnish(const struct sbx_mount *m, long tree, long lender) {
             result = add_devpts(tree);
     }
     if (m->flags & SBX_COVER && result >= 0)
-        result = cover_proc(tree);
+        result = m->kind == SBX_PROC ? cover_proc(tree) : seal(tree);
     return result;
 }
 
@@ -546,6 +596,8 @@ static int do_mount(struct sbx_child *c, int i) {
     const struct sbx_mount *m = &c->place->mounts[i];
     enum sbx_step *step = &c->run->at.step;
     c->run->at.index = i;
+    if (m->kind == SBX_SEAL)
+        return do_seal(c, m);
     *step = SBX_STEP_SOURCE;
     long tree = open_source(c, m);
     if (tree >= 0 && m->flags & SBX_READ_ONLY) {
@@ -588,7 +640,7 @@ struct sbx_seen sbx_see_mount(const char *path) {
 static int check_mounts(struct sbx_child *c, const struct sbx_seen *expected, int only) {
     for (int i = 0; i < c->place->n_mounts; i++) {
         const struct sbx_mount *m = &c->place->mounts[i];
-        if (only && !(m->flags & only))
+        if (m->kind == SBX_SEAL || (only && !(m->flags & only)))
             continue;
         struct sbx_seen now = sbx_see_mount(m->target);
         if (now.inode != expected[i].inode || now.device != expected[i].device)
@@ -607,7 +659,7 @@ static int do_mounts(struct sbx_child *c) {
         if (error < 0)
             return sbx_fail(c->run, c->run->at.step, i, error);
     }
-    for (int i = 0; c->seen && i < c->place->n_mounts; i++)
+    for (int i = 0; c->seen && i < c->place->n_mounts; i++) /* of a seal nobody looks at it */
         c->seen[i] = sbx_see_mount(c->place->mounts[i].target);
     return 0;
 }
@@ -667,6 +719,9 @@ static int do_cwd(struct sbx_child *c) {
 
 /* ---- limits -------------------------------------------------------------------------------- */
 
+/* A cgroup namespace is rooted where its maker is: one that was made with the other namespaces
+ * shows the caller's cgroup, and below it those of other runs. So one more is made behind the join.
+ */
 static int do_cgroup(struct sbx_child *c) {
     for (c->index = 0; c->index < c->job->n_cgroups; c->index++) {
         long result = raw(__NR_write, c->cgroups[c->index], "0", 1); /* whoever writes */
@@ -674,7 +729,8 @@ static int do_cgroup(struct sbx_child *c) {
             return (int)result;
     }
     c->index = 0;
-    return 0;
+    int has_namespace = c->inside || c->place->namespaces & CLONE_NEWCGROUP;
+    return c->job->n_cgroups && has_namespace ? (int)raw(__NR_unshare, CLONE_NEWCGROUP) : 0;
 }
 
 /* The kernel leaves out what the cpuset, or the machine, does not have. */

@@ -52,16 +52,18 @@ enum sbx_step {
     SBX_STEP_EXEC          /* exec of the command; index: path candidate, -1: none exists */
 };
 
-enum sbx_mount_kind { SBX_BIND, SBX_HOLE, SBX_TMPFS, SBX_PROC, SBX_DEV };
+/* A seal mounts nothing: if the target is a mount by which uid 0 commands the kernel (sysfs,
+ * cgroup, the caller's proc), it becomes read-only, as SBX_COVER has it. */
+enum sbx_mount_kind { SBX_BIND, SBX_HOLE, SBX_TMPFS, SBX_PROC, SBX_DEV, SBX_SEAL };
 
 enum sbx_mount_flag {
     SBX_RECURSIVE = 1,   /* bind: with the mounts below the source */
     SBX_READ_ONLY = 2,   /* recursively */
     SBX_OPTIONAL = 4,    /* no such target: leave it out */
     SBX_MAKE_TARGET = 8, /* the target lies in an earlier tmpfs: make what is missing */
-    SBX_COVER =
-        16,       /* proc: read-only where uid 0 alone, without capabilities, commands the kernel */
-    SBX_KEPT = 32 /* of a run in a slot: it is mounted already */
+    SBX_COVER = 16, /* proc, bind, hole, seal: read-only where uid 0 alone, without capabilities,
+                     * commands the kernel */
+    SBX_KEPT = 32   /* of a run in a slot: it is mounted already */
 };
 
 struct sbx_mount {

@@ -138,15 +138,18 @@ class PlannedMount:
 
 
 def _all_mounts(box: Sandbox) -> list[PlannedMount]:
-    """Holes in a read-only root, the run's own /proc, then what was asked for, in its order."""
+    """Holes in a read-only root, seals, the run's own /proc, then what was asked for, in order."""
     found: list[PlannedMount] = []
+    cover = lib.SBX_COVER if box.policy.capabilities != "all" else 0
     if isinstance(box.filesystem_writable_paths, tuple):
         for path in box.filesystem_writable_paths:
             words = f"writable path {path}"
-            found.append(PlannedMount(words, lib.SBX_HOLE, lib.SBX_RECURSIVE, path, False))
-    cover = lib.SBX_COVER if box.policy.capabilities != "all" else 0
+            found.append(PlannedMount(words, lib.SBX_HOLE, lib.SBX_RECURSIVE | cover, path, False))
     isolated = box.processes == box.mounts == "isolated"
-    if isolated and all(mount.target != "/proc" for mount in box.extra_mounts):
+    with_proc = any(mount.target == "/proc" for mount in box.extra_mounts)
+    if cover and box.mounts == "isolated":
+        found += _seals(box.root, "/", () if isolated or with_proc else ("/proc",))
+    if isolated and not with_proc:
         flags = lib.SBX_OPTIONAL | cover
         found.append(PlannedMount("proc on /proc", lib.SBX_PROC, flags, "/proc", False))
     mounts = (*_accounts(box), *box.extra_mounts)
@@ -154,7 +157,35 @@ def _all_mounts(box: Sandbox) -> list[PlannedMount]:
     for index, mount in enumerate(mounts):
         name = f"mount {index - first}" if index >= first else "deterministic"
         found.append(_planned(name, mount, mounts[:index], cover))
+        if cover and mount.source and mount.recursive:
+            found += _seals(mount.source, mount.target, ())
     return found
+
+
+# As is_of_the_kernel() in child.c has them, by their names in mountinfo.
+_OF_THE_KERNEL = frozenset(
+    "sysfs cgroup cgroup2 debugfs tracefs securityfs configfs efivarfs pstore bpf selinuxfs "
+    "smackfs fusectl binfmt_misc resctrl proc".split()
+)
+
+
+def _seals(source: str, target: str, more: tuple[str, ...]) -> list[PlannedMount]:
+    """Seals for what the caller has mounted below a source, by which uid 0 commands the kernel.
+
+    /sys of a root is always looked at, as it may be mounted later. Nothing is looked up here: the
+    source may lie where nobody answers.
+    """
+    top = source.rstrip("/")
+    points = {m.point for m in _machine.mounts() if m.type in _OF_THE_KERNEL}
+    below = sorted(p[len(top) :] for p in points if p.startswith(f"{top}/"))
+    if target == "/":
+        below = [*more, "/sys", *(path for path in below if path != "/proc")]
+    found: list[str] = []
+    for path in below:
+        if not any(f"{path}/".startswith(f"{other}/") for other in found):
+            found.append(path)
+    paths = [target.rstrip("/") + path for path in found]
+    return [PlannedMount(f"seal {p}", lib.SBX_SEAL, lib.SBX_COVER, p, False) for p in paths]
 
 
 def _accounts(box: Sandbox) -> list[Mount]:
@@ -169,7 +200,7 @@ def _accounts(box: Sandbox) -> list[Mount]:
 def _planned(name: str, mount: Mount, earlier: Sequence[Mount], cover: int) -> PlannedMount:
     around = [e.type for e in earlier if (mount.target + "/").startswith(e.target + "/")]
     flags = lib.SBX_MAKE_TARGET if around and around[-1] in ("tmpfs", "dev") else 0
-    flags |= cover if mount.type == "proc" else 0
+    flags |= cover if mount.type in ("proc", "bind") else 0
     flags |= lib.SBX_RECURSIVE if mount.recursive else 0
     flags |= lib.SBX_READ_ONLY if mount.read_only else 0
     what = f"bind {mount.source}" if mount.source else mount.type

@@ -300,12 +300,12 @@ def test_the_index_says_which_of_them_failed(
         ({"stdin": closed}, ("stdio", 0)),
         ({"stdout": closed}, ("stdio", 1)),
         ({"stderr": closed}, ("stdio", 2)),
-        # 0 is the run's own /proc, where that is not mounted by hand.
-        ({"extra_mounts": [bad]}, ("source", 1)),
-        ({"extra_mounts": [good, good, bad]}, ("source", 3)),
-        ({"extra_mounts": [Mount.proc(), bad]}, ("source", 1)),
-        ({"extra_mounts": [good, Mount.bind("/etc", "/bin/sh/x")]}, ("target", 2)),
-        ({"extra_mounts": [good, Mount.bind("/etc", "/bin/busybox")]}, ("mount", 2)),
+        # 0 is the seal of /sys, 1 the run's own /proc, where that is not mounted by hand.
+        ({"extra_mounts": [bad]}, ("source", 2)),
+        ({"extra_mounts": [good, good, bad]}, ("source", 4)),
+        ({"extra_mounts": [Mount.proc(), bad]}, ("source", 2)),
+        ({"extra_mounts": [good, Mount.bind("/etc", "/bin/sh/x")]}, ("target", 3)),
+        ({"extra_mounts": [good, Mount.bind("/etc", "/bin/busybox")]}, ("mount", 3)),
         ({"filesystem_writable_paths": ["/etc", hole]}, ("source", 1)),
         ({"command": ["nonesuch"]}, ("exec", -1)),
         ({"command": ["etc"], "extra_env": {"PATH": "/none:/bin/sh:/"}}, ("exec", 2)),
