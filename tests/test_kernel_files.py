@@ -16,7 +16,16 @@ import pytest
 from conftest import needs_root, require
 
 import sandboxlib
-from sandboxlib import Limits, Mount, Policy, Sandbox, _cgroups, _hierarchies, chroot, user_namespace
+from sandboxlib import (
+    Limits,
+    Mount,
+    Policy,
+    Sandbox,
+    _cgroups,
+    _hierarchies,
+    chroot,
+    user_namespace,
+)
 
 PYTHON = os.path.realpath(sys.executable)
 OPEN = """
@@ -61,7 +70,11 @@ def of_cgroups() -> list[str]:
 @pytest.mark.parametrize("way", WAYS)
 def test_the_root_of_the_host_shows_them_read_only(way: str) -> None:
     paths = [*of_cgroups(), "/sys/power/state", "/proc/sys/kernel/core_pattern"]
-    for words in ({}, {"policy": Policy("none")}, {"filesystem_writable_paths": ["/sys", "/tmp"]}):
+    for words in (
+        {},
+        {"policy": Policy(capabilities="none")},
+        {"filesystem_writable_paths": ["/sys", "/tmp"]},
+    ):
         with Sandbox("/", **words) as box:  # type: ignore[arg-type]
             assert set(look(box, paths, way)) == {"30"}, words  # EROFS
 
@@ -90,7 +103,7 @@ def test_what_is_bound_is_sealed_too(recursive: bool) -> None:
 
 
 def test_all_capabilities_leave_them_as_they_are() -> None:
-    box = Sandbox("/", policy=Policy("all"))
+    box = Sandbox("/", policy=Policy(capabilities="all"))
     assert set(look(box, [*of_cgroups(), "/sys/power/state"])) == {"writable"}
 
 
