@@ -38,6 +38,7 @@ AUDIT = {
     "arm": 0x40000028,
 }
 X32_BIT = 0x40000000
+MANY = 480  # calls of an ABI
 WIDE = ("x86_64", "aarch64")  # arguments have 64 bits
 #: What uname(2) says, and the ABIs of such a machine, its own first.
 MACHINES = {
@@ -218,17 +219,22 @@ def _merged(ways: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _tree(program: Program, ways: Sequence[tuple[int, int]], end: int) -> int:
-    """Finds the stretch of a number; the numbers that there are have about the same way to go."""
+    """Finds the stretch of a number; about half of the calls that there are go either way."""
     if len(ways) == 1:
         return ways[0][1]
     if len(ways) == 3 and ways[0][1] == ways[2][1] and ways[2][0] == ways[1][0] + 1:
         return program.test(NUMBER, ALL, EQUAL, ways[1][0], ways[1][1], ways[0][1])
-    low, high = ways[0][0], min(end, ways[-1][0] + 1)
-    middle = (low + high) / 2
-    split = min(range(1, len(ways)), key=lambda i: abs(ways[i][0] - middle))
+    middle = (_calls_below(ways[0][0]) + _calls_below(end)) / 2
+    split = min(range(1, len(ways)), key=lambda i: abs(_calls_below(ways[i][0]) - middle))
     no = _tree(program, ways[:split], ways[split][0])
     yes = _tree(program, ways[split:], end)
     return program.test(NUMBER, ALL, AT_LEAST, ways[split][0], yes, no)
+
+
+def _calls_below(number: int) -> float:
+    """About how many numbers below this one are called. x32's begin again with a bit; few use it."""
+    few = min(number, MANY)
+    return few if number < X32_BIT else few + min(number - X32_BIT, MANY) / 100
 
 
 def _rules_node(program: Program, rules: Sequence[Rule], wide: bool) -> int:

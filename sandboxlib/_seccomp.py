@@ -51,7 +51,6 @@ CLOSED = (
     ("kcmp", EPERM, "sys_ptrace"),
     ("reboot", EPERM, "sys_boot"),
     ("syslog", EPERM, "syslog sys_admin"),
-    ("lookup_dcookie", EPERM, "sys_admin"),
     ("nfsservctl uselib", ENOSYS, ""),
     # The family is in the caller's memory, where no filter looks.
     ("socketcall", ENOSYS, ""),

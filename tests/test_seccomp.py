@@ -51,7 +51,7 @@ BY_CAPABILITY = {
     for names, words in (
         ("bpf", "bpf sys_admin"),
         ("perf_event_open", "perfmon sys_admin"),
-        ("fanotify_init quotactl quotactl_fd lookup_dcookie", "sys_admin"),
+        ("fanotify_init quotactl quotactl_fd", "sys_admin"),
         ("syslog", "sys_admin syslog"),
         ("acct", "sys_pacct"),
         ("open_by_handle_at", "dac_read_search"),
