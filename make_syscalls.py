@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes sandboxlib/_syscalls.py from the kernel headers of a Debian machine.
+"""Writes sandboxlib/_syscalls.py from the kernel headers of a Debian machine, and with it
+sandboxlib/_seccomp_made.py: programs of the profile 'builds' for the default settings, since
+compiling one takes 2 ms of a process's first run.
 
     apt-get install linux-libc-dev linux-libc-dev-arm64-cross linux-libc-dev-armhf-cross
     python make_syscalls.py
+    python make_syscalls.py made            the programs only
 
 Numbers from 424 on are the same on every machine, and newer kernels than the headers' are known
-here by NEWER. Whoever adds a call there decides in sandboxlib/_seccomp.py whether 'builds' closes
-it: what is newer than the table is ENOSYS.
+here by NEWER. Whoever adds a call there decides in sandboxlib/_seccomp_builds.py whether 'builds'
+closes it: what is newer than the table is ENOSYS.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 UNIFORM = 424
@@ -117,7 +121,34 @@ def as_words(numbers: dict[str, int]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+MADE = '''# SPDX-License-Identifier: Apache-2.0
+"""Programs of the profile 'builds'. Written by make_syscalls.py: change _seccomp_builds.py, and not
+this file.
+"""
+
+from __future__ import annotations
+
+#: Of a machine, and what is open there.
+PROGRAMS = {
+'''
+
+
+def write_made() -> None:
+    from sandboxlib._seccomp import MACHINES
+    from sandboxlib._seccomp_builds import compile_builds
+
+    parts = [MADE]
+    for machine in ("x86_64", "aarch64"):
+        for openers in (["net_raw"], ["net_raw", "slot"]):
+            text = compile_builds(frozenset(openers), MACHINES[machine]).hex()
+            parts.append(f"    ({machine!r}, frozenset({openers})): (\n")
+            parts += [f"        {text[at : at + 88]!r}\n" for at in range(0, len(text), 88)]
+            parts.append("    ),\n")
+    place = Path(__file__).with_name("sandboxlib") / "_seccomp_made.py"
+    place.write_text("".join(parts).replace("'", '"') + "}\n")
+
+
+def write_syscalls() -> None:
     found = {machine: defined(machine) for machine in HEADERS}
     newest = {n: number for n, number in found["x86_64"].items() if number >= UNIFORM}
     newest.update({name: NEWEST_OF_HEADERS + 1 + i for i, name in enumerate(NEWER)})
@@ -144,4 +175,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] != ["made"]:
+        write_syscalls()
+    write_made()

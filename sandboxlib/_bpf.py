@@ -8,10 +8,7 @@ the numbers, and only few calls have their arguments looked at.
 
 from __future__ import annotations
 
-import os
 import struct
-
-from .errors import UnsupportedError
 
 LOAD, RETURN, JUMP = 0x20, 0x06, 0x05  # BPF_LD|BPF_W|BPF_ABS, BPF_RET|BPF_K, BPF_JMP|BPF_JA
 AND = 0x54
@@ -40,11 +37,6 @@ AUDIT = {
 X32_BIT = 0x40000000
 MANY = 480  # calls of an ABI
 WIDE = ("x86_64", "aarch64")  # arguments have 64 bits
-#: What uname(2) says, and the ABIs of such a machine, its own first.
-MACHINES = {
-    **dict.fromkeys(("x86_64", "i386", "i486", "i586", "i686"), ("x86_64", "i386", "x32")),
-    **dict.fromkeys(("aarch64", "armv8l", "armv7l"), ("aarch64", "arm")),
-}
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,16 +48,6 @@ if TYPE_CHECKING:
     Condition = tuple[int, int, int, int, bool]
     #: What is answered where all conditions hold.
     Rule = tuple[tuple[Condition, ...], int]
-
-
-def abis_of(machine: str) -> tuple[str, ...]:
-    """The ABIs of a machine as uname(2) calls it, by default this one."""
-    machine = machine or os.uname().machine
-    if machine not in MACHINES:
-        raise UnsupportedError(
-            f"there are no system call filters for {machine}: use seccomp='none', or ask for one"
-        )
-    return MACHINES[machine]
 
 
 class TooLong(Exception):
@@ -232,7 +214,7 @@ def _tree(program: Program, ways: Sequence[tuple[int, int]], end: int) -> int:
 
 
 def _calls_below(number: int) -> float:
-    """About how many numbers below this one are called. x32's begin again with a bit; few use it."""
+    """About how many calls have a number below this one; x32's, after the gap, hardly count."""
     few = min(number, MANY)
     return few if number < X32_BIT else few + min(number - X32_BIT, MANY) / 100
 

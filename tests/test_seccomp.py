@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import pytest
 from bpf import ALLOW, AUDIT, answer
 from conftest import require
 
-from sandboxlib import UnsupportedError, _seccomp, _syscalls
+from sandboxlib import UnsupportedError, _seccomp, _seccomp_builds, _seccomp_made, _syscalls
 
 EPERM, ENOSYS, EAFNOSUPPORT = (
     bpf.ERRNO | number for number in (errno.EPERM, errno.ENOSYS, errno.EAFNOSUPPORT)
@@ -205,6 +206,43 @@ def test_programs_are_small_and_made_once() -> None:
     # a capability that opens nothing makes no other program
     program = _seccomp.builds(frozenset({"net_raw"}), machine="x86_64")
     assert _seccomp.builds(frozenset({"net_raw", "chown"}), machine="x86_64") is program
+
+
+def test_programs_made_ahead_are_what_the_compiler_makes() -> None:
+    assert len(_seccomp_made.PROGRAMS) == 4
+    for (machine, openers), made in _seccomp_made.PROGRAMS.items():
+        found = _seccomp_builds.compile_builds(openers, _seccomp.MACHINES[machine])
+        assert found.hex() == made, "run make_syscalls.py"
+
+
+def test_whatever_opens_something_is_known_to_open() -> None:
+    """Other capabilities do not reach the compiler."""
+    words = {word for _, _, words in _seccomp_builds.CLOSED for word in words.split()}
+    assert words - {"nesting", "slot"} | {"net_raw"} == _seccomp.OPENERS
+
+
+@pytest.mark.parametrize(
+    ("abi", "header"),
+    [
+        ("x86_64", "/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
+        ("i386", "/usr/include/x86_64-linux-gnu/asm/unistd_32.h"),
+        ("x32", "/usr/include/x86_64-linux-gnu/asm/unistd_x32.h"),
+        ("aarch64", "/usr/aarch64-linux-gnu/include/asm-generic/unistd.h"),
+    ],
+)
+def test_numbers_are_those_of_the_headers(abi: str, header: str) -> None:
+    require(Path(header).exists(), f"there is no {header}")
+    numbers = _syscalls.numbers_of(abi)
+    found = re.findall(
+        r"#define __NR_(\w+)\s+\(?(?:__X32_SYSCALL_BIT \+ )?(\d+)", Path(header).read_text()
+    )
+    assert len(found) > 250
+    for name, number in found:
+        if name in ("arch_specific_syscall", "syscalls"):  # limits of the generic table
+            continue
+        expected = int(number) | (0x40000000 if abi == "x32" else 0)
+        assert numbers.get(name, expected) == expected, name
+        assert name in numbers or int(number) > 471 or abi == "aarch64", name
 
 
 def test_the_way_to_an_answer_is_short() -> None:

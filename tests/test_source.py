@@ -27,8 +27,8 @@ CSRC = TOP / "csrc"
 ORDER = [
     {"errors"},
     {"_check"},
-    {"_syscalls", "_bpf"},
-    {"_seccomp_profile"},
+    {"_syscalls", "_bpf", "_seccomp_made"},
+    {"_seccomp_builds", "_seccomp_profile"},
     {"_seccomp"},
     {"limits", "policy", "_streams"},
     {"sandbox", "result"},
