@@ -39,12 +39,12 @@ int64_t loop_core(const struct sbx_place *place, const struct sbx_job *job, stru
 
 /* One run in a slot that is kept. */
 int64_t loop_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run, char *out,
-                  char *err, size_t size, size_t strings_size, size_t cwd_size) {
+                  char *err, size_t size) {
     int64_t start = now_ns();
     run->out.buffer = out;
     run->err.buffer = err;
     run->out.size = run->err.size = size;
-    return sbx_spawn_in_slot(slot, job, run, strings_size, cwd_size) == 0 ? finish(run, start) : -1;
+    return sbx_spawn_in_slot(slot, job, run) == 0 ? finish(run, start) : -1;
 }
 
 /* vfork, chroot, exec, two pipes, wait: no error is told, no signal kept out, nothing closed. */

@@ -23,7 +23,7 @@ int64_t loop_keep(const char *, size_t);
 int64_t straight(const char *, const char *, int);
 int64_t straight_for(const char *, const char *, int, int64_t);
 int64_t loop_slot(struct sbx_slot *, const struct sbx_job *, struct sbx_run *, char *, char *,
-                  size_t, size_t, size_t);
+                  size_t);
 """
 Once = Callable[[], int]  # one run; nanoseconds
 
@@ -89,10 +89,9 @@ class Loops:
         kept = self._fill(work, plan, job, -1)
         turns = itertools.cycle([self._ours("struct sbx_slot *", s.struct) for s in taken])
         words, run, _, out, err = self._memory(work)
-        sizes = _native.SCRATCH_SIZE, len(job.blob), job.cwd_size
 
         def once(kept: object = (kept, plan, job, work, slots, taken)) -> int:
-            return int(self.lib.loop_slot(next(turns), words, run, out, err, *sizes))
+            return int(self.lib.loop_slot(next(turns), words, run, out, err, _native.SCRATCH_SIZE))
 
         return _checked(once)
 

@@ -70,7 +70,7 @@ def alone_of(call: Callable[[], Any]) -> int:
         run.first, run.wait_status = CORE["SBX_PUMP_DONE"], 0
         return 0
 
-    def spawn_in_slot(slot: Any, job: Any, run: Any, size: int, cwd_size: int) -> int:
+    def spawn_in_slot(slot: Any, job: Any, run: Any) -> int:
         return spawn(None, job, run, None)
 
     nothing = {"sbx_spawn": spawn, "sbx_spawn_in_slot": spawn_in_slot, "sbx_end": lambda run: None}

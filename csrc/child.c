@@ -104,30 +104,9 @@ static int do_ids(struct sbx_child *c) {
 
 /* ---- descriptors ------------------------------------------------------------------------- */
 
-/* In decimal and with a space before it, so that it ends at END; returns where it begins. */
-static char *put_number(char *end, uint32_t number) {
-    do
-        *--end = (char)('0' + number % 10);
-    while (number /= 10);
-    *--end = ' ';
-    return end;
-}
-
-void sbx_point_at_strings(const struct sbx_place *place, const struct sbx_job *job,
-                          char numbers[SBX_NUMBERS]) {
+void sbx_point_at_strings(const struct sbx_job *job) {
     const char **slot = job->vec, *string = job->strings;
     int n_words = job->n_candidates + job->n_args;
-    char *text = numbers + SBX_NUMBERS - 1;
-    *text = 0;
-    for (int i = job->n_passed; i > 0; i--)
-        text = put_number(text, (uint32_t)job->passed[i - 1]);
-    for (int i = place->n_groups; i > 0; i--)
-        text = put_number(text, place->groups[i - 1]);
-    text = put_number(put_number(text, (uint32_t)place->n_groups), place->gid);
-    text = put_number(text, place->uid);
-    text = put_number(put_number(text, place->change_ids != 0), job->terminal != 0);
-    text = put_number(text, job->announce != 0);
-    *slot++ = put_number(text, (uint32_t)job->n_candidates);
     for (int i = 0; i < n_words + job->n_env; i++) {
         if (i == n_words)
             *slot++ = NULL;
@@ -762,9 +741,12 @@ static long set_limit(const struct sbx_limits *l, enum sbx_limit which) {
     return -EINVAL;
 }
 
-/* Before the capabilities go that some of them take, and inherited by all that follows. */
+/* Before the capabilities go that some of them take, and inherited by all that follows. A reaper
+ * sets them for its command, and not for itself. */
 static int do_limits(struct sbx_child *c) {
     const struct sbx_limits *l = &c->place->limits;
+    if (c->place->reaper)
+        return 0;
     uint64_t wanted = l->rlimits | (uint64_t)l->others << 16;
     for (c->index = 0; wanted; c->index++, wanted >>= 1) {
         long result = 0;
@@ -794,12 +776,23 @@ int sbx_cut_bounding_set(uint64_t keep) {
     return 0;
 }
 
-/* Bounding set first: it limits what exec gives to uid 0 (capabilities(7)). Changing capabilities
- * leaves the dumpable flag alone, other than changing ids would. */
+/* Of uid 0 exec gives to the program what the bounding set lets through; of another, and of uid 0
+ * under SECBIT_NOROOT, only what is ambient (capabilities(7)). */
+static int keeps_ambient_only(void) {
+    return raw(__NR_geteuid, 0) || raw(__NR_prctl, PR_GET_SECUREBITS, 0, 0, 0, 0) & 1 /* NOROOT */;
+}
+
+/* A reaper keeps all that its caller has, so that its command lacks something that it has, and cuts
+ * the bounding set itself, for its command.
+ *
+ * Before its exec this process lives in the caller's memory. Who may read that through it is told
+ * by a comparison of permitted sets (ptrace(2)): so the permitted set stays whole until the exec.
+ * What the program has after it is cut by the other sets alone. Behind the exec of a reaper, whose
+ * memory nobody may read, the permitted set is cut as well, because ids and signals come after it.
+ */
 static int do_capabilities(struct sbx_child *c) {
-    /* A resident needs all that it can have; other than uid 0 it would lose it in its exec. */
-    int resident = c->place->reaper == SBX_RESIDENT;
-    if (!c->place->cut_capabilities && !resident)
+    int reaper = c->place->reaper;
+    if (!c->place->cut_capabilities && reaper != SBX_RESIDENT)
         return 0;
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct sets[2];
@@ -807,26 +800,21 @@ static int do_capabilities(struct sbx_child *c) {
     if (result < 0)
         return (int)result;
     uint64_t have = sets[0].permitted | (uint64_t)sets[1].permitted << 32;
-    uint64_t keep = resident ? have : c->place->capabilities & have;
-    uint64_t must = resident ? have : c->place->must_capabilities;
-    /* Of other ids, the command loses this for good; its reaper is to reach it with signals. */
-    if (c->place->change_ids && c->place->uid && c->place->no_new_privs && !c->inside)
-        keep |= have & (uint64_t)1 << CAP_KILL;
+    uint64_t keep = reaper ? have : c->place->capabilities & have;
+    uint64_t must = reaper ? have : c->place->must_capabilities;
     if (must & ~have)
         return -EPERM;
-    if (!c->inside) { /* a resident cuts the rest itself, once for all its runs */
-        result =
-            sbx_cut_bounding_set(keep); /* its exec must not give it more than the caller has */
-        if (result >= 0 && !resident)
-            result = raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-        if (result < 0)
-            return (int)result;
-    }
-    /* Other than uid 0, a user keeps over an exec what is ambient. */
-    uint64_t ambient = must && raw(__NR_geteuid, 0) ? must : 0;
+    if (!c->inside)
+        result = sbx_cut_bounding_set(keep); /* an exec must not give more than the caller has */
+    if (result >= 0 && !c->inside && !reaper)
+        result = raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    if (result < 0)
+        return (int)result;
+    uint64_t ambient = must && keeps_ambient_only() ? must : 0;
     for (int i = 0; i < 2; i++) {
-        sets[i].effective = sets[i].permitted = (uint32_t)(keep >> 32 * i);
         sets[i].inheritable = (uint32_t)(ambient >> 32 * i);
+        if (c->inside)
+            sets[i].effective = sets[i].permitted = (uint32_t)(keep >> 32 * i);
     }
     result = raw(__NR_capset, &header, sets);
     for (int cap = 0; cap < 64 && result >= 0; cap++)
@@ -836,7 +824,9 @@ static int do_capabilities(struct sbx_child *c) {
 }
 
 static int do_no_new_privs(struct sbx_child *c) {
-    return c->place->no_new_privs ? (int)raw(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) : 0;
+    if (!c->place->no_new_privs || c->place->reaper)
+        return 0;
+    return (int)raw(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
 /* Without a reaper this is what ends the command with its caller. It follows the calling thread,
@@ -885,11 +875,11 @@ static int do_signals(struct sbx_child *c) {
 static int do_reaper(struct sbx_child *c) {
     if (!c->place->reaper)
         return 0;
-    const struct sbx_job *job = c->job;
-    int first = c->place->reaper == SBX_RESIDENT ? RESIDENT_FDS : REAPER_FDS + job->n_passed;
+    const char *const argv[] = {"sandboxlib-init", NULL};
+    int first = c->place->reaper == SBX_RESIDENT ? RESIDENT_FDS : REAPER_FDS + c->job->n_passed;
     long result = raw(RAW_close_range, first, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     if (result >= 0)
-        result = raw(__NR_execveat, c->init, "", job->vec, c->envp, EMPTY_PATH);
+        result = raw(__NR_execveat, c->init, "", argv, argv + 1, EMPTY_PATH);
     return (int)result;
 }
 
@@ -911,7 +901,7 @@ static int do_user(struct sbx_child *c) {
 
 static int do_exec(struct sbx_child *c) {
     const struct sbx_job *job = c->job;
-    const char *const *paths = job->vec + 1, *const *argv = paths + job->n_candidates;
+    const char *const *paths = job->vec, *const *argv = paths + job->n_candidates;
     long result = raw(RAW_close_range, 3, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     int from[SBX_MOST_PASSED];
     for (int i = 0; i < job->n_passed; i++) /* the reaper has them in a row */

@@ -5,25 +5,25 @@
  * the end of the namespace: the kernel kills whatever is still in it.
  *
  * It is given
- * - in argv numbers, in decimal, then the paths to try, then the command's own argv. The numbers:
- *   how many paths; whether the start of the command is told as well; whether stdin is the terminal
- *   of its session; whether its ids change; uid; gid; how many groups, and these; what descriptors
- *   5 and up are to be for the command;
- * - in envp the command's environment;
- * - as descriptor 3 the status pipe: one struct sbx_record is written, however the run ends;
+ * - as descriptor 3 a socket to the caller. Every message from there begins with a struct
+ * sbx_order: first what is done for each run (a struct sbx_place and all that it points to), then a
+ * command with its strings, later signals. It answers with one struct sbx_record for each command;
  * - as descriptor 4 the lifeline: a pidfd of the caller, readable when that process is dead;
+ * - from 5 on the descriptors that are passed on to the command;
  * - and every signal blocked.
  *
- * Pid 1 gets no signal that it does not handle, so nothing sent from inside stops or kills it, and
- * it is not dumpable, so nothing inside can trace it. It handles REAPER_SIGNAL, by which the caller
- * has it send another to all the rest. A command may forge that, and so send what it likes to its
- * own kind.
+ * Pid 1 gets no signal that it does not handle, so nothing sent from inside stops or kills it. It
+ * is not dumpable, so nothing inside can trace it; and it keeps all capabilities of the caller, so
+ * that a command with fewer can neither renice nor reschedule it. No command can reach the socket.
  *
- * With no path it is a resident: it stays, and fd 3 is a socket on which it asks for one command
- * after the other. Each runs in a pid namespace and a mount namespace made for it, below and copied
- * from the resident's own: the command cannot name the resident, and what it could change in the
- * other namespaces, which are the resident's, is looked at after the run. If anything was changed
- * the resident ends, and all of it with it.
+ * Each run has a number, which every message about it carries. What is meant for another run is
+ * never obeyed: a signal is ignored, an order breaks off.
+ *
+ * A resident gets a SBX_TEMPLATE as its first message, and stays: it asks for one command after the
+ * other (SBX_READY_MAGIC). Each runs in a pid namespace and a mount namespace made for it, below
+ * and copied from the resident's own: the command cannot name the resident, and what it could
+ * change in the other namespaces, which are the resident's, is looked at after the run. If anything
+ * was changed the resident ends, and all of it with it.
  *
  *     resident        pid namespace, mount namespace (the template), network, ipc, uts, cgroup
  *       reaper        pid and mount namespace of the run; a fork, which ends with the command
@@ -47,23 +47,22 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-/* The stack of a new program: argc, argv, NULL, envp, NULL (System V ABI; same on aarch64). */
 #if defined(__x86_64__)
 __asm__(".globl _start\n_start:\n"
-        "xor %ebp, %ebp\nmov %rsp, %rdi\nand $-16, %rsp\ncall reaper\nhlt\n"
+        "xor %ebp, %ebp\nand $-16, %rsp\ncall reaper\nhlt\n"
         ".globl return_from_signal\nreturn_from_signal:\nmov $15, %eax\nsyscall\n");
 #elif defined(__aarch64__)
-__asm__(".globl _start\n_start:\nmov x29, #0\nmov x0, sp\nbl reaper\n"
+__asm__(".globl _start\n_start:\nmov x29, #0\nbl reaper\n"
         ".globl return_from_signal\nreturn_from_signal:\nmov x8, #139\nsvc #0\n");
 #endif
 #define MOST_LEAVING 16 /* reapers that have told, and are still on their way out */
 #define ALIGNED(size) (((size_t)(size) + 7) & ~(size_t)7)
 #define CHILD_SIGNAL ((uint64_t)1 << (SIGCHLD - 1))
-#define ASKED_SIGNAL ((uint64_t)1 << (REAPER_SIGNAL - 1))
+#define BELL_SIGNAL ((uint64_t)1 << (RESIDENT_BELL - 1))
 #define RESTORER 0x04000000 /* SA_RESTORER: x86_64 leaves the way back to the program */
 
 void return_from_signal(void);
-void reaper(const char **stack) __attribute__((noreturn, used));
+void reaper(void) __attribute__((noreturn, used));
 
 static void end(void) __attribute__((noreturn));
 static void end(void) {
@@ -100,20 +99,26 @@ void *memset(void *to, int byte, size_t n) {
 
 /* ---- one command --------------------------------------------------------------------------- */
 
-static uint32_t runs; /* how many a resident began */
+static struct sbx_place inside; /* what is done for each run */
+static uint32_t runs;           /* the number of this run; the first is 1 */
+static struct sbx_run run;      /* shared by the processes of a resident, as all of their memory */
+static char first_buffer[16384] __attribute__((aligned(16)));
+static char *buffer; /* what came with an order, then the pointers to its strings */
+static size_t capacity;
+static volatile int rung; /* a resident: the caller says that there is a message */
 
 /* SIGCHLD has no other use than to end ppoll. */
-static void on_signal(int signum, siginfo_t *info, void *context) {
-    uint32_t value = (uint32_t)info->si_value.sival_int;
-    uint32_t run = value >> REAPER_SIGNAL_BITS;
-    (void)context;
-    if (signum == REAPER_SIGNAL && run == (runs & ~0U >> REAPER_SIGNAL_BITS))
-        raw(__NR_kill, -1, value & ((1 << REAPER_SIGNAL_BITS) - 1));
+static void on_signal(int signum) {
+    if (signum == RESIDENT_BELL)
+        rung = 1;
 }
 
-static long wait_for(struct pollfd *fds, int n, uint64_t signals) {
+static long wait_for(struct pollfd *fds, int n, uint64_t signals, int milliseconds) {
     uint64_t blocked = RAW_ALL_SIGNALS & ~signals;
-    return raw(__NR_ppoll, fds, n, 0, &blocked, RAW_SIGSET_SIZE);
+    struct {
+        long seconds, nanoseconds;
+    } most = {0, milliseconds * 1000000L};
+    return raw(__NR_ppoll, fds, n, milliseconds ? &most : 0, &blocked, RAW_SIGSET_SIZE);
 }
 
 /* Apart from `start`, whose frame the two share until the exec. */
@@ -134,23 +139,39 @@ static long start(struct sbx_child *c, uint64_t namespaces) {
     return c->run->failure.step == SBX_STEP_NONE ? pid : -1;
 }
 
-static void tell(uint32_t magic, const struct sbx_run *run) {
-    struct sbx_record record = {.magic = magic};
-    if (run) {
+static void tell(uint32_t magic) {
+    struct sbx_record record = {.magic = magic, .run = runs};
+    if (magic == SBX_RECORD_MAGIC) {
         raw(__NR_getrusage, -1 /* RUSAGE_CHILDREN */, record.usage);
-        record.step = (int32_t)run->failure.step;
-        record.index = run->failure.index;
-        record.error = run->failure.error;
-        record.wait_status = run->wait_status;
+        record.step = (int32_t)run.failure.step;
+        record.index = run.failure.index;
+        record.error = run.failure.error;
+        record.wait_status = run.wait_status;
     }
     raw(__NR_write, REAPER_STATUS_FD, &record, sizeof record);
 }
 
-/* Waits until something happens to a child; 0: the caller died, or it hung up: it became another
- * program by exec, and then nobody is left to read the status. */
+/* Sends on what signals came for this run; 0: the caller hung up, or says something else. */
+static int pass_signals(void) {
+    struct sbx_order message;
+    long n;
+    while ((n = raw(__NR_recvfrom, REAPER_STATUS_FD, &message, sizeof message, MSG_DONTWAIT, 0, 0))
+           == sizeof message) {
+        if (message.kind != SBX_SIGNAL)
+            return 0;
+        if (message.run == runs)
+            raw(__NR_kill, -1, message.signum);
+    }
+    return n == -EAGAIN;
+}
+
+/* Waits until something happens to a child, and passes on signals; 0: the caller died, or it hung
+ * up: it became another program by exec, and then nobody is left to read the status. */
 static int caller_lives(void) {
-    struct pollfd caller[] = {{REAPER_LIFELINE_FD, POLLIN, 0}, {REAPER_STATUS_FD, 0, 0}};
-    return wait_for(caller, 2, CHILD_SIGNAL | ASKED_SIGNAL) <= 0;
+    struct pollfd caller[] = {{REAPER_LIFELINE_FD, POLLIN, 0}, {REAPER_STATUS_FD, POLLIN, 0}};
+    if (wait_for(caller, 2, CHILD_SIGNAL, 0) <= 0)
+        return 1;
+    return !caller[0].revents && pass_signals();
 }
 
 /* PTRACE_TRACEME makes the parent the tracer, so wait4 reports a stop to us at each signal of such
@@ -196,18 +217,18 @@ static int reap(long command) {
 }
 
 /* Whether a signal reaches all processes of a run: by CAP_KILL, or as none can have other ids. */
-static int may_kill(const struct sbx_place *place) {
+static int may_kill(void) {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct sets[2] = {{0}};
     raw(__NR_capget, &header, sets);
     if (sets[0].effective >> CAP_KILL & 1)
         return 1;
-    return !place->change_ids && raw(__NR_prctl, PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1;
+    return !inside.change_ids && inside.no_new_privs;
 }
 
-/* All that is left in the pid namespace; waiting for some counts it in what was used. Whom no
- * signal reaches the kernel kills with the reaper. */
-static void kill_and_reap(const struct sbx_place *place) {
+/* All that is left in the pid namespace; waiting for some counts it in what was used. Processes
+ * that we may not signal are killed by the kernel when pid 1 exits. */
+static void kill_and_reap(void) {
     long pid;
     int status;
     while ((pid = wait_for_child(&status, WNOHANG)) > 0)
@@ -216,171 +237,188 @@ static void kill_and_reap(const struct sbx_place *place) {
         return;
     if (raw(__NR_getpid, 0) == 1) /* never of another's */
         raw(__NR_kill, -1, SIGKILL);
-    int flags = may_kill(place) ? 0 : WNOHANG;
+    int flags = may_kill() ? 0 : WNOHANG;
     while (wait_for_child(&status, flags) > 0)
         ;
 }
 
-/* The next of some numbers, each with a space before it; -1: there is none. */
-static long next_number(const char **text) {
-    long number = 0;
-    if (!**text)
-        return -1;
-    while (*++*text && **text != ' ')
-        number = number * 10 + (**text - '0');
-    return number;
+/* ---- messages ------------------------------------------------------------------------------ */
+
+static long get_memory(size_t size) {
+    return raw(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
-static void run_once(int n_paths, const char *numbers, const char *const *argv,
-                     const char *const *envp) {
-    int passed[SBX_MOST_PASSED];
-    struct sbx_place place = {.session = 1};
-    struct sbx_job job = {.n_candidates = n_paths, .passed = passed};
-    long announce = next_number(&numbers);
-    job.terminal = (int)next_number(&numbers);
-    place.change_ids = (int)next_number(&numbers);
-    place.uid = (uint32_t)next_number(&numbers);
-    place.gid = (uint32_t)next_number(&numbers);
-    place.n_groups = (int)next_number(&numbers);
-    for (int i = 0; i < place.n_groups && i < SBX_MOST_GROUPS; i++)
-        place.groups[i] = (uint32_t)next_number(&numbers);
-    while (*numbers && job.n_passed < SBX_MOST_PASSED)
-        passed[job.n_passed++] = (int)next_number(&numbers);
-    struct sbx_run run = {0};
-    struct sbx_child c = {.place = &place, .job = &job, .run = &run, .inside = 1, .envp = envp};
-    job.vec = (const char **)(uintptr_t)argv;
-    for (int i = 0; i < 3; i++)
-        c.stdio[i] = i;
-    c.root = c.tree = -1;
-    long command = start(&c, 0);
-    if (command >= 0 && announce)
-        tell(SBX_READY_MAGIC, 0);
-    if (command >= 0)
-        run.wait_status = reap(command);
-    kill_and_reap(&place); /* for their usage: the kernel would do it as well */
-    tell(SBX_RECORD_MAGIC, &run);
-    end();
-}
-
-/* ---- a resident ---------------------------------------------------------------------------- */
-
-static struct sbx_place inside; /* what is done for each run */
-static const unsigned char *held;
-static struct sbx_seen *kept, *seen;
-static int with_reaper, own_users;
-static struct sbx_run run;       /* shared by the three processes, as all of their memory */
-static volatile int asked, told; /* the caller: for an order; how it ended */
-static int waker;                /* an eventfd, by which a reaper says that it is done */
-static char *buffer;             /* the order's strings, then the pointers to them */
-static size_t capacity;
-static char reaper_stack[8192] __attribute__((aligned(16)));
-static char command_stack[32768] __attribute__((aligned(16)));
-
-static void *get_memory(size_t size) {
-    long memory =
-        raw(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory < 0 && memory > -4096)
-        end();
-    return (void *)memory;
-}
-
-static void make_room(size_t size) {
+static long make_room(size_t size) {
     if (size <= capacity)
-        return;
-    if (capacity)
+        return 0;
+    size = (size + 0xffff) & ~(size_t)0xffff;
+    long memory = get_memory(size);
+    if (memory < 0 && memory > -4096)
+        return memory;
+    if (buffer != first_buffer)
         raw(__NR_munmap, buffer, capacity);
-    capacity = (size + 0xffff) & ~(size_t)0xffff;
-    buffer = get_memory(capacity);
+    capacity = size;
+    buffer = (char *)memory;
+    return 0;
 }
 
-/* The next order and its descriptors; whoever sends it is the caller's core. 0: the caller hung up,
- * or there is no room for them. */
-static int receive(struct sbx_order *order, int *fds) {
+/* The next message; who sends it is the caller's core. 0 or -errno: -ECANCELED if it hung up, or
+ * says something else than KIND. A signal for a run that is over may come first. With an order for
+ * a slot come descriptors. */
+static long receive(uint32_t kind, struct sbx_order *order, int *fds) {
     union {
         struct cmsghdr head;
         char room[CMSG_SPACE((3 + SBX_MOST_CGROUPS) * sizeof(int))];
     } control;
     struct iovec part = {order, sizeof *order};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control};
-    message.msg_controllen = sizeof control;
-    long n = raw(__NR_recvmsg, REAPER_STATUS_FD, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
-    if (n != sizeof *order)
-        return 0;
+    long n;
+    do {
+        message.msg_controllen = sizeof control;
+        n = raw(__NR_recvmsg, REAPER_STATUS_FD, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
+    } while (n == sizeof *order && order->kind == SBX_SIGNAL);
+    if (n != sizeof *order || order->kind != kind || order->run != runs)
+        return -ECANCELED;
     size_t got = message.msg_controllen >= CMSG_LEN(sizeof(int)) ? control.head.cmsg_len : 0;
     size_t n_fds = 3 + (size_t)order->n_cgroups;
     if (fds && got != CMSG_LEN(n_fds * sizeof(int)))
-        return 0;
+        return -ECANCELED;
     for (size_t i = 0; fds && i < n_fds; i++)
         fds[i] = ((int *)CMSG_DATA(&control.head))[i];
-    size_t words = (size_t)(order->n_candidates + order->n_args + order->n_env) + 3;
-    make_room(ALIGNED(order->size) + words * sizeof(char *));
-    for (size_t at = 0; at < order->size; at += (size_t)n) {
+    size_t pointers = (size_t)(order->n_candidates + order->n_args + order->n_env) + 3;
+    long error = make_room(ALIGNED(order->size) + pointers * sizeof(char *));
+    for (size_t at = 0; at < order->size && error == 0; at += (size_t)n) {
         n = raw(__NR_recvfrom, REAPER_STATUS_FD, buffer + at, order->size - at, 0, 0, 0);
         if (n <= 0)
-            return 0;
+            error = -ECANCELED;
     }
-    return 1;
+    return error;
+}
+
+/* What an order asks for: its descriptors, the cwd and the strings lie one after the other. */
+static void read_job(const struct sbx_order *order, struct sbx_job *job, struct sbx_child *c) {
+    job->terminal = order->terminal;
+    job->cpu_seconds = order->cpu_seconds;
+    job->n_candidates = order->n_candidates;
+    job->n_args = order->n_args;
+    job->n_env = order->n_env;
+    job->passed = (const int *)buffer;
+    job->n_passed = order->n_passed;
+    job->strings = buffer + (size_t)order->n_passed * sizeof(int) + order->cwd_size;
+    job->vec = (const char **)(buffer + ALIGNED(order->size));
+    sbx_point_at_strings(job);
+    c->envp = job->vec + job->n_candidates + job->n_args + 1;
+    c->job = job;
 }
 
 /* The first message is the place of the runs; its pointers are offsets. */
-static void settle(void) {
-    struct sbx_order order;
-    if (!receive(&order, 0))
-        end();
+static long read_place(void) {
     char *start = buffer;
-    capacity = 0;
     inside = *(struct sbx_place *)start;
+    if (inside.n_mounts) { /* they stay there */
+        buffer = first_buffer;
+        capacity = start == buffer ? 0 : sizeof first_buffer;
+    }
+    struct sbx_mount *mounts = (struct sbx_mount *)(start + (uintptr_t)inside.mounts);
+    for (int i = 0; i < inside.n_mounts; i++) {
+        const char **strings[] = {&mounts[i].source, &mounts[i].target, &mounts[i].size,
+                                  &mounts[i].mode};
+        for (int j = 0; j < 4; j++)
+            if (*strings[j])
+                *strings[j] = start + (uintptr_t)*strings[j];
+    }
+    inside.mounts = mounts;
+    if (!inside.cut_capabilities)
+        return 0;
+    raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    return sbx_cut_bounding_set(inside.capabilities);
+}
+
+/* ---- the reaper of a single run ------------------------------------------------------------ */
+
+static void end_with(enum sbx_step step, int index, long error) __attribute__((noreturn));
+static void end_with(enum sbx_step step, int index, long error) {
+    sbx_fail(&run, step, index, error);
+    tell(SBX_RECORD_MAGIC);
+    end();
+}
+
+static void run_once(void) __attribute__((noreturn));
+static void run_once(void) {
+    static struct sbx_order order;
+    static struct sbx_job job;
+    static struct sbx_child c;
+    long error = read_place();
+    if (error < 0)
+        end_with(SBX_STEP_CAPABILITIES, 0, error);
+    error = receive(SBX_ORDER, &order, 0);
+    if (error < 0)
+        end_with(SBX_STEP_EXEC, -1, error);
+    read_job(&order, &job, &c);
+    inside.reaper = 0;
+    c.run = &run;
+    c.place = &inside;
+    c.inside = 1;
+    c.root = c.tree = -1;
+    for (int i = 0; i < 3; i++)
+        c.stdio[i] = i;
+    long command = start(&c, 0);
+    if (command >= 0 && order.announce)
+        tell(SBX_READY_MAGIC);
+    if (command >= 0)
+        run.wait_status = reap(command);
+    kill_and_reap(); /* for their usage: the kernel would do it as well */
+    tell(SBX_RECORD_MAGIC);
+    end();
+}
+
+/* ---- a resident ---------------------------------------------------------------------------- */
+
+static const unsigned char *held;
+static struct sbx_seen *kept, *seen;
+static int with_reaper, own_users;
+/* The caller: for an order, which came whole; how it ended. */
+static volatile int asked, ordered, told;
+static int waker; /* an eventfd, by which a reaper says that it is done */
+static char reaper_stack[8192] __attribute__((aligned(16)));
+static char command_stack[32768] __attribute__((aligned(16)));
+
+static void settle(void) {
+    long error = read_place();
     with_reaper = inside.reaper;
     own_users = inside.namespaces != 0;
     inside.reaper = 0;
     inside.namespaces = 0;
-    struct sbx_mount *mounts = (struct sbx_mount *)(start + (uintptr_t)inside.mounts);
-    for (int i = 0; i < inside.n_mounts; i++) {
-        const char **words[] = {&mounts[i].source, &mounts[i].target, &mounts[i].size,
-                                &mounts[i].mode};
-        for (int w = 0; w < 4; w++)
-            if (*words[w])
-                *words[w] = start + (uintptr_t)*words[w];
-    }
-    inside.mounts = mounts;
     size_t size = (size_t)inside.n_mounts * sizeof *kept;
-    kept = get_memory(2 * size + 1);
+    long memory = get_memory(2 * size + 1);
+    if (error < 0 || (memory < 0 && memory > -4096))
+        end();
+    kept = (struct sbx_seen *)memory;
     seen = kept + inside.n_mounts;
     for (int i = 0; i < inside.n_mounts; i++)
-        if (mounts[i].flags & SBX_KEPT)
-            kept[i] = sbx_see_mount(mounts[i].target);
-    held = (const unsigned char *)(mounts + inside.n_mounts);
-    if (inside.cut_capabilities && sbx_cut_bounding_set(inside.capabilities) < 0)
-        end();
-    raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+        if (inside.mounts[i].flags & SBX_KEPT)
+            kept[i] = sbx_see_mount(inside.mounts[i].target);
+    held = (const unsigned char *)(inside.mounts + inside.n_mounts);
 }
 
-/* A step of the command's: all before it is ready, all after it is told by the order. */
+/* Step ORDER: report that the set-up is done, then wait for the message that says what to run. */
 static int await_order(struct sbx_child *c) {
     static struct sbx_job job;
     static int fds[3 + SBX_MOST_CGROUPS];
     struct sbx_order order;
-    char numbers[SBX_NUMBERS];
     asked = 1;
-    tell(SBX_READY_MAGIC, 0);
-    if (!receive(&order, fds))
-        return -ECANCELED;
+    tell(SBX_READY_MAGIC);
+    long error = receive(SBX_ORDER, &order, fds);
+    if (error < 0)
+        return (int)error;
     for (int i = 0; i < 3; i++)
         c->stdio[i] = fds[i];
     job = *c->job;
     job.cgroups = fds + 3;
     job.n_cgroups = order.n_cgroups;
-    job.terminal = order.terminal;
-    job.cpu_seconds = order.cpu_seconds;
-    job.n_candidates = order.n_candidates;
-    job.n_args = order.n_args;
-    job.n_env = order.n_env;
     job.cwd = buffer;
-    job.strings = buffer + order.cwd_size;
-    job.vec = (const char **)(buffer + ALIGNED(order.size));
-    sbx_point_at_strings(&inside, &job, numbers);
-    c->envp = job.vec + 1 + job.n_candidates + job.n_args + 1;
-    c->job = &job;
+    read_job(&order, &job, c);
+    ordered = 1; /* from here on a command may have begun */
     return 0;
 }
 
@@ -430,11 +468,41 @@ static int reaper_main(void *child) {
     if (pid < 0) /* the resident ends for it, and all that is left with it */
         raw(__NR_kill, command, SIGKILL);
     run.wait_status = pid < 0 ? (int)pid : status;
-    kill_and_reap(&inside);
+    if (!ordered) /* somebody outside killed who waits for it: the next must not get it */
+        sbx_fail(&run, SBX_STEP_ORDER, 0, -ECANCELED);
+    kill_and_reap();
     told = 1;
-    tell(SBX_RECORD_MAGIC, &run);
+    tell(SBX_RECORD_MAGIC);
     wake_and_exit(waker);
     return 0;
+}
+
+/* Waits until the reaper is done; 0: it was killed from outside, or the caller is gone. The bell
+ * may be faster than the order that it follows: nobody but the command's process reads the socket
+ * until that is there. */
+static int await_reaper(int pidfd) {
+    struct pollfd watched[] = {{waker, POLLIN, 0},
+                               {pidfd, POLLIN, 0},
+                               {REAPER_LIFELINE_FD, POLLIN, 0},
+                               {REAPER_STATUS_FD, 0, 0}};
+    for (int tries = 0; wait_for(watched, 4, BELL_SIGNAL, rung ? 10 : 0) <= 0;) {
+        if (rung && (ordered || ++tries > 500))
+            rung = tries = 0;
+        if (!rung && ordered)
+            pass_signals();
+    }
+    return watched[0].revents;
+}
+
+/* After a reaper that was killed: what is left of its run goes before anything is told, so that no
+ * order is taken any more. If none was, the caller makes the run anew. */
+static void give_up(void) {
+    int status;
+    raw(__NR_kill, -1, SIGKILL);
+    while (wait_for_child(&status, 0) > 0)
+        ;
+    if (asked && !ordered && !told)
+        end_with(SBX_STEP_ORDER, 0, -ECANCELED);
 }
 
 /* Makes ready for a run, lets it happen, and waits until no process of it is left; 0: something is
@@ -448,7 +516,7 @@ static int serve(void) {
     int pidfd = -1;
     memset(&run, 0, sizeof run);
     memset(&c, 0, sizeof c);
-    asked = told = 0;
+    asked = ordered = told = 0;
     job.held = held;
     runs++;
     c.place = &inside;
@@ -467,14 +535,10 @@ static int serve(void) {
     if (pid < 0)
         return 0;
     leaving++;
-    struct pollfd watched[] = {{waker, POLLIN, 0},
-                               {pidfd, POLLIN, 0},
-                               {REAPER_LIFELINE_FD, POLLIN, 0},
-                               {REAPER_STATUS_FD, 0, 0}};
-    while (wait_for(watched, 4, ASKED_SIGNAL) == -EINTR)
-        ;
-    if (!watched[0].revents)
+    if (!await_reaper(pidfd)) {
+        give_up();
         return 0;
+    }
     raw(__NR_read, waker, &woken, sizeof woken);
     raw(__NR_close, pidfd);
     while (raw(__NR_wait4, -1, 0, leaving > MOST_LEAVING ? 0 : WNOHANG, 0) > 0)
@@ -567,18 +631,21 @@ static void stay(void) {
     end();
 }
 
-void reaper(const char **stack) {
-    int argc = (int)(long)stack[0];
-    const char *const *argv = stack + 1, *const *envp = argv + argc + 1, *numbers = argv[0];
-    long n_paths = next_number(&numbers);
-    struct raw_sigaction action = {(void (*)(int))(uintptr_t)on_signal, RESTORER | SA_SIGINFO,
-                                   return_from_signal, RAW_ALL_SIGNALS};
+void reaper(void) {
+    struct raw_sigaction action = {on_signal, RESTORER, return_from_signal, RAW_ALL_SIGNALS};
+    struct sbx_order order;
     raw(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
     raw(RAW_close_range, REAPER_STATUS_FD, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     raw(__NR_rt_sigaction, SIGCHLD, &action, 0, RAW_SIGSET_SIZE);
-    raw(__NR_rt_sigaction, REAPER_SIGNAL, &action, 0, RAW_SIGSET_SIZE);
-    if (n_paths == 0)
-        stay();
-    run_once((int)n_paths, numbers, argv, envp);
+    buffer = first_buffer; /* set here, as a .data would take a page more of the program */
+    capacity = sizeof first_buffer;
+    runs = 1;
+    if (receive(SBX_PLACE, &order, 0) < 0)
+        end();
+    if (!order.stays)
+        run_once();
+    runs = 0;
+    raw(__NR_rt_sigaction, RESIDENT_BELL, &action, 0, RAW_SIGSET_SIZE);
+    stay();
     __builtin_unreachable();
 }

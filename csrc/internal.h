@@ -50,10 +50,8 @@ struct sbx_child {
 /* The whole of the child: the steps, then exec. It never returns to its caller's frames. */
 int sbx_child_main(void *child);
 
-/* vec: the numbers for the reaper (see init.c), the paths, argv, NULL, environment, NULL. */
-enum { SBX_NUMBERS = (7 + SBX_MOST_GROUPS + SBX_MOST_PASSED) * (1 + 10) + 1 };
-void sbx_point_at_strings(const struct sbx_place *place, const struct sbx_job *job,
-                          char numbers[SBX_NUMBERS]);
+/* Fills job->vec: the paths, argv, NULL, environment, NULL. */
+void sbx_point_at_strings(const struct sbx_job *job);
 
 /* What is mounted at a path, which is absolute inside the root. */
 struct sbx_seen sbx_see_mount(const char *path);

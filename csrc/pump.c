@@ -74,23 +74,23 @@ static void read_record(struct sbx_run *run) {
     run->has_usage = 0; /* the reaper's own: it did not wait for those that died with it */
     if (holds(run->status) == sizeof record)
         raw(__NR_read, run->status, &record, sizeof record);
-    if (record.magic == SBX_RECORD_MAGIC)
+    if (record.magic == SBX_RECORD_MAGIC && record.run == 1)
         obey(run, &record);
     else if (WIFEXITED(run->wait_status))
         run->wait_status = -ECHILD;
 }
 
 /* From a resident there is one record for each run, once all of the run is gone. Nothing: it was
- * killed, by us or from outside, and the command with it. */
+ * killed, by us or from outside, and the command with it. Anything else: nobody knows. */
 static void read_answer(struct sbx_run *run) {
     struct sbx_record record = {0};
-    raw(__NR_recvfrom, run->slot->control, &record, sizeof record, MSG_DONTWAIT, 0, 0);
-    if (record.magic == SBX_RECORD_MAGIC) {
+    long n = raw(__NR_recvfrom, run->slot->control, &record, sizeof record, MSG_DONTWAIT, 0, 0);
+    if (record.magic == SBX_RECORD_MAGIC && record.run == run->slot->runs) {
         obey(run, &record);
         return;
     }
     sbx_close_slot(run->slot);
-    run->wait_status = SIGKILL;
+    run->wait_status = n > 0 ? -EPROTO : SIGKILL;
 }
 
 /* The process is dead: whatever is left of its group goes, then its status is taken, and what the

@@ -135,13 +135,14 @@ enum {
     RESIDENT_FDS = 10
 };
 
-/* The reaper sends on, to all that it is above of, what this carries: a signal's number, and above
- * it the number of the run that it is meant for. The first that libc leaves alone (signal(7)). */
-enum { REAPER_SIGNAL = 34, REAPER_SIGNAL_BITS = 7 };
+/* SIGUSR1 wakes a resident to read a SBX_SIGNAL: while it waits for a run, it does not poll the
+ * socket, on which the order comes. A standard signal, which RLIMIT_SIGPENDING does not stop. */
+enum { RESIDENT_BELL = 10 };
 
 /* What the reaper writes for each command: how it ended, or why it never began. */
 struct sbx_record {
     uint32_t magic;
+    uint32_t run;
     int32_t step; /* of enum sbx_step */
     int32_t index;
     int32_t error;
@@ -151,12 +152,23 @@ struct sbx_record {
 #define SBX_RECORD_MAGIC 0x53425831u
 #define SBX_READY_MAGIC 0x53425832u /* a resident: the next command, please; or: it began */
 
-/* What a resident is sent for each command; its strings follow, and with it come descriptors: the
- * three of stdio, then those of the cgroups. */
+/* What a reaper is sent. */
+enum sbx_message {
+    SBX_PLACE = 1, /* the first: a struct sbx_place follows, and all that it points to */
+    SBX_ORDER, /* a command: its descriptors' numbers, cwd and strings follow. To a resident come
+                * with it the descriptors of stdio and of the cgroups */
+    SBX_SIGNAL /* for every process of the run */
+};
+
+/* Every message begins so. */
 struct sbx_order {
-    uint32_t size; /* of the strings: the cwd, then those of struct sbx_job */
+    uint32_t kind; /* of enum sbx_message */
+    uint32_t run;  /* its number, from 1 on, as in the answer */
+    uint32_t size; /* of what follows */
     uint32_t cwd_size;
-    int32_t n_candidates, n_args, n_env, n_cgroups, terminal, cpu_seconds;
+    int32_t n_candidates, n_args, n_env, n_cgroups, n_passed, terminal, cpu_seconds, announce;
+    int32_t stays;  /* SBX_PLACE: of a resident */
+    int32_t signum; /* SBX_SIGNAL */
 };
 
 /* Runs the first of PATHS that can be run, as execvp(3) would: a path that does not exist, or may

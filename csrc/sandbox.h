@@ -17,7 +17,7 @@
  * with a reaper, FORK and EXEC happen behind its exec. */
 enum sbx_step {
     SBX_STEP_NONE,
-    SBX_STEP_PIPE,     /* pipes for the output and for the status */
+    SBX_STEP_PIPE,     /* pipes for the output, and the socket to the reaper */
     SBX_STEP_LIFELINE, /* a pidfd of the caller, for the run to see it die */
     SBX_STEP_CLONE,    /* the child and its namespaces */
     SBX_STEP_IDS,      /* uids and gids of a new user namespace; index: which file of /proc/self */
@@ -124,11 +124,13 @@ enum sbx_stdio { SBX_NULL = -1, SBX_CAPTURE = -2, SBX_STDOUT = -3 };
 
 struct sbx_job {
     const char *strings; /* NUL-ended, one after the other: candidates, argv, environment */
-    const char **vec;    /* room for 1 + n_candidates + n_args + 1 + n_env + 1 */
+    const char **vec;    /* room for n_candidates + n_args + 1 + n_env + 1 */
     int n_candidates;    /* paths to try for the program; 1 to 9,999 */
     int n_args;
     int n_env;
-    const char *cwd; /* inside the root; NULL: unchanged */
+    const char *cwd; /* inside the root, just before the strings; NULL: unchanged */
+    size_t size;     /* of the cwd, with its NUL, and of the strings */
+    size_t cwd_size;
     int stdio[3];
     int init_fd;               /* place.reaper: the reaper's program */
     const int *passed;         /* more descriptors that the command gets, by the same numbers */
@@ -161,7 +163,7 @@ struct sbx_slot {
     int pidfd;         /* of the resident */
     int control;       /* a socket to it */
     uint64_t files[2]; /* of the two: a host may close or replace what is not its own */
-    uint32_t runs;     /* how many it was ordered */
+    uint32_t runs;     /* how many it was ordered: the number of the last */
 };
 
 struct sbx_watch {
@@ -188,7 +190,7 @@ struct sbx_run {
     struct sbx_slot *slot; /* the slot that it runs in, or NULL */
     int pid;    /* for people to read: it is never signalled by number while a pidfd can do it */
     int pidfd;  /* -1: over */
-    int status; /* descriptor of the status pipe, -1: no reaper */
+    int status; /* the socket to its reaper, -1: there is none */
     int group;  /* 1: no pid namespace: end the process group as well */
     int orphan; /* 1: somebody else's child, who reaps it */
     struct sbx_stream out;
@@ -222,8 +224,7 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
 
 /* Starts JOB in a slot: 0, or -1 and run->failure; 1: the slot is of no use any more, or cannot be
  * sent the job (ETOOMANYREFS, say): nothing runs there, and another or a fresh run may. */
-int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run,
-                      size_t size, size_t cwd_size);
+int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run);
 
 /* Kills what is in it and waits for its end. Does nothing the second time; a fork of the caller
  * closes only. */

@@ -87,15 +87,19 @@ static int make_pipe(int *read_end, int *write_end) {
     return (int)(reader < 0 ? reader : writer < 0 ? writer : 0);
 }
 
-/* To a resident, and back. One that does not answer within seconds is of no use. */
+/* A reaper, or a resident, that does not answer within seconds is of no use. */
+static void limit_patience(int socket) {
+    struct timeval patience = {5, 0};
+    raw(__NR_setsockopt, socket, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    raw(__NR_setsockopt, socket, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+}
+
+/* To a reaper, and back. */
 static int make_socket(int *ours, int *theirs) {
     int ends[2];
-    struct timeval patience = {5, 0};
     long error = raw(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends);
     if (error < 0)
         return (int)error;
-    raw(__NR_setsockopt, ends[0], SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    raw(__NR_setsockopt, ends[0], SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     long first = above(ends[0], 3), second = above(ends[1], 3);
     *ours = first < 0 ? -1 : (int)first;
     *theirs = second < 0 ? -1 : (int)second;
@@ -138,10 +142,8 @@ static int make_pipes(const struct sbx_job *job, struct sbx_run *run, struct sbx
     if (make_outputs(job, run, c->stdio) < 0)
         return -1;
     int error = 0;
-    if (c->place->reaper == SBX_RESIDENT)
+    if (c->place->reaper)
         error = make_socket(&run->status, &c->status);
-    else if (c->place->reaper)
-        error = make_pipe(&run->status, &c->status);
     if (error < 0)
         return sbx_fail(run, SBX_STEP_PIPE, REAPER_STATUS_FD, error);
     /* Of this thread where the command dies with it (see do_parent_death), else of the process. */
@@ -278,6 +280,86 @@ static long clone_child(struct sbx_child *c, char *stack) {
     return pid;
 }
 
+/* ---- messages ---------------------------------------------------------------------------- */
+
+/* Sends PARTS, and takes from them what went. Descriptors go with the first byte. A message that is
+ * longer than the socket's buffer goes in several pieces, which a reaper takes as they come.
+ * 0 or -errno; what was not sent is left in PARTS. */
+static long send_all(int socket, struct iovec *parts, int n, const int *fds, int n_fds, int flags) {
+    union {
+        struct cmsghdr head;
+        char room[CMSG_SPACE((3 + SBX_MOST_CGROUPS) * sizeof(int))];
+    } control = {.head = {0}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)n};
+    if (n_fds) {
+        message.msg_control = &control;
+        message.msg_controllen = CMSG_SPACE((size_t)n_fds * sizeof(int));
+        control.head.cmsg_len = CMSG_LEN((size_t)n_fds * sizeof(int));
+        control.head.cmsg_level = SOL_SOCKET;
+        control.head.cmsg_type = SCM_RIGHTS;
+        memcpy(CMSG_DATA(&control.head), fds, (size_t)n_fds * sizeof(int));
+    }
+    for (;;) {
+        size_t left = 0;
+        for (int i = 0; i < n; i++)
+            left += parts[i].iov_len;
+        if (left == 0)
+            return 0;
+        long sent = raw(__NR_sendmsg, socket, &message, MSG_NOSIGNAL | flags);
+        if (sent == -EINTR)
+            continue;
+        if (sent <= 0)
+            return sent < 0 ? sent : -EPIPE;
+        message.msg_controllen = 0;
+        for (int i = 0; i < n; i++) {
+            size_t taken = (size_t)sent < parts[i].iov_len ? (size_t)sent : parts[i].iov_len;
+            parts[i].iov_base = (char *)parts[i].iov_base + taken;
+            parts[i].iov_len -= taken;
+            sent -= (long)taken;
+        }
+    }
+}
+
+static struct sbx_order order_of(const struct sbx_job *job, uint32_t run) {
+    size_t passed = (size_t)job->n_passed * sizeof *job->passed;
+    struct sbx_order order = {
+        .kind = SBX_ORDER, .run = run, .size = (uint32_t)(passed + job->size)};
+    order.cwd_size = (uint32_t)job->cwd_size;
+    order.n_candidates = job->n_candidates;
+    order.n_args = job->n_args;
+    order.n_env = job->n_env;
+    order.n_passed = job->n_passed;
+    order.terminal = job->terminal;
+    order.cpu_seconds = job->cpu_seconds;
+    order.announce = job->announce;
+    return order;
+}
+
+/* What the reaper of a single run is sent: the place and the command. */
+struct letter {
+    struct sbx_order orders[2];
+    struct sbx_place place;
+    struct iovec parts[5];
+};
+
+/* Of the place all but what the child does before the exec of the reaper. */
+static void write_letter(struct letter *l, const struct sbx_place *place,
+                         const struct sbx_job *job) {
+    l->place = *place;
+    l->place.namespaces = 0;
+    l->place.uid_map = l->place.gid_map = l->place.root = l->place.hostname = NULL;
+    l->place.mounts = NULL;
+    l->place.n_mounts = l->place.read_only = l->place.keyring = 0;
+    l->place.limits.oom_score_adj = NULL;
+    l->orders[0] = (struct sbx_order){.kind = SBX_PLACE, .run = 1, .size = sizeof l->place};
+    l->orders[1] = order_of(job, 1);
+    const void *starts[] = {&l->orders[0], &l->place, &l->orders[1], job->passed, job->cwd};
+    size_t passed = (size_t)job->n_passed * sizeof *job->passed;
+    size_t sizes[] = {sizeof *l->orders, sizeof l->place, sizeof *l->orders, passed, job->size};
+    for (int i = 0; i < 5; i++)
+        l->parts[i] = (struct iovec){(void *)(uintptr_t)starts[i], sizes[i]};
+}
+
 /* ---- start ------------------------------------------------------------------------------- */
 
 static void begin(struct sbx_run *run, const struct sbx_place *place) {
@@ -325,22 +407,44 @@ static int go_on(const struct sbx_job *job, struct sbx_run *run) {
     return 0;
 }
 
+/* The clone, and what the reaper is told. Most of that, and most often all, is in the socket before
+ * there is a reaper: it never waits for it, and the caller does not wait for a reaper that is not
+ * there yet. The rest goes once the reaper reads. */
+static void clone_and_tell(struct sbx_child *c, char *stack, struct letter *l) {
+    struct sbx_run *run = c->run;
+    long sent = 0;
+    if (c->place->reaper == SBX_REAPER) {
+        write_letter(l, c->place, c->job);
+        sent = send_all(run->status, l->parts, 5, NULL, 0, MSG_DONTWAIT);
+    }
+    long pid = clone_child(c, stack);
+    if (pid < 0)
+        sbx_fail(run, SBX_STEP_CLONE, 0, pid);
+    else
+        run->pid = (int)pid;
+    if (sent < 0 && run->failure.step == SBX_STEP_NONE) {
+        limit_patience(run->status);
+        sent = send_all(run->status, l->parts, 5, NULL, 0, 0);
+        if (sent < 0 && sent != -EPIPE
+            && sent != -ECONNRESET) /* a dead one is the pump's to find */
+            sbx_fail(run, SBX_STEP_REAPER, 0, sent);
+    }
+}
+
 int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
               char *stack) {
     struct sbx_child child = {.place = place, .job = job, .run = run, .init = job->init_fd};
-    char numbers[SBX_NUMBERS];
+    struct letter letter;
     child.stdio[0] = child.stdio[1] = child.stdio[2] = SBX_NULL;
     child.status = child.lifeline = child.root = child.tree = -1;
-    sbx_point_at_strings(place, job, numbers);
-    child.envp = job->vec + 1 + job->n_candidates + job->n_args + 1;
     begin(run, place);
-    if (make_pipes(job, run, &child) == 0) {
-        long pid = clone_child(&child, stack);
-        if (pid < 0)
-            sbx_fail(run, SBX_STEP_CLONE, 0, pid);
-        else
-            run->pid = (int)pid;
-    }
+    if (job->size > INT32_MAX) /* an order has no room for it, nor has an exec */
+        sbx_fail(run, SBX_STEP_EXEC, -1, -E2BIG);
+    if (!place->reaper)
+        sbx_point_at_strings(job);
+    child.envp = job->vec + job->n_candidates + job->n_args + 1;
+    if (run->failure.step == SBX_STEP_NONE && make_pipes(job, run, &child) == 0)
+        clone_and_tell(&child, stack, &letter);
     close_outputs(job, child.stdio);
     sbx_close(&child.status);
     sbx_close(&child.lifeline);
@@ -361,39 +465,6 @@ int sbx_open_bell(struct sbx_run *bell) {
 
 /* ---- slots ------------------------------------------------------------------------------- */
 
-/* Descriptors go with the first byte; a message that is longer than the socket's buffer goes in
- * several pieces, which the resident takes as they come. */
-static long send_all(int socket, struct iovec parts[2], const int *fds, int n_fds) {
-    union {
-        struct cmsghdr head;
-        char room[CMSG_SPACE((3 + SBX_MOST_CGROUPS) * sizeof(int))];
-    } control = {.head = {0}};
-    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
-    if (n_fds) {
-        message.msg_control = &control;
-        message.msg_controllen = CMSG_SPACE((size_t)n_fds * sizeof(int));
-        control.head.cmsg_len = CMSG_LEN((size_t)n_fds * sizeof(int));
-        control.head.cmsg_level = SOL_SOCKET;
-        control.head.cmsg_type = SCM_RIGHTS;
-        memcpy(CMSG_DATA(&control.head), fds, (size_t)n_fds * sizeof(int));
-    }
-    while (parts[0].iov_len + parts[1].iov_len > 0) {
-        long sent = raw(__NR_sendmsg, socket, &message, MSG_NOSIGNAL);
-        if (sent == -EINTR)
-            continue;
-        if (sent <= 0)
-            return sent < 0 ? sent : -EPIPE;
-        message.msg_controllen = 0;
-        for (int i = 0; i < 2; i++) {
-            size_t taken = (size_t)sent < parts[i].iov_len ? (size_t)sent : parts[i].iov_len;
-            parts[i].iov_base = (char *)parts[i].iov_base + taken;
-            parts[i].iov_len -= taken;
-            sent -= (long)taken;
-        }
-    }
-    return 0;
-}
-
 uint64_t sbx_file_of(int fd) {
     struct stat status;
     long error = raw(__NR_fstat, fd, &status);
@@ -402,7 +473,7 @@ uint64_t sbx_file_of(int fd) {
 
 int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
                   char *stack, const char *inside, size_t size, struct sbx_slot *slot) {
-    struct sbx_order order = {.size = (uint32_t)size};
+    struct sbx_order order = {.kind = SBX_PLACE, .run = 1, .size = (uint32_t)size, .stays = 1};
     struct iovec parts[] = {{&order, sizeof order}, {(void *)(uintptr_t)inside, size}};
     if (sbx_spawn(place, job, run, stack) != 0)
         return -1;
@@ -415,7 +486,8 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
     run->pidfd = run->status = -1;
     run->owner = 0;
     run->ended = 1;
-    long error = send_all(slot->control, parts, NULL, 0);
+    limit_patience(slot->control);
+    long error = send_all(slot->control, parts, 2, NULL, 0, 0);
     if (error == 0)
         return 0;
     sbx_close_slot(slot);
@@ -430,33 +502,45 @@ static void forget_foreign(struct sbx_slot *slot) {
         slot->control = -1;
 }
 
-/* Whether the resident has asked for a command; it has not when the run before left something. */
+/* Whether the resident has asked for this command and said nothing else; it has not asked when the
+ * run before left something, or somebody outside killed a process of the slot. */
 static int is_ready(const struct sbx_slot *slot) {
-    struct sbx_record record = {0};
+    struct sbx_record records[2]; /* room for one more than there may be */
     struct pollfd fds[] = {{slot->control, POLLIN, 0}, {slot->pidfd, POLLIN, 0}};
     struct timespec patience = {5, 0};
-    long n = raw(__NR_recvfrom, slot->control, &record, sizeof record, MSG_DONTWAIT, 0, 0);
+    long n = raw(__NR_recvfrom, slot->control, records, sizeof records, MSG_DONTWAIT, 0, 0);
     /* A fork of the caller may have the resident's end as well, so its death is looked for. */
     long waited = n == -EAGAIN ? -EINTR : 0;
     while (waited == -EINTR) /* the kernel counts PATIENCE down */
         waited = raw(__NR_ppoll, fds, 2, &patience, 0, 0);
     if (waited > 0)
-        n = raw(__NR_recvfrom, slot->control, &record, sizeof record, MSG_DONTWAIT, 0, 0);
+        n = raw(__NR_recvfrom, slot->control, records, sizeof records, MSG_DONTWAIT, 0, 0);
     struct timespec at_once = {0, 0}; /* it may have died after it had asked */
-    return n == sizeof record && record.magic == SBX_READY_MAGIC
-           && raw(__NR_ppoll, &fds[1], 1, &at_once, 0, 0) == 0;
+    return n == sizeof *records && records->magic == SBX_READY_MAGIC
+           && records->run == slot->runs + 1 && raw(__NR_ppoll, &fds[1], 1, &at_once, 0, 0) == 0;
 }
 
-int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run,
-                      size_t size, size_t cwd_size) {
-    struct sbx_order order = {(uint32_t)size, (uint32_t)cwd_size, job->n_candidates,
-                              job->n_args,    job->n_env,         job->n_cgroups,
-                              job->terminal,  job->cpu_seconds};
-    struct iovec parts[] = {{&order, sizeof order}, {(void *)(uintptr_t)job->cwd, size}};
+/* The descriptors that go with an order: the command's, then those of the cgroups. NULL_FD is
+ * opened where it is needed: its flags and locks are this run's alone. */
+static int collect_descriptors(const struct sbx_job *job, struct sbx_run *run, const int stdio[3],
+                               int *null_fd, int *fds) {
+    for (int i = 0; i < 3; i++) {
+        if (stdio[i] < 0 && *null_fd < 0)
+            *null_fd = (int)raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
+        fds[i] = stdio[i] < 0 ? *null_fd : stdio[i];
+        if (fds[i] < 0)
+            return sbx_fail(run, SBX_STEP_STDIO, i, *null_fd);
+    }
+    for (int i = 0; i < job->n_cgroups; i++)
+        fds[3 + i] = job->cgroups[i];
+    return 0;
+}
+
+int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run) {
     int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3 + SBX_MOST_CGROUPS], null = -1;
     int is_sent = 0;
     begin(run, NULL);
-    if (size > INT32_MAX) { /* an order has no room for it, nor has an exec */
+    if (job->size > INT32_MAX) { /* an order has no room for it, nor has an exec */
         run->owner = 0;
         return sbx_fail(run, SBX_STEP_EXEC, -1, -E2BIG);
     }
@@ -467,19 +551,14 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
         return 1;
     }
     run->slot = slot;
-    long error = make_outputs(job, run, stdio);
-    for (int i = 0; i < 3 && error == 0; i++) {
-        if (stdio[i] < 0 && null < 0) /* its flags and locks are this run's alone */
-            null = (int)raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
-        fds[i] = stdio[i] < 0 ? null : stdio[i];
-        if (fds[i] < 0)
-            error = sbx_fail(run, SBX_STEP_STDIO, i, null);
-    }
-    for (int i = 0; i < job->n_cgroups; i++)
-        fds[3 + i] = job->cgroups[i];
+    int error = make_outputs(job, run, stdio);
+    if (error == 0)
+        error = collect_descriptors(job, run, stdio, &null, fds);
     if (error == 0) {
-        slot->runs++;
-        is_sent = send_all(slot->control, parts, fds, 3 + job->n_cgroups) == 0;
+        struct sbx_order order = order_of(job, ++slot->runs);
+        struct iovec parts[] = {{&order, sizeof order}, {(void *)(uintptr_t)job->cwd, job->size}};
+        order.n_cgroups = job->n_cgroups;
+        is_sent = send_all(slot->control, parts, 2, fds, 3 + job->n_cgroups, 0) == 0;
     }
     close_outputs(job, stdio);
     sbx_close(&null);
@@ -571,11 +650,18 @@ static long signal_group(struct sbx_run *run, int signum) {
     return error < 0 ? error : raw(__NR_kill, -run->pid, signum);
 }
 
-/* The reaper, and it alone, is given the signal, and sends it on to all below it. */
-static int signal_through(int pidfd, uint32_t runs, int signum) {
-    siginfo_t info = {.si_signo = REAPER_SIGNAL, .si_code = SI_QUEUE};
-    info.si_value.sival_int = (int)(runs << REAPER_SIGNAL_BITS) | signum;
-    return (int)raw(RAW_pidfd_send_signal, pidfd, REAPER_SIGNAL, &info, 0);
+/* Pid 1 is told, and sends the signal to all below it. */
+static int signal_through(struct sbx_run *run, int signum) {
+    struct sbx_order order = {.kind = SBX_SIGNAL, .run = 1, .signum = signum};
+    int socket = run->status;
+    if (run->slot) {
+        order.run = run->slot->runs;
+        socket = run->slot->control;
+    }
+    long sent = raw(__NR_sendto, socket, &order, sizeof order, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
+    if (sent > 0 && run->slot)
+        sent = raw(RAW_pidfd_send_signal, run->slot->pidfd, RESIDENT_BELL, 0, 0);
+    return sent < 0 ? (int)sent : 0;
 }
 
 int sbx_signal(struct sbx_run *run, int signum) {
@@ -583,7 +669,7 @@ int sbx_signal(struct sbx_run *run, int signum) {
     if (pidfd < 0 || run->ended)
         return -ESRCH;
     if (signum != SIGKILL && (run->slot || run->status >= 0))
-        return signal_through(pidfd, run->slot ? run->slot->runs : 0, signum);
+        return signal_through(run, signum);
     /* Without a reaper the command leads its group, also as pid 1, whose death needs no more. */
     if ((run->group || signum != SIGKILL) && signal_group(run, signum) == 0)
         return 0;

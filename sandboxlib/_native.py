@@ -393,6 +393,7 @@ def fill_job(
     vec = workspace.vec if size <= VEC_SIZE else ffi.new("const char *[]", size)
     strings = ffi.from_buffer(blob)
     job.cwd, job.strings, job.vec, job.held = strings, strings + cwd_size, vec, held
+    job.size, job.cwd_size = len(blob), cwd_size
     job.stdio = stdio
     job.init_fd, job.mapper = init_fd, mapper
     return (vec, strings, held)

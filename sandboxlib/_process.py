@@ -32,6 +32,7 @@ LONGEST_WAIT = 100_000_000
 _SIGKILL, _SIGTERM = 9, 15  # signal(7)
 _TARGET: int = lib.SBX_STEP_TARGET
 _OF_THE_ROOT = (lib.SBX_STEP_SOURCE, lib.SBX_STEP_TARGET, lib.SBX_STEP_MOUNT)
+_ORDER: int = lib.SBX_STEP_ORDER
 _DONE: int = lib.SBX_PUMP_DONE
 _FULL: int = lib.SBX_PUMP_FULL
 _ERROR: int = lib.SBX_PUMP_ERROR
@@ -164,9 +165,7 @@ class Run:
             except _slots.NoSlot:
                 return False
             self._slots = slots
-            started = lib.sbx_spawn_in_slot(
-                self._slot.struct, work.job, work.run, len(job.blob), job.cwd_size
-            )
+            started = lib.sbx_spawn_in_slot(self._slot.struct, work.job, work.run)
             if started == 0:
                 del keep
                 return True
@@ -237,9 +236,10 @@ class Run:
                 self._workspace.err.enlarge()
         elif result == _ERROR:
             failure = _failure(self._workspace)
-            if self._slots is None or failure[0] not in _OF_THE_ROOT:
+            if self._slots is None or failure[0] not in (*_OF_THE_ROOT, _ORDER):
                 raise self.plan.error(*failure, self._job)
-            self._slots.close()  # the root changed beneath the slots
+            if failure[0] != _ORDER:  # in which somebody killed who waited for the order
+                self._slots.close()  # the root changed beneath the slots
             lib.sbx_end(self.struct)
             self._give_slot()
             self.start(True)
@@ -364,6 +364,8 @@ def _failure(workspace: _native.Workspace) -> tuple[int, int, int]:
 def _exit_status(wait_status: int) -> int:
     if wait_status == -errno.ECHILD:
         raise errors.StatusLost("the command ended, but somebody else took its status")
+    if wait_status == -errno.EPROTO:
+        raise errors.StatusLost("somebody outside broke the slot of the run, which was ended")
     if wait_status < 0:
         reason = f"{os.strerror(-wait_status)} ({errno.errorcode.get(-wait_status, -wait_status)})"
         raise errors.StatusLost(f"the run was ended, as nobody can wait for its command: {reason}")
