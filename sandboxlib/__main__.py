@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from . import SandboxError, __version__, _ladder
-from .errors import SpecError
+from .errors import SpecError, printable
 from .policy import Policy
 from .sandbox import CAPTURE, Mount, Sandbox
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .result import Result
 
 EXIT_TIMED_OUT = 124  # as timeout(1) has it
+_LAYOUT = "\n\t"  # that messages may have
 EXIT_OURS = 125  # as env(1), timeout(1) and chroot(1) have it
 
 
@@ -47,7 +48,7 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
         if words.json:
             _write(json.dumps(_record(result)) + "\n")
     except (SandboxError, OSError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {printable(str(error), _LAYOUT)}", file=sys.stderr)
         return EXIT_OURS
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -89,7 +90,7 @@ def _place(path: str, words: argparse.Namespace) -> Iterator[tuple[str, dict[str
     for signum in (signal.SIGTERM, signal.SIGHUP):  # or nobody would take the image away
         if signal.getsignal(signum) is signal.SIG_DFL:
             signal.signal(signum, _leave)
-    with load.open_image(path, words.ref) as (root, process):
+    with load.open_image(path, words.ref, words.unpack_timeout) as (root, process):
         if words.user is None:
             user = {"user": process.user, "ids": process.ids}
         said = {"cwd": words.cwd or process.cwd, "env": process.env}
@@ -165,6 +166,8 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
     add("-e", "--executor", type=_executor, help=f"{names} (default: the first that can do it)")
     add("--cwd", help="directory inside the root (default: the image's, or /)")
     add("--ref", metavar="NAME", help="which image, where PATH holds several")
+    text = "for unpacking an image (default: 600)"
+    add("--unpack-timeout", type=float, metavar="SECONDS", default=600.0, help=text)
     add("--env", action="append", type=_setting, metavar="NAME=VALUE", default=[])
     for kind, default in (
         ("network", "undefined"),

@@ -10,6 +10,7 @@
      |- ImageError(ValueError)               an image is broken or hostile; nothing of it is left
      |- SetupError(OSError, RuntimeError)    the kernel refused a step; everything was undone
      |   |- SetupNotFound(FileNotFoundError)
+     |   |- SetupExists(FileExistsError)
      |   |- SetupDenied(PermissionError)
      |   `- SetupNotADirectory(NotADirectoryError)
      |- StatusLost(ChildProcessError)        the command ran, but nobody knows how it ended
@@ -26,6 +27,19 @@ import os as _os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .result import Result
+
+
+def printable(text: str, kept: str = "") -> str:
+    """A text with nothing that a terminal would obey: what it does not print is escaped.
+
+    Names of files, and what commands write, may move the cursor, or turn the text around. `kept`:
+    characters that stay, as in "\\n\\t".
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in kept else ascii(each)[1:-1] for each in text
+    )
 
 
 class SandboxError(Exception):
@@ -73,7 +87,8 @@ class SetupError(SandboxError, OSError, RuntimeError):
     It is a RuntimeError as well, because earlier versions raised those for a bad root or cwd.
 
     errno, strerror, filename: as in every OSError; filename may be None.
-    step: the name of the step, as in csrc/sandbox.h without its prefix ("mount", "cwd", "exec").
+    step: the name of the step, as in csrc/sandbox.h without its prefix ("mount", "cwd", "exec"), or
+    "unpack" of an image.
     what: what the step was about, for people ("mount 3: bind /src on /build/src").
     hint: the likely remedy, or "".
     """
@@ -100,6 +115,10 @@ class SetupNotFound(SetupError, FileNotFoundError):
     """ENOENT: the root, the cwd, a mount's source or the program is not there."""
 
 
+class SetupExists(SetupError, FileExistsError):
+    """EEXIST: the directory that an image was to be unpacked to is there already."""
+
+
 class SetupDenied(SetupError, PermissionError):
     """EPERM or EACCES."""
 
@@ -110,6 +129,7 @@ class SetupNotADirectory(SetupError, NotADirectoryError):
 
 _CLASSES = {
     _errno.ENOENT: SetupNotFound,
+    _errno.EEXIST: SetupExists,
     _errno.EPERM: SetupDenied,
     _errno.EACCES: SetupDenied,
     _errno.ENOTDIR: SetupNotADirectory,
@@ -133,6 +153,9 @@ class StatusLost(SandboxError, ChildProcessError):
     """
 
 
+_LAYOUT = "\n\t"  # of the text that a command wrote
+
+
 class CommandFailed(SandboxError):
     """A command ended with another exit status than 0, or when its time was over: in a map with
     on_failure='stop', or as Result.check() found.
@@ -153,4 +176,4 @@ class CommandFailed(SandboxError):
         name = "the command" if self.command is None else repr(self.command)
         text = f"{name} ended with exit status {result.exit}{late}{hit}"
         said = (self.result.err or b"").strip()[-1000:].decode(errors="replace")
-        return f"{text}: {said}" if said else text
+        return f"{text}: {printable(said, _LAYOUT)}" if said else text

@@ -6,14 +6,13 @@
             root, process.argv, process.cwd, env=process.env, user=process.user, ids=process.ids
         )
 
-An archive is unpacked by a child that is confined to the target; see _extract.py. What is
+An image is unpacked by a child that is confined to the target; see _extract.py. What is
 supported and what is refused: docs/images.md.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 from ..errors import ImageError
@@ -62,26 +61,25 @@ def is_image(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def open_image(path: Path, ref: str | None = None) -> Iterator[tuple[str, Process]]:
+def open_image(
+    path: Path, ref: str | None = None, timeout: float | None = 600.0
+) -> Iterator[tuple[str, Process]]:
     """Unpacks an image of either kind: (rootfs_path, process). It is removed at the end.
 
-    ref: which one, where an OCI image layout or a docker-archive holds several.
+    ref: which one, if an OCI image layout or a docker-archive holds several.
+    timeout: seconds for unpacking; None is no limit.
 
-    ImageError for whatever is wrong with the image, UnsupportedError where this caller cannot
-    unpack one safely.
+    ImageError for whatever is wrong with the image, SetupError (ETIMEDOUT) when the time is over,
+    UnsupportedError if this caller cannot unpack one safely.
     """
-    from . import _accounts, _unpack, appc, oci
+    from . import _unpack, appc, oci
 
-    opened = contextlib.ExitStack()
-    with opened:
-        if appc.is_app_container_image(path):
-            if ref is not None:
-                raise ImageError(f"an .aci holds one image, and none of the name {ref!r}")
-            root, manifest = opened.enter_context(appc.unpack_app_container_image(path))
-            process = appc.process(manifest)
-        else:
-            root, config = opened.enter_context(oci.unpack_oci_image(path, ref))
-            process = oci.process(config)
-        process.user = _unpack.executor()[1]
-        process.ids = _accounts.resolve(root, process.account)
-        yield os.fspath(root), process
+    is_aci = appc.is_app_container_image(path)
+    if is_aci and ref is not None:
+        raise ImageError(f"an .aci holds one image, and none of the name {ref!r}")
+    kind = "aci" if is_aci else "oci"
+    request = _unpack.Request(kind, path, ref=ref, timeout=timeout, account=True)
+    with _unpack.unpacked(request) as found:
+        process = (appc if is_aci else oci).process(found.value)
+        process.user, process.ids = found.user, found.ids
+        yield found.path, process

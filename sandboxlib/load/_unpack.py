@@ -1,108 +1,269 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parent's side of unpacking: a directory, the child in its sandbox, checked JSON."""
+"""The parent's side of unpacking: a directory, the child in its sandbox, and its answer.
+
+No byte of an image is parsed here. What the child says is bounded in size, and checked.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from typing import Any
 
-from .. import _native, chroot, user_namespace
-from ..errors import ImageError, SandboxError, SpecError, UnsupportedError
-from ..sandbox import Sandbox
-from . import _extract
+from .. import _machine, chroot, user_namespace
+from .._check import check_flag, check_seconds, check_text
+from ..errors import (
+    ImageError,
+    SetupError,
+    SpecError,
+    UnsupportedError,
+    printable,
+    setup_error,
+)
+from ..policy import CAPABILITIES, Policy
+from ..sandbox import Mount, Sandbox
+from . import _documents, _extract
+from ._accounts import LAST_ID
+from ._blobs import Refused
+from ._place import Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..sandbox import Path
 
 MAX_SIZE = 16 << 30  # bytes of content
 MAX_MEMBERS = 1_000_000
-MAX_JSON = _extract.MAX_JSON
+TIMEOUT = 600.0  # seconds
+MAX_ANSWER = 8 * _documents.MAX_JSON  # bytes: a document, in which each character may be escaped
+MAX_ERROR = 2000  # characters of a message of the child's
+#: What the child needs: to make the target its root, and to write what belongs to others.
+_NEEDED = {"sys_chroot", "dac_override"}
+_FOR_OWNERS = {"chown", "fowner", "fsetid"}
 # Without it an interpreter that is not where its libraries were meant to be does not start.
 _LOADER = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
 
 
-class Target:
-    """A directory that archives are unpacked into, one over the other.
+class Request:
+    """What is asked for, checked: see unpack_oci_image."""
+
+    def __init__(
+        self,
+        job: str,
+        path: Path,
+        *,
+        ref: str | None = None,
+        into: Path | None = None,
+        max_size: int = MAX_SIZE,
+        max_members: int = MAX_MEMBERS,
+        timeout: float | None = TIMEOUT,
+        keep_set_ids: bool = False,
+        account: bool = False,
+    ) -> None:
+        for name, value in (("max_size", max_size), ("max_members", max_members)):
+            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+                raise SpecError(f"{name} is no positive int: {value!r}")
+        check_flag("keep_set_ids", keep_set_ids)
+        self.path = check_text("the path of an image", path)
+        self.into = None if into is None else check_text("into", into)
+        if self.into == "":
+            raise SpecError("into is empty")
+        if timeout is not None and not check_seconds("timeout", timeout):
+            raise SpecError("timeout is 0 seconds")
+        self.timeout = timeout
+        self.keep_set_ids = keep_set_ids
+        self.name = printable(os.path.basename(self.path.rstrip("/")))
+        self.settings: dict[str, Any] = {
+            **{"job": job, "max_size": max_size, "max_members": max_members, "account": account},
+            "ref": None if ref is None else check_text("ref", ref),
+            "directory": job == "oci" and os.path.isdir(self.path),
+        }
+
+
+class Unpacked:
+    """An image that was unpacked: where, what it says of itself, and whose command it is.
 
     user: the word of Sandbox for commands that are to see the owners as they were unpacked.
     """
 
-    def __init__(self, path: str, max_size: int, max_members: int) -> None:
-        for name, value in (("max_size", max_size), ("max_members", max_members)):
-            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-                raise SpecError(f"{name} is no positive int: {value!r}")
-        self.path = path
-        self.keep = False
-        self._limits = {"max_size": max_size, "max_members": max_members}
-        self._run_in, self.user = executor()
+    def __init__(
+        self, path: str, value: dict[str, Any], ids: tuple[int, int] | None, user: str
+    ) -> None:
+        self.path, self.value, self.ids, self.user = path, value, ids, user
 
-    def extract(
-        self,
-        archive: int,
-        what: str,
-        *,
-        length: int | None = None,
-        digest: str = "",
-        diff_id: str = "",
-        prefix: str = "",
-    ) -> bytes | None:
-        """Unpacks an archive from its descriptor: `length` bytes, or all that there is.
 
-        prefix: the directory that is meant; then what the archive has as `manifest` is returned.
-        """
-        told = self._child(
-            archive,
-            {
-                **self._limits,
-                **{"length": length, "digest": digest, "diff_id": diff_id, "prefix": prefix},
-                "whiteouts": not prefix,
-                "owners": self.user != "root",  # then there is one owner: the caller
-                "zstd": _zstandard(archive, what),
-            },
-        )
-        if "error" in told:
-            raise ImageError(f"{what}: {told['error']}")
-        self._limits = {name: told[name] for name in self._limits}
-        manifest: str | None = told["manifest"]
-        return None if manifest is None else manifest.encode("latin-1")
+@contextlib.contextmanager
+def unpacked(request: Request) -> Iterator[Unpacked]:
+    """Unpacks an image. It is taken away at the end, unless it was to go to `into`."""
+    child = Child(request)
+    with contextlib.ExitStack() as undo:
+        if not request.settings["directory"]:
+            child.stdin = _open_archive(request.path)
+            undo.callback(os.close, child.stdin)
+        target = undo.enter_context(_target(request, child))
+        keeps = request.keep_set_ids or target.is_private()
+        child.settings |= {"owners": child.user != "root", "set_ids": keeps}
+        child.settings["zstd"] = _zstandard()
+        answer = child.run(target)
+        target.publish()
+        if not target.is_there():
+            raise target.swapped()
+        value = answer["value"]
+        if not isinstance(value, dict):
+            raise child.nonsense(value)
+        yield Unpacked(target.path, value, _ids(child, answer["ids"]), child.user)
 
-    def remove(self) -> None:
-        """Takes it away with all that is in it."""
-        if self.user == "ranges":  # ids of the caller's ranges own some of it
-            self._child(None, {"empty": True})
-        fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+@contextlib.contextmanager
+def _target(request: Request, child: Child) -> Iterator[Place]:
+    """The directory to unpack to: `into`, or one in a temporary directory of the caller's."""
+    with contextlib.ExitStack() as undo:
+        if request.into is None:
+            top = tempfile.gettempdir()
+            name = f"sandboxlib-image-{os.urandom(8).hex()}"
+            outer = undo.enter_context(_made(top, name, child))
+            target = undo.enter_context(_made(outer, "rootfs", child))
+            yield target
+            return
+        top, name = os.path.split(os.path.abspath(request.into))
+        target = undo.enter_context(_made(top, name, child))
+        yield target
+        target.keep = True
+
+
+@contextlib.contextmanager
+def _made(parent: str | Place, name: str, child: Child) -> Iterator[Place]:
+    """A new directory, which is removed at the end unless it is to be kept."""
+    if isinstance(parent, Place):
+        place = Place(parent.fd, name, os.path.join(parent.path, name))
+    else:
+        top = os.path.realpath(parent)
+        fd = _open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, "target")
         try:
-            if os.geteuid() != 0:
-                os.chmod(f"/proc/self/fd/{fd}", 0o700)
-            _extract.empty(fd)
+            place = Place(fd, name, os.path.join(top, name))
         finally:
             os.close(fd)
-        os.rmdir(self.path)
+    try:
+        yield place
+    finally:
+        try:
+            if not place.keep:
+                child.take_away(place)
+        finally:
+            place.close()
 
-    def _child(self, archive: int | None, words: dict[str, Any]) -> dict[str, Any]:
-        settings = {"target": os.fsencode(self.path).decode("latin-1"), "empty": False, **words}
+
+class Child:
+    """The program that unpacks, and how it is confined. UnsupportedError."""
+
+    def __init__(self, request: Request) -> None:
+        self._run_in, self.user = executor()
+        self._name, self._path = request.name, request.path
+        self.settings = dict(request.settings)
+        self._timeout = request.timeout
+        self._end = None if request.timeout is None else time.monotonic() + request.timeout
+        self.stdin: int | None = None
+        self._foreign = False  # whether ids of the caller's ranges own some of the target
+
+    def run(self, target: Place | None) -> dict[str, Any]:
+        """ImageError with what it says; SetupError, also when the time is over."""
+        self._foreign = self.user == "ranges"
+        left = None if self._end is None else max(0.001, self._end - time.monotonic())
+        answer = self._call(self.settings, target, left)
+        if answer.keys() == {"moved"} and target is not None:
+            raise target.swapped()
+        if answer.keys() == {"error"} and isinstance(answer["error"], str):
+            raise ImageError(f"{self._name}: {printable(answer['error'][:MAX_ERROR])}")
+        if answer.keys() != {"value", "ids"}:
+            raise self.nonsense(answer)
+        return answer
+
+    def take_away(self, target: Place) -> None:
+        """Removes a target; it has as much time for it as for unpacking."""
+        seconds = TIMEOUT if self._timeout is None else max(60.0, self._timeout)
+        if self._foreign:
+            self._foreign = False
+            self._call({"job": "take_away"}, target, seconds)
+        target.remove(seconds)
+
+    def _call(
+        self, settings: dict[str, Any], target: Place | None, timeout: float | None
+    ) -> dict[str, Any]:
+        mounts = [Mount.dev("/dev")]
+        if target is not None:
+            settings = settings | {"target": target.identity}
+            mounts.append(Mount.bind(target.path, _extract.TARGET))
+        if settings.get("directory"):
+            mounts.append(Mount.bind(self._path, _extract.SOURCE, read_only=True))
         box = Sandbox(
-            "/", network="isolated", filesystem_writable_paths=[self.path], user=self.user
+            "/",
+            network="isolated",
+            filesystem_writable_paths="none",
+            user=self.user,
+            extra_mounts=mounts,
+            policy=Policy(capabilities=_capabilities(self.user)),
         )
         argv = [sys.executable, "-I", "-S", "-B", _extract.__file__, json.dumps(settings)]
+        more = {"max_output": MAX_ANSWER, "on_overflow": "kill"}
+        words = {"env": _LOADER, "stdin": self.stdin, "timeout": timeout, "more": more}
         try:
-            result = self._run_in(box, argv, "/", _LOADER, archive)
-        except (SandboxError, OSError) as error:
+            result = self._run_in(box, argv, "/", **words)
+        except UnsupportedError as error:
             raise _uncontained(error) from error
+        except SetupError:
+            raise
+        except OSError as error:
+            raise setup_error(error.errno or 0, self._path, "unpack", "start the child") from error
+        if result.timed_out:
+            what = f"unpack {self._name}: not done after {self._timeout} seconds"
+            hint = "timeout= gives it longer"
+            raise setup_error(errno.ETIMEDOUT, self._path, "unpack", what, hint)
+        return self._parsed(result)
+
+    def _parsed(self, result: Any) -> dict[str, Any]:
         try:
-            told: dict[str, Any] = json.loads(result.out or b"")
-        except ValueError:
-            said = (result.err or b"")[-500:].decode(errors="backslashreplace")
-            told = {"error": f"the child that unpacks it ended with {result.exit}: {said}"}
-        return told
+            answer = json.loads(result.out or b"", parse_int=_documents._integer)
+        except (ValueError, RecursionError, Refused):
+            answer = None
+        if isinstance(answer, dict):
+            return answer
+        said = (result.err or b"")[-500:].decode(errors="backslashreplace")
+        told = f"the child that unpacks it ended with {result.exit}"
+        raise ImageError(f"{self._name}: {told}: {printable(said)}")
+
+    def nonsense(self, answer: object) -> ImageError:
+        told = printable(repr(answer)[:200])
+        return ImageError(f"{self._name}: the child that unpacks it said {told}")
+
+
+def _ids(child: Child, ids: Any) -> tuple[int, int] | None:
+    if ids is None:
+        return None
+    if isinstance(ids, list) and len(ids) == 2 and all(type(each) is int for each in ids):
+        uid, gid = ids
+        if 0 <= uid <= LAST_ID and 0 <= gid <= LAST_ID:
+            return uid, gid
+    raise child.nonsense(ids)
+
+
+def holds_image(path: Path) -> bool:
+    """Whether a file is a tar that holds an image; the child looks."""
+    request = Request("look", path)
+    child = Child(request)
+    child.stdin = _open_archive(request.path)
+    try:
+        value = child.run(None)["value"]
+    finally:
+        os.close(child.stdin)
+    return value is True
 
 
 def executor() -> tuple[Any, str]:
@@ -116,108 +277,53 @@ def executor() -> tuple[Any, str]:
     return user_namespace.run_in, "root" if ranges else "ranges"
 
 
+def _capabilities(user: str) -> list[str]:
+    """What the child gets. Root may lack some; then the kernel refuses what takes them."""
+    needed = _NEEDED if user == "root" else _NEEDED | _FOR_OWNERS
+    if user != "caller":  # in a user namespace there are all
+        return sorted(needed)
+    have = int(_machine.status("CapEff") or "0", 16)
+    return sorted(name for name in needed if have >> CAPABILITIES.index(name) & 1)
+
+
 def _uncontained(reason: object) -> UnsupportedError:
     return UnsupportedError(f"an image cannot be unpacked safely by this caller: {reason}")
 
 
-def _zstandard(archive: int, what: str) -> str | None:
-    """Where the package zstandard is, if the archive takes it. ImageError where it is missing."""
-    if os.pread(archive, 4, os.lseek(archive, 0, os.SEEK_CUR)) != _extract.ZSTD:
+def _zstandard() -> str | None:
+    """Where the package zstandard is, if it is."""
+    try:
+        found = importlib.util.find_spec("zstandard")
+    except (ImportError, ValueError):
         return None
-    found = importlib.util.find_spec("zstandard")
     if found is None or not found.origin:
-        raise ImageError(f"{what}: it is compressed by zstd: install sandboxlib[zstd]")
+        return None
     return os.path.dirname(os.path.dirname(found.origin))
 
 
-@contextlib.contextmanager
-def target(max_size: int, max_members: int, into: Path | None = None) -> Iterator[Target]:
-    """A Target in a temporary directory, or one that is made at `into`. It is gone at the end,
-    unless its `keep` was set.
-    """
-    place = tempfile.mkdtemp(prefix="sandboxlib-image-") if into is None else None
+def _open(path: str, flags: int, step: str) -> int:
     try:
-        path = os.path.realpath(into if into is not None else os.path.join(place or "", "rootfs"))
-        made = Target(path, max_size, max_members)
-        os.mkdir(path)
-        try:
-            os.chmod(path, 0o755)
-            yield made
-        finally:
-            if not made.keep:
-                made.remove()
-    finally:
-        if place is not None:
-            with contextlib.suppress(OSError):  # made.remove() has said why
-                os.rmdir(place)
-
-
-# ---- files of hostile origin -----------------------------------------------------------------
-
-
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO would block
-
-
-def open_archive(path: Path) -> int:
-    """The file that the caller names. ImageError where it is no regular one."""
-    return _regular(os.open(path, _READ), os.fspath(path))
-
-
-def open_file(directory: str, name: str) -> int:
-    """A regular file below a directory, which no link leads out of. ImageError."""
-    try:
-        root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fd = _native.open_in_root(root, name, _READ)
-        finally:
-            os.close(root)
+        return os.open(path, flags)
     except OSError as error:
-        raise ImageError(f"{name}: {error.strerror}") from error
-    return _regular(fd, name)
+        raise setup_error(error.errno or 0, path, step, f"open {path}") from error
 
 
-def _regular(fd: int, name: str) -> int:
+def _open_archive(path: str) -> int:
+    """The file that the caller names. ImageError if it is no regular one."""
+    fd = _open(path, _documents.READ, "source")
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ImageError(f"{name} is no regular file")
+        raise ImageError(f"{printable(path)} is no regular file")
     return fd
 
 
-def read_file(fd: int, size: int, what: str) -> bytes:
-    """The next `size` bytes of a file. ImageError where they are too many, or are not there."""
-    if size > MAX_JSON:
-        raise ImageError(f"{what} is longer than {MAX_JSON} bytes")
-    data = b""
-    while len(data) < size and (more := os.read(fd, size - len(data))):
-        data += more
-    if len(data) < size:
-        raise ImageError(f"{what} is truncated")
-    return data
-
-
-def parse_json(data: bytes, what: str) -> Any:
-    """ImageError where it is none, or says the same thing twice."""
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """The checks of _documents, as the caller of the library sees them."""
     try:
-        return json.loads(data, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        said = error if isinstance(error, ImageError) else type(error).__name__
-        raise ImageError(f"{what} is no JSON: {said}") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ImageError(f"the key {key[:100]!r} is there twice")
-        found[key] = value
-    return found
-
-
-def checked(value: Any, kind: type, what: str) -> Any:
-    """The value, if it is of that type. ImageError."""
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ImageError(f"{what} is a {type(value).__name__}, not a {kind.__name__}")
-    return value
+        yield
+    except Refused as error:
+        raise ImageError(printable(str(error))) from None
 
 
 def set_variable(env: dict[str, str], name: str, value: str) -> None:
@@ -225,16 +331,3 @@ def set_variable(env: dict[str, str], name: str, value: str) -> None:
     if not name or "=" in name:
         raise ImageError(f"not a name of an environment variable: {name[:100]!r}")
     env[name] = value
-
-
-def strings(value: Any, what: str) -> list[str]:
-    """A list of str that a command can be given; None is an empty one. ImageError."""
-    found = checked([] if value is None else value, list, what)
-    for each in found:
-        try:
-            os.fsencode(checked(each, str, f"a word of {what}"))
-        except UnicodeEncodeError:
-            raise ImageError(f"a word of {what} cannot be encoded: {each!r}") from None
-        if "\0" in each:
-            raise ImageError(f"a word of {what} contains a NUL byte: {each!r}")
-    return list(found)

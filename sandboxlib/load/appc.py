@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import sandbox
-from ..errors import ImageError
-from . import Process, _unpack
+from . import Process, _documents, _unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,43 +28,32 @@ def unpack_app_container_image(
     image_file: Path,
     max_size: int = _unpack.MAX_SIZE,
     max_members: int = _unpack.MAX_MEMBERS,
+    timeout: float | None = _unpack.TIMEOUT,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Unpacks an image: (rootfs_path, manifest). It is removed at the end of the `with`.
 
     max_size: bytes of content; max_members: files and directories. ImageError past them, and for
     whatever is wrong with the image.
+    timeout: seconds; None is no limit. SetupError (ETIMEDOUT) after it, and nothing is left.
     """
-    name = os.path.basename(os.fspath(image_file))
-    with contextlib.ExitStack() as undo:
-        fd = _unpack.open_archive(image_file)
-        undo.callback(os.close, fd)
-        target = undo.enter_context(_unpack.target(max_size, max_members))
-        data = target.extract(fd, name, prefix="rootfs")
-        if data is None:
-            raise ImageError(f"{name}: it has no manifest")
-        what = f"{name}: the manifest"
-        manifest = _unpack.checked(_unpack.parse_json(data, what), dict, what)
-        for key in ("dependencies", "pathWhitelist"):
-            if manifest.get(key):
-                raise ImageError(f"{what} has {key}, which are not supported")
-        yield target.path, manifest
+    request = _unpack.Request(
+        "aci", image_file, max_size=max_size, max_members=max_members, timeout=timeout
+    )
+    with _unpack.unpacked(request) as found:
+        yield found.path, found.value
 
 
 def process(manifest: dict[str, Any]) -> Process:
     """What a manifest says about its command. ImageError."""
-    app = _unpack.checked(manifest.get("app") or {}, dict, "app")
-    env = {
-        **BASE_ENVIRONMENT,
-        "AC_APP_NAME": _unpack.strings([manifest.get("name") or ""], "name")[0],
-    }
-    for setting in _unpack.checked(app.get("environment") or [], list, "environment"):
-        words = _unpack.checked(setting, dict, "a variable of environment")
-        key, value = _unpack.strings([words.get("name"), words.get("value")], "environment")
-        _unpack.set_variable(env, key, value)
-    user, group, cwd = _unpack.strings(
-        [app.get("user") or "0", app.get("group") or "0", app.get("workingDirectory") or "/"], "app"
-    )
-    if user.startswith("/") or group.startswith("/") or ":" in user + group:
-        raise ImageError(f"user {user[:100]!r} and group {group[:100]!r} are no names or numbers")
-    argv = _unpack.strings(app.get("exec"), "exec")
-    return Process(argv, os.path.join("/", cwd), env, f"{user}:{group}")
+    with _unpack.refusals():
+        app = _documents.checked(manifest.get("app") or {}, dict, "app")
+        name = _documents.strings([manifest.get("name") or ""], "name")[0]
+        env = {**BASE_ENVIRONMENT, "AC_APP_NAME": name}
+        for setting in _documents.checked(app.get("environment") or [], list, "environment"):
+            words = _documents.checked(setting, dict, "a variable of environment")
+            variable = [words.get("name"), words.get("value")]
+            _unpack.set_variable(env, *_documents.strings(variable, "environment"))
+        cwd = _documents.strings([app.get("workingDirectory") or "/"], "app")[0]
+        argv = _documents.strings(app.get("exec"), "exec")
+        account = _documents.aci_account(manifest)
+    return Process(argv, os.path.join("/", cwd), env, account)

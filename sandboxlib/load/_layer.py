@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One archive on its way to the root directory. Part of the child, and the removal of a tree.
+
+The child has made the target its root directory. It stands in the directory of the member that it
+unpacks, so that the kernel walks one name and not a path for each call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+
+from ._blobs import CHUNK, Refused, shown
+from ._tar import MAX_NAME, REGULAR, Archive, Member, parts_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_MANIFEST = 4 << 20
+MAX_DEPTH = 500  # directories below one another: the kernel walks them in each look-up
+#: Directories that no member names: a name of 4 KiB is 2,000 of them, and costs that.
+MAX_IMPLIED, IMPLIED_EACH = 1000, 4  # so many, and so many more for each member
+OPAQUE = b".wh..wh..opq"
+
+
+def empty(top: int, deadline: float = float("inf")) -> None:
+    """Takes away what is in the directory `top`, however deep, and whoever's it is.
+
+    A directory is moved to the top before it is entered. So depth is no matter, no link is
+    followed, and what is mounted somewhere is not entered: the kernel does not move it.
+    deadline: of time.monotonic(); TimeoutError when it is over.
+    """
+    token = os.urandom(8).hex()
+    todo = ["."]
+    count = 0
+    while todo:
+        name = todo.pop()
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
+        try:
+            with os.scandir(fd) as found:
+                entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
+            for entry, is_directory in entries:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+                if not is_directory:
+                    os.unlink(entry, dir_fd=fd)
+                    continue
+                count += 1
+                todo.append(f".{token}-{count}")
+                if os.geteuid() != 0:
+                    make_accessible(entry, fd)
+                os.rename(entry, todo[-1], src_dir_fd=fd, dst_dir_fd=top)
+        finally:
+            os.close(fd)
+        if name != ".":
+            os.rmdir(name, dir_fd=top)
+
+
+def make_accessible(name: str, directory: int) -> None:
+    """A directory of the caller's; never what a link leads to, whoever puts it there meanwhile."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+    fd = os.open(name, flags, dir_fd=directory)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", 0o700)
+    finally:
+        os.close(fd)
+
+
+class Budget:
+    """What is left of the limits of an image, over all its layers."""
+
+    def __init__(self, max_size: int, max_members: int) -> None:
+        self.size = max_size
+        self.members = max_members
+        self._implied = MAX_IMPLIED
+
+    def member(self, name: bytes) -> None:
+        self._count(name)
+        self._implied += IMPLIED_EACH
+
+    def implied(self, name: bytes) -> None:
+        """A directory on the way to `name` that no member names."""
+        self._count(name)
+        self._implied -= 1
+        if self._implied < 0:
+            raise Refused(f"too many directories that no member names, as for {shown(name)}")
+
+    def content(self, member: Member) -> None:
+        self.size -= member.size
+        if self.size < 0:
+            raise Refused(f"{shown(member.name)} is larger than what is left of max_size")
+
+    def _count(self, name: bytes) -> None:
+        self.members -= 1
+        if self.members < 0:
+            raise Refused(f"it has more than max_members members: {shown(name)}")
+
+
+class Layer:
+    """Unpacks one archive into the root directory.
+
+    owners: files get their owners. set_ids: and keep set-user-ID and set-group-ID with them.
+    prefix: the directory of the archive that is meant; b"" is all of it, with whiteouts.
+    """
+
+    def __init__(self, budget: Budget, owners: bool, set_ids: bool, prefix: bytes = b"") -> None:
+        self._budget, self._owners, self._set_ids = budget, owners, set_ids
+        self._prefix = prefix
+        self.manifest: bytes | None = None
+        self._has_prefix = False
+        # Directories end with a slash here, files do not.
+        self._made = {b"/"}  # by this layer: whiteouts are for what lies below it
+        self._directories: dict[bytes, Member] = {}  # their modes and times come last
+        self._real: dict[bytes, bytes] = {}  # where the directory of a member really is
+        self._here = b""  # where we stand
+        self._cleared: set[bytes] = set()  # directories that have nothing of lower layers any more
+
+    def extract(self, archive: Archive) -> None:
+        for member in archive:
+            self._budget.member(member.name)
+            try:
+                self._place(archive, member)
+            except OSError as error:
+                raise Refused(f"{shown(member.name)}: {error.strerror or error}") from None
+        if self._prefix and not self._has_prefix:
+            raise Refused("it has no rootfs")
+        for path, member in self._directories.items():
+            self._finish_directory(path, member)
+
+    def _place(self, archive: Archive, member: Member) -> None:
+        parts = parts_of(member.name, "the name of a member")
+        if self._prefix and not self._strip(archive, member, parts):
+            return
+        if not parts:  # the root directory itself: its mode and its owner are not the image's
+            if member.kind != b"5":
+                raise Refused(f"{shown(member.name)} is the root, and no directory")
+            return
+        whites_out = not self._prefix and b".wh." in member.name
+        if whites_out and any(part.startswith(b".wh.") for part in parts):
+            self._white_out(member, parts)
+            return
+        name = parts.pop()
+        directory = self._enter(parts, member.name)
+        path = self._checked(directory + name, member.name)
+        self._put(archive, member, name, path)
+        if member.kind == b"5":
+            path += b"/"
+        while path not in self._made:
+            self._made.add(path)
+            path = path[: path.rfind(b"/", 0, -1) + 1]
+
+    def _strip(self, archive: Archive, member: Member, parts: list[bytes]) -> bool:
+        """An app container image: a manifest, and a rootfs, which alone is unpacked."""
+        if parts == [b"manifest"]:
+            if member.kind not in REGULAR or member.map is not None or member.size > MAX_MANIFEST:
+                raise Refused("its manifest is no regular file, or too large")
+            if self.manifest is not None:
+                raise Refused("it has two manifests")
+            self.manifest = archive.content(archive.left)
+        elif parts and parts[0] != self._prefix:
+            raise Refused(f"{shown(member.name)} is neither manifest nor in {shown(self._prefix)}")
+        elif parts:
+            self._has_prefix = True
+            del parts[0]
+            return True
+        return False
+
+    # ---- where ----
+
+    def _enter(self, parts: list[bytes], name: bytes) -> bytes:
+        """Goes to a directory, which is made if it is missing; returns where that really is.
+
+        Links in the root are followed, as layers that put files under /lib want it.
+        """
+        wanted = b"/".join(parts)
+        known = self._real.get(wanted)
+        if known is None:
+            known = self._real[wanted] = self._make_way(parts, name)
+        elif known != self._here:
+            os.chdir(known)
+        self._here = known
+        return known
+
+    def _make_way(self, parts: list[bytes], name: bytes) -> bytes:
+        if len(parts) > MAX_DEPTH:
+            raise Refused(f"{shown(name)} lies more than {MAX_DEPTH} directories deep")
+        there = len(parts)
+        while not self._go(parts[:there], name):
+            there -= 1
+        real = self._here
+        for part in parts[there:]:
+            real = self._checked(real + part + b"/", name)
+            self._budget.implied(name)
+            try:
+                os.mkdir(part, 0o755)
+            except FileExistsError:  # a link to nothing
+                raise _no_directory(name) from None
+            os.chdir(part)
+            self._here = real
+        return real
+
+    def _go(self, parts: list[bytes], name: bytes) -> bool:
+        """To a directory; False if it is not there."""
+        try:
+            os.chdir(b"/" + b"/".join(parts))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                raise _no_directory(name) from None
+            raise
+        self._here = os.getcwdb().rstrip(b"/") + b"/"
+        return True
+
+    @staticmethod
+    def _checked(path: bytes, name: bytes) -> bytes:
+        """A path that the kernel takes, and does not take long for."""
+        if len(path) > MAX_NAME:
+            raise Refused(f"name too long: {shown(name)}")
+        if path.count(b"/") > MAX_DEPTH + 1:
+            raise Refused(f"{shown(name)} lies more than {MAX_DEPTH} directories deep")
+        return path
+
+    def _remove(self, name: bytes) -> None:
+        """What is there, without following a link."""
+        mode = os.lstat(name).st_mode
+        if not stat.S_ISDIR(mode):
+            os.unlink(name)
+            if stat.S_ISLNK(mode):
+                self._real.clear()
+            return
+        self._real.clear()
+        trash = f"/.{os.urandom(16).hex()}"
+        os.mkdir(trash)
+        os.rename(name, f"{trash}/x".encode())
+        fd = os.open(trash, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            empty(fd)
+        finally:
+            os.close(fd)
+        os.rmdir(trash)
+
+    # ---- what ----
+
+    def _put(self, archive: Archive, member: Member, name: bytes, path: bytes) -> None:
+        """`path` is where the member lies, `name` how it is called in the current directory."""
+        if member.kind in REGULAR:
+            self._budget.content(member)
+            self._make(lambda: self._write(archive, member, name), name)
+        elif member.kind == b"5":
+            self._make_directory(member, name, path + b"/")
+        elif member.kind == b"1":
+            self._make_link(member, name, path)
+        elif member.kind == b"2":
+            self._make_symlink(member, name, path)
+        else:
+            raise Refused(f"{shown(member.name)} is a device, a FIFO or the like")
+
+    def _make(self, make: Callable[[], None], name: bytes) -> None:
+        """Tries, and takes away what is in the way."""
+        try:
+            make()
+        except FileExistsError:
+            self._remove(name)
+            make()
+
+    def _make_directory(self, member: Member, name: bytes, path: bytes) -> None:
+        try:
+            os.mkdir(name, 0o755)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.lstat(name).st_mode):
+                self._remove(name)
+                os.mkdir(name, 0o755)
+        self._directories[path] = member
+
+    def _make_symlink(self, member: Member, name: bytes, path: bytes) -> None:
+        if not member.link or b"\0" in member.link:
+            raise Refused(f"the link {shown(member.name)} leads nowhere")
+        if member.link.count(b"/") > MAX_DEPTH:
+            raise Refused(f"the link {shown(member.name)} leads more than {MAX_DEPTH} names far")
+        depth = path.count(b"/") - 1
+        for part in () if member.link.startswith(b"/") else member.link.split(b"/"):
+            depth += (part not in (b"", b".")) - 2 * (part == b"..")
+            if depth < 0:
+                raise Refused(f"the link {shown(member.name)} leads out: {shown(member.link)}")
+        self._make(lambda: os.symlink(member.link, name), name)
+        self._own(member, name)
+        os.utime(name, ns=(member.mtime, member.mtime), follow_symlinks=False)
+
+    def _make_link(self, member: Member, name: bytes, path: bytes) -> None:
+        """A hard link to what is in the image; to a symbolic link itself, never through it."""
+        parts = parts_of(member.link, f"the target of the link {shown(member.name)}")
+        if self._prefix and parts and parts.pop(0) != self._prefix:
+            raise Refused(f"the link {shown(member.name)} leads out of {shown(self._prefix)}")
+        if not parts:
+            raise Refused(f"the link {shown(member.name)} leads to the root")
+        here, last = self._here, parts.pop()
+        source = self._checked(self._enter(parts, member.link) + last, member.link)
+        if self._here != here:
+            os.chdir(here)
+            self._here = here
+        try:
+            is_file = not stat.S_ISDIR(os.lstat(source).st_mode)
+        except FileNotFoundError:
+            is_file = False
+        if not is_file:
+            raise Refused(f"{shown(member.name)} is a hard link to {shown(member.link)}, no file")
+        if source != path:
+            self._make(lambda: os.link(source, name, follow_symlinks=False), name)
+
+    def _write(self, archive: Archive, member: Member, name: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600)
+        try:
+            for start, size in ((0, member.size),) if member.map is None else member.map:
+                for at in range(start, start + size, CHUNK):
+                    data = archive.content(min(start + size - at, CHUNK))
+                    if os.pwrite(fd, data, at) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if member.map is not None:
+                os.ftruncate(fd, member.size)
+            self._finish(member, fd)
+        finally:
+            os.close(fd)
+
+    def _finish(self, member: Member, file: int, is_directory: bool = False) -> None:
+        """Owner first: a change of it takes set-user-ID away.
+
+        A file that has another owner than in the archive does not let anybody become that one.
+        """
+        plain = (self._own(member, file) and self._set_ids) or is_directory
+        os.chmod(file, member.mode if plain else member.mode & 0o1777)
+        os.utime(file, ns=(member.mtime, member.mtime))
+
+    def _finish_directory(self, path: bytes, member: Member) -> None:
+        try:
+            fd = os.open(path[:-1], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # a later member took its place
+            return
+        try:
+            self._finish(member, fd, is_directory=True)
+        finally:
+            os.close(fd)
+
+    def _own(self, member: Member, file: int | bytes) -> bool:
+        """Gives a file its owner; False if that is none here, and it stays the caller's."""
+        if not self._owners:
+            return False
+        try:
+            os.chown(file, member.uid, member.gid, follow_symlinks=isinstance(file, int))
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # an id that this user namespace does not have
+                raise
+            return False
+        return True
+
+    # ---- whiteouts ----
+
+    def _white_out(self, member: Member, parts: list[bytes]) -> None:
+        """What layers below have: one name, or all of a directory."""
+        name = parts[-1].removeprefix(b".wh.")
+        if any(part.startswith(b".wh..wh.") and part != OPAQUE for part in parts):
+            return  # bookkeeping of aufs
+        if any(part.startswith(b".wh.") for part in parts[:-1]) or name in (b"", b".", b".."):
+            raise Refused(f"a whiteout of no name: {shown(member.name)}")
+        if not self._go(parts[:-1], member.name):
+            return
+        here = self._here
+        if parts[-1] == OPAQUE:
+            self._clear_below(here)
+        else:
+            self._clear(here + name)
+
+    def _clear(self, path: bytes) -> None:
+        if path + b"/" in self._made:
+            self._clear_below(path + b"/")
+        elif path not in self._made and os.path.lexists(path):
+            self._remove(path)
+
+    def _clear_below(self, top: bytes) -> None:
+        """Takes away what this layer did not put there. A directory is listed once in a layer:
+        afterwards all that it has is of this layer.
+        """
+        todo = [top]
+        while todo:
+            directory = todo.pop()
+            if directory in self._cleared:
+                continue
+            self._cleared.add(directory)
+            try:
+                fd = os.open(directory[:-1] or b"/", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except (FileNotFoundError, NotADirectoryError):  # a later member took its place
+                continue
+            try:
+                names = [os.fsencode(name) for name in os.listdir(fd)]
+            finally:
+                os.close(fd)
+            for name in names:
+                if directory + name + b"/" in self._made:
+                    todo.append(directory + name + b"/")
+                else:
+                    self._clear(directory + name)
+
+
+def _no_directory(name: bytes) -> Refused:
+    return Refused(f"{shown(name)} lies in something that is no directory")

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The members of a tar. Part of the child.
+
+The tarfile module takes a damaged header for the end of the archive, and in versions that are in
+use goes round in circles for a negative size, and takes seconds for a pax header of 64 KiB. Names
+are bytes throughout, and need not be UTF-8.
+
+Each byte of the archive is looked at a bounded number of times: what repeats is limited.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ._blobs import CHUNK, Refused, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._blobs import Stream
+
+BLOCK = 512
+MAX_EXTRA = 1 << 20  # bytes of a pax header, a long name or a sparse map, as in Go's archive/tar
+MAX_EXTRAS = 16  # of them before a member
+MAX_NAME = 4095  # bytes of a name or a link, as PATH_MAX has it
+REGULAR = (b"0", b"\0", b"7", b"S")
+NAMES = (b"path", b"linkpath", b"GNU.sparse.name")
+#: The keys of a pax header that mean something here.
+OF_ONE = {*NAMES, b"size", b"GNU.sparse.major", b"GNU.sparse.realsize", b"GNU.sparse.size"}
+OF_ONE |= {b"GNU.sparse.map"}
+OF_ALL = {b"uid", b"gid", b"mtime"}
+SPARSE = b"GNU.sparse."
+
+_OCTAL = re.compile(rb" *([0-7]*) *(?:\0.*)?", re.DOTALL)
+_DIGITS = re.compile(rb"[0-9]{1,19}")
+_TIME = re.compile(rb"(-?)([0-9]{1,12})(?:\.([0-9]{0,40}))?")
+
+
+class Member:
+    """A header of the archive, with what pax and GNU headers before it say instead."""
+
+    def __init__(self, block: bytes, extra: dict[bytes, bytes]) -> None:
+        self.kind = block[156:157]
+        name = text(block[:100])
+        if block[257:263] == b"ustar\0" and (prefix := text(block[345:500])):
+            name = prefix + b"/" + name if name else prefix
+        self.name = extra.get(b"GNU.sparse.name") or extra.get(b"path") or name
+        self.link = extra.get(b"linkpath") or text(block[157:257])  # where a link leads
+        self.mode = number(block[100:108]) & 0o7777
+        self.uid = decimal(extra, b"uid", number(block[108:116]))
+        self.gid = decimal(extra, b"gid", number(block[116:124]))
+        self.mtime = nanoseconds(extra.get(b"mtime")) or number(block[136:148]) * 10**9
+        self.stored = decimal(extra, b"size", number(block[124:136]))  # bytes in the archive
+        self.size = self.stored  # bytes of the file
+        self.map: list[tuple[int, int]] | None = None  # of a sparse file: (start, size)
+        if self.kind in REGULAR and self.name.endswith(b"/"):
+            self.kind = b"5"
+        if self.kind not in REGULAR:
+            self.stored = self.size = 0
+        if not (0 <= self.stored < 1 << 63 and abs(self.mtime) < 1 << 63):
+            raise Refused(f"{shown(self.name)} has an impossible size or time")
+        if not (0 <= self.uid < (1 << 32) - 1 and 0 <= self.gid < (1 << 32) - 1):
+            raise Refused(f"{shown(self.name)} has an impossible owner")
+
+
+class Archive:
+    """The members of a tar, one after the other; content() gives that of the last one."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.offset = 0  # in the stream
+        self.left = 0  # of the content
+        self.padding = 0  # after it
+        self.ended = False  # by the mark of the end, not by the end of the stream
+
+    def __iter__(self) -> Iterator[Member]:
+        extra: dict[bytes, bytes] = {}
+        everywhere: dict[bytes, bytes] = {}
+        extras = 0
+        while True:
+            if self.left:
+                self.skip(self.left)
+            block = self.header() if not self.padding or self.pad() else None
+            self.left = 0
+            if block is None:
+                return
+            kind = block[156:157]
+            if kind in b"xgXLK":
+                extras += 1
+                self.take_extra(block, extras, everywhere if kind == b"g" else extra)
+                continue
+            member = Member(block, {**everywhere, **extra} if everywhere else extra)
+            self.left, self.padding = member.stored, -member.stored % BLOCK
+            if member.kind == b"S":
+                self.old_sparse(member, block)
+            elif SPARSE in extra:
+                self.pax_sparse(member, extra)
+            extra, extras = {}, 0
+            yield member
+
+    def take_extra(self, block: bytes, count: int, extra: dict[bytes, bytes]) -> None:
+        """Reads a header that says something of the next member, or of all that follow."""
+        kind, size = block[156:157], number(block[124:136])
+        if not 0 <= size <= MAX_EXTRA or count > MAX_EXTRAS:
+            raise Refused(f"an extended header of {size} bytes, {count} in a row")
+        data = self.take(size + -size % BLOCK)[:size]
+        if kind in b"LK":
+            found = {b"path" if kind == b"L" else b"linkpath": text(data)}
+        else:
+            found = pax(data)
+        for key in NAMES:
+            if len(found.get(key, b"")) > MAX_NAME:
+                raise Refused(f"name too long: {shown(found[key])}")
+        # Such a header would be copied to each member: work that is not in its size.
+        if kind == b"g" and not found.keys() <= OF_ALL:
+            raise Refused("a global header gives all members the same name, size or map")
+        extra.update(found)
+
+    def header(self) -> bytes | None:
+        start = self.offset
+        block = self.stream.read(BLOCK)
+        if not block:
+            return None
+        self.offset += len(block)
+        if len(block) < BLOCK:
+            block += self.take(BLOCK - len(block))
+        if block.count(0) == BLOCK:
+            self.ended = True
+            return None
+        told = number(block[148:156])
+        total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+        if told != total:
+            # Some old programs added the bytes up as signed ones.
+            high = sum(byte > 127 for byte in block[:148] + block[156:])
+            if told != total - 256 * high:
+                raise Refused(f"no header of a tar at byte {start}")
+        return block
+
+    def take(self, size: int) -> bytes:
+        """Exactly that many bytes."""
+        parts = []
+        while size > 0:
+            data = self.stream.read(min(size, CHUNK))
+            if not data:
+                raise Refused("it is truncated")
+            self.offset += len(data)
+            size -= len(data)
+            parts.append(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def skip(self, size: int) -> None:
+        while size > 0:
+            size -= len(self.take(min(size, CHUNK)))
+
+    def pad(self) -> bool:
+        """Skips what follows the content; False if nothing does, as after umoci's last file."""
+        left, self.padding = self.padding, 0
+        while left > 0 and (data := self.stream.read(left)):
+            self.offset += len(data)
+            left -= len(data)
+        return left == 0
+
+    def content(self, size: int) -> bytes:
+        """Of the content of the last member: exactly so much."""
+        if size > self.left:
+            raise Refused("its map of a sparse file does not fit")
+        self.left -= size
+        return self.take(size)
+
+    def old_sparse(self, member: Member, block: bytes) -> None:
+        """GNU tar's type S: 4 pairs in the header, 21 in each block that follows."""
+        member.size = number(block[483:495])
+        pairs, more = bytearray(block[386:482]), block[482]
+        while more:
+            if len(pairs) > MAX_EXTRA:
+                raise Refused(f"{shown(member.name)} has too long a map")
+            block = self.take(BLOCK)
+            pairs += block[:504]
+            more = block[504]
+        numbers = [number(bytes(pairs[at : at + 12])) for at in range(0, len(pairs), 12)]
+        self.place_content(member, numbers)
+
+    def pax_sparse(self, member: Member, extra: dict[bytes, bytes]) -> None:
+        """GNU tar's pax formats: 1.0 has the map before the content, 0.1 in the header."""
+        if extra.get(b"GNU.sparse.major") == b"1":
+            member.size = decimal(extra, b"GNU.sparse.realsize", -1)
+            words = self.read_map(member)
+        else:
+            member.size = decimal(extra, b"GNU.sparse.size", -1)
+            words = extra.get(b"GNU.sparse.map", b"").split(b",")
+        self.place_content(member, [digits(word) for word in words])
+
+    def read_map(self, member: Member) -> list[bytes]:
+        """The map before the content: lines of a count, and twice as many numbers, in blocks."""
+        found = bytearray()
+        lines, wanted = 0, 1
+        while lines < wanted:
+            if len(found) > MAX_EXTRA:
+                raise Refused(f"{shown(member.name)} has too long a map")
+            block = self.content(BLOCK)
+            found += block
+            lines += block.count(b"\n")
+            if wanted == 1 and lines:
+                wanted += 2 * digits(bytes(found[: found.index(b"\n")]))
+        return bytes(found).split(b"\n", wanted)[1:wanted]
+
+    def place_content(self, member: Member, numbers: list[int]) -> None:
+        member.map = list(zip(numbers[::2], numbers[1::2], strict=False))
+        end = total = 0
+        for start, size in member.map:
+            if size < 0 or (size and start < end):
+                raise Refused(f"{shown(member.name)} has an impossible map")
+            end = max(end, start + size)
+            total += size
+        if end > member.size or total != self.left:
+            raise Refused(f"{shown(member.name)} has an impossible map")
+
+
+def text(field: bytes) -> bytes:
+    return field.partition(b"\0")[0]
+
+
+def digits(word: bytes) -> int:
+    if not _DIGITS.fullmatch(word):
+        raise Refused(f"not a number: {shown(word)}")
+    return int(word)
+
+
+def decimal(extra: dict[bytes, bytes], key: bytes, default: int) -> int:
+    return digits(extra[key]) if extra.get(key) else default
+
+
+def nanoseconds(word: bytes | None) -> int:
+    """Of a time like 1.5; 0 if there is none."""
+    if not word:
+        return 0
+    match = _TIME.fullmatch(word)
+    if not match:
+        raise Refused(f"not a time: {shown(word)}")
+    value = int(match[2]) * 10**9 + int((match[3] or b"").ljust(9, b"0")[:9])
+    return -value if match[1] else value
+
+
+def number(field: bytes) -> int:
+    """Octal, or binary if the highest bit says so."""
+    if field[0] in (0x80, 0xFF):
+        return int.from_bytes(b"\0" * (field[0] == 0x80) + field[1:], "big", signed=True)
+    match = _OCTAL.fullmatch(field)
+    if not match:
+        raise Refused(f"not an octal number: {shown(text(field))}")
+    return int(match[1] or b"0", 8)
+
+
+def pax(data: bytes) -> dict[bytes, bytes]:
+    """The records of a pax header: 'LENGTH KEY=VALUE\\n'. SPARSE is there if one is of these."""
+    found = {}
+    start = 0
+    while start < len(data):
+        space = data.find(b" ", start, start + 9)
+        end = start + digits(data[start : max(space, start)])
+        key, equals, value = data[space + 1 : end - 1].partition(b"=")
+        if not equals or end > len(data) or data[end - 1 : end] != b"\n":
+            raise Refused("a damaged pax header")
+        if key in OF_ONE or key in OF_ALL:
+            found[key] = value
+        if key.startswith(SPARSE):
+            found[SPARSE] = b""
+        start = end
+    return found
+
+
+def parts_of(name: bytes, what: str) -> list[bytes]:
+    """The components of a name inside; Refused if it would lead out."""
+    if not name or b"\0" in name:
+        raise Refused(f"{what} is empty or contains a NUL byte: {shown(name)}")
+    if name.startswith(b"/"):
+        raise Refused(f"{what} is absolute: {shown(name)}")
+    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+    if b".." in parts:
+        raise Refused(f"{what} contains '..': {shown(name)}")
+    return parts
