@@ -161,7 +161,7 @@ def write_syscalls() -> None:
         found[machine].update(extra)
     own = {n: nr for n, nr in found["x32"].items() if found["x86_64"].get(n) != nr}
     own = {name: number for name, number in own.items() if number < UNIFORM or number > 511}
-    missing = sorted(found["x86_64"].keys() - found["x32"].keys() - {"uretprobe", "uprobe"})
+    missing = sorted({*found["x86_64"].keys() - found["x32"].keys(), "map_shadow_stack"})
     parts = [HEAD]
     for title, numbers in (
         *((machine.upper(), found[machine]) for machine in EXTRA),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """OCI and Docker seccomp profiles, read and compiled as runc and libseccomp do.
 
-Where those leave room it is the stricter answer: of several rules for one call the most severe
-that holds is taken, whatever their order; see docs/seccomp.md.
+Of rules for one call that have no conditions the first counts, as there. Where libseccomp's answer
+depends on the shape of its tree, the most severe rule that holds is taken; see docs/seccomp.md.
 """
 
 from __future__ import annotations
@@ -275,9 +275,11 @@ class _Profile:
 
 
 def _ordered(rules: Sequence[Rule], default: int) -> list[Rule]:
-    """By severity, up to the first that always holds."""
+    """By severity, up to the one that always holds: the first such, or the default."""
+    always = next((number for number, rule in enumerate(rules) if not rule[0]), None)
+    kept = [rule for number, rule in enumerate(rules) if rule[0] or number == always]
     found: list[Rule] = []
-    for rule in sorted(rules, key=_severity):
+    for rule in sorted(kept, key=_severity):
         found.append(rule)
         if not rule[0]:
             return found

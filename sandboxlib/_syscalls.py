@@ -181,8 +181,8 @@ lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal setxattrat getxattrat
 removexattrat open_tree_attr file_getattr file_setattr listns rseq_slice_yield
 """
 NOT_X32 = """
-_sysctl create_module epoll_ctl_old epoll_wait_old get_kernel_syms get_thread_area nfsservctl
-query_module set_thread_area uselib vserver
+_sysctl create_module epoll_ctl_old epoll_wait_old get_kernel_syms get_thread_area map_shadow_stack
+nfsservctl query_module set_thread_area uprobe uretprobe uselib vserver
 """
 
 _TABLES = {"x86_64": X86_64, "i386": I386, "aarch64": AARCH64, "arm": ARM}

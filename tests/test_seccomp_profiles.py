@@ -173,10 +173,12 @@ def holds(condition: dict[str, Any], args: list[int], wide: bool) -> bool:
 
 
 def matching(profile: dict[str, Any], abi: str, name: str, args: list[int]) -> list[int]:
-    """The actions of all rules that hold."""
+    """The actions of all rules that hold; of those without conditions the first."""
     found = []
+    always = False
     for action, call, conditions in rules_of(profile):
-        if call == name:
+        if call == name and not (always and not conditions):
+            always = always or not conditions
             held = [holds(condition, args, abi in WIDE) for condition in conditions]
             several = len({c["index"] for c in conditions}) < len(conditions)
             if (any if several else all)(held):
@@ -471,6 +473,17 @@ def test_the_most_severe_rule_wins_in_any_order() -> None:
         program = _seccomp.from_profile(profile, machine="x86_64")
         found = [answer(program, AUDIT["x86_64"], 135, [value]) for value in (6, 7, 9)]
         assert found == [ALLOW, ERRNO | 5, 0x80000000]
+
+
+def test_of_rules_without_conditions_the_first_counts() -> None:
+    """Podman's profile has two for setns."""
+    entries = [
+        {"names": ["setns"], "action": f"SCMP_ACT_{action}"} for action in ("ALLOW", "ERRNO")
+    ]
+    for order, expected in ((entries, ALLOW), (entries[::-1], EPERM)):
+        profile = {"defaultAction": "SCMP_ACT_KILL", "syscalls": order}
+        program = _seccomp.from_profile(profile, machine="x86_64")
+        assert answer(program, AUDIT["x86_64"], 308) == expected
 
 
 def test_names_of_errnos_as_podman_has_them() -> None:
