@@ -24,7 +24,7 @@ from time import monotonic
 from . import _machine, _plan, _process, _rare, errors
 from ._check import check_seconds
 from .limits import Limits
-from .policy import ALL, CAPABILITIES, Policy
+from .policy import ALL, CAPABILITIES, DEFAULT_CAPABILITIES, Policy
 from .result import Result
 from .sandbox import CAPTURE, Mount, Sandbox, caller_directory
 
@@ -234,6 +234,34 @@ def limits_refused(
     if limits.locked_memory is not None and "ipc_lock" in has:
         found.append("Limits.locked_memory: the kernel exempts who has ipc_lock")
     return found
+
+
+def read_only_refused(box: Sandbox) -> list[str]:
+    """Why a command that shares the caller's processes could write outside a read-only root.
+
+    It enters /proc/PID/root of, or traces, each process that has its ids and no capability beyond
+    its own: with setuid that is one of any user, and with sys_ptrace any process. In a user
+    namespace of its own it may do neither to a process outside.
+    """
+    if box.processes == "isolated" or box.filesystem_writable_paths == "all":
+        return []
+    asked = box.policy.capabilities
+    if asked == "all" or _machine.has_one_id():  # 'all' makes the root writable again by itself
+        return []
+    remedy = "isolate processes"
+    if os.geteuid() == 0:
+        have = int(_machine.status("CapEff") or "0", 16)
+        names = DEFAULT_CAPABILITIES if asked == "default" else () if asked == "none" else asked
+        bad = [
+            name
+            for name in ("setuid", "sys_ptrace")
+            if name in names and have >> CAPABILITIES.index(name) & 1
+        ]
+        if not bad:
+            return []
+        remedy += f", or give capabilities without {' and '.join(bad)}"
+    text = "a read-only root, as a command could write through the processes of others"
+    return [f"processes='undefined' with {text} (/proc/PID/root): {remedy}"]
 
 
 def _capabilities_of(box: Sandbox) -> Sequence[str]:

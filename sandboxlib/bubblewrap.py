@@ -59,6 +59,8 @@ def _promises_not(box: Sandbox) -> list[str]:
     if box.deterministic:
         found.append("deterministic=True: bwrap cannot do all of it")
     found += _executor.limits_refused(box, in_user_namespace=os.geteuid() != 0)
+    if os.geteuid() == 0:  # others run in a user namespace of their own
+        found += _executor.read_only_refused(box)
     names = box.policy.capabilities
     if isinstance(names, tuple) and not _is_root(box):
         found.append(f"capabilities={names!r}: the command is not root")

@@ -46,13 +46,14 @@ def _promises_not(box: Sandbox) -> list[str]:
     if (box.user == "ranges" or box.ids is not None) and _machine.has_one_id():
         word = "user='ranges'" if box.ids is None else f"ids={box.ids!r}"
         return [f"{word}: the caller is in a user namespace that has a single id"]
-    return _executor.limits_refused(box, changes_ids=True)
+    return _executor.limits_refused(box, changes_ids=True) or _executor.read_only_refused(box)
 
 
 def plan_of(box: Sandbox) -> _plan.Plan:
     """How the C core runs a command in a Sandbox; UnsupportedError."""
     is_plain = box.user == "caller" and box.ids is None and box.limits is None
     is_plain = is_plain and box.policy.seccomp in ("default", "none") and not box.policy.nesting
+    is_plain = is_plain and (box.processes == "isolated" or box.filesystem_writable_paths == "all")
     if not is_plain and (refused := _promises_not(box)):
         raise UnsupportedError(f"{NAME}: {refused[0]}")
     return _plan.plan_for(box)
