@@ -247,9 +247,9 @@ static int do_loopback(struct sbx_child *c) {
 
 /* What a resident looks at after each run, put where it expects it. */
 static int do_watch(struct sbx_child *c) {
-    static const char *const files[] = {"/proc/self/net/dev", "/proc/self/net/sockstat",
-                                        "/proc/self/coredump_filter", "/proc/self/oom_score_adj",
-                                        "/proc/self/projid_map"};
+    static const char *const files[] = {
+        "/proc/self/net/dev",         "/proc/self/net/sockstat",  "/proc/self/net/ip6_flowlabel",
+        "/proc/self/coredump_filter", "/proc/self/oom_score_adj", "/proc/self/projid_map"};
     int from = c->place->namespaces & CLONE_NEWNET ? 0 : RESIDENT_MEMORY_FD - REAPER_FDS;
     if (c->place->reaper != SBX_RESIDENT)
         return 0;
@@ -261,7 +261,7 @@ static int do_watch(struct sbx_child *c) {
             result = raw(__NR_dup3, fd, wanted, 0);
             close_fd(fd);
         }
-        if (result < 0)
+        if (result < 0 && !(result == -ENOENT && wanted == RESIDENT_LABELS_FD)) /* no IPv6 */
             return (int)result;
     }
     c->index = 0;
@@ -782,6 +782,14 @@ static int keeps_ambient_only(void) {
     return raw(__NR_geteuid, 0) || raw(__NR_prctl, PR_GET_SECUREBITS, 0, 0, 0, 0) & 1 /* NOROOT */;
 }
 
+static int raise_ambient(uint64_t capabilities) {
+    long result = 0;
+    for (int cap = 0; cap < 64 && result >= 0; cap++)
+        if (capabilities >> cap & 1)
+            result = raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0);
+    return (int)result;
+}
+
 /* A reaper keeps all that its caller has, so that its command lacks something that it has, and cuts
  * the bounding set itself, for its command.
  *
@@ -804,23 +812,22 @@ static int do_capabilities(struct sbx_child *c) {
     uint64_t must = reaper ? have : c->place->must_capabilities;
     if (must & ~have)
         return -EPERM;
+    int more = c->inside && c->place->change_ids; /* until step USER, which cuts the rest */
+    keep |= more ? have & ((uint64_t)1 << CAP_SETUID | (uint64_t)1 << CAP_SETGID) : 0;
     if (!c->inside)
         result = sbx_cut_bounding_set(keep); /* an exec must not give more than the caller has */
     if (result >= 0 && !c->inside && !reaper)
         result = raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     if (result < 0)
         return (int)result;
-    uint64_t ambient = must && keeps_ambient_only() ? must : 0;
+    uint64_t ambient = must && !more && keeps_ambient_only() ? must : 0;
     for (int i = 0; i < 2; i++) {
         sets[i].inheritable = (uint32_t)(ambient >> 32 * i);
         if (c->inside)
             sets[i].effective = sets[i].permitted = (uint32_t)(keep >> 32 * i);
     }
     result = raw(__NR_capset, &header, sets);
-    for (int cap = 0; cap < 64 && result >= 0; cap++)
-        if (ambient >> cap & 1)
-            result = raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0);
-    return (int)result;
+    return result < 0 ? (int)result : raise_ambient(ambient);
 }
 
 static int do_no_new_privs(struct sbx_child *c) {
@@ -883,17 +890,45 @@ static int do_reaper(struct sbx_child *c) {
     return (int)result;
 }
 
+/* Whatever the change of ids left, which securebits decide (capabilities(7)): of uid 0 what it may
+ * have, of another what was asked for by name, which has to be ambient to outlive the exec. */
+static int cut_after_change(const struct sbx_place *place) {
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct sets[2];
+    uint64_t keep = place->cut_capabilities ? place->capabilities : ~(uint64_t)0;
+    uint64_t ambient = place->uid || keeps_ambient_only() ? place->must_capabilities : 0;
+    long result = raw(__NR_capget, &header, sets);
+    if (place->uid)
+        keep = place->must_capabilities;
+    for (int i = 0; i < 2; i++) {
+        sets[i].permitted &= (uint32_t)(keep >> 32 * i);
+        sets[i].effective = sets[i].permitted;
+        sets[i].inheritable = (uint32_t)(ambient >> 32 * i);
+    }
+    if (result >= 0)
+        result = raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    if (result >= 0)
+        result = raw(__NR_capset, &header, sets);
+    return result < 0 ? (int)result : raise_ambient(ambient);
+}
+
 /* Behind the exec of the reaper, whose memory this is: elsewhere it would change what the caller
- * may be traced by. From uid 0 to another takes all capabilities away (capabilities(7)). */
+ * may be traced by. */
 static int do_user(struct sbx_child *c) {
     const struct sbx_place *place = c->place;
     if (!c->inside || !place->change_ids)
         return 0;
-    long result = raw(__NR_setgroups, place->n_groups, place->groups);
+    long result = 0;
+    if (place->must_capabilities) /* the exec clears that */
+        result = raw(__NR_prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0);
+    if (result >= 0)
+        result = raw(__NR_setgroups, place->n_groups, place->groups);
     if (result >= 0)
         result = raw(__NR_setresgid, place->gid, place->gid, place->gid);
     if (result >= 0)
         result = raw(__NR_setresuid, place->uid, place->uid, place->uid);
+    if (result >= 0)
+        result = cut_after_change(place);
     if (result >= 0)
         result = raw(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
     return (int)result;

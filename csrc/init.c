@@ -103,8 +103,10 @@ static struct sbx_place inside; /* what is done for each run */
 static uint32_t runs;           /* the number of this run; the first is 1 */
 static struct sbx_run run;      /* shared by the processes of a resident, as all of their memory */
 static char first_buffer[16384] __attribute__((aligned(16)));
+static char order_buffer[131072] __attribute__((aligned(16))); /* of a resident */
 static char *buffer; /* what came with an order, then the pointers to its strings */
 static size_t capacity;
+static int is_larger;     /* than that was an order */
 static volatile int rung; /* a resident: the caller says that there is a message */
 
 /* SIGCHLD has no other use than to end ppoll. */
@@ -255,10 +257,11 @@ static long make_room(size_t size) {
     long memory = get_memory(size);
     if (memory < 0 && memory > -4096)
         return memory;
-    if (buffer != first_buffer)
+    if (buffer != first_buffer && buffer != order_buffer)
         raw(__NR_munmap, buffer, capacity);
     capacity = size;
     buffer = (char *)memory;
+    is_larger = 1;
     return 0;
 }
 
@@ -597,12 +600,47 @@ static int is_ipc_empty(int queues) {
 }
 
 /* The keyrings of a user belong to the user namespace (keyrings(7)): with none of its own, to the
- * host, as in every other run. */
-static int are_keyrings_empty(long persistent) {
+ * host, as in every other run. Nobody has the right SETATTR on those here, so that their mode,
+ * owner and timeout stay; a run may put another in their place, which has another number. */
+static struct {
+    int are_there; /* 0: a kernel without, or a filter before us, which the commands have as well */
+    int32_t user, session, persistent;
+} keyrings;
+
+static int are_keyrings_empty(void) {
     const long size = sizeof(int32_t); /* of a link; the second has one, to the first */
     return raw(__NR_keyctl, KEYCTL_READ, KEY_SPEC_USER_KEYRING, 0, 0) == 0
            && raw(__NR_keyctl, KEYCTL_READ, KEY_SPEC_USER_SESSION_KEYRING, 0, 0) == size
-           && (persistent < 0 || raw(__NR_keyctl, KEYCTL_READ, persistent, 0, 0) == 0);
+           && (keyrings.persistent < 0
+               || raw(__NR_keyctl, KEYCTL_READ, keyrings.persistent, 0, 0) == 0);
+}
+
+static int32_t number_of(int32_t key) {
+    return (int32_t)raw(__NR_keyctl, KEYCTL_GET_KEYRING_ID, key, 0);
+}
+
+/* It counts as used by each call; here that is always just before a run. */
+static int32_t persistent_keyring(void) {
+    return (int32_t)raw(__NR_keyctl, KEYCTL_GET_PERSISTENT, -1, KEY_SPEC_PROCESS_KEYRING);
+}
+
+static void open_keyrings(void) {
+    const uint32_t mode = 0x1f1f0000; /* KEYCTL_SETPERM(2const): possessor and user, no SETATTR */
+    keyrings.user = number_of(KEY_SPEC_USER_KEYRING);
+    keyrings.session = number_of(KEY_SPEC_USER_SESSION_KEYRING);
+    keyrings.persistent = persistent_keyring();
+    keyrings.are_there = keyrings.user > 0 && are_keyrings_empty();
+    if (keyrings.are_there
+        && (raw(__NR_keyctl, KEYCTL_SETPERM, keyrings.user, mode) < 0
+            || raw(__NR_keyctl, KEYCTL_SETPERM, keyrings.session, mode) < 0))
+        end();
+}
+
+static int are_keyrings_same(void) {
+    return !keyrings.are_there
+           || (number_of(KEY_SPEC_USER_KEYRING) == keyrings.user
+               && number_of(KEY_SPEC_USER_SESSION_KEYRING) == keyrings.session
+               && persistent_keyring() == keyrings.persistent && are_keyrings_empty());
 }
 
 static long open_queues(void) {
@@ -615,18 +653,34 @@ static long open_queues(void) {
     return fd;
 }
 
+/* A command sees in /proc/1/status how much memory we have, as its reaper shares it: always the
+ * same. So all of it is there from the first run on, and after an order that takes more we end. */
+static void touch_memory(void) {
+    static const struct {
+        volatile char *start;
+        size_t size;
+    } parts[] = {{order_buffer, sizeof order_buffer},
+                 {reaper_stack, sizeof reaper_stack},
+                 {command_stack, sizeof command_stack}};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        for (size_t at = 0; at < parts[i].size; at += 4096)
+            parts[i].start[at] = parts[i].start[at];
+    buffer = order_buffer;
+    capacity = sizeof order_buffer;
+    is_larger = 0;
+}
+
 static void stay(void) __attribute__((noreturn));
 static void stay(void) {
     settle();
+    touch_memory();
     are_counts_same(1);
     waker = (int)raw(__NR_eventfd2, 0, 0x80000 /* EFD_CLOEXEC */);
     long queues = inside.keyring ? open_queues() : 0;
-    long persistent = -1;
     if (own_users)
-        persistent = raw(__NR_keyctl, KEYCTL_GET_PERSISTENT, -1, KEY_SPEC_PROCESS_KEYRING);
-    int keys = own_users && are_keyrings_empty(persistent); /* 0: a kernel without */
+        open_keyrings();
     while (serve() && are_counts_same(0) && (!inside.keyring || is_ipc_empty((int)queues))
-           && (!keys || are_keyrings_empty(persistent)))
+           && are_keyrings_same() && !is_larger)
         ;
     end();
 }

@@ -127,12 +127,13 @@ enum {
     REAPER_STATUS_FD = 3,
     REAPER_LIFELINE_FD = 4,
     REAPER_FDS = 5,
-    RESIDENT_TRAFFIC_FD = 5,  /* /proc/net/dev */
-    RESIDENT_SOCKETS_FD = 6,  /* /proc/net/sockstat */
-    RESIDENT_MEMORY_FD = 7,   /* /proc/self/coredump_filter: of its memory, not of the process */
-    RESIDENT_OOM_FD = 8,      /* /proc/self/oom_score_adj: of all who share memory */
-    RESIDENT_PROJECTS_FD = 9, /* /proc/self/projid_map: anybody in a user namespace may write it */
-    RESIDENT_FDS = 10
+    RESIDENT_TRAFFIC_FD = 5,   /* /proc/net/dev */
+    RESIDENT_SOCKETS_FD = 6,   /* /proc/net/sockstat */
+    RESIDENT_LABELS_FD = 7,    /* /proc/net/ip6_flowlabel */
+    RESIDENT_MEMORY_FD = 8,    /* /proc/self/coredump_filter: of its memory, not of the process */
+    RESIDENT_OOM_FD = 9,       /* /proc/self/oom_score_adj: of all who share memory */
+    RESIDENT_PROJECTS_FD = 10, /* /proc/self/projid_map: anybody in a user namespace may write it */
+    RESIDENT_FDS = 11
 };
 
 /* SIGUSR1 wakes a resident to read a SBX_SIGNAL: while it waits for a run, it does not poll the

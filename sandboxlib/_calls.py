@@ -134,7 +134,7 @@ def _form_of_0_3(
             "network": network,
             "mounts": mounts,
             "ipc": "undefined",
-            **({} if "policy" in options else ALL),
+            **({} if "policy" in options else _policy(options)),
             "extra_mounts": extra_mounts,
             "filesystem_writable_paths": filesystem_writable_paths,
             **options,
@@ -143,6 +143,12 @@ def _form_of_0_3(
     env = os.environ if env is None else env
     words = (cwd or "/", extra_env, stdin, stdout, stderr, timeout, env)
     return run_in(box, command, *words, True, more)
+
+
+def _policy(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """That of the form of 0.3; another uid than 0 would lose all that its caller has."""
+    user, ids = options.get("user"), options.get("ids")
+    return {**ALL, "capabilities": "default"} if ids or type(user) is int else ALL
 
 
 def _degrade(

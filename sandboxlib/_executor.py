@@ -222,18 +222,27 @@ def limits_refused(
     limits = box.limits
     if limits is None or (limits.processes is None and limits.locked_memory is None):
         return []
-    if changes_ids and box.ids is not None and box.ids[0] != 0:  # it has lost all of them
+    is_other = changes_ids and box.ids is not None and box.ids[0] != 0
+    if is_other and isinstance(box.policy.capabilities, str):  # it has none
         return []
     found = []
     has = () if in_user_namespace else _capabilities_of(box)
     if limits.processes is not None:
-        if _machine.is_root_of_the_machine():
+        if _machine.is_root_of_the_machine() and not is_other:
             found = ["Limits.processes: the kernel exempts uid 0; give other ids, or Limits.pids"]
         elif "sys_admin" in has or "sys_resource" in has:
             found = ["Limits.processes: exempt is who has sys_admin or sys_resource"]
     if limits.locked_memory is not None and "ipc_lock" in has:
         found.append("Limits.locked_memory: the kernel exempts who has ipc_lock")
     return found
+
+
+def ids_refused(box: Sandbox) -> list[str]:
+    """Whether root's command would silently lose the capabilities that it is to keep."""
+    if box.ids is None or box.ids[0] == 0 or box.policy.capabilities != "all" or os.geteuid() != 0:
+        return []
+    text = "a uid other than 0 keeps none when it is taken; name those that it needs"
+    return [f"capabilities='all' with ids={box.ids!r}: {text}"]
 
 
 def read_only_refused(box: Sandbox) -> list[str]:

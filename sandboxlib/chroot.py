@@ -46,6 +46,8 @@ def _promises_not(box: Sandbox) -> list[str]:
     if (box.user == "ranges" or box.ids is not None) and _machine.has_one_id():
         word = "user='ranges'" if box.ids is None else f"ids={box.ids!r}"
         return [f"{word}: the caller is in a user namespace that has a single id"]
+    if refused := _executor.ids_refused(box):
+        return refused
     return _executor.limits_refused(box, changes_ids=True) or _executor.read_only_refused(box)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from ._check import Value, check_choice, check_flag, check_number, check_path, check_text
 from .errors import SpecChoiceError, SpecError, SpecTypeError, setup_error
 from .limits import Limits
-from .policy import CAPABILITIES, DEFAULT, Policy
+from .policy import DEFAULT, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes 2 ms to import
@@ -271,9 +271,10 @@ class Sandbox(Value):
     ids                   (uid, gid) of the command inside, with no other group; None (the default)
                           leaves it to `user`. Where a namespace has a single id, it is this one,
                           and the caller may have no other groups, which cannot be dropped there.
-                          The reaper changes them, so it takes processes='isolated', init=True, and
-                          of the capabilities setuid and setgid. user=1000, group=100 is a shorter
-                          way to say ids=(1000, 100); group is the same number by default.
+                          The reaper changes them, so it takes processes='isolated' and init=True.
+                          Another uid than 0 has the capabilities that the policy names, and of
+                          'default' none; 'all' is refused. user=1000, group=100 is a shorter way to
+                          say ids=(1000, 100); group is the same number by default.
     groups                with ids: up to 32 more groups of the command; () by default.
     umask: int            of the command; None (the default): the caller's.
     limits: Limits        how much the commands may use.
@@ -388,13 +389,8 @@ class Sandbox(Value):
             raise SpecError("there is a umask, and another in limits")
         if self.groups and self.ids is None:
             raise SpecError("groups need ids")
-        if self.ids is not None:
-            if self.processes != "isolated" or not self.init:
-                raise SpecError("ids needs processes='isolated' and init=True")
-            asked = self.policy.capabilities
-            names = CAPABILITIES if asked in ("default", "all") else asked
-            if not {"setuid", "setgid"}.issubset(names):
-                raise SpecError("ids needs the capabilities setuid and setgid")
+        if self.ids is not None and (self.processes != "isolated" or not self.init):
+            raise SpecError("ids needs processes='isolated' and init=True")
 
     def isolation(self) -> dict[str, str]:
         """The four kinds of isolation, by name."""

@@ -41,7 +41,7 @@ def refusals(box: Sandbox) -> list[str]:
 
 
 def _promises_not(box: Sandbox) -> list[str]:
-    if refused := _executor.policy_refused(box):
+    if refused := _executor.policy_refused(box) or _executor.ids_refused(box):
         return refused
     if box.user != "ranges" and box.ids is not None:
         remedy = "user='ranges' has more ids"

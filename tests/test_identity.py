@@ -223,7 +223,6 @@ except SetupError as error:
         {"user": 1000, "groups": range(33)},
         {"user": 1000, "init": False},
         {"user": 1000, "processes": "undefined"},
-        {"user": 1000, "policy": Policy(capabilities="none")},
         {"umask": -1},
         {"umask": 0o1000},
         {"umask": "022"},

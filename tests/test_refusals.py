@@ -16,7 +16,6 @@ import sandboxlib
 from sandboxlib import (
     STDOUT,
     Mount,
-    Policy,
     Sandbox,
     SandboxError,
     SpecError,
@@ -66,8 +65,6 @@ BAD_SANDBOXES: list[dict[str, Any]] = [
     {"ids": (5, (1 << 32) - 1)},
     {"ids": (5, 5), "init": False},
     {"ids": (5, 5), "processes": "undefined"},
-    {"ids": (5, 5), "policy": Policy(capabilities="none")},
-    {"ids": (5, 5), "policy": Policy(capabilities=["setuid"])},
 ]
 BAD_RUNS: list[dict[str, Any]] = [
     {"command": []},
