@@ -13,7 +13,7 @@ from ._syscalls import numbers_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from ._bpf import Condition, Rule
 
@@ -65,12 +65,8 @@ IPPROTO_IPV6, IPV6_FLOWLABEL_MGR = 41, 32
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 
 
-def compile_builds(openers: frozenset[str], abis: Iterable[str]) -> bytes:
+def compile_builds(openers: frozenset[str], abis: Sequence[str]) -> bytes:
     """The program for what is open (see CLOSED, and "net_raw") on a machine with these ABIs."""
-    answers: dict[str, list[Rule]] = dict(_looked_at(openers))
-    for names, answer, words in CLOSED:
-        if openers.isdisjoint(words.split()):
-            answers.update({name: [((), answer)] for name in names.split()})
     tables = []
     for name in abis:
         if name == "x32":  # closed: its numbers are beyond those of x86_64
@@ -79,6 +75,8 @@ def compile_builds(openers: frozenset[str], abis: Iterable[str]) -> bytes:
         # Newer calls are ENOSYS, as on older kernels, until somebody has looked at them.
         newest = max(number for number in numbers.values() if number < 0xF0000)
         abi = Abi(name, default=ALLOW, newest=newest, beyond=ENOSYS, skipped=ALLOW, x32=ENOSYS)
+        # A resident makes calls of the machine's own ABI.
+        answers = _answers(openers if name == abis[0] else openers - {"slot"})
         for call, rules in answers.items():
             if call in numbers:
                 abi.calls[numbers[call]] = rules
@@ -87,6 +85,14 @@ def compile_builds(openers: frozenset[str], abis: Iterable[str]) -> bytes:
                 abi.calls[number] = [((), ALLOW)]
         tables.append(abi)
     return compile_abis(tables, foreign=ENOSYS)
+
+
+def _answers(openers: frozenset[str]) -> dict[str, list[Rule]]:
+    answers = _looked_at(openers)
+    for names, answer, words in CLOSED:
+        if openers.isdisjoint(words.split()):
+            answers.update({name: [((), answer)] for name in names.split()})
+    return answers
 
 
 def _is(index: int, value: int, bits: int = 0xFFFFFFFF) -> Condition:

@@ -142,15 +142,22 @@ def some_calls(abi: str, count: int) -> list[tuple[str, int, list[int]]]:
     return calls
 
 
+def of_abi(settings: str, abi: str) -> tuple[bytes, dict[str, Any]]:
+    """The program, and what is asked of this ABI: residents make calls of the machine's own."""
+    machine = {"i386": "x86_64", "arm": "aarch64"}.get(abi, abi)
+    given = SETTINGS[settings]
+    program = _seccomp.builds(**given, machine=machine)
+    return program, given if abi == machine else {**given, "in_slot": False}
+
+
 @pytest.mark.parametrize("abi", ["x86_64", "i386", "aarch64", "arm"])
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.slow
 def test_every_call_gets_the_answer_described(settings: str, abi: str) -> None:
-    machine = {"i386": "x86_64", "arm": "aarch64"}.get(abi, abi)
-    program = _seccomp.builds(**SETTINGS[settings], machine=machine)
+    program, given = of_abi(settings, abi)
     for name, number, args in some_calls(abi, 1500):
         found = answer(program, AUDIT[abi], number, args)
-        assert found == described(name, args, **SETTINGS[settings]), (name, args)
+        assert found == described(name, args, **given), (name, args)
 
 
 @pytest.mark.parametrize("high", [1 << 32, 1 << 63, 0xFFFFFFFF << 32])
@@ -319,15 +326,13 @@ def open_sockets(raw: bool) -> list[Any]:
 @pytest.mark.slow
 def test_libseccomp_makes_the_same_of_it(settings: str, abi: str) -> None:
     """Three filters: what is denied, and for two kinds of calls what is allowed."""
-    given = SETTINGS[settings]
+    program, given = of_abi(settings, abi)
     filters: list[Any] = [
         (ALLOW, ENOSYS, [abi], denied(given, _syscalls.numbers_of(abi))),
         (EPERM, ENOSYS, [abi], open_personalities()),
         (EAFNOSUPPORT, ENOSYS, [abi], open_sockets("net_raw" in given.get("capabilities", ()))),
     ]
     oracles, unknown = bpf.libseccomp(filters)
-    machine = {"i386": "x86_64", "arm": "aarch64"}.get(abi, abi)
-    program = _seccomp.builds(**given, machine=machine)
     for name, number, args in some_calls(abi, 1500):
         if name in unknown:
             continue
@@ -403,34 +408,12 @@ def test_the_kernel_answers_so() -> None:
     assert x32 == unknown == -errno.ENOSYS
 
 
-I386 = r"""
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-// A call of the i386 ABI from a 64-bit program: int 0x80.
-int main(int argc, char **argv)
-{
-    for (int i = 1; i + 3 < argc; i += 4) {
-        long found = strtoul(argv[i], NULL, 0);
-        __asm__ volatile("int $0x80"
-                         : "+a"(found)
-                         : "b"(strtoul(argv[i + 1], NULL, 0)), "c"(strtoul(argv[i + 2], NULL, 0)),
-                           "d"(strtoul(argv[i + 3], NULL, 0))
-                         : "memory", "r8", "r9", "r10", "r11");
-        printf("%d\n", (int)found);
-    }
-    return 0;
-}
-"""
-
-
 def test_calls_of_i386_from_a_64_bit_program(tmp_path: Path) -> None:
     require(os.uname().machine == "x86_64", "the numbers are those of x86_64")
     require(shutil.which("cc"), "there is no C compiler")
-    (tmp_path / "i386.c").write_text(I386)
-    tool = str(tmp_path / "i386")
-    subprocess.run(["cc", "-O1", "-o", tool, f"{tool}.c"], check=True)
+    tool = str(tmp_path / "calls")
+    source = str(Path(__file__).with_name("calls.c"))
+    subprocess.run(["cc", "-O1", "-o", tool, source], check=True)
     numbers = _syscalls.numbers_of("i386")
     calls = [
         ("getppid", [], None),
@@ -455,9 +438,7 @@ def test_calls_of_i386_from_a_64_bit_program(tmp_path: Path) -> None:
         ("add_key", [], errno.EPERM),
         ("io_uring_setup", [], errno.ENOSYS),
     ]
-    words = []
-    for name, args, _ in calls:
-        words += [str(word) for word in (numbers[name], *args, *[0] * (3 - len(args)))]
+    words = [f"i:{','.join(map(str, [numbers[name], *args]))}" for name, args, _ in calls]
     program = _seccomp.builds(frozenset({"net_raw"}))
     text = bpf.LOADER + "\ninstall(bytes.fromhex(sys.argv[1]))\nos.execv(sys.argv[2], sys.argv[2:])"
     found = subprocess.run(
