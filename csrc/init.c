@@ -104,6 +104,7 @@ static uint32_t runs;           /* the number of this run; the first is 1 */
 static struct sbx_run run;      /* shared by the processes of a resident, as all of their memory */
 static char first_buffer[16384] __attribute__((aligned(16)));
 static char order_buffer[131072] __attribute__((aligned(16))); /* of a resident */
+static char filter[4096 * 8];                                  /* BPF_MAXINSNS instructions */
 static char *buffer; /* what came with an order, then the pointers to its strings */
 static size_t capacity;
 static int is_larger;     /* than that was an order */
@@ -331,6 +332,10 @@ static long read_place(void) {
                 *strings[j] = start + (uintptr_t)*strings[j];
     }
     inside.mounts = mounts;
+    if (inside.filter) { /* what comes next may lie where it lay */
+        memcpy(filter, start + (uintptr_t)inside.filter, (size_t)inside.filter_length * 8);
+        inside.filter = filter;
+    }
     if (!inside.cut_capabilities)
         return 0;
     raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
@@ -425,14 +430,11 @@ static int await_order(struct sbx_child *c) {
     return 0;
 }
 
+/* By clone(2): filters of system calls know no clone3, as its flags lie in memory. */
 static long spawn(uint64_t flags, char *stack, size_t size, int (*entry)(void *), void *argument,
                   int *pidfd) {
-    struct raw_clone_args args = {.flags = flags | CLONE_VM | (pidfd ? RAW_CLONE_PIDFD : 0),
-                                  .pidfd = (uint64_t)(uintptr_t)pidfd,
-                                  .exit_signal = SIGCHLD,
-                                  .stack = (uint64_t)(uintptr_t)stack,
-                                  .stack_size = size};
-    return clone_onto(&args, entry, argument);
+    long all = (long)flags | CLONE_VM | SIGCHLD | (pidfd ? RAW_CLONE_PIDFD : 0);
+    return clone_by(__NR_clone, all, (long)(stack + size), (long)pidfd, entry, argument);
 }
 
 /* The end of a reaper, without its stack: that is the next one's as soon as the resident wakes. */
@@ -670,16 +672,30 @@ static void touch_memory(void) {
     is_larger = 0;
 }
 
+/* Once for all runs, which inherit it. A filter of ours leaves nobody a way to a key: so they share
+ * a session keyring, and none is looked at. */
+static void install_filter(void) {
+    if (inside.keyring)
+        raw(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0);
+    if (sbx_install_filter(&inside) < 0)
+        end();
+    inside.keyring = 0;
+    inside.filter = NULL;
+}
+
 static void stay(void) __attribute__((noreturn));
 static void stay(void) {
     settle();
     touch_memory();
     are_counts_same(1);
     waker = (int)raw(__NR_eventfd2, 0, 0x80000 /* EFD_CLOEXEC */);
-    long queues = inside.keyring ? open_queues() : 0;
-    if (own_users)
+    int own_ipc = inside.keyring;
+    long queues = own_ipc ? open_queues() : 0;
+    if (inside.filter && inside.filter_when == SBX_FILTER_RESIDENT)
+        install_filter();
+    else if (own_users)
         open_keyrings();
-    while (serve() && are_counts_same(0) && (!inside.keyring || is_ipc_empty((int)queues))
+    while (serve() && are_counts_same(0) && (!own_ipc || is_ipc_empty((int)queues))
            && are_keyrings_same() && !is_larger)
         ;
     end();

@@ -63,6 +63,9 @@ long sbx_new_filesystem(const char *type, const char *const *options, int attrib
 /* What exec cannot give to the command any more (capabilities(7)): all but KEEP. */
 int sbx_cut_bounding_set(uint64_t keep);
 
+/* The system call filter of a place, for who calls it and all that it starts: 0 or -errno. */
+int sbx_install_filter(const struct sbx_place *place);
+
 /* Records the first failure; returns -1 for the caller to pass on. */
 static inline int sbx_fail(struct sbx_run *run, enum sbx_step step, int index, long error) {
     if (run->failure.step == SBX_STEP_NONE) {

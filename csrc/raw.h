@@ -79,8 +79,10 @@ struct raw_clone_args { /* clone3(2), its first version */
 
 #define RAW_CLONE_PIDFD 0x1000
 
-/* clone3 onto a stack of its own: no libc function does that. The child's half never returns. */
-static inline long clone_onto(struct raw_clone_args *args, int (*entry)(void *), void *argument) {
+/* A clone onto a stack of its own, by the system call NUMBER: no libc function does that. The
+ * child's half never returns. */
+static inline long clone_by(long number, long a, long b, long c, int (*entry)(void *),
+                            void *argument) {
     long result;
 #if defined(__x86_64__)
     register int (*fn)(void *) __asm__("r12") = entry;
@@ -92,17 +94,18 @@ static inline long clone_onto(struct raw_clone_args *args, int (*entry)(void *),
                      "mov %%r13, %%rdi\n\t"
                      "call *%%r12\n\t"
                      "mov %%eax, %%edi\n\t"
-                     "mov %[exit], %%eax\n\t"
+                     "2: mov %[exit], %%eax\n\t"
                      "syscall\n\t"
+                     "jmp 2b\n\t"
                      "1:"
                      : "=a"(result)
-                     : "a"((long)RAW_clone3), "D"(args), "S"(sizeof *args), "r"(fn),
-                       "r"(arg), [exit] "i"(__NR_exit)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(fn), "r"(arg), [exit] "i"(__NR_exit)
                      : "rcx", "r11", "memory", "cc");
 #elif defined(__aarch64__)
-    register long x8 __asm__("x8") = RAW_clone3;
-    register long x0 __asm__("x0") = (long)args;
-    register long x1 __asm__("x1") = sizeof *args;
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
     register int (*fn)(void *) __asm__("x19") = entry;
     register void *arg __asm__("x20") = argument;
     __asm__ volatile("svc #0\n\t"
@@ -110,15 +113,20 @@ static inline long clone_onto(struct raw_clone_args *args, int (*entry)(void *),
                      "mov x29, #0\n\t"
                      "mov x0, x20\n\t"
                      "blr x19\n\t"
-                     "mov x8, %[exit]\n\t"
+                     "2: mov x8, %[exit]\n\t"
                      "svc #0\n\t"
+                     "b 2b\n\t"
                      "1:"
                      : "+r"(x0)
-                     : "r"(x8), "r"(x1), "r"(fn), "r"(arg), [exit] "i"(__NR_exit)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(fn), "r"(arg), [exit] "i"(__NR_exit)
                      : "memory", "cc");
     result = x0;
 #endif
     return result;
+}
+
+static inline long clone_onto(struct raw_clone_args *args, int (*entry)(void *), void *argument) {
+    return clone_by(RAW_clone3, (long)args, sizeof *args, 0, entry, argument);
 }
 
 /* The reaper finds its ends of the status pipe and of the lifeline here; one that stays, also what
@@ -197,6 +205,32 @@ static inline int exec_first(const char *const *paths, int n, const char *const 
         if (*index < 0 || !gone) {
             *index = i;
             result = (int)error;
+        }
+        if (!gone && error != -EACCES)
+            break;
+    }
+    return result;
+}
+
+/* The same behind a filter that may allow execve(2) alone: what exec_first looks at is looked at
+ * before. FIRST: of first_there, or n. */
+static inline int first_there(const char *const *paths, int n) {
+    int i = 0;
+    while (i < n && raw(__NR_faccessat, -100 /* AT_FDCWD */, paths[i], 0) != 0)
+        i++;
+    return i;
+}
+
+static inline int exec_alone(const char *const *paths, int first, int n, const char *const *argv,
+                             const char *const *envp, int32_t *index) {
+    int result = -ENOENT;
+    *index = -1;
+    for (int i = first; i < n; i++) {
+        int error = (int)raw(__NR_execve, paths[i], argv, envp);
+        int gone = i > first && (error == -ENOENT || error == -ENOTDIR);
+        if (!gone) {
+            *index = i;
+            result = error;
         }
         if (!gone && error != -EACCES)
             break;

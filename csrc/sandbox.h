@@ -42,8 +42,9 @@ enum sbx_step {
     SBX_STEP_CWD,
     SBX_STEP_CGROUP, /* index: which */
     SBX_STEP_LIMITS, /* index: of rlimit, then of enum sbx_limit */
-    SBX_STEP_CAPABILITIES,
     SBX_STEP_NO_NEW_PRIVS,
+    SBX_STEP_SECCOMP, /* the system call filter; SBX_FILTER_LAST: after USER, just before EXEC */
+    SBX_STEP_CAPABILITIES,
     SBX_STEP_PARENT_DEATH, /* no reaper: the kernel kills the command when the caller dies */
     SBX_STEP_SIGNALS,      /* default dispositions */
     SBX_STEP_REAPER,       /* exec of the reaper */
@@ -82,6 +83,13 @@ enum sbx_reaper {
     SBX_RESIDENT /* the same, but it stays and runs one command after the other: see sbx_slot */
 };
 
+/* Who installs the filter, and when. */
+enum sbx_filter {
+    SBX_FILTER_EARLY, /* the command's process, as step SECCOMP: it lets through what comes after */
+    SBX_FILTER_LAST,  /* the command's process, with nothing but exec after it */
+    SBX_FILTER_RESIDENT /* a resident, once: all its runs inherit it */
+};
+
 enum sbx_limit { SBX_NICE, SBX_SCHEDULER, SBX_CPUS, SBX_UMASK, SBX_PERSONALITY };
 
 struct sbx_limits {
@@ -114,6 +122,9 @@ struct sbx_place {
     uint32_t groups[32];
     struct sbx_limits limits;
     int no_new_privs;
+    const void *filter; /* struct sock_filter[] of seccomp(2); NULL: none */
+    int filter_length;  /* how many */
+    int filter_when;    /* of enum sbx_filter */
     int cut_capabilities;
     uint64_t capabilities;      /* cut_capabilities: what may stay, where the caller has it */
     uint64_t must_capabilities; /* cut_capabilities: what the caller has to have */

@@ -335,11 +335,13 @@ static struct sbx_order order_of(const struct sbx_job *job, uint32_t run) {
     return order;
 }
 
-/* What the reaper of a single run is sent: the place and the command. */
+enum { SBX_PARTS = 6 };
+
+/* What the reaper of a single run is sent: the place, its filter, and the command. */
 struct letter {
     struct sbx_order orders[2];
     struct sbx_place place;
-    struct iovec parts[5];
+    struct iovec parts[SBX_PARTS];
 };
 
 /* Of the place all but what the child does before the exec of the reaper. */
@@ -351,12 +353,18 @@ static void write_letter(struct letter *l, const struct sbx_place *place,
     l->place.mounts = NULL;
     l->place.n_mounts = l->place.read_only = l->place.keyring = 0;
     l->place.limits.oom_score_adj = NULL;
-    l->orders[0] = (struct sbx_order){.kind = SBX_PLACE, .run = 1, .size = sizeof l->place};
+    size_t filter = place->filter ? (size_t)place->filter_length * 8 : 0;
+    if (filter)
+        l->place.filter = (const void *)sizeof l->place; /* an offset, as all pointers there */
+    l->orders[0] = (struct sbx_order){.kind = SBX_PLACE, .run = 1};
+    l->orders[0].size = (uint32_t)(sizeof l->place + filter);
     l->orders[1] = order_of(job, 1);
-    const void *starts[] = {&l->orders[0], &l->place, &l->orders[1], job->passed, job->cwd};
+    const void *starts[] = {&l->orders[0], &l->place,   place->filter,
+                            &l->orders[1], job->passed, job->cwd};
     size_t passed = (size_t)job->n_passed * sizeof *job->passed;
-    size_t sizes[] = {sizeof *l->orders, sizeof l->place, sizeof *l->orders, passed, job->size};
-    for (int i = 0; i < 5; i++)
+    size_t sizes[] = {sizeof *l->orders, sizeof l->place, filter,
+                      sizeof *l->orders, passed,          job->size};
+    for (int i = 0; i < SBX_PARTS; i++)
         l->parts[i] = (struct iovec){(void *)(uintptr_t)starts[i], sizes[i]};
 }
 
@@ -415,7 +423,7 @@ static void clone_and_tell(struct sbx_child *c, char *stack, struct letter *l) {
     long sent = 0;
     if (c->place->reaper == SBX_REAPER) {
         write_letter(l, c->place, c->job);
-        sent = send_all(run->status, l->parts, 5, NULL, 0, MSG_DONTWAIT);
+        sent = send_all(run->status, l->parts, SBX_PARTS, NULL, 0, MSG_DONTWAIT);
     }
     long pid = clone_child(c, stack);
     if (pid < 0)
@@ -424,7 +432,7 @@ static void clone_and_tell(struct sbx_child *c, char *stack, struct letter *l) {
         run->pid = (int)pid;
     if (sent < 0 && run->failure.step == SBX_STEP_NONE) {
         limit_patience(run->status);
-        sent = send_all(run->status, l->parts, 5, NULL, 0, 0);
+        sent = send_all(run->status, l->parts, SBX_PARTS, NULL, 0, 0);
         if (sent < 0 && sent != -EPIPE
             && sent != -ECONNRESET) /* a dead one is the pump's to find */
             sbx_fail(run, SBX_STEP_REAPER, 0, sent);

@@ -235,8 +235,16 @@ class Gate:
         select.select([self._reader], [], [], self._pause)
 
     def open(self) -> None:
-        """Lets the command start. BrokenPipeError where bwrap has ended."""
-        os.write(self._writer, self._program[8:])
+        """Lets the command start. BrokenPipeError where bwrap has ended, or does not read."""
+        rest = self._program[8:]
+        for _ in range(100):
+            with contextlib.suppress(BlockingIOError):  # some pipes hold a page only (pipe(7))
+                rest = rest[os.write(self._writer, rest) :]
+            if not rest:
+                break
+            select.select([], [self._writer], [], 0.1)
+        else:
+            raise BrokenPipeError(errno.EPIPE, "bwrap does not read its filter")
         self.is_open = True
         self._close(self._writer)
 

@@ -151,6 +151,12 @@ def _policy(options: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**ALL, "capabilities": "default"} if ids or type(user) is int else ALL
 
 
+def _least_filter(possible: str, config: Mapping[str, Any]) -> str | None:
+    """What to ask for where that of a configuration cannot be had; None where it can."""
+    asked = config.get("seccomp")
+    return None if possible == "builds" or asked in (None, "none", possible) else possible
+
+
 def _degrade(
     executor: str,
     possible: Mapping[str, str],
@@ -159,6 +165,10 @@ def _degrade(
 ) -> dict[str, Any]:
     """A copy of a configuration that asks an executor for no more than it can isolate here."""
     degraded = dict(config)
+    if (filter := _least_filter(possible["seccomp"], config)) is not None:
+        degraded["seccomp"] = filter
+        if warn:
+            _executor.warn(f"{executor} has no such filter here: going on with seccomp={filter!r}")
     for name, value in possible.items():
         if config.get(name, "undefined") == "isolated" and value != "isolated":
             degraded[name] = value

@@ -187,9 +187,16 @@ TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 
 @functools.lru_cache(maxsize=256)
-def trial(run_in: Callable[..., Result], isolated: tuple[str, ...], user: str, euid: int) -> str:
+def trial(
+    run_in: Callable[..., Result],
+    isolated: tuple[str, ...],
+    user: str,
+    euid: int,
+    seccomp: str = "none",
+) -> str:
     """Whether an executor can isolate these on this machine: "", or why not. Tried once."""
     words: dict[str, Any] = {**UNDEFINED, **dict.fromkeys(isolated, "isolated")}
+    words["policy"] = Policy(seccomp=seccomp)
     try:
         result = run_in(Sandbox("/", **words, user=user), [_TRIAL], "/")
     except errors.SetupError as error:
@@ -204,8 +211,6 @@ def trial(run_in: Callable[..., Result], isolated: tuple[str, ...], user: str, e
 def policy_refused(box: Sandbox) -> list[str]:
     """What of a Policy nobody can promise yet."""
     found = []
-    if box.policy.seccomp not in ("default", "none"):
-        found.append("seccomp: there is no filter yet")
     if box.policy.nesting:
         found.append("nesting=True: there is none yet")
     return found
@@ -284,17 +289,21 @@ def _capabilities_of(box: Sandbox) -> Sequence[str]:
 
 
 def native_refusals(run_in: Callable[..., Result], box: Sandbox) -> list[str]:
-    """What of a Sandbox the machine denies to a native executor."""
+    """What of a Sandbox the machine denies to an executor that takes filters."""
     isolated = tuple(name for name, value in box.isolation().items() if value == "isolated")
-    reason = trial(run_in, isolated, box.user, os.geteuid())
+    euid = os.geteuid()
+    reason = trial(run_in, isolated, box.user, euid)
+    if not reason and box.policy.seccomp != "none":
+        reason = trial(run_in, (), "caller", euid, "builds")
     return [reason] if reason else []
 
 
 def possible_isolation(run_in: Callable[..., Result]) -> dict[str, str]:
     """All that an executor can isolate on this machine, as keywords of run_sandbox."""
     euid = os.geteuid()
+    seccomp = {"seccomp": "none" if trial(run_in, (), "caller", euid, "builds") else "builds"}
     if not trial(run_in, tuple(ISOLATED), "caller", euid):
-        return dict(ISOLATED)
+        return ISOLATED | seccomp
     found: tuple[str, ...] = ()
     for name in (
         "mounts",
@@ -304,4 +313,4 @@ def possible_isolation(run_in: Callable[..., Result]) -> dict[str, str]:
     ):  # the last takes a /proc where mounts are
         if not trial(run_in, (*found, name), "caller", euid):
             found = (*found, name)
-    return {name: "isolated" if name in found else "undefined" for name in ISOLATED}
+    return {name: "isolated" if name in found else "undefined" for name in ISOLATED} | seccomp

@@ -115,7 +115,7 @@ def executor_of(box: Sandbox, native: bool = False) -> ModuleType:
 
 def _possible() -> dict[str, str]:
     """The most that one executor can isolate here."""
-    best: dict[str, str] = dict(_executor.UNDEFINED)
+    best: dict[str, str] = {**_executor.UNDEFINED, "seccomp": "none"}
     for name in _candidates():
         executor = get_executor(name)
         possible = best if executor.why_not() else executor.maximum_possible_isolation()

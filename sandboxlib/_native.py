@@ -279,6 +279,9 @@ def new_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]]) -> tuple
 
     def convert(values: dict[str, Any]) -> dict[str, Any]:
         words = {key: text(value) for key, value in values.items() if isinstance(value, str)}
+        for key, value in values.items():
+            if isinstance(value, bytes):
+                words[key] = ffi.from_buffer(value)
         kept.extend(words.values())
         inner = {key: convert(value) for key, value in values.items() if isinstance(value, dict)}
         return {**values, **words, **inner}
@@ -303,10 +306,14 @@ def pack_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]], held: b
             if isinstance(value, str):
                 converted[key] = ffi.cast("char *", strings_at + len(strings))
                 strings.extend(os.fsencode(value) + b"\0")
+            if isinstance(value, bytes):
+                converted[key] = ffi.cast("void *", strings_at + len(strings))
+                strings.extend(value)
         return converted
 
     array = ffi.new("struct sbx_mount[]", [convert(mount) for mount in mounts])
-    whole = {**values, "mounts": ffi.cast("struct sbx_mount *", mounts_at), "n_mounts": len(mounts)}
+    whole = {**convert(values), "n_mounts": len(mounts)}
+    whole["mounts"] = ffi.cast("struct sbx_mount *", mounts_at)
     place = ffi.new("struct sbx_place *", whole)
     return b"".join([bytes(ffi.buffer(place)), bytes(ffi.buffer(array)), held, strings])
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from . import _machine, _native, errors, sandbox
 from ._check import ENCODING, check_path
 from .limits import RLIMITS, SCHEDULERS, Limits
-from .policy import CAPABILITIES, DEFAULT_CAPABILITIES
+from .policy import CAPABILITIES, DEFAULT_CAPABILITIES, Policy, Profile, filter_of, program_of
 from .sandbox import Mount, Sandbox
 
 TYPE_CHECKING = False
@@ -59,7 +59,8 @@ class Plan:
         self.reaper = bool(values["reaper"])
         self.cgroups = _cgroups_of(box)
         self.is_limited = box.limits is not None
-        self.isolation = MappingProxyType(box.isolation())  # all results share it
+        isolation = {**box.isolation(), "seccomp": filter_of(box.policy)}
+        self.isolation = MappingProxyType(isolation)  # all results share it
         self._nothing_held = _native.held_flags(len(self.mounts), ())
         self.stubs: tuple[int, ...] = ()  # mounts whose target had to be made in the last run
 
@@ -249,7 +250,19 @@ def _place_values(box: Sandbox) -> dict[str, Any]:
         values["capabilities"] = _mask(DEFAULT_CAPABILITIES)
     elif isinstance(names, tuple):
         values["capabilities"] = values["must_capabilities"] = _mask(names)
-    return values
+    return values | filter_values(box.policy)
+
+
+def filter_values(policy: Policy, in_slot: bool = False) -> dict[str, Any]:
+    """Those of the system call filter. in_slot: of what a resident does for each run."""
+    is_profile = isinstance(policy.seccomp, Profile)
+    program = program_of(policy, in_slot and not is_profile)
+    if not program:
+        return {}
+    when = lib.SBX_FILTER_RESIDENT if in_slot else lib.SBX_FILTER_EARLY
+    if is_profile:  # it may close what comes before exec; without no_new_privs it takes privilege
+        when = lib.SBX_FILTER_LAST if policy.no_new_privs else lib.SBX_FILTER_EARLY
+    return {"filter": program, "filter_length": len(program) // 8, "filter_when": when}
 
 
 def _cgroups_of(box: Sandbox) -> Any:
@@ -455,12 +468,17 @@ _STEPS = {
     "private": "make the mounts of the new namespace private",
     "capabilities": "cut the capabilities",
     "no_new_privs": "set no_new_privs",
+    "seccomp": "install the system call filter",
     "parent_death": "tie the command's life to the caller's",
     "reaper": "exec the reaper",
     "fork": "fork the command in its namespaces",
     "user": "change the ids of the command",
 }
 _LIMITS = "the limits of RLIMIT_NPROC (ulimit -u) and of the pids cgroup are the usual causes"
+_NO_FILTER = (
+    "the kernel has no filters (CONFIG_SECCOMP_FILTER), or a filter of the host forbids them; "
+    "Policy(seccomp='none') goes without"
+)
 _HINTS = {
     ("clone", errno.EPERM): "it takes root, or CAP_SYS_ADMIN and CAP_SYS_CHROOT",
     ("clone", errno.ENOSPC): "not a full disk: a limit on namespaces, sysctl user.max_*_namespaces",
@@ -478,6 +496,10 @@ _HINTS = {
         errno.EDQUOT,
     ): "too many keys: sysctl kernel.keys.maxkeys, kernel.keys.root_maxkeys",
     ("capabilities", errno.EPERM): "the caller does not have all capabilities that were asked for",
+    ("seccomp", errno.EINVAL): _NO_FILTER,
+    ("seccomp", errno.ENOSYS): _NO_FILTER,
+    ("seccomp", errno.EPERM): _NO_FILTER,
+    ("seccomp", errno.EACCES): "it takes no_new_privs=True, or CAP_SYS_ADMIN",
     ("oom_score", errno.EACCES): "lowering it takes CAP_SYS_RESOURCE",
     ("oom_score", errno.EPERM): "lowering it takes CAP_SYS_RESOURCE",
     ("oom_score", errno.ENOENT): "the caller has no /proc",
@@ -561,6 +583,6 @@ def hint(step: str, index: int, error: int, in_user_namespace: bool = False) -> 
         if index < 0:
             return "it is looked for inside the root, in the PATH of the sandbox"
         return "the file is there, but not its interpreter or loader"
-    if error == errno.ENOSYS:
+    if error == errno.ENOSYS and step != "seccomp":
         return "sandboxlib takes Linux 5.12, and a seccomp filter that lets this call through"
     return _HINTS.get((step, error), "")

@@ -75,6 +75,11 @@ def from_profile(
     return compile_profile(profile, capabilities, _abis(machine or os.uname().machine))
 
 
+def native_abi() -> str:
+    """That of the programs of this machine."""
+    return _abis(os.uname().machine)[0]
+
+
 def _abis(machine: str) -> tuple[str, ...]:
     if machine not in MACHINES:
         raise UnsupportedError(

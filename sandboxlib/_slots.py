@@ -16,7 +16,7 @@ from collections import deque
 from weakref import ref
 
 from . import _machine, _native
-from ._plan import Plan, PlannedMount, may_hang
+from ._plan import Plan, PlannedMount, filter_values, may_hang
 from ._stubs import Stubs
 from .policy import DEFAULT_CAPABILITIES
 
@@ -115,6 +115,7 @@ class Slots:
         self._mounts = plan.mounts
         self._own = _of_the_run(plan.mounts, self._root)
         self._values = plan.values
+        self._policy = plan.box.policy
         self._in_user_namespace = plan.in_user_namespace
         # A run finds no path of the caller's: such a source, or the /dev that lends devices.
         own = [plan.mounts[i] for i in self._own]
@@ -258,7 +259,10 @@ class Slots:
         }
         names = "keyring reaper no_new_privs cut_capabilities capabilities must_capabilities"
         names += " change_ids uid gid n_groups groups"
+        for name in ("filter", "filter_length", "filter_when"):
+            values.pop(name, None)
         inside = {name: self._values[name] for name in names.split() if name in self._values}
+        inside |= filter_values(self._policy, in_slot=True)
         inside |= {"session": 1, "namespaces": int(self._in_user_namespace), "limits": limits}
         place = _native.new_place(values, mounts)
         flags = _native.held_flags(len(mounts), [n for n, i in enumerate(kept) if held[i]])

@@ -19,7 +19,7 @@ from time import monotonic
 
 from . import _bwrap, _calls, _executor, _machine, _plan, _process, _rare, errors
 from ._check import check_seconds
-from .policy import DEFAULT_CAPABILITIES
+from .policy import DEFAULT_CAPABILITIES, filter_of, program_of
 from .result import Result
 from .sandbox import CAPTURE, Sandbox, caller_directory
 
@@ -143,7 +143,7 @@ def run_in(
         tool = _bwrap.find_tool(deadline)
         room = _MOST_PASSED - len(passed)
         layout = _bwrap.Layout(box, tool, box.policy.capabilities != "all", room, undo, deadline)
-        gate = undo.enter_context(_bwrap.Gate())
+        gate = undo.enter_context(_bwrap.Gate(program_of(box.policy) or _bwrap.ALLOW_ALL))
         options = [*_options(box), *layout.options(), *_environment(whole)]
         options += ["--chdir", "/" + inside.lstrip("/")]
         arguments = _arguments([*gate.options(), *options], len(words), undo)
@@ -208,7 +208,7 @@ def _could_not_begin(gate: _bwrap.Gate, result: Result) -> bool:
 
 
 def _isolation(box: Sandbox) -> dict[str, str]:
-    return {**box.isolation(), "mounts": "isolated"}
+    return {**box.isolation(), "mounts": "isolated", "seccomp": filter_of(box.policy)}
 
 
 def _failure(result: Result, root: str, program: str) -> errors.SetupError:

@@ -54,8 +54,8 @@ def _promises_not(box: Sandbox) -> list[str]:
 def plan_of(box: Sandbox) -> _plan.Plan:
     """How the C core runs a command in a Sandbox; UnsupportedError."""
     is_plain = box.user == "caller" and box.ids is None and box.limits is None
-    is_plain = is_plain and box.policy.seccomp in ("default", "none") and not box.policy.nesting
     is_plain = is_plain and (box.processes == "isolated" or box.filesystem_writable_paths == "all")
+    is_plain = is_plain and not _executor.policy_refused(box)
     if not is_plain and (refused := _promises_not(box)):
         raise UnsupportedError(f"{NAME}: {refused[0]}")
     return _plan.plan_for(box)

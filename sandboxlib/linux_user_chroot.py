@@ -32,6 +32,7 @@ from . import _calls, _executor, _plan, errors
 from ._check import check_seconds
 from ._luc_mounts import Recipe, View
 from .errors import UnsupportedError
+from .policy import Policy
 from .sandbox import CAPTURE, STDOUT, Sandbox, caller_directory, is_capture
 
 TYPE_CHECKING = False
@@ -189,13 +190,9 @@ def refusals(box: Sandbox) -> list[str]:
     if isinstance(tool, str):
         return [tool]
     recent = tool.recent
-    found = _executor.policy_refused(box)
+    found = _of_the_policy(box.policy, recent)
     if box.hostname is not None:
         found.append("linux-user-chroot cannot set a hostname")
-    if box.policy.no_new_privs and not recent:
-        found.append("linux-user-chroot before 2015.1 cannot promise no_new_privs=True")
-    if not box.policy.no_new_privs and recent:
-        found.append("linux-user-chroot of 2015.1 or later always sets no_new_privs")
     if box.user not in ("caller", "caller" if os.getuid() else "root"):
         found.append("linux-user-chroot runs commands as the caller only")
     if box.ids is not None:
@@ -203,11 +200,6 @@ def refusals(box: Sandbox) -> list[str]:
     if box.deterministic:
         found.append("deterministic=True: linux-user-chroot cannot do all of it")
     found += _executor.limits_refused(box)
-    # An ordinary user's command has what the user has: none. Root's has all, or before 2015 none.
-    kept = ("default", "all", "none") if os.getuid() else ("all",) if recent else ("none",)
-    if box.policy.capabilities not in kept:
-        words = " or ".join(map(repr, kept))
-        found.append(f"linux-user-chroot promises this caller no other capabilities than {words}")
     if any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts):
         found.append("linux-user-chroot mounts directories, not files")
     if any(mount.size is not None for mount in box.extra_mounts):
@@ -219,6 +211,24 @@ def refusals(box: Sandbox) -> list[str]:
     return found
 
 
+def _of_the_policy(policy: Policy, recent: bool) -> list[str]:
+    found = []
+    if policy.no_new_privs and not recent:
+        found.append("linux-user-chroot before 2015.1 cannot promise no_new_privs=True")
+    if not policy.no_new_privs and recent:
+        found.append("linux-user-chroot of 2015.1 or later always sets no_new_privs")
+    if policy.seccomp not in ("default", "none"):
+        found.append("linux-user-chroot takes no filter of system calls but its own")
+    if policy.nesting:
+        found.append("linux-user-chroot makes no sandbox in which there can be others")
+    # An ordinary user's command has what the user has: none. Root's has all, or before 2015 none.
+    kept = ("default", "all", "none") if os.getuid() else ("all",) if recent else ("none",)
+    if policy.capabilities not in kept:
+        words = " or ".join(map(repr, kept))
+        found.append(f"linux-user-chroot promises this caller no other capabilities than {words}")
+    return found
+
+
 # ---- the command line ------------------------------------------------------------------------
 
 
@@ -227,6 +237,8 @@ def command_line(
 ) -> list[bytes | str]:
     """All words of a run. Raises UnsupportedError where the program does not take so many."""
     options = [[word] for word in namespaces(recipe.box)]
+    if _filter(tool, recipe.box) == "tool":
+        options.append(["--seccomp-profile-version", "0"])
     if cwd != "/":
         options.append(["--chdir", cwd])
     options += recipe.options()
@@ -237,6 +249,11 @@ def command_line(
             f"which takes {tool.limit} at most in version {version}"
         )
     return [tool.path, *(word for option in options for word in option), recipe.root, *words]
+
+
+def _filter(tool: Tool, box: Sandbox) -> str:
+    """Which one a run has, in a word of Result.isolation."""
+    return "tool" if tool.recent and box.policy.seccomp == "default" else "none"
 
 
 def namespaces(box: Sandbox) -> list[str]:
@@ -339,7 +356,7 @@ def run_in(
             words = with_report(words, settings)
             stdin = run.report = report_file(stdin, undo)
         argv = command_line(tool, recipe, words, place)
-        isolation = {**box.isolation(), "mounts": "isolated"}
+        isolation = {**box.isolation(), "mounts": "isolated", "seccomp": _filter(tool, box)}
         rest = (stdin, stdout, stderr, timeout, start, isolation, more)
         result = _executor.run_tool(NAME, box, argv, settings, *rest)
         if result.exit == 1 and not result.timed_out:
@@ -424,11 +441,11 @@ class _Run:
 def _possible_isolation() -> dict[str, str]:
     tool = _tool()
     if isinstance(tool, str):
-        return dict(_executor.UNDEFINED)
+        return {**_executor.UNDEFINED, "seccomp": "none"}
     least: dict[str, Any] = {**_executor.UNDEFINED}
     alone = {name: Sandbox("/", **{**least, name: "isolated"}) for name in least}
     denied = {name: "undefined" for name, box in alone.items() if tool.denied(box)}
-    return {**_executor.ISOLATED, **denied}
+    return {**_executor.ISOLATED, **denied, "seccomp": "default"}
 
 
 # In the form of 0.3 the command is not made pid 1, which has nobody here to reap for it.

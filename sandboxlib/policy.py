@@ -51,7 +51,7 @@ class Profile(Value):
     @classmethod
     def read(cls, path: os.PathLike[str]) -> Profile:
         """That of a file. SetupError where it cannot be read, SpecError where it is no JSON."""
-        import json
+        from ._seccomp_profile import parse
 
         name = check_text("the path of a seccomp profile", path)
         try:
@@ -62,10 +62,7 @@ class Profile(Value):
             raise setup_error(number, name, "seccomp", f"read the profile {name}") from None
         if len(data) > _MOST_BYTES:
             raise SpecError(f"the seccomp profile {name} is longer than {_MOST_BYTES} bytes")
-        try:
-            content = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise SpecError(f"the seccomp profile {name} is no JSON: {error}") from None
+        content = parse(data)
         if not isinstance(content, dict):
             raise SpecError(f"the seccomp profile {name} is no JSON object")
         return cls(content)
@@ -132,13 +129,28 @@ class Policy(Value):
             "seccomp": _seccomp(seccomp),
             "nesting": nesting,
         }
-        if nesting and isinstance(values["seccomp"], Profile):
-            raise SpecError("nesting says what a filter leaves open, and there is a profile")
         self.__dict__.update(values)
+        if isinstance(self.seccomp, Profile):
+            if nesting:
+                raise SpecError("nesting says what a filter leaves open, and there is a profile")
+            _check_program(program_of(self))
 
     def replace(self, **changes: Any) -> Policy:
         """The same with other words: policy.replace(nesting=True)."""
         return Policy(**{**{name: getattr(self, name) for name in self._fields}, **changes})
+
+
+def _check_program(program: bytes) -> None:
+    """Behind it there is our own exec, and, if that is refused, our own end."""
+    from ._seccomp import native_abi
+    from ._seccomp_profile import ALLOWED, FATAL, answer
+
+    abi = native_abi()
+    for name in ("exit", "exit_group"):
+        if answer(program, name, abi) not in ALLOWED:
+            raise SpecError(f"the seccomp profile closes {name}: no command could end")
+    if answer(program, "execve", abi) in FATAL:
+        raise SpecError("the seccomp profile kills who calls execve: no command could begin")
 
 
 def _capabilities(value: object) -> str | tuple[str, ...]:
@@ -165,6 +177,34 @@ def _seccomp(value: object) -> str | Profile:
     if isinstance(value, Mapping):
         return Profile(value)
     raise SpecTypeError(f"seccomp is neither a word, nor a path, nor a mapping: {value!r}")
+
+
+def filter_of(policy: Policy) -> str:
+    """Which filter that is, in a word of Result.isolation: 'none', 'builds' or 'profile'."""
+    if isinstance(policy.seccomp, Profile):
+        return "profile"
+    return "none" if policy.seccomp == "none" else "builds"
+
+
+def names_of(policy: Policy) -> frozenset[str]:
+    """The capabilities that it asks for, which open what they are for in a filter."""
+    words = {"default": DEFAULT_CAPABILITIES, "all": CAPABILITIES, "none": ()}
+    asked = policy.capabilities
+    return frozenset(words[asked] if isinstance(asked, str) else asked)
+
+
+def program_of(policy: Policy, in_slot: bool = False) -> bytes:
+    """Its filter, as seccomp(2) takes it; b"": there is none.
+
+    in_slot: for the resident of a slot; see _seccomp.builds.
+    """
+    if policy.seccomp == "none":
+        return b""
+    from . import _seccomp
+
+    if isinstance(policy.seccomp, Profile):
+        return _seccomp.from_profile(policy.seccomp.text, names_of(policy))
+    return _seccomp.builds(names_of(policy), nesting=policy.nesting, in_slot=in_slot)
 
 
 DEFAULT = Policy()

@@ -74,7 +74,9 @@ class Result(tuple[int, bytes | None, bytes | None]):
                   command's status; bubblewrap ran it; or the reaper was killed with all the rest,
                   by the timeout or for max_output.
     executor      the name of the executor that ran it.
-    isolation     a mapping of what the run had: network, mounts, processes, ipc.
+    isolation     a mapping of what the run had: network, mounts, processes, ipc; and seccomp, which
+                  filter of system calls: 'builds' (that of sandboxlib), 'profile' (one that was
+                  given), 'tool' (that of the executor's program) or 'none'.
     number: int   from a map: which of its commands it was, from 0 on; otherwise -1.
     command       from a map: the command as the map was given it; otherwise None.
     """

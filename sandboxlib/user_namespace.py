@@ -58,7 +58,7 @@ def plan_of(box: Sandbox) -> _plan.Plan:
     UnsupportedError.
     """
     is_plain = box.ids is None and box.limits is None
-    is_plain = is_plain and box.policy.seccomp in ("default", "none") and not box.policy.nesting
+    is_plain = is_plain and not _executor.policy_refused(box)
     if not is_plain and (refused := _promises_not(box)):
         raise UnsupportedError(f"{NAME}: {refused[0]}")
     return _plan.plan_for(box, (os.geteuid(), os.getegid()))

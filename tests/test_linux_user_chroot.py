@@ -30,7 +30,10 @@ SHARED = {"mounts": "isolated", "processes": "undefined", "ipc": "undefined"}
 
 
 def golden(box: Sandbox, words: list[bytes | str], cwd: str = "/", tool: Tool = RECENT) -> str:
-    """The command line as text: ROOT for the root, SCRATCH for our directory, UP for the way up."""
+    """The command line as text: ROOT for the root, SCRATCH for our directory, UP for the way up;
+    without the profile of system calls.
+    """
+    box = box.replace(policy=box.policy.replace(seccomp="none"))
     with ExitStack() as undo:
         recipe = Recipe(box, undo)
         text = " ".join(map(os.fsdecode, command_line(tool, recipe, words, cwd)))
@@ -65,6 +68,18 @@ def test_the_smallest_command_lines(plain: Path) -> None:
     assert golden(everything, ["pwd"]) == line
     (plain / "proc").rmdir()
     assert golden(everything, ["pwd"]) == line.replace("--mount-proc /proc ", "")
+
+
+def test_the_profile_of_the_program(plain: Path) -> None:
+    def options(box: Sandbox, tool: Tool) -> list[bytes | str]:
+        with ExitStack() as undo:
+            return command_line(tool, Recipe(box, undo), ["x"], "/")[1:-2]
+
+    box = Sandbox(plain, **SHARED)
+    old = Tool(RECENT.path, (2013, 1), False)
+    assert options(box, RECENT) == ["--seccomp-profile-version", "0"]
+    assert options(box.replace(policy=Policy(seccomp="none")), RECENT) == []
+    assert options(box, old) == []
 
 
 def test_a_chunk_of_ybd(plain: Path) -> None:
@@ -323,6 +338,13 @@ def test_what_cannot_be_promised_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert refused(RECENT, 1000, {"capabilities": ["chown"]})
     assert refused(RECENT, 1000, extra_mounts=[Mount.tmpfs("/tmp", size=4096)])
     assert refused(RECENT, 0)
+    assert not refused(RECENT, 1000, {"seccomp": "none"})
+    for policy in (
+        {"seccomp": "builds"},
+        {"seccomp": {"defaultAction": "SCMP_ACT_LOG"}},
+        {"nesting": True},
+    ):
+        assert refused(RECENT, 1000, policy)
     assert refused(OLD, 1000)
     assert refused(OLD, 1000, {"no_new_privs": False}, extra_mounts=[Mount.dev()])
     assert refused(OLD, 0, {"no_new_privs": False})

@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 
 import sandboxlib
-from sandboxlib import Policy, Sandbox, SpecError, SpecTypeError, run_sandbox
+from sandboxlib import Policy, Sandbox, SpecError, SpecTypeError, _calls, run_sandbox
 from sandboxlib._executor import sandbox_for
 from sandboxlib.policy import Profile
 
 PROFILE = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}
+KILLS_EXEC = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [{"names": ["execve"], "action": "SCMP_ACT_KILL"}],
+}
 
 
 def test_the_defaults() -> None:
@@ -63,6 +67,9 @@ def test_it_is_a_value() -> None:
         {"seccomp": {"defaultAction": object()}},
         {"seccomp": PROFILE, "nesting": True},
         {"seccomp": Path("a\0b")},
+        {"seccomp": {}},
+        {"seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}},  # so that nothing could end
+        {"seccomp": KILLS_EXEC},
     ],
     ids=repr,
 )
@@ -79,7 +86,7 @@ def test_a_profile_is_read_when_the_policy_is_made(tmp_path: Path) -> None:
     policy = Policy(seccomp=file)
     assert policy == Policy(seccomp=PROFILE) == Policy(seccomp=dict(reversed(PROFILE.items())))
     assert hash(policy) == hash(Policy(seccomp=PROFILE))
-    file.write_text("{}")
+    file.write_text(json.dumps({"defaultAction": "SCMP_ACT_LOG"}))
     assert isinstance(policy.seccomp, Profile)
     assert policy.seccomp.content() == PROFILE
     assert Policy(seccomp=file) != policy
@@ -132,7 +139,24 @@ def test_the_form_of_0_3_keeps_what_its_callers_had(monkeypatch: pytest.MonkeyPa
         seen.append(box.policy)
 
     for words in ({}, {"capabilities": "none"}, {"policy": Policy()}):
-        sandboxlib._calls._form_of_0_3(run_in, ["true"], **words)  # type: ignore[arg-type]
+        _calls._form_of_0_3(run_in, ["true"], **words)  # type: ignore[arg-type]
     assert seen[0] == Policy(capabilities="all", seccomp="none")
     assert seen[1] == Policy(capabilities="none", seccomp="none")
     assert seen[2] == Policy()
+
+
+def test_degrading_asks_for_a_filter_that_can_be_had() -> None:
+    for possible, asked, kept in (
+        ("builds", "default", "default"),
+        ("builds", "builds", "builds"),
+        ("default", "builds", "default"),
+        ("default", {}, "default"),
+        ("none", "default", "none"),
+        ("none", "none", "none"),
+    ):
+        isolation = {"mounts": "isolated", "seccomp": possible}
+        degraded = _calls._degrade("x", isolation, {"seccomp": asked}, warn=False)
+        assert degraded == {"seccomp": kept}
+        assert _calls._degrade("x", isolation, {}) == {}
+    with pytest.warns(UserWarning, match="x has no such filter here: going on with seccomp='none'"):
+        _calls._degrade("x", {"mounts": "isolated", "seccomp": "none"}, {"seccomp": "builds"})
