@@ -963,7 +963,7 @@ static int do_exec(struct sbx_child *c) {
     long result = raw(RAW_close_range, 3, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     int from[SBX_MOST_PASSED];
     for (int i = 0; i < job->n_passed; i++) /* the reaper has them in a row */
-        from[i] = c->inside ? REAPER_FDS + i : job->passed[i];
+        from[i] = c->inside ? REAPER_FDS + i : job->passed_from[i];
     if (result >= 0)
         result = put_descriptors(c, from, job->passed, job->n_passed);
     if (result < 0)

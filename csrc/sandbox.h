@@ -144,7 +144,8 @@ struct sbx_job {
     size_t cwd_size;
     int stdio[3];
     int init_fd;               /* place.reaper: the reaper's program */
-    const int *passed;         /* more descriptors that the command gets, by the same numbers */
+    const int *passed;         /* the numbers of more descriptors that the command gets */
+    const int *passed_from;    /* the caller's numbers of them: the same, if there is a reaper */
     int n_passed;              /* SBX_MOST_PASSED at most; in a slot none */
     const int *cgroups;        /* cgroup.procs of those that it joins, open for writing */
     int n_cgroups;             /* SBX_MOST_CGROUPS at most */

@@ -113,7 +113,7 @@ static int make_outputs(const struct sbx_job *job, struct sbx_run *run, int stdi
         if (job->stdio[i] >= 0 && raw(__NR_fcntl, job->stdio[i], F_GETFD) < 0)
             return sbx_fail(run, SBX_STEP_STDIO, i, -EBADF);
     for (int i = 0; i < job->n_passed; i++)
-        if (raw(__NR_fcntl, job->passed[i], F_GETFD) < 0)
+        if (raw(__NR_fcntl, job->passed_from[i], F_GETFD) < 0)
             return sbx_fail(run, SBX_STEP_STDIO, REAPER_FDS + i, -EBADF);
     stdio[0] = job->stdio[0];
     for (int i = 0; i < 2; i++) {

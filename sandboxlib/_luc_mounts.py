@@ -114,6 +114,85 @@ def _read_link(host: str | None) -> str | None:
         raise
 
 
+# ---- who can change them ---------------------------------------------------------------------
+
+
+def _changeable(root: str, inside: str) -> str:
+    """A directory on the way to a path in the root in which commands of other runs could put
+    something else, a symbolic link say; "" if there is none.
+
+    Commands have the caller's uid. Which other runs there are, nobody knows.
+    """
+    directory = root
+    for name in inside.strip("/").split("/"):
+        if _can_change(directory):
+            return directory
+        directory = os.path.join(directory, name)
+    return ""
+
+
+def _can_change(directory: str) -> bool:
+    try:
+        status = os.stat(directory)
+        if os.statvfs(directory).f_flag & os.ST_RDONLY:
+            return False
+    except OSError:
+        return False
+    return bool(
+        status.st_uid == os.geteuid()
+        or status.st_mode & 0o022
+        or os.access(directory, os.W_OK, effective_ids=True)
+    )
+
+
+def doubts(box: Sandbox) -> list[str]:
+    """What of a Sandbox the program would look up by names that commands of other runs can change,
+    and that could lead it out of the root.
+    """
+    found: list[str] = []
+    with contextlib.suppress(OSError):
+        root = _machine.real_path(box.root)
+        view = View(root)
+        below = _mounts_below(root)
+        wanted = [(f"writable path {path}", path) for path in _paths(box.filesystem_writable_paths)]
+        if box.filesystem_writable_paths != "all" or takes_stage(box):
+            start = len(root.rstrip("/"))
+            wanted += [(f"the mount {point} below the root", point[start:]) for point in below]
+        for what, path in wanted:
+            found += _doubt(what, _changeable(root, view.resolve(path)))
+        for mount in box.extra_mounts:
+            inside = view.resolve(mount.target)
+            at = view.mount_of(inside)
+            base = view.over[at]
+            if base is not None and (at != "/" or (root == "/" and mount.source)):
+                what = f"mount on {mount.target}"
+                found += _doubt(what, _changeable(base, inside[len(at.rstrip("/")) :]))
+            view.put(inside, mount.source)
+    return found
+
+
+def _doubt(what: str, directory: str) -> list[str]:
+    if not directory:
+        return []
+    return [
+        f"{what}: commands can rename what is in {directory}, and linux-user-chroot would follow a "
+        "link there out of the root; take another executor, or a root in which they cannot"
+    ]
+
+
+def takes_stage(box: Sandbox) -> bool:
+    """Whether sources, and the root, have to be put where no command finds them.
+
+    Otherwise a target that became a link would lead one of the mounts over what is looked up next.
+    """
+    sources = [mount for mount in box.extra_mounts if mount.source]
+    with contextlib.suppress(OSError):
+        root = _machine.real_path(box.root)
+        view = View(root)
+        return root != "/" and any(_changeable(root, view.resolve(m.target)) for m in sources)
+    return False
+
+
 # ---- the mounts ------------------------------------------------------------------------------
 
 
@@ -129,12 +208,18 @@ class Recipe:
     """
 
     def __init__(
-        self, box: Sandbox, undo: contextlib.ExitStack, deadline: float | None = None
+        self,
+        box: Sandbox,
+        undo: contextlib.ExitStack,
+        deadline: float | None = None,
+        staged: bool = False,
     ) -> None:
-        self.box, self.undo = box, undo
+        """staged: see takes_stage."""
+        self.box, self.undo, self.staged = box, undo, staged
         with doing(box.root, "root", f"open the root {box.root}"):
             self.root = _machine.real_path(box.root)
             os.stat(os.path.join(self.root, "."))
+        self.place = self.root  # what the program gets as the root
         self.view = View(self.root)
         self.writable = box.filesystem_writable_paths
         self.aside: list[list[str]] = []
@@ -144,6 +229,8 @@ class Recipe:
         self.scratch = ""
         self.stubs = Stubs(self.root, deadline)
         undo.callback(self.stubs.release)
+        if staged:
+            self._stage()
         if box.mounts == "isolated":
             self._add_mounts()
         if self.writable != "all":
@@ -153,6 +240,16 @@ class Recipe:
     def options(self) -> list[list[str]]:
         """Each with its values."""
         return [*self.aside, *self.covers, *self.mounts]
+
+    def _stage(self) -> None:
+        """The root goes to a directory of ours first, and what is mounted below it as well."""
+        below = _mounts_below(self.root)
+        self.place = self._new_directory()
+        self.aside.append(["--mount-bind", self.root, "/."])
+        start = len(self.root)
+        for point in below:
+            if self.writable == "all":
+                self.covers.append(["--mount-bind", self._put_aside(point), point[start:]])
 
     # -- directories of ours
 
@@ -199,7 +296,7 @@ class Recipe:
         _check_directory(path, "; a mount over its directory hides it (Mount.dev())")
         place = self._new_directory()
         # The program appends it to the root, from where the way is up first.
-        up = "" if self.root == "/" else "/.." * self.root.count("/")
+        up = "" if self.root == "/" else "/.." * self.place.count("/")
         self.aside.append(["--mount-bind", path, up + place])
         return place
 
@@ -276,7 +373,9 @@ class Recipe:
             _check_directory(path, "; recursive=False leaves it out")
             at = target if path == source else target + path[start:]
             changed = self.writable != "all" or self.mounts
-            whence = self._put_aside(path) if changed and _below(path, self.root) else path
+            is_ours = bool(self.scratch) and _below(path, self.scratch)
+            aside = not is_ours if self.staged else changed and _below(path, self.root)
+            whence = self._put_aside(path) if aside else path
             self.mounts.append(["--mount-bind", whence, at])
             if mount.read_only:
                 self.mounts.append(["--mount-readonly", at])

@@ -128,7 +128,7 @@ class Workspace:
         self._memory, self.run = _ending("struct sbx_run *", lib.sbx_end)
         self.slot: Slot | None = None  # C has a pointer to it
         self.job = ffi.new("struct sbx_job *")
-        self.rare: tuple[Any, Any] | None = None
+        self.rare: tuple[Any, ...] | None = None
         self.out, self.err = Stream(self.run.out), Stream(self.run.err)
         self.vec = ffi.new("const char *[]", VEC_SIZE)
 
@@ -409,6 +409,7 @@ def fill_job(
 def fill_rare(
     workspace: Workspace,
     passed: Sequence[int],
+    passed_from: Sequence[int],
     cgroups: Sequence[int],
     terminal: bool,
     announce: bool,
@@ -416,7 +417,7 @@ def fill_rare(
 ) -> None:
     """What few jobs have, until the workspace is given back."""
     job = workspace.job
-    workspace.rare = ffi.new("int[]", passed), ffi.new("int[]", cgroups)
-    job.passed, job.cgroups = workspace.rare
+    workspace.rare = tuple(ffi.new("int[]", fds) for fds in (passed, passed_from, cgroups))
+    job.passed, job.passed_from, job.cgroups = workspace.rare
     job.n_passed, job.n_cgroups = len(passed), len(cgroups)
     job.terminal, job.announce, job.cpu_seconds = int(terminal), int(announce), cpu_time

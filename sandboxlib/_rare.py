@@ -23,6 +23,7 @@ _SIGKILL, _SIGXCPU, _SIGXFSZ = 9, 24, 25  # signal(7)
 _NULL: int = lib.SBX_NULL
 _CAPTURED: int = lib.SBX_CAPTURE
 _NO_LIMITS = Limits()
+MOST_PASSED: int = lib.SBX_MOST_PASSED
 SINK = -99  # an output that is captured, but not as bytes of a Result
 
 
@@ -32,7 +33,8 @@ class Rare:
     grace: seconds between SIGTERM and SIGKILL when the time is over. cpu_time, max_output,
     on_overflow: see Sandbox.run. pass_fds: more descriptors of the command. pty: (rows, columns) of
     a terminal.
-    announce: the start fails where the command does not begin.
+    announce: the start fails where the command does not begin. moved: one more descriptor, without
+    a reaper: its number in the command, and the caller's.
     """
 
     def __init__(
@@ -52,6 +54,9 @@ class Rare:
             raise errors.SpecError("on_overflow='kill' takes max_output")
         self._kills = policy == "kill"
         self._passed = passed_descriptors(more.get("pass_fds", ()))
+        self._passed_from = self._passed
+        if moved := more.get("moved"):
+            self._passed, self._passed_from = (*self._passed, moved[0]), (*self._passed, moved[1])
         _check_room(self._passed, plan.box.limits)
         self._pty = terminal_size(more.get("pty", False), stdin, stdout, stderr)
         self._announce = bool(more.get("announce"))
@@ -92,7 +97,7 @@ class Rare:
             self._terminal = _open_pty(*self._pty)
             stdio = (self._terminal[1],) * 3
         words = (self._pty is not None, self._announce, self._cpu_time or 0)
-        _native.fill_rare(work, self._passed, procs, *words)
+        _native.fill_rare(work, self._passed, self._passed_from, procs, *words)
         return stdio
 
     def count_reaper(self) -> None:

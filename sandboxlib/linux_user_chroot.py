@@ -8,15 +8,16 @@ What the program cannot promise is refused. These differences remain, and are no
  - network='isolated' leaves lo down, ipc='isolated' the session keyring, mounts='undefined'
    isolates mounts nevertheless.
  - A tmpfs is a new directory on disk, removed afterwards. Mount.dev() has no pts and no shm.
- - A run that could not begin has exit status 1 too. It is told apart by what the program writes to
-   stderr, where that is captured (or goes to a stdout that is), else by a shell in the root that
-   reports before it executes the command. What a shell does to PWD and SHLVL, where they are in the
-   environment, and to `_`, is seen then. Where stderr is not captured, and the root has no /bin/sh,
-   or stdin is a file, or a variable has a name that no shell knows, it is not told apart.
+ - A run that could not begin has exit status 1 too. It is told apart by a shell in the root, which
+   reports before it executes the command; a command cannot take that back. What a shell does to PWD
+   and SHLVL, where they are in the environment, and to `_`, is seen then. If the root has no
+   /bin/sh, or a variable has a name that no shell knows, it is told only as far as the program and
+   the directory are looked up beforehand.
  - A run goes on where its caller is killed. Nothing is left of one that is interrupted.
- - A target is looked up before the run, not during it: the program follows symbolic links out of
-   the root, so none is left in what it is given. Whoever may rename things in the root meanwhile
-   can make a mount miss its place; it never shows outside the run.
+ - The program follows symbolic links out of the root. Where commands of other runs can put some, a
+   writable path is refused (see _luc_mounts.doubts), and all sources are bound to a directory with
+   a random name before the first target is looked up. Such a command can make a mount miss its
+   place; that never shows outside of the run.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ import stat
 from collections.abc import Mapping
 from time import monotonic
 
-from . import _calls, _executor, _plan, errors
+from . import _calls, _executor, _plan, _rare, _tools, errors
 from ._check import check_seconds
-from ._luc_mounts import Recipe, View
+from ._luc_mounts import Recipe, View, doubts, takes_stage
 from .errors import UnsupportedError
 from .policy import Policy
-from .sandbox import CAPTURE, STDOUT, Sandbox, caller_directory, is_capture
+from .sandbox import CAPTURE, Sandbox, caller_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,16 +86,14 @@ class Tool:
         return self._denied[options]
 
 
-_tools: dict[tuple[object, ...], Tool | str] = {}
+_tried: dict[tuple[object, ...], Tool | str] = {}
 
 
 def find_tool() -> str | None:
-    """The program in the caller's PATH, or where it is usually installed."""
-    for place in (*os.environ.get("PATH", "").split(":"), *PLACES):
-        path = os.path.join(place, PROGRAM)
-        if path.startswith("/") and os.path.isfile(path) and os.access(path, os.X_OK):
-            return path
-    return None
+    """The program in the caller's PATH, or where it is usually installed; UnsupportedError for one
+    that others could have put there.
+    """
+    return _tools.trusted_tool(PROGRAM, PLACES)
 
 
 def why_not() -> str:
@@ -105,14 +104,17 @@ def why_not() -> str:
 
 def _tool() -> Tool | str:
     """The program, tried once in each process; or why it cannot be used."""
-    path = find_tool()
+    try:
+        path = find_tool()
+    except UnsupportedError as error:
+        return str(error)
     if path is None:
         return f"there is no {PROGRAM} in PATH nor in {', '.join(PLACES)}; install it, 2015.1 best"
     found = os.stat(path)
     key = (path, found.st_dev, found.st_ino, found.st_ctime_ns, os.geteuid())
-    if key not in _tools:
-        _tools[key] = _obstacle(path, found) or _try(path)
-    return _tools[key]
+    if key not in _tried:
+        _tried[key] = _obstacle(path, found) or _try(path)
+    return _tried[key]
 
 
 def _obstacle(path: str, found: os.stat_result) -> str:
@@ -206,6 +208,7 @@ def refusals(box: Sandbox) -> list[str]:
         found.append("linux-user-chroot cannot limit the size of a tmpfs")
     if any(mount.type == "dev" for mount in box.extra_mounts) and not recent:
         found.append("linux-user-chroot before 2015.1 has no Mount.dev()")
+    found += doubts(box)
     if not found and (denied := tool.denied(box)):
         found.append(f"linux-user-chroot does not get its namespaces here: {denied}")
     return found
@@ -248,7 +251,7 @@ def command_line(
             f"the sandbox takes {len(options)} options of linux-user-chroot, "
             f"which takes {tool.limit} at most in version {version}"
         )
-    return [tool.path, *(word for option in options for word in option), recipe.root, *words]
+    return [tool.path, *(word for option in options for word in option), recipe.place, *words]
 
 
 def _filter(tool: Tool, box: Sandbox) -> str:
@@ -268,7 +271,8 @@ def with_stripped(view: View, words: list[bytes | str], env: dict[str, str]) -> 
 
     They leave `env`: the program itself is to run without them. Others can read them in /proc.
     """
-    names = sorted(STRIPPED & env.keys())
+    # As root nothing is removed, and the loader would obey it for the program itself.
+    names = sorted(name for name in env if name in STRIPPED or name.startswith("LD_"))
     if not names:
         return words
     helper = _executable(view, "/usr/bin/env", "/bin/env")
@@ -285,14 +289,16 @@ def _executable(view: View, *paths: str) -> str | None:
     return next(found, None)
 
 
-def with_report(words: list[bytes | str], env: Mapping[str, str]) -> list[bytes | str]:
-    """The command behind a shell that writes one byte to stdin before it executes the command.
+def with_report(words: list[bytes | str], env: Mapping[str, str], number: int) -> list[bytes | str]:
+    """The command behind a shell that writes a byte to a descriptor, closes it, and executes the
+    command, which therefore can neither write nor take back anything there.
 
     What a shell adds to the environment is taken away, so far as it lets it be.
     """
     added = [name for name in ("PWD", "OLDPWD", "SHLVL") if name not in env]
     unset = f"unset {' '.join(added)}; " if added else ""
-    return ["/bin/sh", "-c", f'echo >&0; {unset}exec "$@"', "sh", *words]
+    script = f'echo >&{number}; exec {number}>&-; {unset}exec "$@"'
+    return ["/bin/sh", "-c", script, "sh", *words]
 
 
 def _passes_a_shell(env: Mapping[str, str]) -> bool:
@@ -300,16 +306,20 @@ def _passes_a_shell(env: Mapping[str, str]) -> bool:
     return all(name.isascii() and name.isidentifier() for name in env)
 
 
-def report_file(stdin: bytes | bytearray | memoryview | None, undo: contextlib.ExitStack) -> int:
-    """A stdin that can be reported to: what is read follows one byte, which is overwritten."""
-    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
-    undo.callback(os.close, fd)
-    for part in (b"?", stdin or b""):
-        rest = memoryview(part).cast("B")
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
+class _Report:
+    """A pipe by which a shell tells that it is about to execute the command."""
+
+    def __init__(self, number: int, undo: contextlib.ExitStack) -> None:
+        self.number = number  # in the shell, which knows those of one digit
+        self._reader, self.writer = os.pipe()
+        undo.callback(os.close, self._reader)
+        undo.callback(os.close, self.writer)
+        os.set_blocking(self._reader, False)
+
+    def came(self) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self._reader, 1) != b""
+        return False
 
 
 # ---- a run -----------------------------------------------------------------------------------
@@ -344,17 +354,20 @@ def run_in(
     if refused:
         raise UnsupportedError("; ".join(refused))
     with contextlib.ExitStack() as undo:
-        recipe = Recipe(box, undo, None if timeout is None else start + timeout)
+        deadline = None if timeout is None else start + timeout
+        recipe = Recipe(box, undo, deadline, takes_stage(box))
         _check_leaks(tool, recipe)
         run = _Run(os.fsdecode(words[0]), place, recipe.view)
+        run.check_first(settings)
         words = with_stripped(recipe.view, words, settings)
-        is_cut = (more or {}).get("max_output") is not None
-        ask = (is_cut or not _is_seen(stdout, stderr)) and _passes_a_shell(settings)
-        ask = ask and _executable(recipe.view, "/bin/sh") is not None
-        if ask and (stdin is None or isinstance(stdin, (bytes, bytearray, memoryview))):
-            run.check_first(settings)
-            words = with_report(words, settings)
-            stdin = run.report = report_file(stdin, undo)
+        more = dict(more or {})
+        passed = _rare.passed_descriptors(more.get("pass_fds", ()))
+        free = next((number for number in range(9, 2, -1) if number not in passed), 0)
+        has_shell = _executable(recipe.view, "/bin/sh") is not None
+        if free and has_shell and _passes_a_shell(settings) and len(passed) < _rare.MOST_PASSED:
+            run.report = _Report(free, undo)
+            words = with_report(words, settings, free)
+            more["moved"] = free, run.report.writer
         argv = command_line(tool, recipe, words, place)
         isolation = {**box.isolation(), "mounts": "isolated", "seccomp": _filter(tool, box)}
         rest = (stdin, stdout, stderr, timeout, start, isolation, more)
@@ -370,12 +383,6 @@ def _check_leaks(tool: Tool, recipe: Recipe) -> None:
             f"{tool.path} leaves open in the sandbox what it binds, which leads out of the root; "
             "install release 2015.1 of linux-user-chroot"
         )
-
-
-def _is_seen(stdout: Stream, stderr: Stream) -> bool:
-    """Whether the Result will have what the program writes to stderr."""
-    stream = stdout if type(stderr) is int and stderr == STDOUT else stderr
-    return is_capture(stream)
 
 
 _STEPS = {
@@ -397,7 +404,7 @@ class _Run:
 
     def __init__(self, program: str, cwd: str, view: View) -> None:
         self.program, self.cwd, self.view = program, cwd, view
-        self.report = -1  # of report_file, where a shell stands in front of the command
+        self.report: _Report | None = None  # if a shell stands in front of the command
 
     def check_first(self, env: Mapping[str, str]) -> None:
         """Raises what would only be written to stderr: a cwd or a program that is not there."""
@@ -413,21 +420,21 @@ class _Run:
         raise self._error("exec", number)
 
     def check_setup(self, result: Result) -> None:
-        """Raises SetupError where the status is not the command's."""
-        if self.report >= 0:
-            if os.pread(self.report, 1, 0) == b"?":
-                what = f"{PROGRAM}, which wrote its reason to the stderr of the run"
-                raise errors.setup_error(errno.EIO, None, "mount", what)
+        """Raises SetupError if there was no command: the shell before it did not report. What is on
+        stderr then is the program's.
+        """
+        if self.report is None or self.report.came():
             return
         output = (result.out if result.err is None else result.err) or b""
-        if len(output) > 200 or not output.endswith(b"\n"):
-            return
-        head, _, tail = os.fsdecode(output[:-1]).rpartition(": ")
+        last = os.fsdecode(output).rstrip("\n").rpartition("\n")[2]
+        head, _, tail = last.rpartition(": ")
         if not head and tail.startswith("Couldn't ") and tail.endswith(" bind mount source"):
             raise errors.setup_error(errno.EACCES, None, "source", f"{PROGRAM}: {tail}")
         number = next((n for n in errno.errorcode if os.strerror(n) == tail), 0)
         if head in _STEPS and number:
             raise self._error(_STEPS[head], number, f"{PROGRAM}: {head}")
+        what = last or "which wrote its reason to the stderr of the run"
+        raise errors.setup_error(errno.EIO, None, "mount", f"{PROGRAM}: {what}")
 
     def _error(self, step: str, number: int, what: str = "") -> errors.SetupError:
         root, filename = self.view.over["/"], None
