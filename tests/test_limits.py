@@ -295,6 +295,8 @@ def test_no_core(place: Place, tmp_path: Path) -> None:
     most = resource.getrlimit(resource.RLIMIT_CORE)[1]
     require(most == -1, "the caller's hard limit of core is lower")
     tmp_path.chmod(0o777)
+    if place.name == "linux_user_chroot" and os.geteuid() == 0:
+        return  # root can rename what is in /, and so nothing is bound there
     mounts = [Mount.bind(tmp_path, "/tmp")]
     script = "import os, signal\nos.chdir('/tmp')\nif os.fork() == 0: os.abort()\nos.wait()"
     for size, found in ((0, False), (1 << 30, True)):

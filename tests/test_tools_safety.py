@@ -10,19 +10,23 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import python, require
+from conftest import make_rootfs, python, require
 
 import sandboxlib
 from sandboxlib import Mount, Policy, Sandbox, SetupError, UnsupportedError, _bwrap, bubblewrap
 
 pytest_plugins = ["setuid_tool"]
 
+HERE = Path(__file__).resolve().parent
+PACKAGE = Path(sandboxlib.__file__).resolve().parent.parent
+NESTED = "SANDBOXLIB_TEST_NESTED" in os.environ
 #: A newer bwrap than the machine's own, from the package index.
 NEWER = os.environ.get("SANDBOXLIB_BWRAP_NEWER", "")
 
@@ -59,8 +63,7 @@ def bwrap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
             pytest.skip(reason)
         yield _bwrap.find_tool().path
         return
-    if not NEWER:
-        pytest.skip("SANDBOXLIB_BWRAP_NEWER names no newer bwrap")
+    require(NEWER, "SANDBOXLIB_BWRAP_NEWER names no newer bwrap")
     sandboxlib._executor.trial.cache_clear()
     monkeypatch.setenv("PATH", f"{os.path.dirname(NEWER)}:{os.environ['PATH']}")
     if reason := bubblewrap.why_not():
@@ -145,8 +148,8 @@ def test_a_mount_that_missed_its_place_ends_the_run(
     rootfs: Path, host: Path, swapper: Path, bwrap: str
 ) -> None:
     (rootfs / "data").mkdir()
-    (rootfs / "data" / "secret").touch()
-    (rootfs / "other").mkdir()
+    # A directory of bwrap's own while it sets up: what is mounted there is lost.
+    (rootfs / "other").symlink_to("/oldroot")
     box = Sandbox(rootfs, extra_mounts=[Mount.tmpfs("/data")])
     shutil.copy(swapper, rootfs / "bin" / "swap")
     with Sandbox(rootfs) as other, other.start(["swap", "/data", "/other", "fast"]) as attacker:
@@ -155,8 +158,7 @@ def test_a_mount_that_missed_its_place_ends_the_run(
                 seen = run(box, "sh", "-c", "cat /proc/self/mountinfo").out.decode()
             except SetupError:
                 continue
-            # Names may change again, but the mount was made, and in the root.
-            assert " - tmpfs " in seen
+            assert " - tmpfs " in seen  # names may change again, but it is in the root
         attacker.kill()
 
 
@@ -289,3 +291,185 @@ def test_what_commands_the_kernel_is_read_only(
     written = "[ -e /proc/$name ] && (: >> /proc/$name) 2>/dev/null && echo $name"
     script = f"for name in {names}; do {written}; done; cat /proc/sys/kernel/ostype"
     assert run(Sandbox(rootfs, **words), "sh", "-c", script).out == b"Linux\n"
+
+
+# ---- who else runs this ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(NESTED, reason="it is run by the same tests outside")
+def test_the_same_of_bwrap_for_an_ordinary_user(setuid_tool: Any) -> None:
+    env = {
+        "SANDBOXLIB_TEST_NESTED": "1",
+        "SANDBOXLIB_BWRAP_NEWER": NEWER,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": f"{PACKAGE}:{HERE}",
+        "HOME": "/tmp",
+    }
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-k", "installed or newer"]
+    argv = [*python(), "-m", "pytest", *options, __file__]
+    done = setuid_tool.run(*argv, timeout=290, **env)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+# ---- linux-user-chroot -------------------------------------------------------------------------
+
+LUC = """
+import os, subprocess, sys, time
+from sandboxlib import CAPTURE, Mount, Policy, Sandbox, SetupError, UnsupportedError
+from sandboxlib import linux_user_chroot as luc
+root = sys.argv[1]
+policy = Policy(capabilities="all") if os.getuid() == 0 else Policy()
+def run(*command, stdin=None, extra_env=None, **words):
+    box = Sandbox(words.pop("root", root), policy=policy, **words)
+    return luc.run_in(box, list(command), stdin=stdin, extra_env=extra_env)
+"""
+
+users = pytest.mark.parametrize("uid", [0, 65534], ids=["root", "user"])
+
+
+@users
+def test_writable_paths_take_a_root_in_which_no_command_renames(
+    setuid_tool: Any, user_rootfs: Path, uid: int
+) -> None:
+    script = """
+box = Sandbox(root, policy=policy, filesystem_writable_paths=["/tmp"])
+print(luc.refusals(box))
+try:
+    print(run("touch", "/tmp/x", filesystem_writable_paths=["/tmp"]))
+except UnsupportedError as error:
+    print("refused")
+"""
+    told = setuid_tool.python(LUC + script, str(user_rootfs), uid=uid)
+    assert "commands can rename what is in" in told
+    assert told.endswith("refused\n")
+    os.chown(user_rootfs, 0, 0)
+    told = setuid_tool.python(LUC + script, str(user_rootfs), uid=uid)
+    assert told.endswith("refused\n" if uid == 0 else "Result(exit=0, out=b'', err=b'')\n")
+    user_rootfs.chmod(0o777)
+    told = setuid_tool.python(LUC + script, str(user_rootfs), uid=uid)
+    assert told.endswith("refused\n")
+
+
+@users
+def test_a_target_inside_a_source_that_commands_can_change_is_refused(
+    setuid_tool: Any, user_rootfs: Path, uid: int
+) -> None:
+    script = """
+work = os.path.dirname(root) + "/work"
+os.makedirs(work + "/in")
+try:
+    print(run("true", extra_mounts=[Mount.bind(work, "/tmp"), Mount.tmpfs("/tmp/in")]))
+except UnsupportedError as error:
+    print("refused" if "commands can rename" in str(error) else error)
+"""
+    assert setuid_tool.python(LUC + script, str(user_rootfs), uid=uid) == "refused\n"
+
+
+@users
+def test_no_target_leads_the_root_or_a_source_elsewhere(
+    setuid_tool: Any, user_rootfs: Path, swapper: Path, uid: int
+) -> None:
+    # A mount over what holds the root, with a link in it by the root's name, would make the
+    # machine's own root that of the command; over what holds a source, it would bind another.
+    home = user_rootfs.parent
+    above = Path(tempfile.mkdtemp(dir=setuid_tool.base))
+    above.chmod(0o755)
+    secret = make_rootfs(above / "secret")
+    (secret / "second").mkdir()
+    (secret / "file").write_text("the host's")
+    for name in ("source", "shared", "swap"):
+        (home / name).mkdir()
+    (home / "shared" / "root").symlink_to(secret)
+    (home / "shared" / "source").symlink_to(secret)
+    (home / "source" / "file").write_text("the source's")
+    (user_rootfs / "ws").mkdir()
+    (user_rootfs / "second").mkdir()
+    (user_rootfs / "evil").symlink_to(home)
+    shutil.copy(swapper, home / "swap" / "swap")
+    script = """
+home = os.path.dirname(root)
+attacker = subprocess.Popen([home + "/swap/swap", root + "/ws", root + "/evil"])
+mounts = [Mount.bind(home + "/shared", "/ws"), Mount.bind(home + "/source", "/second")]
+seen, ran = set(), 0
+try:
+    for _ in range(40):
+        try:
+            result = run("cat", "/file", "/second/file", extra_mounts=mounts)
+        except (SetupError, UnsupportedError):
+            continue
+        ran += 1
+        seen.add(result.out)
+finally:
+    attacker.kill()
+    attacker.wait()
+print(b"the host" in b"".join(seen), ran)
+"""
+    told = setuid_tool.python(LUC + script, str(user_rootfs), uid=uid).split()
+    assert told[0] == "False"
+
+
+@users
+def test_a_command_cannot_pass_for_a_set_up_that_failed(
+    setuid_tool: Any, user_rootfs: Path, uid: int
+) -> None:
+    script = """
+lines = ["chroot: Operation not permitted", "execv: No such file or directory",
+         "Couldn't chdir to bind mount source"]
+for line in lines:
+    for stdin in (None, b"text", open("/dev/null", "rb")):
+        result = run("sh", "-c", "echo \\"$0\\" >&2; exit 1", line, stdin=stdin)
+        assert result == (1, b"", line.encode() + b"\\n"), result
+# It has nothing by which to take the report back, or to give another.
+assert run("sh", "-c", "ls /proc/self/fd").out.split() == [b"0", b"1", b"2", b"3"]
+real = luc.command_line
+luc.command_line = lambda *args: [*real(*args)[:1], "--mount-proc", "/none", *real(*args)[1:]]
+for stdin in (None, b"text", open("/dev/null", "rb")):
+    try:
+        print(run("true", stdin=stdin))
+    except SetupError as error:
+        assert error.step == "mount", error
+"""
+    assert setuid_tool.python(LUC + script, str(user_rootfs), uid=uid) == ""
+
+
+@users
+def test_variables_reach_the_command_and_not_linux_user_chroot(
+    setuid_tool: Any, user_rootfs: Path, uid: int
+) -> None:
+    script = """
+names = "LD_PRELOAD LD_AUDIT LD_BIND_NOT LD_TRACE_LOADED_OBJECTS GCONV_PATH LOCPATH TMPDIR".split()
+odd = {name: "/nonesuch/x" for name in names}
+result = run("/bin/env", extra_env=odd)
+assert result.err == b"", result
+seen = dict(line.split("=", 1) for line in result.out.decode().splitlines())
+assert odd.items() <= seen.items(), result
+os.rename(root + "/bin/env", root + "/bin/not-env")
+try:
+    print(run("/bin/not-env", extra_env={"LD_TRACE_LOADED_OBJECTS": "1"}))
+except UnsupportedError:
+    print("refused")
+"""
+    assert setuid_tool.python(LUC + script, str(user_rootfs), uid=uid) == "refused\n"
+
+
+@users
+def test_a_program_where_others_can_write_is_not_taken(
+    setuid_tool: Any, user_rootfs: Path, uid: int
+) -> None:
+    script = """
+from sandboxlib import bubblewrap
+place = sys.argv[1] + "/open"
+os.mkdir(place)
+os.chmod(place, 0o777)
+for name in ("linux-user-chroot", "bwrap"):
+    open(place + "/" + name, "w").write("#!/bin/sh\\ntouch " + place + "/started\\n")
+    os.chmod(place + "/" + name, 0o755)
+os.environ["PATH"] = place + ":" + os.environ["PATH"]
+print("not safe to start" in luc.why_not(), "not safe to start" in bubblewrap.why_not())
+print(sorted(os.listdir(place)))
+"""
+    told = setuid_tool.python(LUC + script, str(user_rootfs), uid=uid)
+    assert told == "True True\n['bwrap', 'linux-user-chroot']\n"
