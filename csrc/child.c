@@ -52,6 +52,8 @@ enum {
     WANT_MODE = 2,
     WANT_INODE = 0x100,
     WANT_MOUNT_ID = 0x1000,
+    WANT_UNIQUE_ID = 0x4000,
+    DONT_SYNC = 0x4000, /* AT_STATX_DONT_SYNC */
     IS_MOUNT_ROOT = 0x2000,
     SET_MODE_FILTER = 1, /* seccomp(2) */
     FILTER_SPEC_ALLOW = 4
@@ -401,7 +403,7 @@ static long make_target(struct sbx_child *c, const char *path, int is_directory)
 }
 
 static long status_of(long fd, struct raw_statx *status) {
-    return raw(__NR_statx, fd, "", EMPTY_PATH, WANT_MODE | WANT_MOUNT_ID, status);
+    return raw(__NR_statx, fd, "", EMPTY_PATH | DONT_SYNC, WANT_MODE | WANT_MOUNT_ID, status);
 }
 
 /* What is mounted there would hide nothing of the root, and mounts below it would miss it. */
@@ -469,20 +471,38 @@ static int is_of_the_kernel(long type) {
     return 0;
 }
 
+/* The type of a mounted file system. statmount(2), Linux 6.8, does not ask the server of one that
+ * is remote or in user space; statfs(2) does. */
+static long magic_of(long tree) {
+    struct raw_statx there = {.mount_id = 0};
+    struct statfs filesystem;
+    uint64_t answer[64] = {0}; /* struct statmount: the magic is at 24 */
+    long result = raw(__NR_statx, tree, "", EMPTY_PATH | DONT_SYNC, WANT_UNIQUE_ID, &there);
+    struct {
+        uint32_t size, spare;
+        uint64_t mount, wanted;
+    } request = {24, 0, there.mount_id, 1 /* STATMOUNT_SB_BASIC */};
+    if (result >= 0)
+        result = raw(457 /* statmount */, &request, answer, sizeof answer, 0);
+    if (result >= 0 && answer[1] & 1)
+        return (long)answer[3];
+    result = raw(__NR_fstatfs, tree, &filesystem);
+    return result < 0 ? result : (long)filesystem.f_type;
+}
+
 /* TREE is where it belongs already, as proc is covered by mounts below it. A part of a proc, which
  * may be /proc/sys, is read-only as a whole. */
 static int seal(long tree) {
-    struct statfs filesystem;
     struct raw_statx top = {.inode = 0};
-    long result = raw(__NR_fstatfs, tree, &filesystem);
-    int is_proc = result >= 0 && filesystem.f_type == 0x9fa0;
+    long magic = magic_of(tree), result = magic < 0 ? magic : 0;
+    int is_proc = magic == 0x9fa0;
     if (is_proc)
         result = raw(__NR_statx, tree, "", EMPTY_PATH, WANT_INODE, &top);
     if (result < 0)
         return (int)result;
     if (is_proc && top.inode == 1) /* PROC_ROOT_INO */
         return cover_proc(tree);
-    return is_proc || is_of_the_kernel((long)filesystem.f_type) ? make_read_only(tree) : 0;
+    return is_proc || is_of_the_kernel(magic) ? make_read_only(tree) : 0;
 }
 
 static int do_seal(struct sbx_child *c, const struct sbx_mount *m) {
@@ -608,7 +628,8 @@ static int do_mount(struct sbx_child *c, int i) {
 struct sbx_seen sbx_see_mount(const char *path) {
     struct raw_statx there;
     struct sbx_seen seen = {0, 0};
-    long error = raw(__NR_statx, AT_FDCWD, path, 0x800 /* AT_NO_AUTOMOUNT */, WANT_INODE, &there);
+    long error = raw(__NR_statx, AT_FDCWD, path, 0x800 /* AT_NO_AUTOMOUNT */ | DONT_SYNC,
+                     WANT_INODE, &there);
     if (error < 0 || !(there.attributes & IS_MOUNT_ROOT))
         return seen;
     seen.device = (uint64_t)there.device[0] << 32 | there.device[1];
@@ -864,8 +885,10 @@ static int do_seccomp(struct sbx_child *c) {
  * That thread may have died before: the lifeline tells (on Linux < 6.9 of its process only, some
  * threads of which may take their time), and so does a parent that is another one. */
 static int do_parent_death(struct sbx_child *c) {
-    if (c->place->reaper || c->inside)
+    if (c->inside)
         return 0;
+    if (c->place->reaper) /* it has a lifeline, and outlives the thread */
+        return (int)raw(__NR_prctl, PR_SET_PDEATHSIG, 0, 0, 0, 0);
     long result = raw(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     struct pollfd caller = {c->lifeline, POLLIN, 0};
     struct {
@@ -1015,6 +1038,9 @@ static const struct {
 
 int sbx_child_main(void *child) {
     struct sbx_child *c = child;
+    /* A set-up that hangs ends with its caller as well. A resident's parent ends at once. */
+    if (!c->inside && c->place->reaper != SBX_RESIDENT)
+        raw(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
         c->run->at.step = steps[i].name;
         c->run->at.index = 0;

@@ -229,20 +229,35 @@ static int may_kill(void) {
     return !inside.change_ids && inside.no_new_privs;
 }
 
+/* Waits for the end of a child; 0: none ends in SBX_LAST_MS. */
+static int await_child(void) {
+    struct {
+        int64_t seconds, nanoseconds;
+    } most = {SBX_LAST_MS / 1000, SBX_LAST_MS % 1000 * 1000000};
+    uint64_t signals = CHILD_SIGNAL; /* which is blocked, and so pending once one ended */
+    return raw(__NR_rt_sigtimedwait, &signals, 0, &most, RAW_SIGSET_SIZE) != -EAGAIN;
+}
+
 /* All that is left in the pid namespace; waiting for some counts it in what was used. Processes
- * that we may not signal are killed by the kernel when pid 1 exits. */
-static void kill_and_reap(void) {
+ * that we may not signal are killed by the kernel when pid 1 exits. 0: some that got SIGKILL do not
+ * end, as they wait in the kernel for something that does not come. */
+static int kill_and_reap(void) {
     long pid;
     int status;
     while ((pid = wait_for_child(&status, WNOHANG)) > 0)
         ;
     if (pid == -ECHILD) /* so there is nobody, and kill(2) need not look for them everywhere */
-        return;
+        return 1;
     if (raw(__NR_getpid, 0) == 1) /* never of another's */
         raw(__NR_kill, -1, SIGKILL);
-    int flags = may_kill() ? 0 : WNOHANG;
-    while (wait_for_child(&status, flags) > 0)
-        ;
+    int may = may_kill();
+    while ((pid = wait_for_child(&status, WNOHANG)) >= 0) {
+        if (pid == 0 && !may)
+            return 1;
+        if (pid == 0 && !await_child())
+            return 0;
+    }
+    return 1;
 }
 
 /* ---- messages ------------------------------------------------------------------------------ */
@@ -375,7 +390,8 @@ static void run_once(void) {
         tell(SBX_READY_MAGIC);
     if (command >= 0)
         run.wait_status = reap(command);
-    kill_and_reap(); /* for their usage: the kernel would do it as well */
+    if (!kill_and_reap()) /* for their usage: the kernel would do it as well */
+        sbx_fail(&run, SBX_STEP_KILL, 0, -ETIMEDOUT);
     tell(SBX_RECORD_MAGIC);
     end();
 }
@@ -475,7 +491,8 @@ static int reaper_main(void *child) {
     run.wait_status = pid < 0 ? (int)pid : status;
     if (!ordered) /* somebody outside killed who waits for it: the next must not get it */
         sbx_fail(&run, SBX_STEP_ORDER, 0, -ECANCELED);
-    kill_and_reap();
+    if (!kill_and_reap())
+        sbx_fail(&run, SBX_STEP_KILL, 0, -ETIMEDOUT);
     told = 1;
     tell(SBX_RECORD_MAGIC);
     wake_and_exit(waker);
@@ -548,7 +565,8 @@ static int serve(void) {
     raw(__NR_close, pidfd);
     while (raw(__NR_wait4, -1, 0, leaving > MOST_LEAVING ? 0 : WNOHANG, 0) > 0)
         leaving--;
-    int changed = run.failure.step == SBX_STEP_ORDER || run.failure.step == SBX_STEP_TARGET;
+    enum sbx_step failed = run.failure.step;
+    int changed = failed == SBX_STEP_ORDER || failed == SBX_STEP_TARGET || failed == SBX_STEP_KILL;
     return asked && told && !changed && run.wait_status >= 0;
 }
 

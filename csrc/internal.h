@@ -78,5 +78,7 @@ static inline int sbx_fail(struct sbx_run *run, enum sbx_step step, int index, l
 
 void sbx_close(int *fd);
 void sbx_reap(struct sbx_run *run);
+void sbx_collect(struct sbx_run *run);
+int64_t sbx_now(void); /* CLOCK_MONOTONIC, in ns */
 
 #endif

@@ -19,7 +19,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#define LARGE_PIPE 1048576     /* pipe(7): what a user may have by default */
+#define LARGE_PIPE 1048576 /* pipe(7): what a user may have by default */
+#define LAST_WITHOUT_HASTE_NS 8000000000LL
 #define MOST_OF_TERMINAL 65536 /* more than one holds: drivers/tty/pty.c, n_tty.c */
 
 /* One read, which does not block: the command may have taken back what poll(2) told us of. Whether
@@ -73,7 +74,7 @@ static void read_record(struct sbx_run *run) {
         return;
     run->has_usage = 0; /* the reaper's own: it did not wait for those that died with it */
     if (holds(run->status) == sizeof record)
-        raw(__NR_read, run->status, &record, sizeof record);
+        raw(__NR_recvfrom, run->status, &record, sizeof record, MSG_DONTWAIT, 0, 0);
     if (record.magic == SBX_RECORD_MAGIC && record.run == 1)
         obey(run, &record);
     else if (WIFEXITED(run->wait_status))
@@ -81,23 +82,36 @@ static void read_record(struct sbx_run *run) {
 }
 
 /* From a resident there is one record for each run, once all of the run is gone. Nothing: it was
- * killed, by us or from outside, and the command with it. Anything else: nobody knows. */
-static void read_answer(struct sbx_run *run) {
+ * killed, by us or from outside, and the command with it; but it hangs up first, and is dead only
+ * when the last process of the run is. Anything else: nobody knows. 0: nothing can be told yet. */
+static int read_answer(struct sbx_run *run) {
     struct sbx_record record = {0};
+    struct pollfd dead = {run->slot->pidfd, POLLIN, 0};
+    struct timespec at_once = {0, 0};
     long n = raw(__NR_recvfrom, run->slot->control, &record, sizeof record, MSG_DONTWAIT, 0, 0);
     if (record.magic == SBX_RECORD_MAGIC && record.run == run->slot->runs) {
         obey(run, &record);
-        return;
+        return 1;
+    }
+    if (n > 0)
+        run->wait_status = -EPROTO;
+    if (raw(__NR_ppoll, &dead, 1, &at_once, 0, 0) == 0) {
+        sbx_signal(run, SIGKILL);
+        sbx_close(&run->slot->control);
+        return 0;
     }
     sbx_close_slot(run->slot);
-    run->wait_status = n > 0 ? -EPROTO : SIGKILL;
+    if (run->wait_status != -EPROTO)
+        run->wait_status = SIGKILL;
+    return 1;
 }
 
 /* The process is dead: whatever is left of its group goes, then its status is taken, and what the
  * pipes hold is counted, so that a writer that lives on cannot keep the caller. */
-static void collect(struct sbx_run *run) {
+void sbx_collect(struct sbx_run *run) {
     if (run->slot) {
-        read_answer(run);
+        if (!read_answer(run))
+            return;
     } else {
         if (run->group)
             sbx_signal(run, SIGKILL);
@@ -157,7 +171,16 @@ static void move(struct sbx_run *run, const struct pollfd fds[4]) {
     take(&run->out, fds[2].revents);
     take(&run->err, fds[3].revents);
     if (fds[0].revents || fds[1].revents)
-        collect(run);
+        sbx_collect(run);
+}
+
+/* A reaper that told how the command ended goes at once, unless something keeps the end of its
+ * namespace. Nothing is late yet, and mounts may take their time: the kernel has longer for that.
+ */
+static void notice_record(struct sbx_run *run) {
+    if (!run->ended && !run->killed && run->status >= 0
+        && holds(run->status) >= (int)sizeof(struct sbx_record))
+        run->killed = sbx_now() + LAST_WITHOUT_HASTE_NS;
 }
 
 int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, void *room,
@@ -176,8 +199,11 @@ int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, vo
         }
         if (found || over)
             return found;
-        if (raw(__NR_ppoll, fds, 4 * n, &wait, 0, 0) <= 0)
+        if (raw(__NR_ppoll, fds, 4 * n, &wait, 0, 0) <= 0) {
+            for (int i = 0; i < n; i++)
+                notice_record(runs[i]);
             return 0;
+        }
         for (int i = 0; i < n; i++)
             move(runs[i], fds + 4 * i);
     }

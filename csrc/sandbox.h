@@ -50,7 +50,8 @@ enum sbx_step {
     SBX_STEP_REAPER,       /* exec of the reaper */
     SBX_STEP_FORK,         /* the reaper's fork of the command */
     SBX_STEP_USER,         /* the reaper's change of the command's ids */
-    SBX_STEP_EXEC          /* exec of the command; index: path candidate, -1: none exists */
+    SBX_STEP_EXEC,         /* exec of the command; index: path candidate, -1: none exists */
+    SBX_STEP_KILL /* the end of what the command left: SIGKILL did not end it in SBX_LAST_MS */
 };
 
 /* A seal mounts nothing: if the target is a mount by which uid 0 commands the kernel (sysfs,
@@ -170,11 +171,16 @@ struct sbx_stream {
     int is_terminal; /* 1: the caller's end of one, which does not tell what it holds */
 };
 
+/* The end of what gets SIGKILL: so long the kernel has for it, in ms. */
+enum { SBX_LAST_MS = 1900 };
+
 struct sbx_slot {
     int owner;         /* pid of the process that opened it; 0: it is closed */
     int pidfd;         /* of the resident */
     int control;       /* a socket to it */
     uint64_t files[2]; /* of the two: a host may close or replace what is not its own */
+    int64_t killed;    /* as in struct sbx_run */
+    int stuck;         /* as in struct sbx_run */
     uint32_t runs;     /* how many it was ordered: the number of the last */
 };
 
@@ -205,6 +211,10 @@ struct sbx_run {
     int status; /* the socket to its reaper, -1: there is none */
     int group;  /* 1: no pid namespace: end the process group as well */
     int orphan; /* 1: somebody else's child, who reaps it */
+    int setting_up; /* 1: the child is in the caller's memory; the kernel clears it */
+    int64_t killed; /* when SIGKILL was sent, in ns of CLOCK_MONOTONIC; 0: it was not */
+    int stuck; /* after sbx_end: a pidfd of what SIGKILL did not end in SBX_LAST_MS, or 0. Python
+                * keeps it, and all of this memory, until that process is gone. */
     struct sbx_stream out;
     struct sbx_stream err;
     enum sbx_pump_result first; /* what came of job.pump_ns; DONE: after sbx_end */
@@ -238,8 +248,8 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
  * sent the job (ETOOMANYREFS, say): nothing runs there, and another or a fresh run may. */
 int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run);
 
-/* Kills what is in it and waits for its end. Does nothing the second time; a fork of the caller
- * closes only. */
+/* Kills what is in it and waits for its end, SBX_LAST_MS at most: see slot->stuck. Does nothing the
+ * second time; a fork of the caller closes only. */
 void sbx_close_slot(struct sbx_slot *slot);
 
 /* Moves bytes until the run is over, for WAIT_NS at most. */
@@ -258,9 +268,12 @@ int sbx_open_bell(struct sbx_run *bell);
  * where the command is pid 1 and there is no slot. 0 or -errno. */
 int sbx_signal(struct sbx_run *run, int signum);
 
-/* Kills what is left, waits for its end, closes every descriptor. Does nothing the second time,
- * and in a fork of the caller closes only. */
+/* Kills what is left, waits for its end, SBX_LAST_MS at most, and closes every descriptor but
+ * run->stuck. Does nothing the second time, and in a fork of the caller closes only. */
 void sbx_end(struct sbx_run *run);
+
+/* Whether the process of a pidfd, as of run->stuck, is gone; reaps it, if it is ours. */
+int sbx_reap_stuck(int pidfd);
 
 /* Which file is open there, as a number; 0: none. */
 uint64_t sbx_file_of(int fd);

@@ -3,7 +3,7 @@
  * THEORY OF OPERATION
  *
  * sbx_spawn makes the pipes, blocks every signal, and clones a child that shares the caller's
- * memory (CLONE_VM) while the calling thread waits (CLONE_VFORK): nothing is copied, so a caller
+ * memory (CLONE_VM) while the calling thread waits for its exec: nothing is copied, so a caller
  * of 4 GB pays what a small one pays. The child, born into its namespaces, does the steps of
  * child.c on a stack of its own and execs; if a step fails it writes which one into the shared
  * struct sbx_run and dies. Then the calling thread goes on.
@@ -25,6 +25,11 @@
  * The status comes over a pipe from the reaper, because wait(2) may be answered to somebody else:
  * a caller that ignores SIGCHLD or waits for just any child. Without a reaper it comes from
  * waitid(2), and where somebody else was faster from the pidfd (Linux 6.15).
+ *
+ * The calling thread waits on a futex that the kernel clears when the child leaves the caller's
+ * memory (CLONE_CHILD_CLEARTID), and not by CLONE_VFORK, which knows no time limit: a step may hang
+ * in a file system that does not answer. A child that even SIGKILL does not end in time never runs
+ * another instruction of ours, so the thread may go on; the memory stays until the child is gone.
  *
  * C owns nothing here: no malloc, no globals.
  */
@@ -54,6 +59,9 @@
 #define CLEAR_SIGHAND 0x100000000ULL /* clone3(2), CLONE_CLEAR_SIGHAND */
 #define WAIT_PIDFD 3                 /* waitid(2), P_PIDFD */
 #define BETWEEN_STACK_SIZE 8192
+#define NS 1000000000LL
+#define PATIENCE_NS (5 * NS) /* with a resident that is not ready */
+#define LAST_NS (SBX_LAST_MS * 1000000LL)
 #define SIGNAL_GROUP 4 /* pidfd_send_signal(2), PIDFD_SIGNAL_PROCESS_GROUP */
 
 /* ---- descriptors ------------------------------------------------------------------------- */
@@ -161,6 +169,29 @@ static int make_pipes(const struct sbx_job *job, struct sbx_run *run, struct sbx
 
 /* ---- clone ------------------------------------------------------------------------------- */
 
+static long kill_run(struct sbx_run *run);
+
+int64_t sbx_now(void) {
+    struct timespec now;
+    raw(__NR_clock_gettime, CLOCK_MONOTONIC, &now);
+    return now.tv_sec * NS + now.tv_nsec;
+}
+
+/* Seccomp filters of some containers know only clone(2). It leaves handlers as they are: so these
+ * processes keep signals blocked, and the child of a run resets every disposition itself. */
+static long clone_any(struct raw_clone_args *args, int (*entry)(void *), void *argument) {
+    long pid = clone_onto(args, entry, argument);
+    if (pid != -ENOSYS)
+        return pid;
+    int saved = errno, *child_tid = (int *)(uintptr_t)args->child_tid;
+    char *top = (char *)(uintptr_t)args->stack + args->stack_size;
+    pid = clone(entry, top, (int)args->flags, argument, (int *)(uintptr_t)args->pidfd, NULL,
+                child_tid);
+    pid = pid < 0 ? -errno : pid;
+    errno = saved;
+    return pid;
+}
+
 /* What clone_orphan shares with the process between. */
 struct orphan {
     struct sbx_child *child;
@@ -190,87 +221,44 @@ static long clone_orphan(struct sbx_child *c, struct raw_clone_args *args, char 
     return o.pid;
 }
 
-/* Seccomp filters of some containers know only clone(2). It leaves handlers as they are: so these
- * processes keep signals blocked, and the child of a run resets every disposition itself. */
-static long clone_any(struct raw_clone_args *args, int (*entry)(void *), void *argument) {
-    long pid = clone_onto(args, entry, argument);
-    if (pid != -ENOSYS)
-        return pid;
-    int saved = errno;
-    char *top = (char *)(uintptr_t)args->stack + args->stack_size;
-    pid = clone(entry, top, (int)args->flags, argument, (int *)(uintptr_t)args->pidfd);
-    pid = pid < 0 ? -errno : pid;
-    errno = saved;
-    return pid;
-}
-
-/* A step may hang in a file system that does not answer, and with it the caller, who waits for the
- * exec. As pid 1 of its namespace the child hears no timer of its own, and the caller can do
- * nothing: so, where there is a limit, another process of the caller's memory and descriptors
- * watches. It also sees the caller die. */
-struct watchdog {
-    const struct sbx_run *run;
-    int64_t ns;
-    int lifeline, pidfd;
-    int ended_it; /* the child */
-};
-
-static int watch_main(void *argument) {
-    struct watchdog *w = argument;
-    struct pollfd caller = {w->lifeline, POLLIN, 0};
-    struct timespec left = {w->ns / 1000000000, w->ns % 1000000000}, pause = {0, 1000000};
-    while (raw(__NR_ppoll, &caller, 1, &left, 0, 0) == -EINTR)
-        ; /* the kernel counts LEFT down */
-    w->ended_it = 1;
-    const volatile int *child = &w->run->pidfd;
-    while (raw(RAW_pidfd_send_signal, *child, SIGKILL, 0, 0) == -EBADF) {
-        left.tv_sec = left.tv_nsec = 0;
-        if (raw(__NR_ppoll, &caller, 1, &left, 0, 0) == 1)
-            break; /* nor will there be: the caller died before */
-        raw(__NR_nanosleep, &pause, 0);
+/* Until the child has left the caller's memory, or it is END (0: no end): whether it has. */
+static int await_exec(struct sbx_run *run, int64_t end) {
+    while (__atomic_load_n(&run->setting_up, __ATOMIC_ACQUIRE)) {
+        int64_t left = end ? end - sbx_now() : 0;
+        struct timespec wait = {left / NS, left % NS};
+        if (end && left <= 0)
+            return 0;
+        raw(__NR_futex, &run->setting_up, 0 /* FUTEX_WAIT */, 1, end ? &wait : NULL, 0, 0);
     }
-    return 0;
-}
-
-static long open_watchdog(struct watchdog *w, char *stack) {
-    struct raw_clone_args args = {
-        .flags = CLONE_VM | CLONE_FILES | CLONE_PIDFD | CLEAR_SIGHAND,
-        .pidfd = (uint64_t)(uintptr_t)&w->pidfd,
-        .stack = (uint64_t)(uintptr_t)stack,
-        .stack_size = BETWEEN_STACK_SIZE,
-    };
-    return clone_any(&args, watch_main, w);
-}
-
-static void close_watchdog(struct watchdog *w) {
-    raw(RAW_pidfd_send_signal, w->pidfd, SIGKILL, 0, 0);
-    while (raw(__NR_waitid, WAIT_PIDFD, w->pidfd, 0, WEXITED | __WALL, 0) == -EINTR)
-        ;
-    sbx_close(&w->pidfd);
+    return 1;
 }
 
 /* exit_signal stays 0, so that the caller's SIGCHLD is quiet until the exec sets it. */
 static long clone_child(struct sbx_child *c, char *stack) {
-    int stays = c->place->reaper == SBX_RESIDENT; /* the stack's end is clone_orphan's */
-    struct watchdog w = {c->run, stays ? 0 : c->job->setup_ns, c->lifeline, -1, 0};
-    uint64_t flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | c->place->namespaces;
+    struct sbx_run *run = c->run;
+    int64_t end = c->job->setup_ns ? sbx_now() + c->job->setup_ns : 0;
     struct raw_clone_args args = {
-        .flags = flags | CLEAR_SIGHAND,
-        .pidfd = (uint64_t)(uintptr_t)&c->run->pidfd,
+        .flags =
+            CLONE_VM | CLONE_CHILD_CLEARTID | CLONE_PIDFD | CLEAR_SIGHAND | c->place->namespaces,
+        .pidfd = (uint64_t)(uintptr_t)&run->pidfd,
+        .child_tid = (uint64_t)(uintptr_t)&run->setting_up,
         .stack = (uint64_t)(uintptr_t)stack,
         .stack_size = SBX_STACK_SIZE - BETWEEN_STACK_SIZE,
     };
     uint64_t all = RAW_ALL_SIGNALS, before;
     raw(__NR_rt_sigprocmask, SIG_SETMASK, &all, &before, RAW_SIGSET_SIZE);
-    long pid = w.ns ? open_watchdog(&w, stack + args.stack_size) : 0;
-    if (pid >= 0 && stays)
-        pid = clone_orphan(c, &args, stack + args.stack_size);
-    else if (pid >= 0)
-        pid = clone_any(&args, sbx_child_main, c);
-    if (w.pidfd >= 0)
-        close_watchdog(&w);
-    if (w.ended_it)
-        sbx_fail(c->run, c->run->at.step, c->run->at.index, -ETIMEDOUT);
+    run->setting_up = 1;
+    long pid = run->orphan ? clone_orphan(c, &args, stack + args.stack_size)
+                           : clone_any(&args, sbx_child_main, c);
+    run->pid = pid < 0 ? 0 : (int)pid;
+    if (pid >= 0 && !await_exec(run, end)) {
+        struct sbx_failure at = run->at;
+        if (kill_run(run) < 0) /* it may go on in our memory at any moment */
+            await_exec(run, 0);
+        else
+            await_exec(run, run->killed + LAST_NS);
+        sbx_fail(run, at.step, at.index, -ETIMEDOUT);
+    }
     raw(__NR_rt_sigprocmask, SIG_SETMASK, &before, 0, RAW_SIGSET_SIZE);
 #ifdef __SANITIZE_ADDRESS__
     /* The child left its frames by exec; their red zones are still marked. */
@@ -375,6 +363,7 @@ static void begin(struct sbx_run *run, const struct sbx_place *place) {
     run->slot = NULL;
     run->pid = 0;
     run->pidfd = run->status = run->out.fd = run->err.fd = -1;
+    run->killed = run->stuck = 0;
     run->out.length = run->err.length = 0;
     run->out.is_terminal = run->err.is_terminal = 0;
     run->group = place && place->session && !(place->namespaces & CLONE_NEWPID);
@@ -401,7 +390,7 @@ static void await_command(struct sbx_run *run, int64_t ns) {
         sbx_fail(run, SBX_STEP_EXEC, -1, -ETIMEDOUT);
         return;
     }
-    n = raw(__NR_read, run->status, &record, sizeof record); /* it never blocks */
+    n = raw(__NR_recvfrom, run->status, &record, sizeof record, MSG_DONTWAIT, 0, 0);
     if (n == sizeof record && record.magic == SBX_RECORD_MAGIC && record.step != SBX_STEP_NONE)
         sbx_fail(run, (enum sbx_step)record.step, record.index, -(long)record.error);
 }
@@ -428,8 +417,6 @@ static void clone_and_tell(struct sbx_child *c, char *stack, struct letter *l) {
     long pid = clone_child(c, stack);
     if (pid < 0)
         sbx_fail(run, SBX_STEP_CLONE, 0, pid);
-    else
-        run->pid = (int)pid;
     if (sent < 0 && run->failure.step == SBX_STEP_NONE) {
         limit_patience(run->status);
         sent = send_all(run->status, l->parts, SBX_PARTS, NULL, 0, 0);
@@ -490,6 +477,7 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
     slot->control = run->status;
     slot->files[0] = sbx_file_of(slot->pidfd);
     slot->files[1] = sbx_file_of(slot->control);
+    slot->killed = slot->stuck = 0;
     slot->runs = 0;
     run->pidfd = run->status = -1;
     run->owner = 0;
@@ -511,11 +499,12 @@ static void forget_foreign(struct sbx_slot *slot) {
 }
 
 /* Whether the resident has asked for this command and said nothing else; it has not asked when the
- * run before left something, or somebody outside killed a process of the slot. */
-static int is_ready(const struct sbx_slot *slot) {
+ * run before left something, or somebody outside killed a process of the slot. It is waited
+ * for MOST_NS at most. */
+static int is_ready(const struct sbx_slot *slot, int64_t most_ns) {
     struct sbx_record records[2]; /* room for one more than there may be */
     struct pollfd fds[] = {{slot->control, POLLIN, 0}, {slot->pidfd, POLLIN, 0}};
-    struct timespec patience = {5, 0};
+    struct timespec patience = {most_ns / NS, most_ns % NS};
     long n = raw(__NR_recvfrom, slot->control, records, sizeof records, MSG_DONTWAIT, 0, 0);
     /* A fork of the caller may have the resident's end as well, so its death is looked for. */
     long waited = n == -EAGAIN ? -EINTR : 0;
@@ -553,7 +542,8 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
         return sbx_fail(run, SBX_STEP_EXEC, -1, -E2BIG);
     }
     forget_foreign(slot);
-    if (slot->owner != run->owner || !is_ready(slot)) {
+    int64_t patience = job->setup_ns && job->setup_ns < PATIENCE_NS ? job->setup_ns : PATIENCE_NS;
+    if (slot->owner != run->owner || !is_ready(slot, patience)) {
         run->owner = 0;
         sbx_close_slot(slot);
         return 1;
@@ -576,29 +566,6 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
     return error == 0 ? 1 : -1;
 }
 
-static void wait_for_end(int pidfd) {
-    struct pollfd dead = {pidfd, POLLIN, 0};
-    while (raw(__NR_ppoll, &dead, 1, 0, 0, 0) != 1)
-        ; /* signals: Python sees to them afterwards */
-}
-
-/* A resident is the caller's to reap where the caller adopts orphans. */
-static void reap_orphan(int pidfd) { raw(__NR_waitid, WAIT_PIDFD, pidfd, 0, WEXITED | __WALL, 0); }
-
-void sbx_close_slot(struct sbx_slot *slot) {
-    if (slot->owner == 0)
-        return;
-    forget_foreign(slot);
-    if (slot->owner == getpid() && slot->pidfd >= 0) {
-        raw(RAW_pidfd_send_signal, slot->pidfd, SIGKILL, 0, 0);
-        wait_for_end(slot->pidfd);
-        reap_orphan(slot->pidfd);
-    }
-    sbx_close(&slot->pidfd);
-    sbx_close(&slot->control);
-    slot->owner = 0;
-}
-
 /* ---- end --------------------------------------------------------------------------------- */
 
 struct pidfd_info { /* ioctl_pidfd(2const), as first published */
@@ -618,11 +585,23 @@ static void forget_our_peak(struct sbx_run *run) {
 
 /* The status, and no zombie. The process is known to be dead. */
 void sbx_reap(struct sbx_run *run) {
-    siginfo_t info = {0};
+    siginfo_t info;
+    int64_t end = sbx_now() + LAST_NS;
     long error;
-    do /* a process that its parent traces is reported at each stop as well, unasked */
-        error = raw(__NR_waitid, WAIT_PIDFD, run->pidfd, &info, WEXITED | __WALL, run->usage);
-    while (error == 0 && (info.si_code == CLD_TRAPPED || info.si_code == CLD_STOPPED));
+    for (;;) {
+        struct timespec pause = {0, 1000000};
+        info.si_pid = info.si_code = 0;
+        error =
+            raw(__NR_waitid, WAIT_PIDFD, run->pidfd, &info, WEXITED | WNOHANG | __WALL, run->usage);
+        /* A process that its parent traces is reported at each stop as well, unasked. */
+        if (error == 0 && (info.si_code == CLD_TRAPPED || info.si_code == CLD_STOPPED))
+            continue;
+        /* One that somebody else traces stays a zombie for as long as that one likes. */
+        if (error < 0 || info.si_pid || sbx_now() > end)
+            break;
+        raw(__NR_nanosleep, &pause, 0);
+    }
+    error = error == 0 && !info.si_pid ? -EAGAIN : error;
     run->wait_status = error < 0 ? (int)error : run->wait_status;
     if (error == 0) {
         int value = info.si_status;
@@ -631,6 +610,8 @@ void sbx_reap(struct sbx_run *run) {
         run->wait_status = info.si_code == CLD_EXITED ? (value & 0xff) << 8 : value;
         return;
     }
+    if (error == -EAGAIN)
+        return;
     /* Whoever was faster may still be at it: the kernel has the status once the process is gone. */
     for (int tries = 0; tries < 1000; tries++) {
         struct pidfd_info told = {.mask = 1 << 3 /* PIDFD_INFO_EXIT */};
@@ -672,16 +653,106 @@ static int signal_through(struct sbx_run *run, int signum) {
     return sent < 0 ? (int)sent : 0;
 }
 
+/* Until the process of PIDFD is dead, at most for the time that the kernel has: whether it is. */
+static int wait_for_end(int pidfd, int64_t killed) {
+    struct pollfd dead = {pidfd, POLLIN, 0};
+    for (;;) { /* signals: Python sees to them afterwards */
+        int64_t left = killed + LAST_NS - sbx_now();
+        struct timespec wait = {left / NS, left % NS};
+        if (left < 0)
+            wait.tv_sec = wait.tv_nsec = 0;
+        if (raw(__NR_ppoll, &dead, 1, &wait, 0, 0) == 1)
+            return 1;
+        if (left <= 0)
+            return 0;
+    }
+}
+
+int sbx_reap_stuck(int pidfd) {
+    siginfo_t info = {0};
+    long error = raw(__NR_waitid, WAIT_PIDFD, pidfd, &info, WEXITED | WNOHANG | __WALL, 0);
+    if (error < 0) /* somebody else's child */
+        return wait_for_end(pidfd, 0);
+    return info.si_pid != 0;
+}
+
+/* If the host's seccomp filter forbids to send a signal, the resident ends when its socket is
+ * closed. */
+static void kill_slot(struct sbx_slot *slot) {
+    if (!slot->killed || slot->killed > sbx_now())
+        slot->killed = sbx_now();
+    long error = raw(RAW_pidfd_send_signal, slot->pidfd, SIGKILL, 0, 0);
+    if (error < 0 && error != -ESRCH)
+        sbx_close(&slot->control);
+}
+
+static long kill_run(struct sbx_run *run) {
+    if (!run->killed || run->killed > sbx_now())
+        run->killed = sbx_now();
+    if (run->slot) {
+        kill_slot(run->slot);
+        return 0;
+    }
+    /* Without a reaper the command leads its group, also as pid 1, whose death needs no more. */
+    if (run->group && signal_group(run, SIGKILL) == 0)
+        return 0;
+    long error = raw(RAW_pidfd_send_signal, run->pidfd, SIGKILL, 0, 0);
+    if (error < 0 && error != -ESRCH && !run->orphan) /* a seccomp filter; we have not reaped it */
+        error = raw(__NR_kill, run->pid, SIGKILL);
+    return error;
+}
+
 int sbx_signal(struct sbx_run *run, int signum) {
     int pidfd = run->slot ? run->slot->pidfd : run->pidfd;
     if (pidfd < 0 || run->ended)
         return -ESRCH;
-    if (signum != SIGKILL && (run->slot || run->status >= 0))
+    if (signum == SIGKILL)
+        return (int)kill_run(run);
+    if (run->slot || run->status >= 0)
         return signal_through(run, signum);
-    /* Without a reaper the command leads its group, also as pid 1, whose death needs no more. */
-    if ((run->group || signum != SIGKILL) && signal_group(run, signum) == 0)
+    if (signal_group(run, signum) == 0)
         return 0;
     return (int)raw(RAW_pidfd_send_signal, pidfd, signum, 0, 0);
+}
+
+/* A resident is the caller's to reap where the caller adopts orphans. */
+static void reap_orphan(int pidfd) {
+    raw(__NR_waitid, WAIT_PIDFD, pidfd, 0, WEXITED | WNOHANG | __WALL, 0);
+}
+
+void sbx_close_slot(struct sbx_slot *slot) {
+    if (slot->owner == 0)
+        return;
+    forget_foreign(slot);
+    if (slot->owner == getpid() && slot->pidfd >= 0) {
+        kill_slot(slot);
+        sbx_close(&slot->control);
+        if (wait_for_end(slot->pidfd, slot->killed)) {
+            reap_orphan(slot->pidfd);
+        } else {
+            slot->stuck = (int)above(slot->pidfd, 3);
+            slot->pidfd = -1;
+        }
+    }
+    sbx_close(&slot->pidfd);
+    sbx_close(&slot->control);
+    slot->owner = 0;
+}
+
+/* Kills what runs, and waits for it; what does not end is left to Python. A reaper that cannot be
+ * sent a signal ends when its caller hangs up. */
+static void end_process(struct sbx_run *run) {
+    long error = run->killed ? 0 : kill_run(run);
+    if (error < 0 && error != -ESRCH)
+        sbx_close(&run->status);
+    if (!wait_for_end(run->pidfd, run->killed)) {
+        run->stuck = (int)above(run->pidfd, 3);
+        run->pidfd = -1;
+    } else if (run->orphan) {
+        reap_orphan(run->pidfd);
+    } else {
+        sbx_collect(run);
+    }
 }
 
 void sbx_end(struct sbx_run *run) {
@@ -689,13 +760,13 @@ void sbx_end(struct sbx_run *run) {
         return;
     if (!run->ended && run->slot) {
         sbx_close_slot(run->slot);
+        run->wait_status = SIGKILL;
     } else if (!run->ended && run->pidfd >= 0 && run->owner == getpid()) {
-        sbx_signal(run, SIGKILL);
-        wait_for_end(run->pidfd);
-        if (run->orphan)
-            reap_orphan(run->pidfd);
-        else
-            sbx_reap(run);
+        end_process(run);
+    }
+    if (run->slot && run->slot->stuck) {
+        run->stuck = run->slot->stuck;
+        run->slot->stuck = 0;
     }
     sbx_close(&run->pidfd);
     sbx_close(&run->status);

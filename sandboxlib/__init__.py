@@ -17,6 +17,7 @@ from .errors import (
     SpecError,
     SpecTypeError,
     StatusLost,
+    Unkillable,
     UnsupportedError,
 )
 from .limits import Limits
@@ -66,6 +67,7 @@ __all__ = [
     "SpecTypeError",
     "StatusLost",
     "Tee",
+    "Unkillable",
     "UnsupportedError",
     "Usage",
     "argv_to_string",

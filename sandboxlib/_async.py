@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 lib = _native.lib
+_LONGEST_WAIT = 1.0  # seconds
 
 
 # ---- the loop ----------------------------------------------------------------------------------
@@ -125,13 +126,17 @@ async def run(
     try:
         run.start(fresh)
         while not run.follow(lib.sbx_pump(run.struct, 0)):
-            left = None if run.deadline is None else max(0.0, run.deadline - monotonic())
-            await loop.ready(watch.fileno(), left)
+            await loop.ready(watch.fileno(), _patience(run))
         return run.result(executor.NAME, began, run.plan.isolation)
     finally:  # a cancellation as well: kill, wait, close
         watch.close()
-        lib.sbx_end(run.struct)
+        run.end()
         run.release()
+
+
+def _patience(run: _process.Run) -> float:
+    """How long to wait before looking up: what hangs at its end wakes nobody."""
+    return max(0.0, min(_LONGEST_WAIT, run.due() - monotonic()))
 
 
 async def run_once(
@@ -341,7 +346,10 @@ class AsyncProcess:
         try:
             self._process._until(lambda: False, 0.0)
             if not done() and not self._is_over():
-                await self._loop.ready(self._watch.fileno(), timeout)
+                most = _patience(self._process._run)
+                await self._loop.ready(
+                    self._watch.fileno(), most if timeout is None else min(timeout, most)
+                )
                 self._process._until(lambda: False, 0.0)
         finally:
             self._is_pumping = False

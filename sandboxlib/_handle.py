@@ -15,7 +15,7 @@ from time import monotonic
 from weakref import ref
 
 from . import _executor, _ladder, _native, _process, _rare, _streams
-from .errors import SandboxError, SpecTypeError, UnsupportedError
+from .errors import SandboxError, SpecTypeError, Unkillable, UnsupportedError
 from .result import Result
 from .sandbox import MORE, Sandbox, is_capture
 
@@ -133,7 +133,7 @@ class Process:
 
     def wait(self, timeout: float | None = None) -> int:
         """Waits for the end and returns returncode. timeout: seconds; then TimeoutExpired of
-        subprocess is raised, and the command runs on.
+        subprocess is raised, and the command runs on. Unkillable if it was killed and does not end.
         """
         if not self._until(lambda: False, timeout):
             from subprocess import TimeoutExpired
@@ -197,7 +197,7 @@ class Process:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        """Waits for the end; kills the run first where an exception is on its way."""
+        """Waits for the end; kills the run first where an exception is on its way. Unkillable."""
         try:
             if kind is not None:
                 self._gives_up = True
@@ -205,10 +205,14 @@ class Process:
             self._close_stdin()
             self._until(lambda: False, None)
         finally:
-            self.close()
+            with contextlib.suppress(Unkillable):  # told below, unless there is more to tell
+                self.close()
+        if kind is None and self._run.unkillable is not None:
+            raise self._run.unkillable
 
     def close(self) -> None:
-        """Kills what runs still, and closes all files. Does nothing the second time."""
+        """Kills what runs still, and closes all files. Does nothing the second time. Unkillable."""
+        was_over = self._is_over
         with self._changed:
             if not self._is_over:
                 self._end()
@@ -219,6 +223,8 @@ class Process:
         for file in (self.stdout, self.stderr):
             if file is not None:
                 file.close()
+        if not was_over and self._run.unkillable is not None:
+            raise self._run.unkillable
 
     def __del__(self) -> None:
         if "_changed" in self.__dict__ and not self._is_over:
@@ -280,7 +286,7 @@ class Process:
     def _end(self) -> None:
         """Ends what is left of it, and gives all back."""
         self._is_over = True
-        lib.sbx_end(self._run.struct)
+        self._run.end()
         self._run.release()
 
     def _code(self) -> int | None:
@@ -392,7 +398,7 @@ def _begin(run: _process.Run, command: Any, executor: str, began: float) -> Proc
             _start_in_keeper(run)
         return Process(run, command, executor, began)
     except BaseException:
-        lib.sbx_end(run.struct)
+        run.end()
         run.release()
         raise
 

@@ -159,6 +159,37 @@ def mounts_below(path: str) -> list[str]:
     return [point for point in points if point.startswith(f"{real}/") and point != f"{real}/"]
 
 
+def what_waits(pid: int) -> tuple[int, str]:
+    """Of a process that was killed and those below it, one that does not end: its pid, and the
+    function of the kernel that it waits in, or "".
+    """
+    todo, seen = [pid], 0
+    found = pid, _waits_in(pid)
+    while todo and seen < 500:
+        process = todo.pop()
+        seen += 1
+        below = read(f"/proc/{process}/task/{process}/children").split()
+        where = _waits_in(process)
+        # A pid 1 waits for the end of its namespace: it is not what hangs.
+        if where and where not in ("do_wait", "do_exit", "zap_pid_ns_processes"):
+            return process, where
+        todo += map(int, below)
+    return found
+
+
+def _waits_in(pid: int) -> str:
+    """Of the first thread of a process that waits somewhere; threads that ended tell "0"."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return ""
+    for thread in threads[:50]:
+        where = read(f"/proc/{pid}/task/{thread}/wchan")
+        if where not in ("", "0", "do_exit"):
+            return where
+    return ""
+
+
 #: How the kernel calls the namespaces of each kind of isolation.
 _KINDS = {"user": "", "mnt": "mounts", "net": "network", "pid": "processes", "ipc": "ipc"}
 

@@ -265,7 +265,7 @@ class _Group:
                 wait_ns = min(waits, default=_process.LONGEST_WAIT)
             results = self._pump(structs, wait_ns) or [_AGAIN] * len(structs)
             for (number, (run, _, _)), result in zip(runs, results, strict=False):
-                if result != _AGAIN or run.deadline is not None:
+                if result != _AGAIN or run.deadline is not None or run.struct.killed:
                     self._follow(number, result)
             if self._bell is not None and results[-1] != _AGAIN:
                 self._bell.reset()
@@ -324,7 +324,7 @@ class _Group:
 
     def _end(self, number: int) -> None:
         run = self._runs[number][0]
-        lib.sbx_end(run.struct)
+        run.end()
         del self._runs[number]
         run.release()
 

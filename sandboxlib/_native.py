@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from _thread import allocate_lock
@@ -97,14 +98,26 @@ class Stream:
         self._stream.buffer, self._stream.size = self._scratch, SCRATCH_SIZE
 
 
+#: Processes that were killed and do not end: a pidfd, which file that is, what they may use.
+_stuck: list[tuple[int, int, object]] = []
+
+
 def _ending(kind: str, end: Any) -> tuple[Any, Any]:
-    """Memory, and the same as a struct that calls `end` when it is lost; keep both.
+    """Memory, and the same as a struct for which `end` is called when it is lost; keep both.
 
     With a cycle of garbage it is lost, and its memory freed, before methods of the others in the
     cycle are called for the last time, which may still use it.
     """
     memory = ffi.new(kind)
-    return memory, ffi.gc(memory, end)
+
+    def lost(struct: Any, note: Any = _stuck.append, file_of: Any = lib.sbx_file_of) -> None:
+        end(struct)
+        if struct.stuck:
+            note((struct.stuck, file_of(struct.stuck), struct))
+
+    if kind == "struct sbx_watch *":
+        return memory, ffi.gc(memory, end)
+    return memory, ffi.gc(memory, lost)
 
 
 def _forget(_: object) -> None:
@@ -133,11 +146,61 @@ class Workspace:
         self.vec = ffi.new("const char *[]", VEC_SIZE)
 
 
+# ---- what SIGKILL did not end ----------------------------------------------------------------
+
+
+def end_run(struct: Any, keep: object = None) -> int:
+    """lib.sbx_end of a struct sbx_run: a pidfd if its process does not end, otherwise 0.
+
+    keep: what that process may use until it is gone.
+    """
+    lib.sbx_end(struct)
+    return _take_over(struct, keep)
+
+
+def close_slot(struct: Any) -> int:
+    """The same for a struct sbx_slot."""
+    lib.sbx_close_slot(struct)
+    return _take_over(struct, None)
+
+
+def _take_over(struct: Any, keep: object) -> int:
+    fd: int = struct.stuck
+    if fd:
+        struct.stuck = 0
+        _stuck.append((fd, lib.sbx_file_of(fd), keep or struct))
+    return fd
+
+
+def reap_stuck() -> None:
+    """Reaps those that ended meanwhile. Nobody waits for the others, also not in the end."""
+    for entry in list(_stuck):
+        fd, file, _ = entry
+        if lib.sbx_file_of(fd) == file:  # else the host closed, or replaced, what is not its own
+            if not lib.sbx_reap_stuck(fd):
+                continue
+            os.close(fd)
+        with contextlib.suppress(ValueError):  # another thread was faster
+            _stuck.remove(entry)
+
+
+def _forget_stuck() -> None:
+    for fd, file, _ in _stuck:
+        if lib.sbx_file_of(fd) == file:
+            os.close(fd)
+    _stuck.clear()
+
+
+os.register_at_fork(after_in_child=_forget_stuck)
+
+
 _free: list[Workspace] = []
 
 
 def take_workspace() -> Workspace:
     """A workspace that no other run is using."""
+    if _stuck:
+        reap_stuck()
     try:
         return _free.pop()
     except IndexError:
@@ -145,8 +208,10 @@ def take_workspace() -> Workspace:
 
 
 def give_back(workspace: Workspace) -> None:
-    """The workspace of a run that was ended by sbx_end."""
+    """The workspace of a run that was ended by end_run()."""
     if workspace.alive() is None:  # garbage, whose stack may be gone already
+        return
+    if any(keep is workspace for _, _, keep in _stuck):
         return
     workspace.slot = None
     if workspace.rare is not None:
@@ -252,7 +317,7 @@ class Bell:
 
     def close(self) -> None:
         with self._lock:
-            lib.sbx_end(self.struct)
+            end_run(self.struct)
 
 
 # ---- structs ---------------------------------------------------------------------------------
@@ -323,29 +388,30 @@ class Slot:
     where the kernel refuses. It closes itself when it is lost.
     """
 
-    def __init__(self, place: Any, held: Any, inside: bytes) -> None:
+    def __init__(self, place: Any, held: Any, inside: bytes, setup_ns: int = 0) -> None:
         self._memory, self.struct = _ending("struct sbx_slot *", lib.sbx_close_slot)
         workspace = take_workspace()
         run, stdio = workspace.run, (lib.SBX_NULL,) * 3
         try:
             init = init_descriptor()
             keep = fill_job(workspace, b"/\0", 2, (0, 0, 0), stdio, init, held, -1)
-            workspace.job.setup_ns = workspace.job.pump_ns = 0
+            workspace.job.setup_ns, workspace.job.pump_ns = setup_ns, 0
             words = (place[0], workspace.job, run, workspace.stack, inside, len(inside))
             result = lib.sbx_open_slot(*words, self.struct)
             del keep
             if result != 0:
                 raise OSError(run.failure.error, STEPS[run.failure.step])
         finally:
-            lib.sbx_end(run)
+            end_run(run, workspace)
             give_back(workspace)
 
     @property
     def is_open(self) -> bool:
         return bool(self.struct.owner)
 
-    def close(self) -> None:
-        lib.sbx_close_slot(self.struct)
+    def close(self) -> int:
+        """A pidfd if it does not end, otherwise 0."""
+        return close_slot(self.struct)
 
     @property
     def pid(self) -> int:

