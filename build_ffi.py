@@ -19,7 +19,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 CSRC = HERE / "csrc"
 INIT = HERE / "sandboxlib" / "_init"
-INIT_SOURCES = [CSRC / "init.c", CSRC / "child.c"]
+INIT_SOURCES = [CSRC / "init.c", CSRC / "child.c", CSRC / "dev.c"]
 INIT_FLAGS = [
     *("-std=gnu11", "-Os", "-static", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie"),
     *("-fno-stack-protector", "-fno-asynchronous-unwind-tables"),
@@ -42,7 +42,7 @@ def make_ffi() -> FFI:
     ffi.set_source(
         "sandboxlib._sandbox",
         '#include <stdint.h>\n#include "sandbox.h"',
-        sources=[f"csrc/{name}.c" for name in ("spawn", "child", "pump")],
+        sources=[f"csrc/{name}.c" for name in ("spawn", "child", "dev", "pump")],
         include_dirs=["csrc"],
         depends=["build_ffi.py", str(INIT), *map(str, CSRC.glob("*"))],
         define_macros=[("SBX_INIT", f'"{INIT}"')],

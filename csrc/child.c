@@ -29,7 +29,7 @@
 
 #define O_SEARCH_DIR (O_PATH | O_DIRECTORY | O_CLOEXEC)
 
-/* mount_setattr(2), open_tree(2), move_mount(2), fsopen(2), openat2(2), seccomp(2) */
+/* mount_setattr(2), fsopen(2), openat2(2), statx(2), seccomp(2) */
 struct raw_mount_attr {
     uint64_t set, clear, propagation, userns_fd;
 };
@@ -37,18 +37,9 @@ struct raw_open_how {
     uint64_t flags, mode, resolve;
 };
 enum {
-    TREE_CLONE = 1,
-    FROM_EMPTY_PATH = 0x04,
-    TO_EMPTY_PATH = 0x40,
     FS_SET_STRING = 1,
     FS_CREATE = 6,
     RESOLVE_INSIDE = 0x10 | 0x02, /* RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS */
-    EMPTY_PATH = 0x1000,          /* AT_EMPTY_PATH */
-    RECURSIVE = 0x8000,           /* AT_RECURSIVE */
-    ATTR_READ_ONLY = 1,
-    ATTR_NOSUID = 2,
-    ATTR_NODEV = 4,
-    ATTR_NOEXEC = 8,
     WANT_MODE = 2,
     WANT_INODE = 0x100,
     WANT_MOUNT_ID = 0x1000,
@@ -306,18 +297,19 @@ static int do_root(struct sbx_child *c) {
     return fd < 0 ? (int)fd : 0;
 }
 
-/* Only ever adds the flag, on every mount below: the others keep what they had. */
-static int make_read_only(long tree) {
-    struct raw_mount_attr attr = {.set = ATTR_READ_ONLY};
-    return (int)raw(RAW_mount_setattr, tree, "", EMPTY_PATH | RECURSIVE, &attr, sizeof attr);
+int sbx_add_flags(long tree, uint64_t flags, int recursive) {
+    struct raw_mount_attr attr = {.set = flags};
+    return (int)raw(RAW_mount_setattr, tree, "", EMPTY_PATH | recursive, &attr, sizeof attr);
 }
 
 static int do_read_only(struct sbx_child *c) {
-    return c->tree >= 0 && c->place->read_only ? make_read_only(c->tree) : 0;
+    uint64_t flags =
+        (c->place->read_only ? ATTR_READ_ONLY : 0) | (c->place->no_devices ? ATTR_NODEV : 0);
+    return c->tree >= 0 && flags ? sbx_add_flags(c->tree, flags, RECURSIVE) : 0;
 }
 
-/* On top of the old root: paths from the old root never see it, so sources are still found where
- * the caller has them, while targets are looked up below c->tree. */
+/* Mounts can be mounted on one that is attached somewhere, and on top of the old root no name leads
+ * to the copy but ".." at the root. So all that the caller names is opened before. */
 static int do_attach(struct sbx_child *c) {
     if (c->root < 0)
         return 0;
@@ -342,25 +334,80 @@ long sbx_new_filesystem(const char *type, const char *const *options, int attrib
     return result;
 }
 
-static long put_mount(long tree, long target) {
-    return raw(RAW_move_mount, tree, "", target, "", FROM_EMPTY_PATH | TO_EMPTY_PATH);
+static long status_of(long fd, struct raw_statx *status) {
+    return raw(__NR_statx, fd, "", EMPTY_PATH | DONT_SYNC, WANT_MODE | WANT_MOUNT_ID, status);
 }
 
+static int is_device(long fd) {
+    struct raw_statx status;
+    return status_of(fd, &status) >= 0 && (S_ISCHR(status.mode) || S_ISBLK(status.mode));
+}
+
+/* A bind, or a hole: of the caller's own root, as the copy is read-only by now. */
 static long open_source(struct sbx_child *c, const struct sbx_mount *m) {
     int flags = O_CLOEXEC | TREE_CLONE | (m->flags & SBX_RECURSIVE ? RECURSIVE : 0);
-    const char *none[] = {NULL}, *tmpfs[] = {"size", m->size, "mode", m->mode, NULL};
-    static const char *const dev[] = {"size", "1048576", "mode", "755", NULL};
+    long hole = m->kind == SBX_HOLE ? sbx_open_in_root(c->root, m->target, O_PATH) : 0;
+    if (hole < 0)
+        return hole;
+    long tree = hole ? raw(RAW_open_tree, hole, "", flags | EMPTY_PATH)
+                     : raw(RAW_open_tree, AT_FDCWD, m->source, flags);
+    if (hole)
+        close_fd(hole);
+    if (tree < 0)
+        return tree;
+    uint64_t attributes = (m->flags & SBX_READ_ONLY ? ATTR_READ_ONLY : 0)
+                          | (m->flags & SBX_NO_DEVICES ? ATTR_NODEV : 0);
+    long error = 0;
+    if (m->flags & SBX_DEVICE && !is_device(tree))
+        error = -ENODEV;
+    if (error >= 0 && attributes)
+        error = sbx_add_flags(tree, attributes, RECURSIVE);
+    if (error >= 0)
+        return tree;
+    close_fd(tree);
+    return error;
+}
+
+/* There is a descriptor for each source. The limit is the child's own, and its caller's is not
+ * touched; the command gets it back as it was. */
+static long raise_open_files(struct sbx_child *c) {
+    uint64_t *limit = c->open_files;
+    if (limit[1])
+        return -EMFILE;
+    long error = raw(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, 0, limit);
+    uint64_t raised[] = {limit[1], limit[1]};
+    return error < 0 ? error : raw(__NR_prlimit64, 0, 7, raised, 0);
+}
+
+/* All of them before the copy lies over the root: a name with more ".." than there are directories,
+ * or a link of that kind, would lead into the copy afterwards. */
+static int do_sources(struct sbx_child *c) {
+    for (int i = 0; i < c->place->n_mounts && !c->inside; i++) {
+        const struct sbx_mount *m = &c->place->mounts[i];
+        if (m->kind != SBX_BIND && m->kind != SBX_HOLE)
+            continue;
+        c->run->at.index = c->index = i;
+        long tree = open_source(c, m);
+        if (tree == -EMFILE && raise_open_files(c) >= 0)
+            tree = open_source(c, m);
+        if (tree < 0)
+            return (int)tree;
+        c->job->sources[i] = (int)tree;
+    }
+    c->index = 0;
+    return 0;
+}
+
+/* What is mounted: opened before, or a file system of the run's own. */
+static long take_source(struct sbx_child *c, int i) {
+    const struct sbx_mount *m = &c->place->mounts[i];
+    const char *none[] = {NULL};
+    const char *tmpfs[] = {"size", m->size, "nr_inodes", m->inodes, "mode", m->mode, NULL};
+    static const char *const dev[] = {"size", "1048576", "nr_inodes", "1024", "mode", "755", NULL};
     switch (m->kind) {
     case SBX_BIND:
-        return raw(RAW_open_tree, AT_FDCWD, m->source, flags);
-    case SBX_HOLE: { /* of the caller's own root: the copy is read-only by now */
-        long fd = sbx_open_in_root(c->root, m->target, O_PATH);
-        if (fd < 0)
-            return fd;
-        long tree = raw(RAW_open_tree, fd, "", flags | EMPTY_PATH);
-        close_fd(fd);
-        return tree;
-    }
+    case SBX_HOLE:
+        return c->job->sources[i];
     case SBX_TMPFS:
         return sbx_new_filesystem("tmpfs", tmpfs, ATTR_NOSUID | ATTR_NODEV);
     case SBX_PROC:
@@ -373,37 +420,61 @@ static long open_source(struct sbx_child *c, const struct sbx_mount *m) {
     return -EINVAL;
 }
 
-/* Makes what is missing of PATH below the tree, which is in a tmpfs of the run's own: directories,
- * and in the end a file where the source is one. */
-static long make_target(struct sbx_child *c, const char *path, int is_directory) {
+/* Whether a directory lies in a file system that one of the mounts before I made for the run. Of
+ * several at the same place the last is the one that is seen. */
+static int is_of_the_run(struct sbx_child *c, int i, long directory) {
+    struct raw_statx here, there;
+    if (status_of(directory, &here) < 0)
+        return 0;
+    while (here.mount_id != c->own_mount && i-- > 0) {
+        const struct sbx_mount *m = &c->place->mounts[i];
+        long fd = sbx_open_in_root(c->tree, m->target, O_PATH);
+        if (fd < 0)
+            continue;
+        long error = status_of(fd, &there);
+        close_fd(fd);
+        if (error < 0 || there.mount_id != here.mount_id || !(there.attributes & IS_MOUNT_ROOT))
+            continue;
+        if (m->kind != SBX_TMPFS && m->kind != SBX_DEV)
+            return 0;
+        c->own_mount = here.mount_id;
+    }
+    return here.mount_id == c->own_mount;
+}
+
+static long make_node(long parent, const char *name, int is_directory) {
+    return is_directory ? raw(__NR_mkdirat, parent, name, 0755)
+                        : raw(__NR_mknodat, parent, name, S_IFREG | 0644, 0);
+}
+
+/* Makes what is missing of the target of mount I where it lies in a file system of the run's own:
+ * directories, and in the end a file where the source is one. -ENOENT: it lies elsewhere. */
+static long make_target(struct sbx_child *c, int i, int is_directory) {
+    const char *path = c->place->mounts[i].target;
     char prefix[4096];
     long parent = raw(__NR_fcntl, c->tree, F_DUPFD_CLOEXEC, RESIDENT_FDS);
-    for (size_t i = 1, start = 1; parent >= 0; i++) {
-        if (i >= sizeof prefix)
+    for (size_t at = 1, start = 1; parent >= 0; at++) {
+        if (at >= sizeof prefix)
             return -ENAMETOOLONG;
-        prefix[i] = 0;
-        if (path[i] && path[i] != '/') {
-            prefix[i] = path[i];
+        prefix[at] = 0;
+        if (path[at] && path[at] != '/') {
+            prefix[at] = path[at];
             continue;
         }
         prefix[0] = '/';
-        long made = path[i] || is_directory
-                        ? raw(__NR_mkdirat, parent, prefix + start, 0755)
-                        : raw(__NR_mknodat, parent, prefix + start, S_IFREG | 0644, 0);
+        long found = sbx_open_in_root(c->tree, prefix, O_PATH);
+        if (found == -ENOENT && is_of_the_run(c, i, parent)) {
+            long made = make_node(parent, prefix + start, path[at] || is_directory);
+            found = made < 0 && made != -EEXIST ? made : sbx_open_in_root(c->tree, prefix, O_PATH);
+        }
         close_fd(parent);
-        if (made < 0 && made != -EEXIST)
-            return made;
-        parent = sbx_open_in_root(c->tree, prefix, O_PATH);
-        if (!path[i])
+        parent = found;
+        if (!path[at])
             return parent;
-        prefix[i] = '/';
-        start = i + 1;
+        prefix[at] = '/';
+        start = at + 1;
     }
     return parent;
-}
-
-static long status_of(long fd, struct raw_statx *status) {
-    return raw(__NR_statx, fd, "", EMPTY_PATH | DONT_SYNC, WANT_MODE | WANT_MOUNT_ID, status);
 }
 
 /* What is mounted there would hide nothing of the root, and mounts below it would miss it. */
@@ -421,10 +492,12 @@ int sbx_is_stub(int mode) { return (mode & 05022) == 05000 || (mode & 05277) == 
 static long open_target(struct sbx_child *c, int i, long source) {
     const struct sbx_mount *m = &c->place->mounts[i];
     struct raw_statx there;
-    long fd = sbx_open_in_root(c->tree, m->target, O_PATH);
-    if (fd == -ENOENT && m->flags & SBX_MAKE_TARGET) {
+    long fd = sbx_open_in_root(c->tree, m->target, m->flags & SBX_OPTIONAL ? O_SEARCH_DIR : O_PATH);
+    if (fd == -ENOENT && !(m->flags & SBX_OPTIONAL)) {
         long error = status_of(source, &there);
-        return error < 0 ? error : make_target(c, m->target, S_ISDIR(there.mode));
+        uint64_t mask = (uint64_t)raw(__NR_umask, 0); /* it would keep other users out */
+        fd = error < 0 ? error : make_target(c, i, S_ISDIR(there.mode));
+        raw(__NR_umask, mask);
     }
     if (fd < 0 || c->job->held[i])
         return fd;
@@ -502,7 +575,7 @@ static int seal(long tree) {
         return (int)result;
     if (is_proc && top.inode == 1) /* PROC_ROOT_INO */
         return cover_proc(tree);
-    return is_proc || is_of_the_kernel(magic) ? make_read_only(tree) : 0;
+    return is_proc || is_of_the_kernel(magic) ? sbx_add_flags(tree, ATTR_READ_ONLY, RECURSIVE) : 0;
 }
 
 static int do_seal(struct sbx_child *c, const struct sbx_mount *m) {
@@ -519,109 +592,39 @@ static int do_seal(struct sbx_child *c, const struct sbx_mount *m) {
     return (int)result;
 }
 
-/* A user namespace may make no device, and lends the caller's. */
-static long lend_device(long lender, long dev, const char *name) {
-    long host = lender < 0 ? raw(__NR_openat, AT_FDCWD, "/dev", O_SEARCH_DIR) : lender;
-    if (host < 0)
-        return host;
-    long tree = raw(RAW_open_tree, host, name, O_CLOEXEC | TREE_CLONE);
-    if (lender < 0)
-        close_fd(host);
-    if (tree < 0)
-        return tree;
-    long result = raw(__NR_mknodat, dev, name, S_IFREG | 0666, 0);
-    if (result >= 0)
-        result = raw(RAW_move_mount, tree, "", dev, name, FROM_EMPTY_PATH);
-    close_fd(tree);
-    return result;
-}
-
-static long make_device(long lender, long dev, const char *name, unsigned number) {
-    long result = raw(__NR_mknodat, dev, name, S_IFCHR | 0666, number);
-    if (result == -EPERM)
-        return lend_device(lender, dev, name);
-    /* The umask is the caller's, and chmod is exact. */
-    return result < 0 ? result : raw(__NR_fchmodat, dev, name, 0666);
-}
-
-/* What a program may count on in /dev, and no disk, no memory, no console. */
-static int fill_dev(long lender, long dev) {
-    static const struct {
-        char name[8];
-        unsigned number; /* Documentation/admin-guide/devices.txt: major 1 or 5 */
-    } nodes[] = {{"null", 0x103}, {"zero", 0x105},   {"full", 0x107},
-                 {"tty", 0x500},  {"random", 0x108}, {"urandom", 0x109}};
-    static const char links[][2][16] = {{"/proc/self/fd", "fd"},
-                                        {"/proc/self/fd/0", "stdin"},
-                                        {"/proc/self/fd/1", "stdout"},
-                                        {"/proc/self/fd/2", "stderr"},
-                                        {"pts/ptmx", "ptmx"}};
-    long result = 0;
-    for (size_t i = 0; i < sizeof nodes / sizeof *nodes && result >= 0; i++)
-        result = make_device(lender, dev, nodes[i].name, nodes[i].number);
-    for (size_t i = 0; i < sizeof links / sizeof *links && result >= 0; i++)
-        result = raw(__NR_symlinkat, links[i][0], dev, links[i][1]);
-    if (result >= 0)
-        result = raw(__NR_mkdirat, dev, "shm", 01777);
-    if (result >= 0)
-        result = raw(__NR_fchmodat, dev, "shm", 01777);
-    if (result >= 0)
-        result = raw(__NR_mkdirat, dev, "pts", 0755);
-    return (int)result;
-}
-
-static int add_devpts(long dev) {
-    static const char *const options[] = {"ptmxmode", "666", "mode", "620", NULL};
-    long pts = sbx_new_filesystem("devpts", options, ATTR_NOSUID | ATTR_NOEXEC);
-    if (pts < 0)
-        return (int)pts;
-    long result = raw(RAW_move_mount, pts, "", dev, "pts", FROM_EMPTY_PATH);
-    close_fd(pts);
-    return (int)result;
-}
-
-/* LENDER: a /dev that has the caller's devices, or -1: the caller's own. */
-static int furnish(const struct sbx_mount *m, long tree, long lender) {
-    int result = 0;
-    if (m->kind == SBX_DEV) {
-        result = fill_dev(lender, tree);
-        if (result >= 0)
-            result = add_devpts(tree);
-    }
-    if (m->flags & SBX_COVER && result >= 0)
-        result = m->kind == SBX_PROC ? cover_proc(tree) : seal(tree);
-    return result;
-}
-
 static int do_mount(struct sbx_child *c, int i) {
     const struct sbx_mount *m = &c->place->mounts[i];
     enum sbx_step *step = &c->run->at.step;
+    int optional = m->flags & SBX_OPTIONAL;
     c->run->at.index = i;
     if (m->kind == SBX_SEAL)
         return do_seal(c, m);
+    *step = SBX_STEP_TARGET;
+    long target = optional ? open_target(c, i, -1) : -1;
+    if (optional && (target == -ENOENT || target == -ENOTDIR || target == -ESTALE))
+        return 0;
+    if (optional && target < 0)
+        return (int)target;
     *step = SBX_STEP_SOURCE;
-    long tree = open_source(c, m);
-    if (tree >= 0 && m->flags & SBX_READ_ONLY) {
-        long error = make_read_only(tree);
-        if (error < 0)
-            return (int)error;
-    }
+    long tree = take_source(c, i);
     if (tree < 0)
         return (int)tree;
     *step = SBX_STEP_TARGET;
-    long target = open_target(c, i, tree);
-    if (target == -ENOENT && m->flags & SBX_OPTIONAL) {
-        close_fd(tree);
-        return 0;
-    }
+    if (!optional)
+        target = open_target(c, i, tree);
     if (target < 0)
         return (int)target;
     *step = SBX_STEP_MOUNT;
-    long result = put_mount(tree, target);
-    if (result >= 0) /* of a run in a slot: the resident's /dev lies beneath */
-        result = furnish(m, tree, c->inside ? target : -1);
+    long result = raw(RAW_move_mount, tree, "", target, "", FROM_EMPTY_PATH | TO_EMPTY_PATH);
+    if (result >= 0 && m->kind == SBX_DEV) /* of a run in a slot: the resident's lies beneath */
+        result = sbx_fill_dev(m, tree, c->inside ? target : -1);
+    if (result >= 0 && m->flags & SBX_COVER)
+        result = m->kind == SBX_PROC ? cover_proc(tree) : seal(tree);
     close_fd(target);
-    close_fd(tree);
+    if (m->kind == SBX_DEV && m->flags & SBX_READ_ONLY)
+        c->dev = (int)tree;
+    else
+        close_fd(tree);
     return (int)result;
 }
 
@@ -651,8 +654,7 @@ static int check_mounts(struct sbx_child *c, const struct sbx_seen *expected, in
     return 0;
 }
 
-/* Steps SOURCE, TARGET and MOUNT, mount by mount: later ones may lie in earlier ones, and no more
- * than three descriptors are open at a time, however many mounts there are. */
+/* Steps TARGET and MOUNT, mount by mount: later ones may lie in earlier ones. */
 static int do_mounts(struct sbx_child *c) {
     if (c->kept && check_mounts(c, c->kept, SBX_KEPT) < 0)
         return -1;
@@ -661,6 +663,14 @@ static int do_mounts(struct sbx_child *c) {
         if (error < 0)
             return sbx_fail(c->run, c->run->at.step, i, error);
     }
+    if (c->dev >= 0) {
+        int error = sbx_add_flags(c->dev, ATTR_READ_ONLY, 0);
+        close_fd(c->dev);
+        if (error < 0)
+            return error;
+    }
+    if (c->open_files[1])
+        raw(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, c->open_files, 0);
     for (int i = 0; c->seen && i < c->place->n_mounts; i++) /* of a seal nobody looks at it */
         c->seen[i] = sbx_see_mount(c->place->mounts[i].target);
     return 0;
@@ -1017,6 +1027,7 @@ static const struct {
     {SBX_STEP_PRIVATE, do_private},
     {SBX_STEP_ROOT, do_root},
     {SBX_STEP_READ_ONLY, do_read_only},
+    {SBX_STEP_SOURCE, do_sources},
     {SBX_STEP_ATTACH, do_attach},
     {SBX_STEP_MOUNT, do_mounts},
     {SBX_STEP_PIVOT, do_pivot},

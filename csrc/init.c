@@ -341,8 +341,8 @@ static long read_place(void) {
     struct sbx_mount *mounts = (struct sbx_mount *)(start + (uintptr_t)inside.mounts);
     for (int i = 0; i < inside.n_mounts; i++) {
         const char **strings[] = {&mounts[i].source, &mounts[i].target, &mounts[i].size,
-                                  &mounts[i].mode};
-        for (int j = 0; j < 4; j++)
+                                  &mounts[i].inodes, &mounts[i].mode};
+        for (int j = 0; j < 5; j++)
             if (*strings[j])
                 *strings[j] = start + (uintptr_t)*strings[j];
     }
@@ -382,7 +382,7 @@ static void run_once(void) {
     c.run = &run;
     c.place = &inside;
     c.inside = 1;
-    c.root = c.tree = -1;
+    c.root = c.tree = c.dev = -1;
     for (int i = 0; i < 3; i++)
         c.stdio[i] = i;
     long command = start(&c, 0);
@@ -420,8 +420,12 @@ static void settle(void) {
     kept = (struct sbx_seen *)memory;
     seen = kept + inside.n_mounts;
     for (int i = 0; i < inside.n_mounts; i++)
-        if (inside.mounts[i].flags & SBX_KEPT)
-            kept[i] = sbx_see_mount(inside.mounts[i].target);
+        if (inside.mounts[i].flags & SBX_KEPT) {
+            const struct sbx_mount *m = &inside.mounts[i];
+            kept[i] = sbx_see_mount(m->target);
+            if (m->kind == SBX_DEV && kept[i].inode && sbx_watch_dev(m, kept[i]) < 0)
+                end();
+        }
     held = (const unsigned char *)(inside.mounts + inside.n_mounts);
 }
 
@@ -548,7 +552,7 @@ static int serve(void) {
     c.order = await_order;
     c.kept = kept;
     c.seen = seen;
-    c.root = c.tree = -1;
+    c.root = c.tree = c.dev = -1;
     uint64_t flags = CLONE_NEWNS | (with_reaper ? CLONE_NEWPID : 0);
     long pid;
     do /* those on their way out still count for limits on processes and namespaces */
@@ -713,8 +717,8 @@ static void stay(void) {
         install_filter();
     else if (own_users)
         open_keyrings();
-    while (serve() && are_counts_same(0) && (!own_ipc || is_ipc_empty((int)queues))
-           && are_keyrings_same() && !is_larger)
+    while (serve() && are_counts_same(0) && sbx_renew_dev()
+           && (!own_ipc || is_ipc_empty((int)queues)) && are_keyrings_same() && !is_larger)
         ;
     end();
 }

@@ -42,6 +42,9 @@ struct sbx_child {
     int cgroups[SBX_MOST_CGROUPS];    /* those of the job, where they are out of the way */
     int root;                         /* the root directory as the caller sees it */
     int tree;                         /* its copy, which becomes the root */
+    int dev;                          /* a minimal /dev that is still to become read-only */
+    uint64_t own_mount;               /* a mount that the run made for itself; 0: none is known */
+    uint64_t open_files[2];           /* RLIMIT_NOFILE, where it was raised */
     int index;                        /* which of several a step was at */
     const struct sbx_seen *kept;      /* inside: what lies at the targets of the template */
     struct sbx_seen *seen;            /* inside: what lay at all targets when all was mounted */
@@ -59,6 +62,34 @@ struct sbx_seen sbx_see_mount(const char *path);
 /* A new filesystem, mounted nowhere yet. OPTIONS: names and values by turns, then NULL; an option
  * whose value is NULL is left out. */
 long sbx_new_filesystem(const char *type, const char *const *options, int attributes);
+
+/* openat2(2) constants and the like, by their manual pages. */
+enum {
+    FROM_EMPTY_PATH = 0x04, /* MOVE_MOUNT_F_EMPTY_PATH */
+    TO_EMPTY_PATH = 0x40,   /* MOVE_MOUNT_T_EMPTY_PATH */
+    TREE_CLONE = 1,         /* OPEN_TREE_CLONE */
+    EMPTY_PATH = 0x1000,    /* AT_EMPTY_PATH */
+    RECURSIVE = 0x8000,     /* AT_RECURSIVE */
+    ATTR_READ_ONLY = 1,     /* MOUNT_ATTR_* */
+    ATTR_NOSUID = 2,
+    ATTR_NODEV = 4,
+    ATTR_NOEXEC = 8,
+    ATTR_NOATIME = 0x10
+};
+
+/* mount_setattr(2): adds FLAGS to a mount, and with RECURSIVE to every mount below it. */
+int sbx_add_flags(long tree, uint64_t flags, int recursive);
+
+/* Fills a dev, M, whose root DEV is mounted already. LENDER: a /dev that has the caller's devices,
+ * or -1: the caller's own. */
+int sbx_fill_dev(const struct sbx_mount *m, long dev, long lender);
+
+/* A resident's: looks from now on at the dev that all its runs share, and that lies where MOUNTED
+ * says. Below 0: it does not. */
+int sbx_watch_dev(const struct sbx_mount *m, struct sbx_seen mounted);
+/* Whether nothing of it is left of a run; what was used is replaced. 0: it is of no use any more.
+ */
+int sbx_renew_dev(void);
 
 /* What exec cannot give to the command any more (capabilities(7)): all but KEEP. */
 int sbx_cut_bounding_set(uint64_t keep);

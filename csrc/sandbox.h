@@ -30,9 +30,9 @@ enum sbx_step {
     SBX_STEP_HOSTNAME,
     SBX_STEP_PRIVATE,   /* no mount event leaves the namespace */
     SBX_STEP_ROOT,      /* the root directory, or in a mount namespace a copy of its tree */
-    SBX_STEP_READ_ONLY, /* the copy read-only, recursively */
-    SBX_STEP_ATTACH,    /* the copy mounted over the old root */
+    SBX_STEP_READ_ONLY, /* the copy read-only, without devices: recursively, as far as asked for */
     SBX_STEP_SOURCE,    /* what is mounted; index: mount */
+    SBX_STEP_ATTACH,    /* the copy mounted over the old root */
     SBX_STEP_TARGET,    /* where; index: mount */
     SBX_STEP_MOUNT,     /* the mounting itself; index: mount */
     SBX_STEP_PIVOT,     /* into the copy, the old root detached */
@@ -59,13 +59,14 @@ enum sbx_step {
 enum sbx_mount_kind { SBX_BIND, SBX_HOLE, SBX_TMPFS, SBX_PROC, SBX_DEV, SBX_SEAL };
 
 enum sbx_mount_flag {
-    SBX_RECURSIVE = 1,   /* bind: with the mounts below the source */
-    SBX_READ_ONLY = 2,   /* recursively */
-    SBX_OPTIONAL = 4,    /* no such target: leave it out */
-    SBX_MAKE_TARGET = 8, /* the target lies in an earlier tmpfs: make what is missing */
+    SBX_RECURSIVE = 1,  /* bind: with the mounts below the source */
+    SBX_READ_ONLY = 2,  /* bind: recursively; dev: once it has all that lies in it */
+    SBX_OPTIONAL = 4,   /* no such directory: leave it out */
+    SBX_NO_DEVICES = 8, /* hole: those of the root do not work */
     SBX_COVER = 16, /* proc, bind, hole, seal: read-only where uid 0 alone, without capabilities,
                      * commands the kernel */
-    SBX_KEPT = 32   /* of a run in a slot: it is mounted already */
+    SBX_KEPT = 32,  /* of a run in a slot: it is mounted already */
+    SBX_DEVICE = 64 /* bind: the source has to be a device */
 };
 
 struct sbx_mount {
@@ -74,6 +75,7 @@ struct sbx_mount {
     const char *source; /* bind: a path of the caller's */
     const char *target; /* absolute, inside the root; a hole's source as well */
     const char *size;   /* tmpfs: bytes in decimal, or NULL for the kernel's default */
+    const char *inodes; /* tmpfs, and the shm of a dev: how many, in decimal */
     const char *mode;   /* tmpfs: octal */
 };
 
@@ -114,6 +116,7 @@ struct sbx_place {
     const struct sbx_mount *mounts;
     int n_mounts;
     int read_only;
+    int no_devices; /* those of the root do not work */
     int session;
     int keyring;
     int reaper;     /* of enum sbx_reaper */
@@ -157,6 +160,7 @@ struct sbx_job {
     int64_t setup_ns;          /* steps that take longer are ended: ETIMEDOUT; 0: never */
     int mapper;                /* user namespace without uid_map: a socket to who writes the maps */
     const unsigned char *held; /* per mount: 1 where the caller holds the stub that is its target */
+    int *sources;              /* per mount: room for a descriptor */
 };
 
 enum { SBX_MOST_PASSED = 32, SBX_MOST_CGROUPS = 8, SBX_MOST_GROUPS = 32 };

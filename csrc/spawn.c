@@ -431,7 +431,7 @@ int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct s
     struct sbx_child child = {.place = place, .job = job, .run = run, .init = job->init_fd};
     struct letter letter;
     child.stdio[0] = child.stdio[1] = child.stdio[2] = SBX_NULL;
-    child.status = child.lifeline = child.root = child.tree = -1;
+    child.status = child.lifeline = child.root = child.tree = child.dev = -1;
     begin(run, place);
     if (job->size > INT32_MAX) /* an order has no room for it, nor has an exec */
         sbx_fail(run, SBX_STEP_EXEC, -1, -E2BIG);

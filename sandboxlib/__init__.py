@@ -123,6 +123,7 @@ def run_sandbox(
     hostname: str | None = None,
     extra_mounts: Iterable[Mount | Sequence[object]] | None = (),
     filesystem_writable_paths: str | Iterable[Path] | None = "all",
+    devices: str | Iterable[Path] = "minimal",
     capabilities: str | Iterable[str] = "default",
     no_new_privs: bool = True,
     seccomp: Seccomp = "default",
@@ -187,8 +188,9 @@ def run_sandbox(*words: Any, **options: Any) -> Result:  # noqa: F811
         run_sandbox(command, cwd=None, env=None, filesystem_root='/', ...)
 
     where the first word is a list, or the only one, or filesystem_root is given. There env=None is
-    the caller's environment, mounts is 'undefined' unless something has to be mounted, and the
-    command keeps all capabilities of its caller, and has no system call filter. Two str are a
+    the caller's environment, mounts is 'undefined' unless something has to be mounted, the devices
+    are those of the root, and the command keeps all capabilities of its caller, and has no system
+    call filter. Two str are a
     rootfs_path and a command.
 
     Returns a Result, a tuple `(exit, out, err)`. exit is -n where signal n ended the command.

@@ -188,6 +188,8 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
     ):
         add(f"--{name}", dest="extra_mounts", action="append", type=_checked(make), metavar=form)
     add("--writable", action="append", metavar="all|none|PATH", help="default: all")
+    text = "default: minimal; a path is that of a device below /dev, and may come several times"
+    add("--devices", action="append", metavar="minimal|root|PATH", help=text)
     add("--capabilities", default="default", help="default, all, none, or names with commas")
     add("--allow-new-privileges", action="store_true", help="leave no_new_privs unset")
     text = "which system calls are closed (default: as the executor can), or a profile of Docker's"
@@ -213,6 +215,9 @@ def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
     writable: list[str] = words.writable or ["all"]
     if len(writable) > 1 and not {"all", "none"}.isdisjoint(writable):
         raise SpecError("--writable all and --writable none stand alone")
+    devices: list[str] = words.devices or ["minimal"]
+    if len(devices) > 1 and not {"minimal", "root"}.isdisjoint(devices):
+        raise SpecError("--devices minimal and --devices root stand alone")
     capabilities: str = words.capabilities
     seccomp: str = words.seccomp
     simple = capabilities in ("default", "all", "none")
@@ -227,6 +232,7 @@ def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
         "extra_env": dict(words.env),
         "extra_mounts": tuple(words.extra_mounts or ()),
         "filesystem_writable_paths": writable[0] if writable[0] in ("all", "none") else writable,
+        "devices": devices[0] if devices[0] in ("minimal", "root") else devices,
         "policy": Policy(
             capabilities=capabilities if simple else capabilities.split(","),
             no_new_privs=not words.allow_new_privileges,

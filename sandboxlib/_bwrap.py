@@ -411,7 +411,9 @@ class Layout:
         self._options: list[str] = []  # that resolve targets
         self._sources: dict[str, list[str]] = {}  # path: the option that binds it to _HERE
         is_read_only = box.filesystem_writable_paths != "all"
-        self._first = ["--ro-bind" if is_read_only else "--dev-bind", root.path, "/"]
+        hides_devices = box.mounts == "isolated" and box.devices != "root"
+        writable_root = "--bind" if hides_devices else "--dev-bind"
+        self._first = ["--ro-bind" if is_read_only else writable_root, root.path, "/"]
         self.descriptors: list[int] = []
         self._unnamed: dict[str, list[str]] = {}  # the same for what has no name to be bound by
         self.wanted = [Wanted("/", root, read_only=is_read_only)]
@@ -420,6 +422,8 @@ class Layout:
             self._add_hole(path)
         if self._has_own_proc():
             self._add_proc("/proc")
+        if hides_devices and self._has_own_dev():
+            self._add_mount(Mount.dev(), "minimal")
         for index, mount in enumerate(box.extra_mounts):
             self._add_mount(mount, f"mount {index}")
 
@@ -511,6 +515,13 @@ class Layout:
         if self._box.processes != "isolated" or asked:
             return False
         return os.path.isdir(self._view.find("/proc") or "")
+
+    def _has_own_dev(self) -> bool:
+        targets = [mount.target for mount in self._box.extra_mounts]
+        if "/dev" in targets:
+            return False
+        is_there = os.path.isdir(self._view.find("/dev") or "")
+        return is_there or any(is_below(target, "/dev") for target in targets)
 
     def _add_proc(self, target: str) -> None:
         inside = self._target(target, True, "proc on /proc")

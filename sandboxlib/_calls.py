@@ -5,8 +5,8 @@
     run_sandbox(command, cwd, env, filesystem_root, ...)           sandboxlib 0.3
 
 What differs, apart from the order: in the form of 0.3 the environment is the caller's unless `env`
-is given, the root is '/' by default, and the command keeps all capabilities of its caller, and has
-no system call filter.
+is given, the root is '/' by default, and the command keeps all capabilities of its caller and the
+devices of the root, and has no system call filter.
 """
 
 from __future__ import annotations
@@ -137,6 +137,7 @@ def _form_of_0_3(
             **({} if "policy" in options else _policy(options)),
             "extra_mounts": extra_mounts,
             "filesystem_writable_paths": filesystem_writable_paths,
+            "devices": "root",
             **options,
         },
     )
@@ -177,8 +178,9 @@ def _degrade(
                     f"{executor} cannot isolate {name} here: going on with {name}='{value}'"
                 )
     if possible["mounts"] != "isolated":
-        for name, least in (("filesystem_writable_paths", "all"), ("extra_mounts", ())):
-            if config.get(name, least) not in (least, None, []):
+        words = (("filesystem_writable_paths", "all"), ("extra_mounts", ()), ("devices", "minimal"))
+        for name, least in words:
+            if config.get(name, least) not in (least, None, [], "root"):
                 degraded[name] = least
                 if warn:
                     _executor.warn(f"{executor} cannot mount here: going on with {name}={least!r}")

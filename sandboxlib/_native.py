@@ -144,6 +144,7 @@ class Workspace:
         self.rare: tuple[Any, ...] | None = None
         self.out, self.err = Stream(self.run.out), Stream(self.run.err)
         self.vec = ffi.new("const char *[]", VEC_SIZE)
+        self.source = ffi.new("int[1]")
 
 
 # ---- what SIGKILL did not end ----------------------------------------------------------------
@@ -467,9 +468,10 @@ def fill_job(
     strings = ffi.from_buffer(blob)
     job.cwd, job.strings, job.vec, job.held = strings, strings + cwd_size, vec, held
     job.size, job.cwd_size = len(blob), cwd_size
+    sources = ffi.new("int[]", len(held)) if len(held) > 1 else workspace.source
     job.stdio = stdio
-    job.init_fd, job.mapper = init_fd, mapper
-    return (vec, strings, held)
+    job.init_fd, job.mapper, job.sources = init_fd, mapper, sources
+    return (vec, strings, held, sources)
 
 
 def fill_rare(

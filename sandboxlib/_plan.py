@@ -121,17 +121,26 @@ def may_hang(paths: Sequence[str]) -> bool:
 class PlannedMount:
     """One entry of the C array: its values, and how to speak of it."""
 
+    stays = False  # no run can change it: a slot keeps it, where the root has the place
+
     def __init__(self, words: str, kind: int, flags: int, target: str, in_root: bool) -> None:
         self.words = words
         self.target = target
         self.source: str | None = None
         self.in_root = in_root  # the target lies in the root, where a stub can be made
         self.values: dict[str, Any] = {"kind": kind, "flags": flags, "target": target}
+        if kind in (lib.SBX_TMPFS, lib.SBX_DEV):
+            self.values["inodes"] = _inodes(None)
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether it is left out where there is no such directory."""
+        return bool(self.values["flags"] & lib.SBX_OPTIONAL)
 
     def needs_lender(self, in_user_namespace: bool) -> bool:
         """Whether it is a dev that lies in a file system of the run."""
         is_dev = self.values["kind"] == lib.SBX_DEV
-        return in_user_namespace and is_dev and not self.in_root
+        return in_user_namespace and is_dev and not self.in_root and not self.is_optional
 
     def is_directory(self) -> bool:
         """Whether the mount point has to be one."""
@@ -139,13 +148,16 @@ class PlannedMount:
 
 
 def _all_mounts(box: Sandbox) -> list[PlannedMount]:
-    """Holes in a read-only root, seals, the run's own /proc, then what was asked for, in order."""
+    """Holes in a read-only root, seals, the run's own /proc and /dev, then what was asked for, in
+    order.
+    """
     found: list[PlannedMount] = []
     cover = lib.SBX_COVER if box.policy.capabilities != "all" else 0
     if isinstance(box.filesystem_writable_paths, tuple):
+        flags = lib.SBX_RECURSIVE | (lib.SBX_NO_DEVICES if _hides_devices(box) else 0)
         for path in box.filesystem_writable_paths:
             words = f"writable path {path}"
-            found.append(PlannedMount(words, lib.SBX_HOLE, lib.SBX_RECURSIVE | cover, path, False))
+            found.append(PlannedMount(words, lib.SBX_HOLE, flags | cover, path, False))
     isolated = box.processes == box.mounts == "isolated"
     with_proc = any(mount.target == "/proc" for mount in box.extra_mounts)
     if cover and box.mounts == "isolated":
@@ -153,13 +165,53 @@ def _all_mounts(box: Sandbox) -> list[PlannedMount]:
     if isolated and not with_proc:
         flags = lib.SBX_OPTIONAL | cover
         found.append(PlannedMount("proc on /proc", lib.SBX_PROC, flags, "/proc", False))
+    if _hides_devices(box) and all(mount.target != "/dev" for mount in box.extra_mounts):
+        found += _minimal_dev(box)
     mounts = (*_accounts(box), *box.extra_mounts)
     first = len(mounts) - len(box.extra_mounts)
     for index, mount in enumerate(mounts):
         name = f"mount {index - first}" if index >= first else "deterministic"
-        found.append(_planned(name, mount, mounts[:index], cover))
+        found.append(_planned(name, mount, _lies_in_one(mount.target, found), cover))
         if cover and mount.source and mount.recursive:
             found += _seals(mount.source, mount.target, ())
+    return found
+
+
+def _lies_in_one(target: str, earlier: Sequence[PlannedMount]) -> bool:
+    """Whether it is below a mount of the run: there no mount point is made for it in the root."""
+    return any(
+        f"{target}/".startswith(f"{mount.target}/") and not mount.is_optional
+        for mount in earlier
+        if mount.values["kind"] not in (lib.SBX_HOLE, lib.SBX_SEAL)
+    )
+
+
+def _hides_devices(box: Sandbox) -> bool:
+    """Whether no device node of the root works."""
+    return box.mounts == "isolated" and box.devices != "root"
+
+
+def _minimal_dev(box: Sandbox) -> list[PlannedMount]:
+    """On /dev, and in it the devices that were asked for by name.
+
+    It becomes read-only, so that a slot can keep it; unless the caller counts on a /dev that can be
+    written to. Where something goes into it the mount point is made if need be.
+    """
+    writable = box.filesystem_writable_paths
+    paths = writable if isinstance(writable, tuple) else ()
+    below = [m.target for m in box.extra_mounts if m.target.startswith("/dev/")]
+    devices = box.devices if isinstance(box.devices, tuple) else ()
+    flags = 0 if below or devices else lib.SBX_OPTIONAL
+    if not any(f"{path}/".startswith("/dev/") for path in paths):
+        flags |= lib.SBX_READ_ONLY
+    dev = PlannedMount("dev on /dev", lib.SBX_DEV, flags, "/dev", not flags & lib.SBX_OPTIONAL)
+    # Mount points of a run's own mounts are made in each run.
+    dev.stays = bool(flags & lib.SBX_READ_ONLY) and set(below) <= {"/dev/shm", "/dev/pts"}
+    found = [dev]
+    for path in devices:
+        flags = lib.SBX_READ_ONLY | lib.SBX_DEVICE
+        found.append(PlannedMount(f"device {path}", lib.SBX_BIND, flags, path, False))
+        found[-1].source = found[-1].values["source"] = path
     return found
 
 
@@ -198,22 +250,29 @@ def _accounts(box: Sandbox) -> list[Mount]:
     return [Mount.bind(f"{ours}/{name}", f"/etc/{name}", read_only=True) for name in names]
 
 
-def _planned(name: str, mount: Mount, earlier: Sequence[Mount], cover: int) -> PlannedMount:
-    around = [e.type for e in earlier if (mount.target + "/").startswith(e.target + "/")]
-    flags = lib.SBX_MAKE_TARGET if around and around[-1] in ("tmpfs", "dev") else 0
-    flags |= cover if mount.type in ("proc", "bind") else 0
+def _planned(name: str, mount: Mount, is_inside: bool, cover: int) -> PlannedMount:
+    """is_inside: it lies in another mount of the run."""
+    flags = cover if mount.type in ("proc", "bind") else 0
     flags |= lib.SBX_RECURSIVE if mount.recursive else 0
     flags |= lib.SBX_READ_ONLY if mount.read_only else 0
     what = f"bind {mount.source}" if mount.source else mount.type
     words = f"{name}: {what} on {mount.target}"
-    planned = PlannedMount(words, _KINDS[mount.type], flags, mount.target, not around)
+    planned = PlannedMount(words, _KINDS[mount.type], flags, mount.target, not is_inside)
     if mount.source:
         planned.source = planned.values["source"] = mount.source
     if mount.type == "tmpfs":
         planned.values["mode"] = f"{mount.mode:o}"
+        planned.values["inodes"] = _inodes(mount.size)
         if mount.size:
             planned.values["size"] = str(mount.size)
     return planned
+
+
+def _inodes(size: int | None) -> str:
+    """How many a tmpfs of that size may have: each is memory of the kernel's, beyond its size."""
+    if size is None:
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # tmpfs(5)
+    return str(min(max(size // 4096, 1024), 1 << 20))
 
 
 def _mask(names: Sequence[str]) -> int:
@@ -233,6 +292,7 @@ def _place_values(box: Sandbox) -> dict[str, Any]:
     values: dict[str, Any] = {
         "namespaces": int(namespaces),
         "read_only": int(box.filesystem_writable_paths != "all"),
+        "no_devices": int(_hides_devices(box)),
         "session": 1,
         "keyring": int(isolated["ipc"]),
         "reaper": int(isolated["processes"] and box.init),
@@ -448,7 +508,7 @@ _BASE = _settings(None)
 
 _ROOT_STEPS = {
     "root": "Unable to chroot: open the root",
-    "read_only": "make read-only the root",
+    "read_only": "make read-only, or without devices, the root",
     "attach": "attach a copy of the root",
     "pivot": "pivot_root into",
     "chroot": "Unable to chroot: into",
@@ -518,6 +578,12 @@ _HINTS = {
     ("exec", errno.E2BIG): "arguments and environment are too long (execve(2), Limits)",
     ("reaper", errno.E2BIG): "arguments and environment are too long (execve(2), Limits)",
     ("reaper", errno.EACCES): "sysctl vm.memfd_noexec, or a mount with noexec",
+    (
+        "source",
+        errno.EINVAL,
+    ): "links of /proc/PID lead into the mounts of that process, not the run's",
+    ("source", errno.ENODEV): "it is there, and no device",
+    ("source", errno.EMFILE): "each bind takes a descriptor during the set-up (ulimit -Hn)",
     ("target", errno.ENOTDIR): "a part of the path is a file",
     ("target", errno.EBUSY): "a link leads it to the root itself",
     (
@@ -586,3 +652,12 @@ def hint(step: str, index: int, error: int, in_user_namespace: bool = False) -> 
     if error == errno.ENOSYS and step != "seccomp":
         return "sandboxlib takes Linux 5.12, and a seccomp filter that lets this call through"
     return _HINTS.get((step, error), "")
+
+
+def hint_of_stub(error: int) -> str:
+    """The likely remedy where a mount point cannot be made, or ""."""
+    if error == errno.ENOENT:  # all that is missing would have been made
+        return "a symbolic link on the way leads to nothing"
+    if error == errno.EROFS:
+        return "the file system of the root is read-only, and has no such directory or file"
+    return hint("target", 0, error)

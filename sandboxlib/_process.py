@@ -222,7 +222,7 @@ class Run:
             self._stubs.hold(mount.target, mount.is_directory())
         except OSError as error:
             what, number = f"{mount.words}: make the mount point", error.errno or 0
-            hint = _plan.hint("target", index, number)
+            hint = _plan.hint_of_stub(number)
             raise errors.setup_error(number, mount.target, "target", what, hint) from error
 
     def wait(self) -> int:

@@ -60,6 +60,7 @@ class _Shared:
         self.is_checked = False
         self.is_over = False
         self.may_hang: bool | None = None
+        self.lacks: list[str] = []  # places in the root that would be mounted on
         self._slots: list[ref[Slot]] = []
 
     @property
@@ -75,6 +76,10 @@ class _Shared:
     def add(self, slot: Slot) -> None:
         self._slots = [r for r in self._slots if (s := r()) is not None and s.is_open]
         self._slots.append(ref(slot))
+
+    def appeared(self) -> bool:
+        """Whether something is there now that the slots had nowhere to mount on."""
+        return bool(self.lacks) and any(map(os.path.lexists, self.lacks))
 
     def release(self) -> None:
         """Lets go of the mount points that were made, once no slot has a mount on one."""
@@ -115,6 +120,8 @@ class Slots:
         self._wasted = self._rest = 0
         self._mounts = plan.mounts
         self._own = _of_the_run(plan.mounts, self._root)
+        optional = [m.target for m in plan.mounts if m.stays and m.is_optional]
+        self._optional = [self._root.rstrip("/") + target for target in optional]
         self._values = plan.values
         self._policy = plan.box.policy
         self._in_user_namespace = plan.in_user_namespace
@@ -130,7 +137,7 @@ class Slots:
         if not self._may_stay or self._is_resting() or (in_time and self._may_hang()):
             raise NoSlot
         shared = self._shared
-        if shared.watch is not None and not shared.watch.is_same():
+        if shared.watch is not None and (not shared.watch.is_same() or shared.appeared()):
             with self._lock:  # of several threads that see it, one
                 if self._shared is shared:
                     self.close()
@@ -214,6 +221,7 @@ class Slots:
             try:
                 if shared.watch is None:
                     shared.watch = _native.Watch(self._paths)
+                    shared.lacks = [p for p in self._optional if not os.path.lexists(p)]
                 if shared.program is None:
                     shared.program = self._prepare(shared.stubs)
                 slot = Slot(shared, *shared.program)
@@ -286,7 +294,11 @@ def _of_the_run(mounts: list[PlannedMount], root: str) -> list[int]:
     for index, mount in enumerate(mounts):
         target = mount.target + "/"
         inside = any(target.startswith(t) or t.startswith(target) for t in targets)
-        if mount.values["kind"] in _OF_A_RUN or inside or (found and not straight):
+        if (
+            (mount.values["kind"] in _OF_A_RUN and not mount.stays)
+            or inside
+            or (found and not straight)
+        ):
             found.append(index)
             targets.append(target)
     return found

@@ -5,7 +5,8 @@ What bwrap cannot promise is refused. These differences remain, and are no promi
 
  - A command that signal n ended has exit status 128+n, as in a shell: bwrap says no more.
  - mounts='undefined' isolates mounts nevertheless.
- - Devices of a read-only root or of a bind mount cannot be opened; Mount.dev() gives some.
+ - Devices of a read-only root or of a bind mount cannot be opened, whatever `devices` says, and a
+   minimal /dev can be written to.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def _promises_not(box: Sandbox) -> list[str]:
         found.append(f"ids={box.ids!r}: bwrap does not change ids")
     if box.deterministic:
         found.append("deterministic=True: bwrap cannot do all of it")
+    if isinstance(box.devices, tuple):
+        found.append(f"devices={list(box.devices)!r}: bwrap binds no device by name here")
     found += _executor.limits_refused(box, in_user_namespace=os.geteuid() != 0)
     if os.geteuid() == 0:  # others run in a user namespace of their own
         found += _executor.read_only_refused(box)

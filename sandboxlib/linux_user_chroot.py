@@ -201,6 +201,7 @@ def refusals(box: Sandbox) -> list[str]:
         found.append(f"ids={box.ids!r}: linux-user-chroot does not change ids")
     if box.deterministic:
         found.append("deterministic=True: linux-user-chroot cannot do all of it")
+    found += _devices_refused(box)
     found += _executor.limits_refused(box)
     if any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts):
         found.append("linux-user-chroot mounts directories, not files")
@@ -230,6 +231,12 @@ def _of_the_policy(policy: Policy, recent: bool) -> list[str]:
         words = " or ".join(map(repr, kept))
         found.append(f"linux-user-chroot promises this caller no other capabilities than {words}")
     return found
+
+
+def _devices_refused(box: Sandbox) -> list[str]:
+    if isinstance(box.devices, tuple):
+        return [f"devices={list(box.devices)!r}: linux-user-chroot binds no device by name"]
+    return []
 
 
 # ---- the command line ------------------------------------------------------------------------

@@ -88,7 +88,8 @@ class Mount(Value):
     type: str         'bind', 'tmpfs' (empty, private), 'proc' or 'dev' (a minimal /dev).
     read_only: bool   with every mount below it.
     recursive: bool   bind: with the mounts below the source, True by default.
-    size: int         tmpfs: bytes at most; None: half of the memory (tmpfs(5)).
+    size: int         tmpfs: bytes at most; None: half of the memory (tmpfs(5)). It holds as many
+                      files and directories as pages of 4 KiB, from 1,024 to 1,048,576.
     mode: int         tmpfs: permissions of its root, 0o1777 by default.
     """
 
@@ -146,7 +147,10 @@ class Mount(Value):
 
     @classmethod
     def dev(cls, target: Path = "/dev") -> Mount:
-        """null, zero, full, random, urandom, tty, pts, shm and the links to /proc/self/fd."""
+        """null, zero, full, random, urandom, tty, pts, shm and the links to /proc/self/fd.
+
+        It is the run's own, and can be written to; shm is a tmpfs, pts has 1,024 terminals at most.
+        """
         return cls(target, None, "dev")
 
     @classmethod
@@ -231,6 +235,20 @@ def _writable(value: object) -> str | tuple[str, ...]:
     return "all" if "/" in inside else tuple(inside) or "none"
 
 
+def _devices(value: object) -> str | tuple[str, ...]:
+    """A word, or paths below /dev."""
+    if isinstance(value, str):
+        check_choice("devices", value, ("minimal", "root"))
+        return value
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise SpecTypeError(f"devices is neither a word nor a list of paths: {value!r}")
+    paths = sorted({_inside("a device", path) for path in value})
+    for path in paths:
+        if not path.startswith("/dev/"):
+            raise SpecError(f"a device is not below /dev: {path!r}; Mount.bind takes it elsewhere")
+    return tuple(paths) or "minimal"
+
+
 #: What runs a command in a Sandbox: an executor's run_in. The package sets it, so that no arrow
 #: leads from the value to those who use it.
 runner: Callable[..., Result] | None = None
@@ -259,6 +277,10 @@ class Sandbox(Value):
     filesystem_writable_paths   'all' (the default), 'none', or a list of paths in the root that
                           stay writable while the rest, with every mount below it, is read-only.
                           extra_mounts are writable unless they say otherwise.
+    devices               'minimal' (the default): with mounts='isolated' no device node of the root
+                          works, and a root that has a directory /dev gets, read-only, what
+                          Mount.dev() has, unless an extra mount lies on /dev. A list of paths below
+                          /dev: these devices of the caller's as well. 'root': what the root has.
     policy: Policy        what the commands may do: capabilities, no_new_privs, system calls.
     init: bool            True (the default): with processes='isolated' pid 1 is a reaper. False:
                           it is the command itself, 0.1 ms sooner; then nobody reaps orphans,
@@ -292,7 +314,7 @@ class Sandbox(Value):
 
     _fields = (
         *("root", "network", "mounts", "processes", "ipc", "hostname", "extra_mounts"),
-        *("filesystem_writable_paths", "policy", "init", "user", "ids"),
+        *("filesystem_writable_paths", "devices", "policy", "init", "user", "ids"),
         *("groups", "umask", "limits", "deterministic"),
     )
     root: str
@@ -303,6 +325,7 @@ class Sandbox(Value):
     hostname: str | None
     extra_mounts: tuple[Mount, ...]
     filesystem_writable_paths: str | tuple[str, ...]
+    devices: str | tuple[str, ...]
     policy: Policy
     init: bool
     user: str
@@ -324,6 +347,7 @@ class Sandbox(Value):
         hostname: str | None = None,
         extra_mounts: Iterable[Mount | Sequence[object]] | None = (),
         filesystem_writable_paths: str | Iterable[Path] | None = "all",
+        devices: str | Iterable[Path] = "minimal",
         policy: Policy = DEFAULT,
         init: bool = True,
         user: str | int = "caller",
@@ -354,6 +378,7 @@ class Sandbox(Value):
             raise SpecTypeError(f"extra_mounts is not a list: {extra_mounts!r}")
         put("extra_mounts", tuple(_mount(mount) for mount in extra_mounts or ()))
         put("filesystem_writable_paths", _writable(filesystem_writable_paths))
+        put("devices", _devices(devices))
         if not isinstance(policy, Policy):
             raise SpecTypeError(f"policy is no Policy: {policy!r}")
         put("policy", policy)
@@ -383,6 +408,11 @@ class Sandbox(Value):
             raise SpecError("extra_mounts need mounts='isolated'")
         if self.mounts == "undefined" and self.filesystem_writable_paths != "all":
             raise SpecError("filesystem_writable_paths needs mounts='isolated'")
+        if isinstance(self.devices, tuple):
+            if self.mounts == "undefined":
+                raise SpecError("devices by their paths need mounts='isolated'")
+            if any(mount.target == "/dev" for mount in self.extra_mounts):
+                raise SpecError("devices by their paths go into a /dev that an extra mount hides")
         if self.deterministic and self.mounts == "undefined":
             raise SpecError("deterministic needs mounts='isolated'")
         if self.limits and None not in (self.umask, self.limits.umask):

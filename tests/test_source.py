@@ -57,8 +57,8 @@ LICENSED = [
     *("sandboxlib/**/*.py", "sandboxlib/*.pyi", "csrc/*", "tests/*.[pc]*", "benchmarks/*.[pc]*"),
     *("examples/*.py", "*.py", "*.md", "*.toml", "*.in", "docs/*.md", ".ci/*", ".clang-format"),
 ]
-# Steps without a line in the table: the caller's own, two that MOUNT tells apart, the reaper's.
-NOT_IN_THE_TABLE = {"NONE", "PIPE", "LIFELINE", "CLONE", "SOURCE", "TARGET", "FORK", "KILL"}
+# Steps without a line in the table: the caller's own, one that MOUNT tells apart, the reaper's.
+NOT_IN_THE_TABLE = {"NONE", "PIPE", "LIFELINE", "CLONE", "TARGET", "FORK", "KILL"}
 PURE_LIBC = {"strlen", "strcmp", "memcpy", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
 
 
@@ -130,9 +130,13 @@ def test_every_file_names_its_licence() -> None:
 def test_the_child_calls_nothing_that_could_lock(tmp_path: Path) -> None:
     require(shutil.which("cc") and shutil.which("nm"), "there is no compiler, or no nm")
     for level in ("-O0", "-O2", "-O3"):
-        flags = ["-std=gnu11", "-fPIC", level, "-c", str(CSRC / "child.c")]
-        subprocess.run(["cc", *flags, "-o", tmp_path / "child.o"], check=True)
-        nm = ["nm", "-u", tmp_path / "child.o"]
+        flags = ["-std=gnu11", "-fPIC", level, "-c"]
+        for name in ("child", "dev"):
+            source = str(CSRC / f"{name}.c")
+            subprocess.run(["cc", *flags, source, "-o", tmp_path / f"{name}.o"], check=True)
+        objects = [tmp_path / "child.o", tmp_path / "dev.o"]
+        subprocess.run(["ld", "-r", "-o", tmp_path / "both.o", *objects], check=True)
+        nm = ["nm", "-u", tmp_path / "both.o"]
         listed = subprocess.run(nm, capture_output=True, text=True, check=True).stdout
         assert {line.split()[-1] for line in listed.splitlines()} <= PURE_LIBC
 
@@ -162,7 +166,7 @@ def test_the_contract_is_declarations_only() -> None:
 def test_every_field_of_the_plan_is_set_and_used() -> None:
     contract = (CSRC / "sandbox.h").read_text()
     python = "".join((PACKAGE / f"{n}.py").read_text() for n in ("_plan", "_native", "_process"))
-    core = "".join((CSRC / name).read_text() for name in ("child.c", "spawn.c"))
+    core = "".join((CSRC / name).read_text() for name in ("child.c", "dev.c", "spawn.c"))
     for struct in ("sbx_mount", "sbx_place", "sbx_job"):
         body = re.search(rf"struct {struct} {{(.*?)\n}};", contract, re.DOTALL)
         assert body
@@ -177,7 +181,7 @@ def test_every_field_of_the_plan_is_set_and_used() -> None:
 def test_the_core_stays_small() -> None:
     lines = sum(len(path.read_text().splitlines()) for path in CSRC.iterdir())
     assert lines < 3600
-    assert os.stat(PACKAGE / "_init").st_size <= 5 * 4096  # pages
+    assert os.stat(PACKAGE / "_init").st_size <= 6 * 4096  # pages
 
 
 def test_the_reaper_is_static() -> None:

@@ -111,7 +111,8 @@ def host(root: Path, words: dict[str, Any], *wrapper: str, **options: Any) -> An
         ("ioctl:when=1", "EPERM", "loopback", ALL),
         ("statx", "EIO", "target", ALL),
         ("openat2:when=1", "EACCES", "target", ALL),
-        ("mount_setattr:when=2", "EINVAL", "mount", ALL),
+        ("mount_setattr:when=2", "EINVAL", "source", ALL),  # a read-only bind
+        ("mount_setattr:when=3", "EINVAL", "mount", ALL),
         ("fchdir:when=2", "EACCES", "pivot", ALL),  # the first leads into the new /proc
         ("chdir", "EACCES", "root", BARE),
         ("openat2:when=1", "EACCES", "cwd", {**BARE, "cwd": "/tmp"}),
@@ -302,12 +303,12 @@ def test_the_index_says_which_of_them_failed(
         ({"stdin": closed}, ("stdio", 0)),
         ({"stdout": closed}, ("stdio", 1)),
         ({"stderr": closed}, ("stdio", 2)),
-        # 0 is the seal of /sys, 1 the run's own /proc, where that is not mounted by hand.
-        ({"extra_mounts": [bad]}, ("source", 2)),
-        ({"extra_mounts": [good, good, bad]}, ("source", 4)),
-        ({"extra_mounts": [Mount.proc(), bad]}, ("source", 2)),
-        ({"extra_mounts": [good, Mount.bind("/etc", "/bin/sh/x")]}, ("target", 3)),
-        ({"extra_mounts": [good, Mount.bind("/etc", "/bin/busybox")]}, ("mount", 3)),
+        # 0 is the seal of /sys, 1 and 2 the run's own /proc and /dev, unless mounted by hand.
+        ({"extra_mounts": [bad]}, ("source", 3)),
+        ({"extra_mounts": [good, good, bad]}, ("source", 5)),
+        ({"extra_mounts": [Mount.proc(), bad]}, ("source", 3)),
+        ({"extra_mounts": [good, Mount.bind("/etc", "/bin/sh/x")]}, ("target", 4)),
+        ({"extra_mounts": [good, Mount.bind("/etc", "/bin/busybox")]}, ("mount", 4)),
         ({"filesystem_writable_paths": ["/etc", hole]}, ("source", 1)),
         ({"command": ["nonesuch"]}, ("exec", -1)),
         ({"command": ["etc"], "extra_env": {"PATH": "/none:/bin/sh:/"}}, ("exec", 2)),
@@ -482,7 +483,7 @@ def test_the_old_root_is_mounted_nowhere_inside(shared_rootfs: Path) -> None:
     assert out is not None
     points = [line.split()[4] for line in out.decode().splitlines()]
     assert points[0] == "/"
-    assert all(point == "/" or point.startswith("/proc") for point in points)
+    assert all(point == "/" or point.startswith(("/proc", "/dev")) for point in points)
     assert points.count("/") == 1
     assert b" shared:" not in out
     assert b" master:" not in out
