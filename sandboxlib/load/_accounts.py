@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 
 from ._blobs import Refused, shown
 from ._documents import MAX_JSON, open_regular
@@ -55,17 +56,19 @@ def _named(file: str, name: str) -> list[str]:
     raise Refused(f"{shown(name[:100])}, whom the image wants to run as, is not in its /etc/{file}")
 
 
-def _lines(name: str) -> list[list[str]]:
-    """Of passwd(5) or group(5); [] if the image has no such file."""
+def _lines(name: str) -> Iterator[list[str]]:
+    """Of passwd(5) or group(5); none if the image has no such file."""
     try:
         file = open_regular(f"/etc/{name}", f"/etc/{name} of the image")
     except Refused as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            return []
+            return
         raise
     try:
         data = file.whole(MAX_JSON)
     finally:
         os.close(file.fd)
-    lines = (os.fsdecode(line).split(":") for line in data.split(b"\n"))
-    return [line for line in lines if len(line) >= (4 if name == "passwd" else 3)]
+    least = 4 if name == "passwd" else 3
+    for line in data.split(b"\n"):
+        if line.count(b":") >= least - 1:
+            yield os.fsdecode(line).split(":")

@@ -51,19 +51,21 @@ def parse_json(data: bytes, what: str) -> Any:
         raise Refused(f"{what} is no JSON: {type(error).__name__}") from None
     except Refused as error:
         raise Refused(f"{what} is no JSON: {error}") from None
-    level, depth = [found], 0
-    while level:
-        depth += 1
-        if depth > MAX_NESTING:
-            raise Refused(f"{what} is no JSON that is meant: nested more than {MAX_NESTING} deep")
-        level = [inner for outer in level for inner in _inside(outer)]
+    _check_nesting(found, what)
     return found
 
 
-def _inside(value: Any) -> Any:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
+def _check_nesting(value: Any, what: str) -> None:
+    level: list[Any] = [[value]]
+    depth = 0
+    while level:
+        inner: list[Any] = []
+        for outer in level:
+            inner += outer.values() if isinstance(outer, dict) else outer
+        level = [each for each in inner if isinstance(each, (dict, list))]
+        depth += 1
+        if depth > MAX_NESTING:
+            raise Refused(f"{what} is no JSON that is meant: nested more than {MAX_NESTING} deep")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ Its stdout is one JSON document: {"error"}, {"moved"} or {"value", "ids"}; see _
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -211,6 +212,7 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
     most = DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.umask(0o022)
+    gc.disable()  # it would look at a million lists of a document again and again
     job = settings["job"]
     if job == "look":
         return {"value": look(settings), "ids": None}

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 MAX_MANIFEST = 4 << 20
 MAX_DEPTH = 500  # directories below one another: the kernel walks them in each look-up
+MAX_FAR = 100  # slashes in a link, of which the kernel follows 40 one after the other
 #: Directories that no member names: a name of 4 KiB is 2,000 of them, and costs that.
 MAX_IMPLIED, IMPLIED_EACH = 1000, 4  # so many, and so many more for each member
+#: The kernel follows 40 links. It counts those twice that it met before something was renamed
+#: anywhere, which makes it start anew.
+TRIES = 10
 OPAQUE = b".wh..wh..opq"
 
 
@@ -204,14 +208,18 @@ class Layer:
 
     def _go(self, parts: list[bytes], name: bytes) -> bool:
         """To a directory; False if it is not there."""
-        try:
-            os.chdir(b"/" + b"/".join(parts))
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                raise _no_directory(name) from None
-            raise
+        for tries in range(TRIES):
+            try:
+                os.chdir(b"/" + b"/".join(parts))
+                break
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                if error.errno == errno.ELOOP and tries < TRIES - 1:
+                    continue
+                if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                    raise _no_directory(name) from None
+                raise
         self._here = os.getcwdb().rstrip(b"/") + b"/"
         return True
 
@@ -279,8 +287,8 @@ class Layer:
     def _make_symlink(self, member: Member, name: bytes, path: bytes) -> None:
         if not member.link or b"\0" in member.link:
             raise Refused(f"the link {shown(member.name)} leads nowhere")
-        if member.link.count(b"/") > MAX_DEPTH:
-            raise Refused(f"the link {shown(member.name)} leads more than {MAX_DEPTH} names far")
+        if member.link.count(b"/") > MAX_FAR:
+            raise Refused(f"the link {shown(member.name)} leads more than {MAX_FAR} names far")
         depth = path.count(b"/") - 1
         for part in () if member.link.startswith(b"/") else member.link.split(b"/"):
             depth += (part not in (b"", b".")) - 2 * (part == b"..")
@@ -315,11 +323,16 @@ class Layer:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600)
         try:
+            data, at = b"", 0  # what was read, and how much of it is written
             for start, size in ((0, member.size),) if member.map is None else member.map:
-                for at in range(start, start + size, CHUNK):
-                    data = archive.content(min(start + size - at, CHUNK))
-                    if os.pwrite(fd, data, at) != len(data):
+                end = start + size
+                while start < end:
+                    if at == len(data):
+                        data, at = archive.content(min(archive.left, CHUNK)), 0
+                    part = data[at : at + end - start]
+                    if os.pwrite(fd, part, start) != len(part):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    start, at = start + len(part), at + len(part)
             if member.map is not None:
                 os.ftruncate(fd, member.size)
             self._finish(member, fd)

@@ -21,18 +21,20 @@ if TYPE_CHECKING:
     from ._blobs import Stream
 
 BLOCK = 512
+NEWLINE = ord("\n")
 MAX_EXTRA = 1 << 20  # bytes of a pax header, a long name or a sparse map, as in Go's archive/tar
 MAX_EXTRAS = 16  # of them before a member
 MAX_NAME = 4095  # bytes of a name or a link, as PATH_MAX has it
 REGULAR = (b"0", b"\0", b"7", b"S")
 NAMES = (b"path", b"linkpath", b"GNU.sparse.name")
-#: The keys of a pax header that mean something here.
-OF_ONE = {*NAMES, b"size", b"GNU.sparse.major", b"GNU.sparse.realsize", b"GNU.sparse.size"}
-OF_ONE |= {b"GNU.sparse.map"}
+#: The keys of a pax header that mean something here: in a global one, and in any.
 OF_ALL = {b"uid", b"gid", b"mtime"}
+KNOWN = {*NAMES, *OF_ALL, b"size", b"GNU.sparse.major", b"GNU.sparse.map"}
+KNOWN |= {b"GNU.sparse.realsize", b"GNU.sparse.size"}
 SPARSE = b"GNU.sparse."
 
 _OCTAL = re.compile(rb" *([0-7]*) *(?:\0.*)?", re.DOTALL)
+MAX_DIGITS = 19  # of a number that 63 bits hold
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 _TIME = re.compile(rb"(-?)([0-9]{1,12})(?:\.([0-9]{0,40}))?")
 
@@ -189,7 +191,9 @@ class Archive:
         else:
             member.size = decimal(extra, b"GNU.sparse.size", -1)
             words = extra.get(b"GNU.sparse.map", b"").split(b",")
-        self.place_content(member, [digits(word) for word in words])
+        if not (all(map(bytes.isdigit, words)) and max(map(len, words), default=0) <= MAX_DIGITS):
+            raise Refused(f"{shown(member.name)} has an impossible map: not a number in it")
+        self.place_content(member, list(map(int, words)))
 
     def read_map(self, member: Member) -> list[bytes]:
         """The map before the content: lines of a count, and twice as many numbers, in blocks."""
@@ -206,13 +210,15 @@ class Archive:
         return bytes(found).split(b"\n", wanted)[1:wanted]
 
     def place_content(self, member: Member, numbers: list[int]) -> None:
-        member.map = list(zip(numbers[::2], numbers[1::2], strict=False))
+        member.map = []
         end = total = 0
-        for start, size in member.map:
+        for start, size in zip(numbers[::2], numbers[1::2], strict=False):
             if size < 0 or (size and start < end):
                 raise Refused(f"{shown(member.name)} has an impossible map")
             end = max(end, start + size)
-            total += size
+            if size:
+                member.map.append((start, size))
+                total += size
         if end > member.size or total != self.left:
             raise Refused(f"{shown(member.name)} has an impossible map")
 
@@ -255,15 +261,17 @@ def number(field: bytes) -> int:
 def pax(data: bytes) -> dict[bytes, bytes]:
     """The records of a pax header: 'LENGTH KEY=VALUE\\n'. SPARSE is there if one is of these."""
     found = {}
-    start = 0
-    while start < len(data):
+    start, size = 0, len(data)
+    while start < size:
         space = data.find(b" ", start, start + 9)
-        end = start + digits(data[start : max(space, start)])
-        key, equals, value = data[space + 1 : end - 1].partition(b"=")
-        if not equals or end > len(data) or data[end - 1 : end] != b"\n":
+        length = data[start : max(space, start)]
+        end = start + int(length) if length.isdigit() else size + 1
+        equals = data.find(b"=", space, end)
+        if equals < 0 or end > size or data[end - 1] != NEWLINE:
             raise Refused("a damaged pax header")
-        if key in OF_ONE or key in OF_ALL:
-            found[key] = value
+        key = data[space + 1 : equals]
+        if key in KNOWN:
+            found[key] = data[equals + 1 : end - 1]
         if key.startswith(SPARSE):
             found[SPARSE] = b""
         start = end

@@ -189,10 +189,12 @@ class Child:
     def take_away(self, target: Place) -> None:
         """Removes a target; it has as much time for it as for unpacking."""
         seconds = TIMEOUT if self._timeout is None else max(60.0, self._timeout)
-        if self._foreign:
-            self._foreign = False
-            self._call({"job": "take_away"}, target, seconds)
-        target.remove(seconds)
+        try:
+            if self._foreign:
+                self._foreign = False
+                self._call({"job": "take_away"}, target, seconds)
+        finally:
+            target.remove(seconds)
 
     def _call(
         self, settings: dict[str, Any], target: Place | None, timeout: float | None
