@@ -325,14 +325,14 @@ class Layer:
         try:
             data, at = b"", 0  # what was read, and how much of it is written
             for start, size in ((0, member.size),) if member.map is None else member.map:
-                end = start + size
-                while start < end:
+                done = 0
+                while done < size:
                     if at == len(data):
                         data, at = archive.content(min(archive.left, CHUNK)), 0
-                    part = data[at : at + end - start]
-                    if os.pwrite(fd, part, start) != len(part):
+                    part = data[at : at + size - done]
+                    if os.pwrite(fd, part, start + done) != len(part):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    start, at = start + len(part), at + len(part)
+                    done, at = done + len(part), at + len(part)
             if member.map is not None:
                 os.ftruncate(fd, member.size)
             self._finish(member, fd)
