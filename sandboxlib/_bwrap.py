@@ -26,7 +26,7 @@ import signal
 import struct
 import termios
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from . import _machine, _native, _plan, _tools, errors
@@ -115,7 +115,7 @@ def _takes_stage(path: str, deadline: float | None) -> bool:
 
 def _points_of(path: str, options: list[str], deadline: float | None) -> set[str]:
     """Where something is mounted after bwrap obeyed; the root is an empty directory in memory."""
-    from subprocess import DEVNULL, Popen
+    from subprocess import DEVNULL, Popen, TimeoutExpired
 
     said = os.memfd_create("stderr", os.MFD_CLOEXEC)
     try:
@@ -143,7 +143,8 @@ def _points_of(path: str, options: list[str], deadline: float | None) -> set[str
             finally:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)  # what waits at the gate as well
-                process.wait()
+                with contextlib.suppress(TimeoutExpired):  # the kernel may hold it for longer
+                    process.wait(5)
         text = os.fsdecode(os.pread(said, 4096, 0)).strip()
     finally:
         os.close(said)
@@ -160,6 +161,27 @@ def failed(text: str) -> errors.SetupError:
     )
     hint = "; ".join(f"{c}: {r}" for c, r in _machine.user_namespace_causes())
     return errors.setup_error(number, None, "bwrap", text, hint)
+
+
+class Descriptors:
+    """What bwrap inherits, by the lowest numbers: its limit of open files is the command's."""
+
+    def __init__(self, passed: Sequence[int]) -> None:
+        """passed: those of the command, which keep their numbers."""
+        self._passed = passed
+        self.moved: dict[int, int] = {}
+
+    def has_room(self, reserved: int = 0) -> bool:
+        used = len(self._passed) + len(self.moved) + reserved
+        return bool(used < _native.lib.SBX_MOST_PASSED)
+
+    def take(self, fd: int) -> str:
+        """The number that bwrap is told."""
+        number = 3
+        while number in self._passed or number in self.moved:
+            number += 1
+        self.moved[number] = fd
+        return str(number)
 
 
 # ---- the gate --------------------------------------------------------------------------------
@@ -198,8 +220,9 @@ class Gate:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def options(self) -> list[str]:
-        return ["--json-status-fd", str(self._status), "--seccomp", str(self._end)]
+    def options(self, number: Callable[[int], str] = str) -> list[str]:
+        """number: what becomes of a descriptor of ours in bwrap."""
+        return ["--json-status-fd", number(self._status), "--seccomp", number(self._end)]
 
     def descriptors(self) -> tuple[int, int]:
         """Those that bwrap has to inherit."""
@@ -393,14 +416,15 @@ class Layout:
         box: Sandbox,
         tool: Tool,
         covers: bool,
-        room: int,
+        descriptors: Descriptors,
         undo: contextlib.ExitStack,
         deadline: float | None,
     ) -> None:
-        """covers: the parts of /proc become read-only by which uid 0 commands the kernel. room: for
-        how many descriptors there is.
+        """covers: the parts of /proc become read-only by which uid 0 commands the kernel.
+        descriptors: takes those that bwrap is to inherit.
         """
-        self._box, self._tool, self._undo, self._room = box, tool, undo, room
+        self._box, self._tool, self._undo = box, tool, undo
+        self._descriptors = descriptors
         self._covers = covers
         self._entries = table()
         self._root_fd = self._open(box.root, "root", f"Unable to chroot: open the root {box.root}")
@@ -414,7 +438,6 @@ class Layout:
         hides_devices = box.mounts == "isolated" and box.devices != "root"
         writable_root = "--bind" if hides_devices else "--dev-bind"
         self._first = ["--ro-bind" if is_read_only else writable_root, root.path, "/"]
-        self.descriptors: list[int] = []
         self._unnamed: dict[str, list[str]] = {}  # the same for what has no name to be bound by
         self.wanted = [Wanted("/", root, read_only=is_read_only)]
         writable = box.filesystem_writable_paths
@@ -491,12 +514,13 @@ class Layout:
         if path == "/":
             self._unnamed[_ROOT] = self._sources[path]
         words = [option, _ROOT if path == "/" and self._tool.is_staged else path]
-        if fd >= 0 and self._tool.binds_descriptors and len(self.descriptors) < self._room:
-            self.descriptors.append(fd)
+        # One is kept for the options.
+        if fd >= 0 and self._tool.binds_descriptors and self._descriptors.has_room(1):
+            by_descriptor = ["--bind-fd", self._descriptors.take(fd)]
             if self._tool.is_staged:
-                self._sources[path] = ["--bind-fd", str(fd), _HERE]
+                self._sources[path] = [*by_descriptor, _HERE]
             else:
-                words = ["--bind-fd", str(fd)]
+                words = by_descriptor
         self._options += [*words, target]
         self.wanted.append(Wanted(target, source, read_only=option == "--ro-bind"))
 

@@ -33,8 +33,8 @@ class Rare:
     grace: seconds between SIGTERM and SIGKILL when the time is over. cpu_time, max_output,
     on_overflow: see Sandbox.run. pass_fds: more descriptors of the command. pty: (rows, columns) of
     a terminal.
-    announce: the start fails where the command does not begin. moved: one more descriptor, without
-    a reaper: its number in the command, and the caller's.
+    announce: the start fails where the command does not begin. moved: more descriptors, without a
+    reaper: their numbers in the command, and the caller's.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class Rare:
             raise errors.SpecError("on_overflow='kill' takes max_output")
         self._kills = policy == "kill"
         self._passed = passed_descriptors(more.get("pass_fds", ()))
-        self._passed_from = self._passed
-        if moved := more.get("moved"):
-            self._passed, self._passed_from = (*self._passed, moved[0]), (*self._passed, moved[1])
+        moved: Mapping[int, int] = more.get("moved", {})
+        self._passed_from = (*self._passed, *moved.values())
+        self._passed = (*self._passed, *moved)
         _check_room(self._passed, plan.box.limits)
         self._pty = terminal_size(more.get("pty", False), stdin, stdout, stderr)
         self._announce = bool(more.get("announce"))

@@ -144,14 +144,16 @@ def run_in(
     deadline = None if timeout is None else start + timeout
     with contextlib.ExitStack() as undo:
         tool = _bwrap.find_tool(deadline)
-        room = _MOST_PASSED - len(passed)
-        layout = _bwrap.Layout(box, tool, box.policy.capabilities != "all", room, undo, deadline)
+        descriptors = _bwrap.Descriptors(passed)
         gate = undo.enter_context(_bwrap.Gate(program_of(box.policy) or _bwrap.ALLOW_ALL))
-        options = [*_options(box), *layout.options(), *_environment(whole)]
+        options = [*gate.options(descriptors.take), *_options(box)]
+        covers = box.policy.capabilities != "all"
+        layout = _bwrap.Layout(box, tool, covers, descriptors, undo, deadline)
+        options += [*layout.options(), *_environment(whole)]
         options += ["--chdir", "/" + inside.lstrip("/")]
-        arguments = _arguments([*gate.options(), *options], len(words), undo)
-        argv: list[bytes | str] = [tool.path, "--args", str(arguments), "--", *words]
-        more = {**more, "pass_fds": (*passed, arguments, *gate.descriptors(), *layout.descriptors)}
+        arguments = descriptors.take(_arguments(options, len(words), undo))
+        argv: list[bytes | str] = [tool.path, "--args", arguments, "--", *words]
+        more = {**more, "moved": descriptors.moved}
         began = functools.partial(_let_go, gate, layout)
         rest = (stdin, stdout, stderr, timeout, start, _isolation(box), more, began)
         result = _executor.run_tool(NAME, box, argv, {}, *rest)

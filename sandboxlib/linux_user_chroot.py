@@ -374,7 +374,7 @@ def run_in(
         if free and has_shell and _passes_a_shell(settings) and len(passed) < _rare.MOST_PASSED:
             run.report = _Report(free, undo)
             words = with_report(words, settings, free)
-            more["moved"] = free, run.report.writer
+            more["moved"] = {free: run.report.writer}
         argv = command_line(tool, recipe, words, place)
         isolation = {**box.isolation(), "mounts": "isolated", "seccomp": _filter(tool, box)}
         rest = (stdin, stdout, stderr, timeout, start, isolation, more)

@@ -20,7 +20,16 @@ import pytest
 from conftest import make_rootfs, python, require
 
 import sandboxlib
-from sandboxlib import Mount, Policy, Sandbox, SetupError, UnsupportedError, _bwrap, bubblewrap
+from sandboxlib import (
+    Limits,
+    Mount,
+    Policy,
+    Sandbox,
+    SetupError,
+    UnsupportedError,
+    _bwrap,
+    bubblewrap,
+)
 
 pytest_plugins = ["setuid_tool"]
 
@@ -74,7 +83,8 @@ def bwrap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def run(box: Sandbox, *command: str, **words: Any) -> sandboxlib.Result:
-    return bubblewrap.run_in(box, list(command), **words)
+    more = {"pass_fds": words.pop("pass_fds", ())}
+    return bubblewrap.run_in(box, list(command), more=more, **words)
 
 
 def tree(path: Path) -> list[str]:
@@ -269,6 +279,21 @@ def test_too_many_words_are_refused_before_anything_runs(rootfs: Path, bwrap: st
         run(Sandbox(rootfs), "true", *["x"] * 9000)
     with pytest.raises(UnsupportedError, match="9000 words"):
         run(Sandbox(rootfs), "true", extra_env={f"V{i}": "" for i in range(3000)})
+
+
+def test_descriptors_of_bwrap_fit_a_low_limit_of_open_files(rootfs: Path, bwrap: str) -> None:
+    many = [os.open("/dev/null", os.O_RDONLY) for _ in range(40)]
+    try:
+        words: dict[str, Any] = {"filesystem_writable_paths": ["/tmp", "/etc"]}
+        box = Sandbox(rootfs, limits=Limits(open_files=24), **words)
+        assert run(box, "sh", "-c", "ulimit -n; ls /proc/self/fd").out.split()[0] == b"24"
+        box = Sandbox(rootfs, **words)
+        seen = run(box, "ls", "/proc/self/fd", pass_fds=[many[0], many[9]]).out.split()
+        assert {int(fd) for fd in seen} >= {0, 1, 2, many[0], many[9]}
+        assert len(seen) == 6
+    finally:
+        for fd in many:
+            os.close(fd)
 
 
 # ---- what uid 0 could command ------------------------------------------------------------------
