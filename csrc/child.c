@@ -216,8 +216,11 @@ static int do_keyring(struct sbx_child *c) {
     if (!c->place->keyring)
         return 0;
     long serial = raw(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0);
-    /* A kernel without keyrings has none to share. */
-    return serial < 0 && serial != -ENOSYS ? (int)serial : 0;
+    /* A kernel without keyrings has none to share. Where every call is refused, a filter does it,
+     * and the command has inherited that as well. */
+    if (serial == -ENOSYS || (serial == -EPERM && raw(__NR_keyctl, -1) == -EPERM))
+        return 0;
+    return serial < 0 ? (int)serial : 0;
 }
 
 /* Of a process that shares its memory, and whose parent waits for its exec, the kernel changes this

@@ -208,12 +208,13 @@ def trial(
     return f"a trial of it ended with exit status {result.exit}"
 
 
-def policy_refused(box: Sandbox) -> list[str]:
-    """What of a Policy nobody can promise yet."""
-    found = []
-    if box.policy.nesting:
-        found.append("nesting=True: there is none yet")
-    return found
+def nesting_refused(box: Sandbox, in_user_namespace: bool) -> list[str]:
+    """Why commands may make no sandboxes of their own, where that is asked for."""
+    if not box.policy.nesting:
+        return []
+    from . import _nesting
+
+    return _nesting.refused(box, in_user_namespace, os.geteuid())
 
 
 def limits_refused(

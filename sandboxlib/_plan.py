@@ -163,7 +163,7 @@ def _all_mounts(box: Sandbox) -> list[PlannedMount]:
     if cover and box.mounts == "isolated":
         found += _seals(box.root, "/", () if isolated or with_proc else ("/proc",))
     if isolated and not with_proc:
-        flags = lib.SBX_OPTIONAL | cover
+        flags = lib.SBX_OPTIONAL | (0 if box.policy.nesting else cover)
         found.append(PlannedMount("proc on /proc", lib.SBX_PROC, flags, "/proc", False))
     if _hides_devices(box) and all(mount.target != "/dev" for mount in box.extra_mounts):
         found += _minimal_dev(box)
@@ -171,7 +171,9 @@ def _all_mounts(box: Sandbox) -> list[PlannedMount]:
     first = len(mounts) - len(box.extra_mounts)
     for index, mount in enumerate(mounts):
         name = f"mount {index - first}" if index >= first else "deterministic"
-        found.append(_planned(name, mount, _lies_in_one(mount.target, found), cover))
+        # A user namespace is given a proc of its own only where it can see one that is whole.
+        covers = 0 if box.policy.nesting and mount.type == "proc" else cover
+        found.append(_planned(name, mount, _lies_in_one(mount.target, found), covers))
         if cover and mount.source and mount.recursive:
             found += _seals(mount.source, mount.target, ())
     return found

@@ -50,7 +50,9 @@ def refusals(box: Sandbox) -> list[str]:
 
 
 def _promises_not(box: Sandbox) -> list[str]:
-    found = _executor.policy_refused(box)
+    found = []
+    if box.policy.nesting:
+        found.append("nesting=True: bwrap makes no sandbox in which there can be others")
     if not box.policy.no_new_privs:
         found.append("no_new_privs=False: bwrap always sets it")
     if box.user == "ranges":

@@ -37,7 +37,7 @@ def refusals(box: Sandbox) -> list[str]:
 
 
 def _promises_not(box: Sandbox) -> list[str]:
-    if refused := _executor.policy_refused(box):
+    if refused := _executor.nesting_refused(box, False):
         return refused
     if box.user != "caller" and os.geteuid() != 0:
         return [f"user={box.user!r} takes a user namespace for a caller that is not root"]
@@ -55,7 +55,7 @@ def plan_of(box: Sandbox) -> _plan.Plan:
     """How the C core runs a command in a Sandbox; UnsupportedError."""
     is_plain = box.user == "caller" and box.ids is None and box.limits is None
     is_plain = is_plain and (box.processes == "isolated" or box.filesystem_writable_paths == "all")
-    is_plain = is_plain and not _executor.policy_refused(box)
+    is_plain = is_plain and not box.policy.nesting
     if not is_plain and (refused := _promises_not(box)):
         raise UnsupportedError(f"{NAME}: {refused[0]}")
     return _plan.plan_for(box)

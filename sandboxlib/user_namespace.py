@@ -41,7 +41,7 @@ def refusals(box: Sandbox) -> list[str]:
 
 
 def _promises_not(box: Sandbox) -> list[str]:
-    if refused := _executor.policy_refused(box) or _executor.ids_refused(box):
+    if refused := _executor.nesting_refused(box, True) or _executor.ids_refused(box):
         return refused
     if box.user != "ranges" and box.ids is not None:
         remedy = "user='ranges' has more ids"
@@ -58,7 +58,7 @@ def plan_of(box: Sandbox) -> _plan.Plan:
     UnsupportedError.
     """
     is_plain = box.ids is None and box.limits is None
-    is_plain = is_plain and not _executor.policy_refused(box)
+    is_plain = is_plain and not box.policy.nesting
     if not is_plain and (refused := _promises_not(box)):
         raise UnsupportedError(f"{NAME}: {refused[0]}")
     return _plan.plan_for(box, (os.geteuid(), os.getegid()))

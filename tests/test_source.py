@@ -41,6 +41,7 @@ ORDER = [
     {"_slots"},
     {"_rare"},
     {"_process"},
+    {"_nesting"},
     {"_executor"},
     {"_calls", "_luc_mounts"},
     {"_bwrap"},
