@@ -15,7 +15,7 @@ AND = 0x54
 EQUAL, GREATER, AT_LEAST, ANY_BIT = 0x15, 0x25, 0x35, 0x45
 
 # struct seccomp_data, little-endian
-NUMBER, ARCH, ARGS = 0, 4, 16
+NUMBER, ARCH, POINTER, ARGS = 0, 4, 8, 16
 #: How far a conditional jump reaches, less the one JUMP that may come between.
 REACH = 254
 MAXIMUM = 4096  # BPF_MAXINSNS
@@ -34,6 +34,10 @@ AUDIT = {
     "aarch64": 0xC00000B7,
     "arm": 0x40000028,
 }
+#: Of these the kernel is kept from trying all numbers (see the top), by a comparison that is always
+#: true, with something that it knows at a call only: that is a sixth of what installing a filter
+#: takes, against some nanoseconds of each call of 32-bit programs.
+SELDOM = (AUDIT["i386"], AUDIT["arm"])
 X32_BIT = 0x40000000
 MANY = 480  # calls of an ABI
 WIDE = ("x86_64", "aarch64")  # arguments have 64 bits
@@ -184,9 +188,11 @@ def compile_abis(abis: Iterable[Abi], foreign: int) -> bytes:
         stretches = abi.stretches(program)
         before = [way for way in trees.get(AUDIT[abi.name], ()) if way[0] < stretches[0][0]]
         trees[AUDIT[abi.name]] = before + stretches
-    root = program.leaf(foreign)
+    root = refuse = program.leaf(foreign)
     for audit in reversed(trees):
         tree = _tree(program, _merged(trees[audit]), ALL)
+        if audit in SELDOM:
+            tree = program.test(POINTER, ALL, AT_LEAST, 0, tree, refuse)
         root = program.test(ARCH, ALL, EQUAL, audit, tree, root)
     return program.code(root)
 
