@@ -443,6 +443,8 @@ class Layout:
         writable = box.filesystem_writable_paths
         for path in writable if isinstance(writable, tuple) else ():
             self._add_hole(path)
+        if covers:
+            self._seal()
         if self._has_own_proc():
             self._add_proc("/proc")
         if hides_devices and self._has_own_dev():
@@ -534,6 +536,18 @@ class Layout:
             raise self._error(path, "target", errno.EBUSY, f"writable path {path}: target")
         self._bind("--bind", source, source.path[len(root.rstrip("/")) :], fd)
 
+    def _seal(self) -> None:
+        """What the root shows of the host's kernel becomes read-only, as in _plan.py."""
+        paths = _plan.seal_paths(self._box.root, "/", ())
+        proc = self._view.host("/proc")
+        if self._box.processes == "undefined" and proc is not None and os.path.ismount(proc):
+            paths += [f"/proc/{name}" for name in _COVERED if os.path.exists(f"{proc}/{name}")]
+        for path in paths:
+            host = self._view.host(path)
+            if host is not None and (os.path.ismount(host) or path.startswith("/proc/")):
+                fd = self._open(host, "mount", f"seal {path}")
+                self._bind("--ro-bind", self._place(fd), path)
+
     def _has_own_proc(self) -> bool:
         asked = any(mount.target == "/proc" for mount in self._box.extra_mounts)
         if self._box.processes != "isolated" or asked:
@@ -566,7 +580,9 @@ class Layout:
             fd = self._open(mount.source, "source", f"{what}: source")
             source = self._place(fd)
             inside = self._target(mount.target, os.path.isdir(source.path), what)
-            self._bind("--ro-bind" if mount.read_only else "--bind", source, inside)
+            is_sealed = self._covers and _plan.is_of_the_kernel(source.path)
+            option = "--ro-bind" if mount.read_only or is_sealed else "--bind"
+            self._bind(option, source, inside)
             self._view.put(inside, source.path)
             return
         inside = self._target(mount.target, True, what)

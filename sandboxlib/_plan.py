@@ -225,7 +225,13 @@ _OF_THE_KERNEL = frozenset(
 
 
 def _seals(source: str, target: str, more: tuple[str, ...]) -> list[PlannedMount]:
-    """Seals for what the caller has mounted below a source, by which uid 0 commands the kernel.
+    """Seals for what the caller has mounted below a source, by which uid 0 commands the kernel."""
+    paths = seal_paths(source, target, more)
+    return [PlannedMount(f"seal {p}", lib.SBX_SEAL, lib.SBX_COVER, p, False) for p in paths]
+
+
+def seal_paths(source: str, target: str, more: tuple[str, ...]) -> list[str]:
+    """Where in the sandbox such mounts are.
 
     /sys of a root is always looked at, as it may be mounted later. Nothing is looked up here: the
     source may lie where nobody answers.
@@ -239,8 +245,13 @@ def _seals(source: str, target: str, more: tuple[str, ...]) -> list[PlannedMount
     for path in below:
         if not any(f"{path}/".startswith(f"{other}/") for other in found):
             found.append(path)
-    paths = [target.rstrip("/") + path for path in found]
-    return [PlannedMount(f"seal {p}", lib.SBX_SEAL, lib.SBX_COVER, p, False) for p in paths]
+    return [target.rstrip("/") + path for path in found]
+
+
+def is_of_the_kernel(path: str) -> bool:
+    """Whether a path of the caller's lies in such a file system."""
+    around = [m for m in _machine.mounts() if f"{path}/".startswith(f"{m.point.rstrip('/')}/")]
+    return bool(around) and max(around, key=lambda m: len(m.point)).type in _OF_THE_KERNEL
 
 
 def _accounts(box: Sandbox) -> list[Mount]:
