@@ -874,15 +874,52 @@ static int do_no_new_privs(struct sbx_child *c) {
 
 /* Without SPEC_ALLOW the kernel would turn off what makes loads faster (Speculative Store Bypass)
  * on some machines. */
-int sbx_install_filter(const struct sbx_place *place) {
+static int install_filter(const void *filter, size_t length) {
     struct {
         unsigned short length;
         const void *filter;
-    } program = {(unsigned short)place->filter_length, place->filter};
+    } program = {(unsigned short)length, filter};
     long result = raw(__NR_seccomp, SET_MODE_FILTER, FILTER_SPEC_ALLOW, &program);
     if (result == -EINVAL)
         result = raw(__NR_seccomp, SET_MODE_FILTER, 0, &program);
     return (int)result;
+}
+
+int sbx_install_filter(const struct sbx_place *place) {
+    return install_filter(place->filter, (size_t)place->filter_length);
+}
+
+/* keyctl(2) has an operation that puts the session keyring of a process into its parent. Without a
+ * reaper that is the caller, so a filter of a few instructions answers EPERM to it, by the numbers
+ * of every ABI of the machine (seccomp(2)). It takes no_new_privs or CAP_SYS_ADMIN. */
+static int do_parent_keyring(struct sbx_child *c) {
+#if defined(__x86_64__)
+    enum { ARCH = 0xc000003e, KEYCTL = 250, ARCH_32 = 0x40000003, KEYCTL_32 = 288 };
+#else
+    enum { ARCH = 0xc00000b7, KEYCTL = 219, ARCH_32 = 0x40000028, KEYCTL_32 = 311 };
+#endif
+    enum { LOAD = 0x20, IF_EQUAL = 0x15, AND = 0x54, RETURN = 0x06 };
+    const struct {
+        uint16_t code;
+        uint8_t yes, no;
+        uint32_t k;
+    } filter[] = {
+        {LOAD, 0, 0, 4}, /* struct seccomp_data: nr, arch, instruction_pointer, args */
+        {IF_EQUAL, 0, 3, ARCH},
+        {LOAD, 0, 0, 0},
+        {AND, 0, 0, ~0x40000000U}, /* x32 has the same numbers, with this bit */
+        {IF_EQUAL, 3, 6, KEYCTL},
+        {IF_EQUAL, 0, 5, ARCH_32},
+        {LOAD, 0, 0, 0},
+        {IF_EQUAL, 0, 3, KEYCTL_32},
+        {LOAD, 0, 0, 16},
+        {IF_EQUAL, 0, 1, KEYCTL_SESSION_TO_PARENT},
+        {RETURN, 0, 0, 0x00050000 | EPERM}, /* SECCOMP_RET_ERRNO */
+        {RETURN, 0, 0, 0x7fff0000},         /* SECCOMP_RET_ALLOW */
+    };
+    if (!c->place->guard_keyring || c->inside)
+        return 0;
+    return install_filter(filter, sizeof filter / sizeof *filter);
 }
 
 /* After no_new_privs, without which it takes CAP_SYS_ADMIN; and before the capabilities go. */
@@ -1041,6 +1078,7 @@ static const struct {
     {SBX_STEP_CGROUP, do_cgroup},
     {SBX_STEP_LIMITS, do_limits},
     {SBX_STEP_NO_NEW_PRIVS, do_no_new_privs},
+    {SBX_STEP_PARENT_KEYRING, do_parent_keyring},
     {SBX_STEP_SECCOMP, do_seccomp},
     {SBX_STEP_CAPABILITIES, do_capabilities},
     {SBX_STEP_PARENT_DEATH, do_parent_death},

@@ -116,14 +116,6 @@ static void on_signal(int signum) {
         rung = 1;
 }
 
-static long wait_for(struct pollfd *fds, int n, uint64_t signals, int milliseconds) {
-    uint64_t blocked = RAW_ALL_SIGNALS & ~signals;
-    struct {
-        long seconds, nanoseconds;
-    } most = {0, milliseconds * 1000000L};
-    return raw(__NR_ppoll, fds, n, milliseconds ? &most : 0, &blocked, RAW_SIGSET_SIZE);
-}
-
 /* Apart from `start`, whose frame the two share until the exec. */
 static void run_child(struct sbx_child *c) __attribute__((noinline, noreturn));
 static void run_child(struct sbx_child *c) {
@@ -169,12 +161,19 @@ static int pass_signals(void) {
 }
 
 /* Waits until something happens to a child, and passes on signals; 0: the caller died, or it hung
- * up: it became another program by exec, and then nobody is left to read the status. */
+ * up: it became another program by exec, and then nobody is left to read the status. By
+ * pselect6(2), because ppoll(2) fails under a low RLIMIT_NOFILE, which a command may set on pid 1.
+ */
 static int caller_lives(void) {
-    struct pollfd caller[] = {{REAPER_LIFELINE_FD, POLLIN, 0}, {REAPER_STATUS_FD, POLLIN, 0}};
-    if (wait_for(caller, 2, CHILD_SIGNAL, 0) <= 0)
+    unsigned long readable = 1UL << REAPER_LIFELINE_FD | 1UL << REAPER_STATUS_FD;
+    uint64_t blocked = RAW_ALL_SIGNALS & ~CHILD_SIGNAL;
+    struct {
+        const uint64_t *set;
+        size_t size;
+    } mask = {&blocked, RAW_SIGSET_SIZE};
+    if (raw(__NR_pselect6, REAPER_FDS, &readable, 0, 0, 0, &mask) <= 0)
         return 1;
-    return !caller[0].revents && pass_signals();
+    return !(readable >> REAPER_LIFELINE_FD & 1) && pass_signals();
 }
 
 /* PTRACE_TRACEME makes the parent the tracer, so wait4 reports a stop to us at each signal of such
@@ -511,13 +510,18 @@ static int await_reaper(int pidfd) {
                                {pidfd, POLLIN, 0},
                                {REAPER_LIFELINE_FD, POLLIN, 0},
                                {REAPER_STATUS_FD, 0, 0}};
-    for (int tries = 0; wait_for(watched, 4, BELL_SIGNAL, rung ? 10 : 0) <= 0;) {
+    uint64_t blocked = RAW_ALL_SIGNALS & ~BELL_SIGNAL;
+    for (int tries = 0;;) {
+        struct {
+            long seconds, nanoseconds;
+        } soon = {0, 10000000};
+        if (raw(__NR_ppoll, watched, 4, rung ? &soon : 0, &blocked, RAW_SIGSET_SIZE) > 0)
+            return watched[0].revents;
         if (rung && (ordered || ++tries > 500))
             rung = tries = 0;
         if (!rung && ordered)
             pass_signals();
     }
-    return watched[0].revents;
 }
 
 /* After a reaper that was killed: what is left of its run goes before anything is told, so that no

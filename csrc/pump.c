@@ -83,7 +83,9 @@ static void read_record(struct sbx_run *run) {
 
 /* From a resident there is one record for each run, once all of the run is gone. Nothing: it was
  * killed, by us or from outside, and the command with it; but it hangs up first, and is dead only
- * when the last process of the run is. Anything else: nobody knows. 0: nothing can be told yet. */
+ * when the last process of the run is. Was it killed before anybody had read all of the order
+ * (ECONNRESET: the other end was closed with something left in it), then no command began, and the
+ * run can be made anew. Anything else: nobody knows. 0: nothing can be told yet. */
 static int read_answer(struct sbx_run *run) {
     struct sbx_record record = {0};
     struct pollfd dead = {run->slot->pidfd, POLLIN, 0};
@@ -93,6 +95,8 @@ static int read_answer(struct sbx_run *run) {
         obey(run, &record);
         return 1;
     }
+    if (n == -ECONNRESET && run->slot->signalled != run->slot->runs)
+        sbx_fail(run, SBX_STEP_ORDER, 0, -ECANCELED);
     if (n > 0)
         run->wait_status = -EPROTO;
     if (raw(__NR_ppoll, &dead, 1, &at_once, 0, 0) == 0) {

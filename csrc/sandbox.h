@@ -43,6 +43,7 @@ enum sbx_step {
     SBX_STEP_CGROUP, /* index: which */
     SBX_STEP_LIMITS, /* index: of rlimit, then of enum sbx_limit */
     SBX_STEP_NO_NEW_PRIVS,
+    SBX_STEP_PARENT_KEYRING, /* no reaper: the caller's session keyring stays the caller's */
     SBX_STEP_SECCOMP, /* the system call filter; SBX_FILTER_LAST: after USER, just before EXEC */
     SBX_STEP_CAPABILITIES,
     SBX_STEP_PARENT_DEATH, /* no reaper: the kernel kills the command when the caller dies */
@@ -119,8 +120,10 @@ struct sbx_place {
     int no_devices; /* those of the root do not work */
     int session;
     int keyring;
-    int reaper;     /* of enum sbx_reaper */
-    int change_ids; /* the reaper gives these to the command, and no other group */
+    int guard_keyring; /* no reaper: keyctl(2) must not reach the parent, and no filter says so yet
+                        */
+    int reaper;        /* of enum sbx_reaper */
+    int change_ids;    /* the reaper gives these to the command, and no other group */
     uint32_t uid, gid;
     int n_groups; /* SBX_MOST_GROUPS at most */
     uint32_t groups[32];
@@ -179,13 +182,14 @@ struct sbx_stream {
 enum { SBX_LAST_MS = 1900 };
 
 struct sbx_slot {
-    int owner;         /* pid of the process that opened it; 0: it is closed */
-    int pidfd;         /* of the resident */
-    int control;       /* a socket to it */
-    uint64_t files[2]; /* of the two: a host may close or replace what is not its own */
-    int64_t killed;    /* as in struct sbx_run */
-    int stuck;         /* as in struct sbx_run */
-    uint32_t runs;     /* how many it was ordered: the number of the last */
+    int owner;          /* pid of the process that opened it; 0: it is closed */
+    int pidfd;          /* of the resident */
+    int control;        /* a socket to it */
+    uint64_t files[2];  /* of the two: a host may close or replace what is not its own */
+    int64_t killed;     /* as in struct sbx_run */
+    int stuck;          /* as in struct sbx_run */
+    uint32_t runs;      /* how many it was ordered: the number of the last */
+    uint32_t signalled; /* the number of the last run that was sent a signal */
 };
 
 struct sbx_watch {
@@ -278,6 +282,9 @@ void sbx_end(struct sbx_run *run);
 
 /* Whether the process of a pidfd, as of run->stuck, is gone; reaps it, if it is ours. */
 int sbx_reap_stuck(int pidfd);
+
+/* PR_SET_DUMPABLE of prctl(2); what it was. */
+int sbx_set_dumpable(int dumpable);
 
 /* Which file is open there, as a number; 0: none. */
 uint64_t sbx_file_of(int fd);

@@ -45,6 +45,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
@@ -460,6 +461,12 @@ int sbx_open_bell(struct sbx_run *bell) {
 
 /* ---- slots ------------------------------------------------------------------------------- */
 
+int sbx_set_dumpable(int dumpable) {
+    int before = (int)raw(__NR_prctl, PR_GET_DUMPABLE, 0, 0, 0, 0);
+    raw(__NR_prctl, PR_SET_DUMPABLE, dumpable, 0, 0, 0);
+    return before;
+}
+
 uint64_t sbx_file_of(int fd) {
     struct stat status;
     long error = raw(__NR_fstat, fd, &status);
@@ -478,7 +485,7 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
     slot->files[0] = sbx_file_of(slot->pidfd);
     slot->files[1] = sbx_file_of(slot->control);
     slot->killed = slot->stuck = 0;
-    slot->runs = 0;
+    slot->runs = slot->signalled = 0;
     run->pidfd = run->status = -1;
     run->owner = 0;
     run->ended = 1;
@@ -706,6 +713,8 @@ int sbx_signal(struct sbx_run *run, int signum) {
     int pidfd = run->slot ? run->slot->pidfd : run->pidfd;
     if (pidfd < 0 || run->ended)
         return -ESRCH;
+    if (run->slot)
+        run->slot->signalled = run->slot->runs;
     if (signum == SIGKILL)
         return (int)kill_run(run);
     if (run->slot || run->status >= 0)

@@ -92,6 +92,7 @@ def _bare_plan(keyring: bool, limits: Limits | None, umask: int | None) -> _plan
     words: dict[str, Any] = {**UNDEFINED, "policy": Policy(**ALL, no_new_privs=False)}
     plan = _plan.Plan(Sandbox("/", **words, limits=limits, umask=umask), None)
     plan.place.keyring = int(keyring)
+    plan.place.guard_keyring = 0  # the program is the command's parent, and the caller its
     return plan
 
 

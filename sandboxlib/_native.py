@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 from _thread import allocate_lock
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from weakref import ref
 
@@ -384,6 +384,86 @@ def pack_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]], held: b
     return b"".join([bytes(ffi.buffer(place)), bytes(ffi.buffer(array)), held, strings])
 
 
+@contextlib.contextmanager
+def _closed_by_exec() -> Iterator[None]:
+    """Waits for the exec of whatever is started in between; a second at most, as a fork of the host
+    may have what the exec closes.
+    """
+    import fcntl
+    import select
+
+    reader, writer = os.pipe()
+    high = -1
+    try:
+        # Out of the way of what the child puts in its place.
+        high = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 64)
+        os.close(writer)
+        writer = -1
+        yield
+        os.close(high)
+        high = -1
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        poll.poll(1000)
+    finally:
+        for fd in (reader, writer, high):
+            if fd >= 0:
+                os.close(fd)
+
+
+class _Unreadable:
+    """Keeps others from our memory while a child that shares it is in a user namespace of its own.
+
+    A command with our uid owns that namespace, and has all capabilities over it: only a process
+    that is not dumpable takes CAP_SYS_PTRACE over the namespace that its memory belongs to. The
+    spawn returns a little before the exec changes the memory; a descriptor that the exec closes
+    tells when that is done.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._lock = allocate_lock()
+        self._count = self._before = 0
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._count == 0:
+                self._before = lib.sbx_set_dumpable(0)
+            self._count += 1
+        try:
+            with _closed_by_exec():
+                yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._count -= 1
+            if self._count == 0 and self._before == 1:
+                lib.sbx_set_dumpable(1)
+
+    def restore(self) -> None:
+        """In a fork of the caller, where no child is."""
+        if self._count and self._before == 1:
+            lib.sbx_set_dumpable(1)
+        self.reset()
+
+
+_unreadable = _Unreadable()
+os.register_at_fork(after_in_child=_unreadable.restore)
+_NEWUSER = 0x10000000  # clone(2)
+
+
+def unreadable_for(place: Any) -> contextlib.AbstractContextManager[None] | None:
+    """What to enter for the time of a spawn; None: the place needs no such thing. Others than root
+    are not kept from the memory of their own processes by the kernel in any case.
+    """
+    return _unreadable() if place.namespaces & _NEWUSER and os.geteuid() == 0 else None
+
+
 class Slot:
     """A slot, opened for a place (of new_place); its resident does `inside` for each run. OSError
     where the kernel refuses. It closes itself when it is lost.
@@ -398,7 +478,11 @@ class Slot:
             keep = fill_job(workspace, b"/\0", 2, (0, 0, 0), stdio, init, held, -1)
             workspace.job.setup_ns, workspace.job.pump_ns = setup_ns, 0
             words = (place[0], workspace.job, run, workspace.stack, inside, len(inside))
-            result = lib.sbx_open_slot(*words, self.struct)
+            if (guard := unreadable_for(place[0])) is None:
+                result = lib.sbx_open_slot(*words, self.struct)
+            else:
+                with guard:
+                    result = lib.sbx_open_slot(*words, self.struct)
             del keep
             if result != 0:
                 raise OSError(run.failure.error, STEPS[run.failure.step])

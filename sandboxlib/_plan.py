@@ -302,6 +302,7 @@ def _place_values(box: Sandbox) -> dict[str, Any]:
         | (isolated["ipc"] and NEWIPC | NEWUTS)
         | (hostname is not None and NEWUTS)
     )
+    is_our_child = not (isolated["processes"] and box.init)
     values: dict[str, Any] = {
         "namespaces": int(namespaces),
         "read_only": int(box.filesystem_writable_paths != "all"),
@@ -309,6 +310,8 @@ def _place_values(box: Sandbox) -> dict[str, Any]:
         "session": 1,
         "keyring": int(isolated["ipc"]),
         "reaper": int(isolated["processes"] and box.init),
+        # The filter 'builds' closes keyctl(2) as a whole.
+        "guard_keyring": int(is_our_child and filter_of(box.policy) != "builds"),
         "no_new_privs": int(box.policy.no_new_privs),
         "cut_capabilities": int(box.policy.capabilities != "all"),
     }
@@ -542,6 +545,7 @@ _STEPS = {
     "capabilities": "cut the capabilities",
     "no_new_privs": "set no_new_privs",
     "seccomp": "install the system call filter",
+    "parent_keyring": "keep the caller's session keyring from the command",
     "parent_death": "tie the command's life to the caller's",
     "reaper": "exec the reaper",
     "fork": "fork the command in its namespaces",
@@ -581,6 +585,7 @@ _HINTS = {
     ("cgroup", errno.ENODEV): "somebody removed it",
     ("cgroup", errno.EBUSY): "it has cgroups below it, and hands its controllers on to them",
     ("cgroup", errno.EOPNOTSUPP): "it is threaded, or one above it (cgroup.type)",
+    ("parent_keyring", errno.EACCES): "it takes no_new_privs, or CAP_SYS_ADMIN",
     ("terminal", errno.EPERM): "it is that of another session",
     ("terminal", errno.ENOTTY): "stdin is no terminal",
     ("exec", errno.EAGAIN): "the command's user has more processes than Limits.processes",

@@ -387,7 +387,13 @@ def _spawn(
     keep = _native.fill_job(
         workspace, job.blob, job.cwd_size, job.counts, stdio, init, held, mapper
     )
-    result: int = lib.sbx_spawn(plan.place, workspace.job, workspace.run, workspace.stack)
+    words = (plan.place, workspace.job, workspace.run, workspace.stack)
+    if (guard := _native.unreadable_for(plan.place)) is None:
+        result: int = lib.sbx_spawn(*words)
+    else:
+        workspace.job.pump_ns = 0
+        with guard:
+            result = lib.sbx_spawn(*words)
     del keep
     return result
 

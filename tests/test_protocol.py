@@ -4,22 +4,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import json
 import os
+import random
+import select
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_rootfs, needs_root, python, require, wait_until
+from conftest import late, needs_root, python, require, wait_until
 
-from sandboxlib import CAPTURE, Result, Sandbox
+from sandboxlib import (
+    CAPTURE,
+    Policy,
+    Result,
+    Sandbox,
+    SandboxError,
+    SetupError,
+    StatusLost,
+    _native,
+)
+from sandboxlib._plan import plan_for
 
 pytestmark = needs_root
+pytest_plugins = ["probes"]
 
 WAYS = ("slot", "fresh", "map", "start", "async")
 each_way = pytest.mark.parametrize("way", WAYS)
@@ -29,6 +45,8 @@ def run_by(way: str, box: Sandbox, command: list[str], **words: Any) -> Result:
     """A run, by one of the WAYS."""
     if way == "map":
         (result,) = box.map([command], on_failure="continue", **words)
+        if isinstance(result, SandboxError):
+            raise result
         return result
     if way == "async":
         return asyncio.run(box.run_async(command, **words))
@@ -40,22 +58,6 @@ def run_by(way: str, box: Sandbox, command: list[str], **words: Any) -> Result:
         assert process.result is not None
         return process.result
     return box.run(command, fresh=way == "fresh", **words)
-
-
-@pytest.fixture(scope="session")
-def compile_static(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    place = tmp_path_factory.mktemp("compiled")
-
-    def build(source: str) -> Path:
-        require(shutil.which("cc"), "there is no C compiler")
-        name = f"probe-{abs(hash(source))}"
-        (place / f"{name}.c").write_text(source)
-        argv = ["cc", "-static", "-w", "-O1", "-pthread", "-o", place / name, place / f"{name}.c"]
-        done = subprocess.run(argv, capture_output=True, check=False)
-        require(done.returncode == 0, "there is no static libc")
-        return place / name
-
-    return build
 
 
 @pytest.fixture
@@ -251,14 +253,6 @@ with Sandbox(root) as box, Sandbox(root) as other:
 """
 
 
-@pytest.fixture
-def public_rootfs() -> Iterator[Path]:
-    """A root that other users can reach."""
-    with tempfile.TemporaryDirectory() as place:
-        os.chmod(place, 0o755)
-        yield make_rootfs(Path(place) / "root")
-
-
 @pytest.mark.slow
 def test_descriptors_in_flight_of_others_fail_no_run(public_rootfs: Path) -> None:
     argv = [*python(), "-c", IN_FLIGHT, str(public_rootfs)]
@@ -267,3 +261,346 @@ def test_descriptors_in_flight_of_others_fail_no_run(public_rootfs: Path) -> Non
     assert done.stderr == ""
     said = "Too many references: cannot splice\n"
     assert done.stdout == said + "0 True\n1 True\n2 True\n"
+
+
+# ---- run numbers ---------------------------------------------------------------------------------
+
+
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def residents(box: Sandbox) -> list[int]:
+    slots = plan_for(box).slots
+    if not slots:
+        return []
+    found = [s for r in list(slots._shared._slots) if (s := r()) and s.is_open]
+    pids = []
+    for slot in found:
+        with contextlib.suppress(OSError, IndexError):  # closed meanwhile
+            pids.append(_native.pid_of(slot.struct.pidfd))
+    return [pid for pid in pids if pid > 1]  # of a dead process it is -1
+
+
+def processes_of(resident: int) -> dict[str, int]:
+    """By what they do; those on their way out have no children and are not told."""
+    for reaper in children(resident):
+        for waiting in children(reaper):
+            return {"resident": resident, "reaper": reaper, "waiting": waiting}
+    return {"resident": resident}
+
+
+def kill(pid: int) -> None:
+    """Kills a process, and waits until it is dead."""
+    assert pid > 1
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            assert select.select([pidfd], [], [], 60)[0]
+        finally:
+            os.close(pidfd)
+
+
+class Marked:
+    """Runs that leave a file and end with a status of their own."""
+
+    def __init__(self, box: Sandbox) -> None:
+        self.box = box
+        self.place = Path(box.root) / "tmp"
+        self.expected: dict[str, bool] = {}
+
+    def run(self, number: int, way: str, script: str = ":") -> Result | SandboxError:
+        name = f"ran{number}"
+        line = f"echo ran > /tmp/{name}; {script}; echo {number}; exit {number % 100 + 1}"
+        try:
+            result: Result | SandboxError = run_by(way, self.box, ["sh", "-c", line], timeout=60)
+        except SandboxError as error:
+            result = error
+        self.expected[name] = (self.place / name).exists()
+        return result
+
+    def is_right(self, number: int, result: Result | SandboxError) -> bool:
+        """The result of this run, which did all that it had to do."""
+        if not isinstance(result, Result):
+            return False
+        there = self.expected[f"ran{number}"]
+        return there and (result.exit, result.out) == (number % 100 + 1, f"{number}\n".encode())
+
+    def nothing_ran_later(self) -> bool:
+        return all((self.place / name).exists() == was for name, was in self.expected.items())
+
+
+in_slots = pytest.mark.parametrize("way", ["slot", "map", "async"])
+each_process = pytest.mark.parametrize("who", ["resident", "reaper", "waiting"])
+with_or_without = pytest.mark.parametrize("init", [True, False], ids=["reaper", "no reaper"])
+
+
+@each_process
+@in_slots
+@with_or_without
+def test_a_process_of_an_idle_slot_is_killed_from_outside(
+    rootfs: Path, way: str, who: str, init: bool
+) -> None:
+    with Sandbox(rootfs, init=init) as box:
+        marked = Marked(box)
+        for number in range(2):
+            assert marked.is_right(number, marked.run(number, way))
+        found = residents(box)
+        assert found
+        assert wait_until(lambda: all(len(processes_of(pid)) == 3 for pid in found))
+        for pid in found:
+            kill(processes_of(pid)[who])
+        for number in range(2, 8):
+            assert marked.is_right(number, marked.run(number, way))
+        assert marked.nothing_ran_later()
+    assert marked.nothing_ran_later()
+
+
+@each_process
+@in_slots
+@with_or_without
+def test_a_process_of_a_slot_is_killed_while_its_command_runs(
+    rootfs: Path, way: str, who: str, init: bool
+) -> None:
+    with Sandbox(rootfs, init=init) as box:
+        marked = Marked(box)
+        for number in range(2):
+            assert marked.is_right(number, marked.run(number, way))
+        results: list[Any] = []
+        script = "echo begun > /tmp/begun; sleep 50; echo late > /tmp/late"
+        thread = threading.Thread(target=lambda: results.append(marked.run(50, way, script)))
+        thread.start()
+        assert wait_until((marked.place / "begun").exists)
+
+        def busy() -> int | None:
+            """The resident whose waiting process is the command now."""
+            for pid in residents(box):
+                there = processes_of(pid).get("waiting")
+                with contextlib.suppress(OSError):
+                    if there and b"sleep 50" in Path(f"/proc/{there}/cmdline").read_bytes():
+                        return pid
+            return None
+
+        resident = busy()
+        assert resident is not None
+        kill(processes_of(resident)[who])
+        thread.join(30)
+        assert not thread.is_alive()
+        assert results[0].exit == -9
+        for number in range(2, 6):
+            assert marked.is_right(number, marked.run(number, way))
+        assert marked.nothing_ran_later()
+    assert not (marked.place / "late").exists()
+
+
+@pytest.mark.slow
+@in_slots
+@with_or_without
+def test_processes_of_slots_are_killed_at_any_moment(rootfs: Path, way: str, init: bool) -> None:
+    with Sandbox(rootfs, init=init) as box:
+        marked = Marked(box)
+        is_over = threading.Event()
+        killed = []
+
+        def killer() -> None:
+            dice = random.Random(0)
+            while not is_over.wait(dice.random() / 50):
+                with contextlib.suppress(OSError):
+                    there = [p for pid in residents(box) for p in processes_of(pid).values()]
+                    if there:
+                        killed.append(dice.choice(there))
+                        kill(killed[-1])
+
+        thread = threading.Thread(target=killer)
+        thread.start()
+        try:
+            outcomes = [marked.run(number, way) for number in range(250)]
+        finally:
+            is_over.set()
+            thread.join()
+        for number, outcome in enumerate(outcomes):
+            was_killed = isinstance(outcome, Result) and outcome.exit == -9
+            was_lost = isinstance(outcome, StatusLost)
+            assert was_killed or was_lost or marked.is_right(number, outcome), (number, outcome)
+        assert killed
+        assert marked.nothing_ran_later()
+    assert marked.nothing_ran_later()
+
+
+# ---- what the reaper of a fresh run is told ------------------------------------------------------
+
+
+@each_way
+@pytest.mark.parametrize("size", [1, 70_000, 100_000])
+def test_long_command_lines_arrive_whole(box: Sandbox, way: str, size: int) -> None:
+    # Together longer than the buffer of a socket (sysctl net.core.wmem_default).
+    words = [f"{n:x<{size}}" for n in range(12)]
+    env = {f"V{n}": f"{n:y<{size}}" for n in range(4)}
+    script = 'echo $# ${#12} ${#V3} "$V3" | cut -c-30'
+    script += "; for w; do case $w in *[0-9]*) ;; *) exit 9;; esac; done"
+    result = run_by(way, box, ["sh", "-c", script, "sh", *words], extra_env=env, timeout=60)
+    length = max(size, 1)
+    start = f"12 {max(length, 2)} {length} " + f"{3:y<{size}}"
+    assert (result.exit, result.err) == (0, b"")
+    assert result.out == start[:30].encode() + b"\n"
+
+
+@each_way
+def test_what_is_too_long_for_an_exec_is_told_as_that(box: Sandbox, way: str) -> None:
+    for words in (["x" * 200_000], ["x" * 100_000] * 100):
+        with pytest.raises(SetupError) as caught:
+            run_by(way, box, ["true", *words], timeout=60)
+        assert (caught.value.step, caught.value.errno) == ("exec", errno.E2BIG)
+    assert run_by(way, box, ["true"]).exit == 0
+
+
+@each_way
+def test_nothing_of_the_command_shows_in_pid_1(box: Sandbox, way: str) -> None:
+    script = "cat /proc/1/cmdline; cat /proc/1/environ 2>&1 | grep -c secret"
+    result = run_by(way, box, ["sh", "-c", script], extra_env={"WORD": "secret"})
+    assert result.out == b"sandboxlib-init\0000\n"
+
+
+# ---- what a command can do to pid 1 --------------------------------------------------------------
+
+ON_PID_1 = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static void say(const char *name, long result) {
+    printf("%s %s\n", name, result < 0 ? strerrorname_np(errno) : "done");
+}
+int main(void) {
+    cpu_set_t cpus;
+    struct sched_param priority = {0};
+    CPU_ZERO(&cpus);
+    CPU_SET(sched_getcpu(), &cpus);
+    say("nice", setpriority(PRIO_PROCESS, 1, 19));
+    say("affinity", sched_setaffinity(1, sizeof cpus, &cpus));
+    say("scheduler", sched_setscheduler(1, SCHED_IDLE, &priority));
+    say("ioprio", syscall(SYS_ioprio_set, 1, 1, 3 << 13));
+    for (int i = 0; i < 16; i++) {
+        struct rlimit none = {0, 0};
+        if (i != RLIMIT_CPU)
+            prlimit(1, i, &none, NULL);
+    }
+    int fd = open("/proc/1/autogroup", O_WRONLY);
+    write(fd, "19", 2);
+    return 0;
+}
+"""
+UNCHANGED = b"nice EPERM\naffinity EPERM\nscheduler EPERM\nioprio EPERM\n"
+
+
+@each_way
+@pytest.mark.parametrize(
+    "words",
+    [
+        {},
+        {"user": "root"},
+        {"user": 1000},
+        {"policy": Policy(capabilities="none")},
+        {"policy": Policy(capabilities=["chown"])},
+    ],
+    ids=str,
+)
+def test_a_command_cannot_reschedule_its_reaper(
+    rootfs: Path, compile_static: Callable[[str], Path], way: str, words: dict[str, Any]
+) -> None:
+    shutil.copy(compile_static(ON_PID_1), rootfs / "bin" / "probe")
+    with Sandbox(rootfs, **words) as box:
+        for _ in range(2):
+            result = run_by(way, box, ["probe"], timeout=60)
+            assert result[:3] == (0, UNCHANGED, b"")
+
+
+AS_USER = """
+import asyncio, ctypes, json, os, sys
+from sandboxlib import Sandbox, _async, _machine, _map, user_namespace
+root, words = sys.argv[1], json.loads(sys.argv[2])
+os.setgroups([]); os.setgid(54322); os.setuid(54322)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is the user's
+with Sandbox(root, **words) as box:
+    found = [box.run(["probe"]), box.run(["probe"]), box.run(["probe"], fresh=True)]
+    found += box.map([["probe"]], on_failure="continue")
+    found.append(asyncio.run(box.run_async(["probe"])))
+    print({bytes(r.out or b"") for r in found}, {r.exit for r in found})
+"""
+
+
+@pytest.mark.parametrize("words", [{}, {"user": "root"}], ids=str)
+def test_a_command_of_a_user_cannot_reschedule_its_reaper(
+    public_rootfs: Path, compile_static: Callable[[str], Path], words: dict[str, Any]
+) -> None:
+    shutil.copy(compile_static(ON_PID_1), public_rootfs / "bin" / "probe")
+    argv = [*python(), "-c", AS_USER, str(public_rootfs), json.dumps(words)]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd="/", check=False)
+    require("EPERM, step clone" not in done.stderr, "users have no user namespaces here")
+    assert done.stderr == ""
+    assert done.stdout == f"{ {UNCHANGED} } {{0}}\n"
+
+
+DEAF = r"""
+#define _GNU_SOURCE
+#include <signal.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+static void term(int signum) { write(1, "TERM\n", 5); _exit(0); }
+int main(int argc, char **argv) {
+    struct rlimit none = {0, 0};
+    for (int i = 0; i < 16; i++)
+        if (i != RLIMIT_CPU)
+            prlimit(1, i, &none, NULL);
+    signal(SIGTERM, term);
+    write(1, "ready\n", 6);
+    for (;;)
+        pause();
+}
+"""
+
+
+@pytest.fixture
+def deaf(rootfs: Path, compile_static: Callable[[str], Path]) -> Iterator[Sandbox]:
+    shutil.copy(compile_static(DEAF), rootfs / "bin" / "deaf")
+    with Sandbox(rootfs) as made:
+        yield made
+
+
+@pytest.mark.parametrize("way", ["slot", "fresh", "map", "async"])
+def test_limits_of_pid_1_do_not_make_it_deaf_to_grace(deaf: Sandbox, way: str) -> None:
+    if way != "fresh":
+        run_by(way, deaf, ["true"])
+    result = late(
+        lambda timeout: run_by(way, deaf, ["deaf"], timeout=timeout, grace=100.0),
+        lambda result: result.out.startswith(b"ready"),
+    )
+    assert (result.exit, result.out, result.timed_out) == (0, b"ready\nTERM\n", True)
+
+
+def test_limits_of_pid_1_do_not_make_it_deaf_to_a_handle(deaf: Sandbox) -> None:
+    with deaf.start(["deaf"], stdout=CAPTURE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        (command,) = children(process.pid)
+
+        def state() -> str:
+            return Path(f"/proc/{command}/stat").read_text().rpartition(")")[2].split()[0]
+
+        for _ in range(3):
+            process.suspend()
+            assert wait_until(lambda: state() == "T")
+            process.resume()
+            assert wait_until(lambda: state() == "S")
+        process.terminate()
+        assert process.wait(60) == 0
+        assert process.stdout.read() == b"TERM\n"
