@@ -22,7 +22,7 @@ INIT = HERE / "sandboxlib" / "_init"
 INIT_SOURCES = [CSRC / "init.c", CSRC / "child.c", CSRC / "dev.c"]
 INIT_FLAGS = [
     *("-std=gnu11", "-Os", "-static", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie"),
-    *("-fno-stack-protector", "-fno-asynchronous-unwind-tables"),
+    *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-ident", "-DSBX_INSIDE"),
     *("-Wl,--build-id=none", "-Wl,-z,noseparate-code", "-Wl,-z,norelro", "-Wl,-s"),
 ]
 
