@@ -338,6 +338,17 @@ each_process = pytest.mark.parametrize("who", ["resident", "reaper", "waiting"])
 with_or_without = pytest.mark.parametrize("init", [True, False], ids=["reaper", "no reaper"])
 
 
+@pytest.mark.parametrize("words", [{}, {"network": "isolated"}, {"init": False}], ids=str)
+def test_a_resident_serves_one_run_after_the_other(rootfs: Path, words: dict[str, Any]) -> None:
+    with Sandbox(rootfs, **words) as box:
+        for _ in range(2):
+            assert box.run(["true"]).exit == 0
+        before = residents(box)
+        for _ in range(6):
+            assert box.run(["true"]).exit == 0
+        assert set(before) <= set(residents(box))
+
+
 @each_process
 @in_slots
 @with_or_without
@@ -352,7 +363,10 @@ def test_a_process_of_an_idle_slot_is_killed_from_outside(
         assert found
         assert wait_until(lambda: all(len(processes_of(pid)) == 3 for pid in found))
         for pid in found:
+            pidfd = os.pidfd_open(pid)
             kill(processes_of(pid)[who])
+            assert select.select([pidfd], [], [], 60)[0]  # the resident ends by itself
+            os.close(pidfd)
         for number in range(2, 8):
             assert marked.is_right(number, marked.run(number, way))
         assert marked.nothing_ran_later()
