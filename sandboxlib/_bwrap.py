@@ -25,6 +25,7 @@ import select
 import signal
 import struct
 import termios
+import threading
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -403,6 +404,50 @@ def find_fault(entries: Sequence[Entry], wanted: Sequence[Wanted]) -> str:
         if not any(one.comes_with_it(entry, host, is_seen) for one in wanted):
             return f"something else is mounted on {entry.point}"
     return ""
+
+
+def protect_devices(pid: int, wanted: Sequence[Wanted]) -> None:
+    """Makes the mounts of device nodes read-only, which does not hinder their use.
+
+    They are the host's own nodes, and bwrap has no way to bind them so: root's commands could
+    change their modes and owners. SetupError.
+    """
+    devs = [one.target for one in wanted if one.type == "dev"]
+    nodes = [
+        entry.point
+        for entry in table(pid)
+        if entry.type not in ("tmpfs", "devpts") and any(is_below(entry.point, dev) for dev in devs)
+    ]
+    failures: list[int] = []
+    if nodes:
+        # A thread whose root and namespace are its own, and that ends afterwards.
+        thread = threading.Thread(target=_make_read_only, args=(pid, nodes, failures), daemon=True)
+        thread.start()
+        thread.join()
+    if failures:
+        what = "bwrap: make the device nodes of its /dev read-only"
+        raise errors.setup_error(failures[0], None, "mount", what)
+
+
+def _make_read_only(pid: int, paths: Sequence[str], failures: list[int]) -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    attr = (ctypes.c_uint64 * 4)(1, 0, 0, 0)  # struct mount_attr: MOUNT_ATTR_RDONLY
+    try:
+        fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        failures.append(error.errno or errno.EIO)
+        return
+    # unshare(CLONE_FS), setns(CLONE_NEWNS)
+    result = libc.unshare(0x200) or libc.setns(fd, 0x20000)
+    for path in () if result else paths:  # mount_setattr(2), AT_FDCWD, AT_SYMLINK_NOFOLLOW
+        name = ctypes.c_char_p(os.fsencode(path))
+        size = ctypes.c_size_t(ctypes.sizeof(attr))
+        result = result or libc.syscall(442, -100, name, 0x100, attr, size)
+    if result:
+        failures.append(ctypes.get_errno())
+    os.close(fd)
 
 
 # ---- what bwrap is told ----------------------------------------------------------------------

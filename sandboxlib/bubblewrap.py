@@ -198,6 +198,8 @@ def _let_go(gate: _bwrap.Gate, layout: _bwrap.Layout, run: _process.Run) -> None
             return
         _process.check_stop()
         gate.pause()
+    if _machine.is_root_of_the_machine():
+        _bwrap.protect_devices(gate.pid() or 0, layout.wanted)
     fault = _bwrap.find_fault(_bwrap.table(gate.pid() or 0), layout.wanted)
     if fault and not gate.is_over():
         what = f"bwrap: {fault}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_rootfs, python, require
+from conftest import make_rootfs, needs_root, python, require
 
 import sandboxlib
 from sandboxlib import (
@@ -294,6 +294,17 @@ def test_descriptors_of_bwrap_fit_a_low_limit_of_open_files(rootfs: Path, bwrap:
     finally:
         for fd in many:
             os.close(fd)
+
+
+@needs_root
+def test_the_hosts_device_nodes_do_not_change(rootfs: Path, bwrap: str) -> None:
+    before = os.stat("/dev/full")
+    box = Sandbox(rootfs, extra_mounts=[Mount.dev()])
+    for script in ("chmod 666 /dev/full", "chown 0:0 /dev/full"):
+        assert b"Read-only file system" in (run(box, "sh", "-c", script).err or b"")
+    assert run(box, "sh", "-c", "head -c 3 /dev/zero > /dev/null").exit == 0
+    after = os.stat("/dev/full")
+    assert (before.st_mode, before.st_ctime_ns) == (after.st_mode, after.st_ctime_ns)
 
 
 # ---- what uid 0 could command ------------------------------------------------------------------
