@@ -108,7 +108,7 @@ def threads(table: Table, place: Path, quick: bool) -> None:
 
 def sustained(table: Table, place: Path, quick: bool) -> None:
     """Runs per second for 10 s without a break."""
-    wanted = {"full": [rows.PREPARED, rows.ONE_SHOT, rows.BWRAP]}
+    wanted = {"full": [rows.PREPARED, rows.FILTERED, rows.ONE_SHOT, rows.BWRAP]}
     rates(table, place, wanted, [1, 2], 1 if quick else 10, 1 if quick else 2)
 
 

@@ -9,7 +9,15 @@ from typing import Any
 import rows
 from table import Table
 
-OURS = {rows.PREPARED, rows.DIRECT, rows.MAP, rows.ONE_SHOT, rows.ONE_SHOT_DIRECT}
+OURS = {
+    rows.PREPARED,
+    rows.DIRECT,
+    rows.MAP,
+    rows.ONE_SHOT,
+    rows.ONE_SHOT_DIRECT,
+    rows.FILTERED,
+    rows.ONE_SHOT_FILTERED,
+}
 IN_C = {rows.FLOOR, rows.STRAIGHT, rows.CORE, rows.SLOT}
 BLUE, GREY, RED = "#2b6cb0", "#4a5568", "#c05621"
 

@@ -27,11 +27,18 @@ CHROOT: dict[str, Any] = {
     "ipc": "undefined",
     "policy": Policy(capabilities="all", no_new_privs=False, seccomp="none"),
 }
-FULL: dict[str, Any] = {"network": "isolated", "extra_mounts": (Mount.tmpfs("/tmp"),)}
+# Without what has rows of its own: the filter of system calls, and the minimal /dev.
+FULL: dict[str, Any] = {
+    "network": "isolated",
+    "extra_mounts": (Mount.tmpfs("/tmp"),),
+    "devices": "root",
+    "policy": Policy(seccomp="none"),
+}
 OUR_WORDS = {
-    "chroot": "mounts='undefined', processes='undefined', ipc='undefined', "
+    "chroot": "mounts='undefined', processes='undefined', ipc='undefined',"
     " policy=Policy(capabilities='all', no_new_privs=False, seccomp='none')",
-    "full": "network='isolated', extra_mounts=[Mount.tmpfs('/tmp')]",
+    "full": "network='isolated', extra_mounts=[Mount.tmpfs('/tmp')], devices='root',"
+    " policy=Policy(seccomp='none')",
 }
 
 # The rows, in the order in which they are shown.
@@ -44,6 +51,8 @@ DIRECT = "Sandbox.run, init=False"
 MAP = "Sandbox.map, jobs=CPUs"
 ONE_SHOT = "run_sandbox"
 ONE_SHOT_DIRECT = "run_sandbox, init=False"
+FILTERED = "Sandbox.run, seccomp='builds'"
+ONE_SHOT_FILTERED = "run_sandbox, seccomp='builds'"
 BARE = "subprocess.run, no sandbox"
 PREEXEC = "subprocess.run, chroot preexec_fn"
 UNSHARE = "chroot(1) / unshare(1)"
@@ -54,7 +63,8 @@ EARLIER = "sandboxlib 0.3.1"
 COLUMNS = {"chroot": 0, "full": 0, "full, 100 binds": 100, "full, 1,000 binds": 1000}
 PEERS = [UNSHARE, BWRAP, NSJAIL, SANDLOCK, EARLIER]
 OF_CHROOT = [FLOOR, STRAIGHT, CORE, PREPARED, MAP, ONE_SHOT, BARE, PREEXEC, *PEERS]
-OF_FULL = [STRAIGHT, CORE, SLOT, PREPARED, DIRECT, MAP, ONE_SHOT, ONE_SHOT_DIRECT, *PEERS]
+OF_FULL = [STRAIGHT, CORE, SLOT, PREPARED, FILTERED, DIRECT, MAP]
+OF_FULL += [ONE_SHOT, ONE_SHOT_FILTERED, ONE_SHOT_DIRECT, *PEERS]
 OF_BINDS = [name for name in OF_FULL if name not in (STRAIGHT, EARLIER)]
 
 
@@ -200,6 +210,19 @@ class Maker:
         spoken = "".join(f"{name}={value!r}, " for name, value in more.items()) + self.spoken
         return Row(call, f"run_sandbox(ROOT, ['/say'], {spoken})")
 
+    def filtered(self) -> Row:
+        box = self.box.replace(policy=Policy(seccomp="builds"))
+        call = timed(lambda: box.run(["/say"]).out)
+        return Row(call, self._filtered(f"box = Sandbox(ROOT, {self.spoken}); box.run(['/say'])"))
+
+    def one_shot_filtered(self) -> Row:
+        row = self.one_shot(policy=Policy(seccomp="builds"))
+        row.words = self._filtered(f"run_sandbox(ROOT, ['/say'], {self.spoken})")
+        return row
+
+    def _filtered(self, words: str) -> str:
+        return words.replace("seccomp='none'", "seccomp='builds'")
+
     def one_shot_direct(self) -> Row:
         return self.one_shot(init=False)
 
@@ -275,6 +298,8 @@ MAKERS: dict[str, Callable[[Maker], Row]] = {
     MAP: Maker.map,
     ONE_SHOT: Maker.one_shot,
     ONE_SHOT_DIRECT: Maker.one_shot_direct,
+    FILTERED: Maker.filtered,
+    ONE_SHOT_FILTERED: Maker.one_shot_filtered,
     BARE: Maker.bare,
     PREEXEC: Maker.preexec,
     UNSHARE: Maker.unshare,
