@@ -7,6 +7,7 @@ its descriptors, addresses and flags are wrong.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -18,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import require
+from conftest import needs_root, require
 
 import sandboxlib
 from sandboxlib import Policy, Sandbox, _syscalls
@@ -239,10 +240,31 @@ def test_no_way_leads_round_it(
         assert calls([f"n:{number}" for number in (472, 512, 547, 1 << 20)]) == [ENOSYS] * 4
 
 
+def test_every_way_of_running_has_it(
+    executor: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDBOXLIB_BACKEND", executor.NAME)
+    tries = [
+        ("unshare", [0x10000000], EPERM),
+        ("keyctl", [0, 0xFFFFFFFF, 0], EPERM),
+        ("clone3", [0, 0], ENOSYS),
+    ]
+    command = ["/bin/calls", *(word(name, args) for name, args, _ in tries)]
+    expected = "".join(f"{answer}\n" for _, _, answer in tries).encode()
+    with Sandbox(root) as box:
+        outputs = [result.out for result in box.map([command] * 4, jobs=2)]
+        if executor.NAME != "bubblewrap":  # it drives a program
+            outputs.append(asyncio.run(box.run_async(command)).out)
+            with box.start(command) as process:
+                outputs.append(process.communicate()[0])
+    outputs.append(executor.run_sandbox(root, command).out)
+    assert outputs == [expected] * len(outputs)
+
+
+@needs_root
 def test_capabilities_that_are_named_open_what_they_are_for(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require(os.geteuid() == 0, "capabilities by name take root")
     tries = [("kcmp", [0, 0, 99, 0, 0]), ("clock_adjtime", [0, 1]), ("syslog", [99, 0, 0])]
     tries.append(("open_by_handle_at", [BAD, 0, 0]))
     names = ["sys_ptrace", "sys_time", "syslog", "dac_read_search"]
