@@ -39,6 +39,8 @@ struct raw_open_how {
 enum {
     FS_SET_STRING = 1,
     FS_CREATE = 6,
+    MOST_TRIES = 10000,           /* of a path while others rename and mount: some 50 ms */
+    FORCE_SYNC = 0x2000,          /* AT_STATX_FORCE_SYNC */
     RESOLVE_INSIDE = 0x10 | 0x02, /* RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS */
     WANT_MODE = 2,
     WANT_INODE = 0x100,
@@ -53,9 +55,10 @@ enum {
 int sbx_open_in_root(int directory, const char *path, int flags) {
     struct raw_open_how how = {(uint64_t)flags | O_CLOEXEC, 0, RESOLVE_INSIDE};
     long fd;
+    int tries = 0;
     do /* -EAGAIN: something was renamed or mounted meanwhile, and ".." might have led outside */
         fd = raw(RAW_openat2, directory, path, &how, sizeof how);
-    while (fd == -EAGAIN);
+    while (fd == -EAGAIN && ++tries < MOST_TRIES);
     return (int)fd;
 }
 
@@ -1094,6 +1097,27 @@ static const struct {
     {SBX_STEP_USER, do_user},
     {SBX_STEP_EXEC, do_exec},
 };
+
+int sbx_look_main(void *looker) {
+    struct sbx_looker *l = looker;
+    struct raw_statx there;
+    char above[4096];
+    size_t length = strlen(l->path);
+    while (length && l->path[length - 1] != '/')
+        length--;
+    raw(RAW_close_range, 0, ~0U, 0); /* one that hangs keeps none of the caller's open */
+    l->result = length < sizeof above ? 0 : -ENAMETOOLONG;
+    if (l->result < 0)
+        return 0;
+    memcpy(above, l->path, length);
+    above[length] = 0;
+    long root = raw(__NR_openat, AT_FDCWD, l->root, O_SEARCH_DIR);
+    long fd = root < 0 ? root : sbx_open_in_root((int)root, above, O_PATH);
+    l->result = fd;
+    if (fd >= 0)
+        l->result = raw(__NR_statx, fd, "", EMPTY_PATH | FORCE_SYNC, WANT_MODE, &there);
+    return 0;
+}
 
 int sbx_child_main(void *child) {
     struct sbx_child *c = child;

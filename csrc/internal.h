@@ -53,6 +53,13 @@ struct sbx_child {
 /* The whole of the child: the steps, then exec. It never returns to its caller's frames. */
 int sbx_child_main(void *child);
 
+/* What a child that looks whether a file system answers is given, and what it found. */
+struct sbx_looker {
+    const char *root, *path;
+    long result;
+};
+int sbx_look_main(void *looker);
+
 /* Fills job->vec: the paths, argv, NULL, environment, NULL. */
 void sbx_point_at_strings(const struct sbx_job *job);
 

@@ -833,6 +833,36 @@ void sbx_free_stack(char *stack) {
         munmap(stack - page_size(), page_size() + SBX_STACK_SIZE);
 }
 
+/* The looker lies on the child's stack, which Python keeps if the child does not end. */
+int sbx_look(struct sbx_run *run, const char *root, const char *path, int64_t ns, char *stack) {
+    size_t size = SBX_STACK_SIZE - 64; /* a stack is aligned */
+    struct sbx_looker *looker = (struct sbx_looker *)(void *)(stack + size);
+    struct raw_clone_args args = {
+        .flags = CLONE_VM | CLONE_CHILD_CLEARTID | CLONE_PIDFD | CLEAR_SIGHAND,
+        .pidfd = (uint64_t)(uintptr_t)&run->pidfd,
+        .child_tid = (uint64_t)(uintptr_t)&run->setting_up,
+        .stack = (uint64_t)(uintptr_t)stack,
+        .stack_size = size,
+    };
+    uint64_t all = RAW_ALL_SIGNALS, before;
+    begin(run, NULL);
+    *looker = (struct sbx_looker){root, path, -ETIMEDOUT};
+    raw(__NR_rt_sigprocmask, SIG_SETMASK, &all, &before, RAW_SIGSET_SIZE);
+    run->setting_up = 1;
+    long pid = clone_any(&args, sbx_look_main, looker);
+    run->pid = pid < 0 ? 0 : (int)pid;
+    if (pid >= 0 && !await_exec(run, sbx_now() + ns)) {
+        if (kill_run(run) < 0)
+            await_exec(run, 0);
+        else
+            await_exec(run, run->killed + LAST_NS);
+    }
+    raw(__NR_rt_sigprocmask, SIG_SETMASK, &before, 0, RAW_SIGSET_SIZE);
+    if (pid < 0)
+        return (int)pid;
+    return run->killed ? -ETIMEDOUT : (int)(looker->result < 0 ? looker->result : 0);
+}
+
 int sbx_is_directory(const char *path) {
     struct raw_statx there = {.mode = 0};
     raw(__NR_statx, AT_FDCWD, path, 0x4000 /* AT_STATX_DONT_SYNC */, 1 /* STATX_TYPE */, &there);

@@ -437,6 +437,16 @@ class Cgroup:
         is_small = self._limits.memory is None or left[""] <= self._limits.memory // 4
         return is_small and not numbers.get("pids.current", {}).get("", 0)
 
+    def leave(self) -> None:
+        """Gives it up with a process that SIGKILL does not end: a later close() removes it."""
+        pool, self.pool = self.pool, None
+        if pool is not None:
+            pool._leased.pop(id(self), None)
+        if self._maker == os.getpid():
+            _stuck.extend(reversed(self.paths))
+        self.paths = []
+        self.remove()
+
     def remove(self) -> None:
         """Ends what is in it, and removes it. What cannot be is tried again when others go."""
         if self._maker == os.getpid():

@@ -109,6 +109,54 @@ def real_path(path: str) -> str:
     return real
 
 
+_OVER_NETWORKS = (
+    "fuse nfs cifs smb 9p ceph afs lustre gpfs virtiofs autofs coda ocfs2 gfs2 beegfs orangefs"
+).split()
+
+
+def hanging_mounts() -> frozenset[str]:
+    """Where file systems are mounted that may take for ever to answer: over a network, say."""
+    kinds = tuple(_OVER_NETWORKS)
+    return frozenset(mount.point for mount in mounts() if mount.type.startswith(kinds))
+
+
+def may_hang(path: str, hanging: frozenset[str], root: str = "/") -> bool:
+    """Whether the way to a path, inside the root, leads over one of those mount points.
+
+    Told without going there: the way is gone as real_path() does, and only as far as that.
+    """
+    base = "/" if root == "/" else _way(root, "/", hanging)
+    return base is None or _way(path, base, hanging) is None
+
+
+def _way(path: str, base: str, hanging: frozenset[str]) -> str | None:
+    """As real_path(), from a base that is none with links; None where it leads over a mount."""
+    real, todo, links = base, path.split("/")[::-1], 0
+    while todo:
+        if real in hanging:
+            return None
+        name = todo.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            real = real if real == base else os.path.dirname(real)
+            continue
+        here = os.path.join(real, name)
+        if here in hanging:
+            return None
+        try:
+            leads_to = os.readlink(here)
+        except OSError:
+            real = here
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            return real  # an error is sure to come, at once
+        real = base if leads_to.startswith("/") else real
+        todo += leads_to.split("/")[::-1]
+    return None if real in hanging else real
+
+
 def is_chrooted() -> bool:
     """Whether the caller's root is not the root of its mount namespace, as far as can be told."""
     return all(mount.point != "/" for mount in mounts())

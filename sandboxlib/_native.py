@@ -99,7 +99,7 @@ class Stream:
 
 
 #: Processes that were killed and do not end: a pidfd, which file that is, what they may use.
-_stuck: list[tuple[int, int, object]] = []
+_stuck: list[tuple[int, int, tuple[object, ...]]] = []
 
 
 def _ending(kind: str, end: Any) -> tuple[Any, Any]:
@@ -113,7 +113,7 @@ def _ending(kind: str, end: Any) -> tuple[Any, Any]:
     def lost(struct: Any, note: Any = _stuck.append, file_of: Any = lib.sbx_file_of) -> None:
         end(struct)
         if struct.stuck:
-            note((struct.stuck, file_of(struct.stuck), struct))
+            note((struct.stuck, file_of(struct.stuck), (struct,)))
 
     if kind == "struct sbx_watch *":
         return memory, ffi.gc(memory, end)
@@ -150,26 +150,26 @@ class Workspace:
 # ---- what SIGKILL did not end ----------------------------------------------------------------
 
 
-def end_run(struct: Any, keep: object = None) -> int:
+def end_run(struct: Any, *keep: object) -> int:
     """lib.sbx_end of a struct sbx_run: a pidfd if its process does not end, otherwise 0.
 
     keep: what that process may use until it is gone.
     """
     lib.sbx_end(struct)
-    return _take_over(struct, keep)
+    return _take_over(struct, (struct, *keep))
 
 
 def close_slot(struct: Any) -> int:
     """The same for a struct sbx_slot."""
     lib.sbx_close_slot(struct)
-    return _take_over(struct, None)
+    return _take_over(struct, (struct,))
 
 
-def _take_over(struct: Any, keep: object) -> int:
+def _take_over(struct: Any, keep: tuple[object, ...]) -> int:
     fd: int = struct.stuck
     if fd:
         struct.stuck = 0
-        _stuck.append((fd, lib.sbx_file_of(fd), keep or struct))
+        _stuck.append((fd, lib.sbx_file_of(fd), keep))
     return fd
 
 
@@ -212,7 +212,7 @@ def give_back(workspace: Workspace) -> None:
     """The workspace of a run that was ended by end_run()."""
     if workspace.alive() is None:  # garbage, whose stack may be gone already
         return
-    if any(keep is workspace for _, _, keep in _stuck):
+    if any(workspace in keep for _, _, keep in _stuck):  # its child may still use it
         return
     workspace.slot = None
     if workspace.rare is not None:
@@ -269,6 +269,20 @@ def open_in_root(directory: int, path: str, flags: int) -> int:
     if fd < 0:
         raise OSError(-fd, os.strerror(-fd), path)
     return fd
+
+
+def answers(root: str, path: str, seconds: float) -> bool:
+    """Whether the file system answers in which the directory of a path lies, inside the root: a
+    child looks. What else is wrong there is for others to find.
+    """
+    work = take_workspace()
+    words = text(root), text(path)
+    try:
+        result: int = lib.sbx_look(work.run, *words, int(seconds * 1e9), work.stack)
+        return result != -errno.ETIMEDOUT
+    finally:
+        end_run(work.run, work, words)
+        give_back(work)
 
 
 # ---- several runs at once ----------------------------------------------------------------------

@@ -25,7 +25,6 @@ NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 
 _NO_LIMITS = Limits()
-_OVER_NETWORKS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "afs", "lustre", "gpfs", "virtiofs")
 _KINDS = {"bind": lib.SBX_BIND, "tmpfs": lib.SBX_TMPFS, "proc": lib.SBX_PROC, "dev": lib.SBX_DEV}
 
 
@@ -69,6 +68,11 @@ class Plan:
         """What it takes of the caller's: the root and the sources."""
         return [self.box.root, *(mount.source for mount in self.mounts if mount.source)]
 
+    def may_hang(self) -> bool:
+        """Whether the set-up of a run may take for ever."""
+        hanging = _machine.hanging_mounts()
+        return bool(hanging) and may_hang(self.box.root, self.paths, self.mounts, hanging)
+
     def held(self, indices: Sequence[int]) -> Any:
         """What tells the core which mounts' targets are stubs that the caller holds."""
         return _native.held_flags(len(self.mounts), indices) if indices else self._nothing_held
@@ -81,7 +85,7 @@ class Plan:
         if name == "limits":
             remedy = _limit_hint(index, error)
         if error == errno.ETIMEDOUT:
-            remedy = "a file system that does not answer (FUSE, network) is the usual cause"
+            remedy = SILENT
         return errors.setup_error(error, filename, name, what, remedy)
 
     def _about(self, step: str, index: int, job: Job) -> tuple[str, str | None]:
@@ -105,17 +109,18 @@ class Plan:
         return words, None
 
 
-def may_hang(paths: Sequence[str]) -> bool:
-    """Whether it may take for ever to look at one of the paths: over a network, say.
+SILENT = "a file system that does not answer (FUSE, network) is the usual cause"
 
-    Told by the caller's mounts, without a look at the paths.
+
+def may_hang(
+    root: str, paths: Sequence[str], mounts: Sequence[PlannedMount], hanging: frozenset[str]
+) -> bool:
+    """Whether it may take for ever to look at one of the paths, the root and the sources, or at a
+    mount point in the root. hanging: as of _machine.hanging_mounts().
     """
-    points = [(mount.point.rstrip("/") + "/", mount.type) for mount in _machine.mounts()]
-    if not any(kind.startswith(_OVER_NETWORKS) for _, kind in points):
-        return False
-    around = [[p for p in points if f"{path}/".startswith(p[0])] for path in paths]
-    kinds = [max(found, key=lambda p: len(p[0]))[1] for found in around if found]
-    return any(kind.startswith(_OVER_NETWORKS) for kind in kinds)
+    return any(_machine.may_hang(path, hanging) for path in paths) or any(
+        _machine.may_hang(mount.target, hanging, root) for mount in mounts
+    )
 
 
 class PlannedMount:
@@ -611,6 +616,9 @@ _HINTS = {
     ("target", errno.EMFILE): "each mount point that the root lacks takes two of the caller's "
     "descriptors (ulimit -n)",
     ("target", errno.ETIMEDOUT): "another process keeps a lock on it",
+    ("target", errno.EAGAIN): "others rename or mount on the way to it all the time",
+    ("source", errno.EAGAIN): "others rename or mount on the way to it all the time",
+    ("cwd", errno.EAGAIN): "others rename or mount on the way to it all the time",
     ("mount", errno.EINVAL): "source and target are not both directories or both files",
 }
 

@@ -13,7 +13,7 @@ from . import _machine, _native, _plan, _slots, _streams, errors
 from ._check import check_descriptor
 from ._plan import Job, Plan
 from ._rare import SINK, Rare
-from ._stubs import LEAST_SETUP, Stubs
+from ._stubs import LEAST_SETUP, Silent, Stubs
 from .result import Result
 from .sandbox import STDOUT, is_capture
 
@@ -166,7 +166,7 @@ class Run:
         )
         for _ in range(_slots.MOST_IDLE + 2):  # as many may have died since
             try:
-                self._slot = work.slot = slots.take(in_time)
+                self._slot = work.slot = slots.take(self._setup_time() if in_time else None)
             except _slots.NoSlot:
                 return False
             self._slots = slots
@@ -190,8 +190,7 @@ class Run:
         for index in plan.stubs:
             self._hold(index)
         held = plan.stubs
-        setup = 0.0 if self.deadline is None else max(LEAST_SETUP, self.deadline - monotonic())
-        work.job.setup_ns = int(setup * 1e9)
+        work.job.setup_ns = int(self._setup_time() * 1e9)
         while _spawn(work, plan, self._job, self._stdio, plan.held(held)) != 0:
             step, index, error = _failure(work)
             missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
@@ -214,15 +213,21 @@ class Run:
                     held.append(index)
         return held
 
+    def _setup_time(self) -> float:
+        """Seconds that the set-up may take; 0: as long as it likes."""
+        return 0.0 if self.deadline is None else max(LEAST_SETUP, self.deadline - monotonic())
+
     def _hold(self, index: int) -> None:
         mount = self.plan.mounts[index]
         if self._stubs is None:
-            self._stubs = Stubs(self.plan.box.root, self.deadline)
+            self._stubs = Stubs(self.plan.box.root, self.deadline, self.plan.may_hang())
         try:
+            if mount.source:
+                self._stubs.check("/", mount.source)
             self._stubs.hold(mount.target, mount.is_directory())
         except OSError as error:
             what, number = f"{mount.words}: make the mount point", error.errno or 0
-            hint = _plan.hint_of_stub(number)
+            hint = _plan.SILENT if isinstance(error, Silent) else _plan.hint_of_stub(number)
             raise errors.setup_error(number, mount.target, "target", what, hint) from error
 
     def wait(self) -> int:
@@ -318,7 +323,7 @@ class Run:
         if self._stubs is not None:
             self._stubs.release()
         if self._rare is not None:
-            self._rare.release()
+            self._rare.release(self.unkillable is not None)
         _native.give_back(self._workspace)
 
     def _give_slot(self) -> None:
@@ -333,7 +338,7 @@ def slots_of(plan: Plan, in_time: bool = False) -> _slots.Slots | None:
     """
     slots: _slots.Slots | bool | None = plan.slots
     if slots is None:
-        if in_time and _plan.may_hang(plan.paths):
+        if in_time and plan.may_hang():
             return None
         slots = plan.slots = _slots.Slots(plan) if _slots.can_stay(plan) else False
     return slots or None  # type: ignore[return-value]

@@ -154,15 +154,18 @@ class Rare:
         result.limits_hit = tuple(hit)
         result._sizes = tuple(None if sink is None else sink.size for sink in self._sinks)  # type: ignore[assignment]
 
-    def release(self) -> None:
-        """The run was ended."""
+    def release(self, is_stuck: bool = False) -> None:
+        """The run was ended; is_stuck: as far as SIGKILL ends it."""
         if self._terminal is not None:
             for fd in self._terminal:
                 os.close(fd)
             self._terminal = None
         if self._cgroup is not None:
             cgroup, self._cgroup = self._cgroup, None
-            cgroup.release()
+            if is_stuck:
+                cgroup.leave()
+            else:
+                cgroup.release()
 
 
 _HITS = (("memory", "oom_kills"), ("pids", "pids_hits"))

@@ -10,13 +10,15 @@ a pidfd of the caller.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 from _thread import RLock, interrupt_main
 from collections import deque
+from collections.abc import Iterator
 from weakref import ref
 
-from . import _machine, _native
-from ._plan import Plan, PlannedMount, filter_values, may_hang
+from . import _machine, _native, _plan
+from ._plan import Plan, PlannedMount, filter_values
 from ._stubs import Stubs
 from .policy import DEFAULT_CAPABILITIES
 
@@ -59,7 +61,7 @@ class _Shared:
         self.program: tuple[Any, Any, bytes] | None = None
         self.is_checked = False
         self.is_over = False
-        self.may_hang: bool | None = None
+        self.hanging: frozenset[str] | None = None  # see _machine.hanging_mounts
         self.lacks: list[str] = []  # places in the root that would be mounted on
         self._slots: list[ref[Slot]] = []
 
@@ -96,8 +98,10 @@ class Slot(_native.Slot):
 
     runs = 0
 
-    def __init__(self, shared: _Shared, place: Any, held: Any, inside: bytes) -> None:
-        super().__init__(place, held, inside)
+    def __init__(
+        self, shared: _Shared, place: Any, held: Any, inside: bytes, setup: float | None
+    ) -> None:
+        super().__init__(place, held, inside, int((setup or 0.0) * 1e9))
         self.shared = shared
         shared.add(self)
 
@@ -130,31 +134,44 @@ class Slots:
         self._may_stay = not any(m.source or m.needs_lender(plan.in_user_namespace) for m in own)
         _all[id(self)] = ref(self)
 
-    def take(self, in_time: bool = False) -> Slot:
-        """A slot that is open, for one run. NoSlot where it cannot be opened; in_time: also where
-        that, or the look at whether it is up to date, might take for ever.
+    def take(self, setup: float | None = None) -> Slot:
+        """A slot that is open, for one run. NoSlot where it cannot be opened; setup: also where
+        that, or the look at whether it is up to date, might take longer than so many seconds.
         """
+        in_time = setup is not None
         if not self._may_stay or self._is_resting() or (in_time and self._may_hang()):
             raise NoSlot
         shared = self._shared
         if shared.watch is not None and (not shared.watch.is_same() or shared.appeared()):
-            with self._lock:  # of several threads that see it, one
+            with self._locked(setup):  # of several threads that see it, one
                 if self._shared is shared:
                     self.close()
             if in_time and self._may_hang():
                 raise NoSlot
-        slot = self._take_idle() or self._open()
+        slot = self._take_idle() or self._open(setup)
         if slot.runs and len(self._idle) < min(self._shared.at_most / 2, MOST_SPARE):
-            self._idle.append(self._open())
+            self._idle.append(self._open(setup))
         slot.runs += 1
         return slot
 
+    @contextlib.contextmanager
+    def _locked(self, setup: float | None) -> Iterator[None]:
+        """Another thread may hang while it opens a slot. NoSlot when the time is over."""
+        if not self._lock.acquire(timeout=-1 if setup is None else setup):
+            raise NoSlot
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def _may_hang(self) -> bool:
-        """As the caller's mounts are, or were when the slots were opened: then they are watched."""
+        """Where the caller's mounts are watched, and none may hang, nobody looks again."""
         shared = self._shared
-        if shared.may_hang is None or shared.watch is None:
-            shared.may_hang = may_hang(self._paths)
-        return shared.may_hang
+        if shared.hanging is None or shared.watch is None:
+            shared.hanging = _machine.hanging_mounts()
+        return bool(shared.hanging) and _plan.may_hang(
+            self._root, self._paths, self._mounts, shared.hanging
+        )
 
     def is_pointless(self, slot: Slot) -> bool:
         """Whether there is no use in another, now that this one could not be used: it was new, or
@@ -215,8 +232,10 @@ class Slots:
 
     # ---- opening -----------------------------------------------------------------------------
 
-    def _open(self) -> Slot:
-        with self._lock:  # of several threads one makes the mount points that the root lacks
+    def _open(self, setup: float | None) -> Slot:
+        with self._locked(
+            setup
+        ):  # of several threads one makes the mount points that the root lacks
             shared = self._shared
             try:
                 if shared.watch is None:
@@ -224,7 +243,7 @@ class Slots:
                     shared.lacks = [p for p in self._optional if not os.path.lexists(p)]
                 if shared.program is None:
                     shared.program = self._prepare(shared.stubs)
-                slot = Slot(shared, *shared.program)
+                slot = Slot(shared, *shared.program, setup)
                 if not shared.is_checked:
                     self._check(slot)
                     shared.is_checked = True

@@ -27,7 +27,7 @@ import os
 import stat
 from time import monotonic, sleep
 
-from . import _native
+from . import _machine, _native
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # Honest runs make, lock and remove a stub within microseconds.
@@ -36,14 +36,24 @@ _LONGEST_WAIT = 5.0  # seconds
 LEAST_SETUP = 1.0
 
 
+class Silent(OSError):
+    """ETIMEDOUT: a file system does not answer."""
+
+
 class Stubs:
     """The stubs that one run holds in one root: none, as a rule, and then nothing is opened.
 
-    deadline: of the run, by monotonic().
+    deadline: of the run, by monotonic(). may_hang: whether a file system there may not answer;
+    None: as the caller's mounts are. Then a child looks first, in time, before anything is done
+    there; and what was made stays if nothing answers any more.
     """
 
-    def __init__(self, root: str, deadline: float | None = None) -> None:
+    def __init__(
+        self, root: str, deadline: float | None = None, may_hang: bool | None = None
+    ) -> None:
         self._path = root
+        self._deadline = deadline
+        self._may_hang = may_hang
         self._give_up = float("inf")
         if deadline is not None:
             self._give_up = max(deadline, monotonic() + LEAST_SETUP)
@@ -53,11 +63,21 @@ class Stubs:
 
     def hold(self, path: str, directory: bool) -> None:
         """Makes what is missing of `path`, and keeps hold of every stub on it. OSError."""
+        if self._may_hang is None:
+            self._may_hang = bool(_machine.hanging_mounts())
+        self.check(self._path, path)
         if self._root < 0:
             self._root = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         parts = path.strip("/").split("/")
         for depth in range(1, len(parts) + 1):
             self._hold_one(parts[:depth], directory or depth < len(parts))
+
+    def check(self, root: str, path: str) -> None:
+        """OSError where the path lies in a file system that does not answer in time."""
+        if not self._may_hang or self._deadline is None:
+            return
+        if not _native.answers(root, path, max(LEAST_SETUP, self._deadline - monotonic())):
+            raise Silent(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), path)
 
     def is_missing(self, path: str) -> bool:
         """Whether there is nothing in the root, or a stub. False also where that cannot be told."""
@@ -79,7 +99,7 @@ class Stubs:
         if path in self._there:
             return
         give_up = min(monotonic() + _LONGEST_WAIT, self._give_up)
-        stub = _Stub(parts[-1])
+        stub = _Stub(path)
         self._held.append(stub)  # first of all: an interrupt may come at any moment
         stub.parent = _native.open_in_root(self._root, os.path.dirname(path), os.O_PATH)
         while not self._hold_existing(path, stub):
@@ -100,6 +120,7 @@ class Stubs:
             self._held.pop().close()
             return True
         if stub.open() and os.path.samestat(status, os.fstat(stub.fd)) and stub.lock():
+            stub.is_directory = stat.S_ISDIR(status.st_mode)
             return True
         sleep(0.0005)
         return False
@@ -110,8 +131,14 @@ class Stubs:
         if self._root >= 0:  # first, as a stub may not have been opened for want of a descriptor
             root, self._root = self._root, -1
             os.close(root)
+        silent = False  # also without a deadline: what is over is not to hang
         while self._held:
             stub = self._held.pop()
+            if silent or (self._may_hang and stub.parent >= 0):
+                silent = silent or not _native.answers(self._path, stub.path, LEAST_SETUP)
+            if silent:
+                stub.leave()
+                continue
             try:
                 # What cannot be removed now (another user's, say) goes with the next run of
                 # somebody who may.
@@ -128,13 +155,25 @@ class Stubs:
         self.release()
 
 
+_left: list[int] = []  # descriptors of files whose server does not answer
+
+
 class _Stub:
     """A name that is made, or about to be, and what was opened by it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, path: str) -> None:
+        self.path = path
         self.parent = -1
-        self.name = name
+        self.name = os.path.basename(path)
+        self.is_directory = False
         self.fd = -1
+
+    def leave(self) -> None:
+        """Where nothing answers any more. To close a file there would be to ask the server too."""
+        if self.fd >= 0 and not self.is_directory:
+            _left.append(self.fd)
+            self.fd = -1
+        self.close()
 
     def open(self) -> bool:
         """False where it is gone, something else, or another user's that is still in the making."""

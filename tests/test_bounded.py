@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import find_busybox, needs_root, python, require, wait_until
+from conftest import find_busybox, make_rootfs, needs_root, python, require, wait_until
 
 import sandboxlib
 from sandboxlib import CAPTURE, Mount, Process, Result, Sandbox, Unkillable, _native, _slots
@@ -486,3 +487,161 @@ def test_a_host_that_may_not_signal_by_pidfd_ends_its_runs(shared_rootfs: Path) 
     took = json.loads(done.stdout)
     assert len(took) == 15
     assert max(took.values()) < END, took
+
+
+# ---- a set-up that hangs -----------------------------------------------------------------------
+
+#: In a mount namespace of its own: a FUSE of directories in memory, which answers until it is told
+#: to stop: then it takes every request, and the kernel ends nobody who waits for one.
+SERVER = """
+import ctypes, errno, faulthandler, json, os, struct, sys, threading, time
+faulthandler.dump_traceback_later(150, exit=True)
+sys.path.insert(0, sys.argv[3])
+from sandboxlib import Mount, Sandbox, SandboxError, SetupError, _native, _slots, _stubs
+from test_bounded import WAYS
+base, way = sys.argv[1], WAYS[sys.argv[2]]
+libc = ctypes.CDLL(None, use_errno=True)
+gate = base + "/gate"
+
+def mount(source, target, kind, flags, data):
+    words = [word.encode() for word in (source, target, kind)]
+    assert libc.mount(*words, flags, data.encode()) == 0, os.strerror(ctypes.get_errno())
+
+def serve(fd):
+    nodes, names = {1: 0o40755}, {}
+    def attributes(node):
+        return struct.pack("=6Q10I", node, *[0] * 8, nodes[node], 2, 0, 0, 0, 4096, 0)
+    def entry(node):
+        return struct.pack("=4Q2I", node, 0, 0, 0, 0, 0) + attributes(node)
+    while True:
+        try:
+            request = os.read(fd, 200000)
+        except OSError:
+            os._exit(0)
+        while os.path.exists(gate):
+            time.sleep(0.1)
+        _, opcode, unique, node, *_ = struct.unpack("=2I2Q4I", request[:40])
+        body, error, out = request[40:], 0, b""
+        name = (node, body.split(b"\\0")[0])
+        if opcode == 26:  # INIT
+            out = struct.pack("=4I2H2I2H8I", 7, 31, 65536, 0, 0, 0, 65536, 1, 0, 0, *[0] * 8)
+        elif opcode == 1:  # LOOKUP
+            error, out = (0, entry(names[name])) if name in names else (errno.ENOENT, b"")
+        elif opcode in (3, 4):  # GETATTR, SETATTR
+            if opcode == 4 and struct.unpack("=I", body[:4])[0] & 1:
+                nodes[node] = nodes[node] & 0o170000 | struct.unpack("=I", body[68:72])[0] & 0o7777
+            out = struct.pack("=Q2I", 0, 0, 0) + attributes(node)
+        elif opcode == 9:  # MKDIR
+            new, name = max(nodes) + 1, (node, body[8:].split(b"\\0")[0])
+            nodes[new] = 0o40000 | struct.unpack("=I", body[:4])[0] & 0o7777
+            names[name] = new
+            out = entry(new)
+        elif opcode == 11:  # RMDIR
+            error = 0 if names.pop(name, None) else errno.ENOENT
+        elif opcode in (14, 27):  # OPEN, OPENDIR
+            out = struct.pack("=Q2I", 1, 0, 0)
+        elif opcode in (2, 42):  # FORGET, BATCH_FORGET: nobody waits
+            continue
+        elif opcode not in (18, 25, 28, 29):  # RELEASE, FLUSH, READDIR, RELEASEDIR
+            error = errno.ENOSYS
+        try:
+            os.write(fd, struct.pack("=IiQ", 16 + len(out), -error, unique) + out)
+        except OSError:
+            pass
+
+def start(target):
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    mount("mem", target, "fuse.mem", 6, f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            serve(fd)
+        finally:
+            os._exit(1)
+    os.close(fd)
+    return pid
+
+def attempt(box, timeout=0.5, **words):
+    began = time.monotonic()
+    try:
+        return way(box, ["echo", "x"], timeout=timeout, **words).out.decode()
+    except SetupError as error:
+        return [error.errno, error.step]
+    finally:
+        took.append(time.monotonic() - began - timeout)
+
+took, said = [], {}
+root, hung = base + "/root", base + "/hung"
+os.mkdir(hung)
+os.mkdir(root + "/net")
+os.symlink(hung, base + "/link")
+os.symlink(hung + "/sub", base + "/below")
+os.symlink("/net/sub", root + "/inner")
+servers = [start(hung), start(root + "/net")]
+boxes = {
+    "stub": Sandbox(root, extra_mounts=[Mount.tmpfs("/net/stub")]),
+    "stub behind a link": Sandbox(root, extra_mounts=[Mount.tmpfs("/inner/stub")]),
+    "target": Sandbox(root, extra_mounts=[Mount.tmpfs("/net/target")]),
+    "hole": Sandbox(root, filesystem_writable_paths=["/net/target"]),
+    "root": Sandbox(hung + "/target"),
+    "root by a link": Sandbox(base + "/below/target"),
+}
+os.mkdir(hung + "/target")
+os.mkdir(hung + "/sub")
+os.mkdir(root + "/net/target")
+os.mkdir(root + "/net/sub")
+os.chdir(base)
+for name, source in {
+    "source": hung + "/target",
+    "source by a link": "link/target",
+    "source by a link below": "below/x",
+    "source by ..": base + "/root/../hung/target",
+    "source by //": base + "//hung//target",
+}.items():
+    boxes[name] = Sandbox(root, extra_mounts=[Mount.bind(source, "/mnt/x")])
+boxes["covered"] = Sandbox(
+    root, extra_mounts=[Mount.tmpfs("/net"), Mount.tmpfs("/net/target/a")]
+)
+os.mkdir(hung + "/sub/x")
+for name in ("stub", "stub behind a link", "target", "hole", "source", "covered"):
+    assert attempt(boxes[name], 60) == "x\\n", name
+assert sorted(os.listdir(root + "/net")) == []  # as the server says: no listing
+for name in ("stub", "sub/stub"):
+    assert not os.path.exists(root + "/net/" + name), name
+open(gate, "w").close()
+took.clear()
+for name, box in boxes.items():
+    said[name] = [attempt(box) for _ in range(2)]
+print(json.dumps([said, max(took)]), flush=True)
+for pid in servers:
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+end = time.monotonic() + 30
+_slots.close_all()
+while _native._stuck:
+    _native.reap_stuck()
+    assert time.monotonic() < end, _native._stuck
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@ways
+def test_a_set_up_that_hangs_ends_in_time_by_whatever_way_it_leads_there(
+    tmp_path: Path, way: Way
+) -> None:
+    require(os.path.exists("/dev/fuse"), "there is no /dev/fuse")
+    if way is WAYS["start"]:
+        pytest.skip("start() has no timeout")
+    make_rootfs(tmp_path / "root")
+    (tmp_path / "root" / "mnt" / "x").mkdir(parents=True)
+    name = next(name for name, value in WAYS.items() if value is way)
+    argv = ["unshare", "--mount", "--propagation", "private", *python(), "-c", SERVER]
+    argv += [str(tmp_path), name, str(Path(__file__).parent)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    said, longest = json.loads(done.stdout)
+    assert said.pop("covered") == ["x\n"] * 2
+    for place, ends in said.items():
+        assert [end[0] for end in ends] == [errno.ETIMEDOUT] * 2, (place, ends)
+    assert longest < 1 + END
