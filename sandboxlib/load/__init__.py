@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from .._check import check_text
 from ..errors import ImageError
 
 TYPE_CHECKING = False
@@ -75,7 +74,7 @@ def open_image(
     """
     from . import _unpack, appc, oci
 
-    is_aci = appc.is_app_container_image(check_text("the path of an image", path))
+    is_aci = appc.is_app_container_image(path)
     if is_aci and ref is not None:
         raise ImageError(f"an .aci holds one image, and none of the name {ref!r}")
     kind = "aci" if is_aci else "oci"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import sandbox
+from .._check import check_text
 from . import Process, _documents, _unpack
 
 TYPE_CHECKING = False
@@ -20,7 +21,7 @@ BASE_ENVIRONMENT = sandbox.BASE_ENVIRONMENT
 
 def is_app_container_image(path: Path) -> bool:
     """Whether the name says so: it ends in .aci."""
-    return os.fspath(path).endswith(".aci")
+    return check_text("the path of an image", path).endswith(".aci")
 
 
 @contextlib.contextmanager

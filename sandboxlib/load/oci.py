@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import sandbox
+from .._check import check_text
 from ..errors import ImageError, SetupError
 from . import Process, _documents, _unpack
 
@@ -22,6 +23,7 @@ def is_oci_image(path: Path) -> bool:
 
     A tar is looked at by a confined child: UnsupportedError if this caller cannot have one.
     """
+    path = check_text("the path of an image", path)
     if os.path.isdir(path):
         return os.path.isfile(os.path.join(path, "oci-layout"))
     try:
