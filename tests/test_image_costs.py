@@ -217,8 +217,9 @@ LAYERS: dict[str, Callable[[], list[bytes]]] = {
     "a name for all": lambda: [
         pax(b"g", path="x" * 900_000) + filled(lambda n: file(f"{n}"), SIZE // 2)
     ],
-    "many pax records": lambda: [
-        filled(lambda n: long(b"6 a=b\n" * 170_000)[: 512 + 1_020_416] + file(f"{n}"))
+    "many pax records": lambda: [filled(lambda n: long(b"6 a=b\n" * 170_000) + file(f"{n}"))],
+    "as many of them as there may be": lambda: [
+        filled(lambda n: long(b"6 a=b\n" * 100) * 15 + file(f"{n}"))
     ],
     "pax headers of the longest": lambda: [
         filled(lambda n: long(record(b"comment=" + b"x" * 60_000)) * 15 + file(f"{n}"))
@@ -243,7 +244,7 @@ LAYERS: dict[str, Callable[[], list[bytes]]] = {
     "directories that nobody names": lambda: [
         filled(lambda n: pax(path=f"{n}/" + chain(400)) + file("x"))
     ],
-    "as many of them as there may be": lambda: [
+    "as many directories as nobody needs to name": lambda: [
         filled(lambda n: pax(path=f"{n}/a/b/c/x") + file("x"))
     ],
     "deep and new each time": lambda: [
@@ -404,6 +405,7 @@ def test_a_layer_may_be_there_some_times(tmp_path: Path) -> None:
         (pax(path="n" * 5000) + file("x"), "name too long"),
         (file("L", b"n" * 5000, kind=b"L") + file("x"), "name too long"),
         (pax(b"g", size="5") + file("x"), "a global header"),
+        (long(b"6 a=b\n" * 101) + file("x"), "more than 100 records"),
     ],
 )
 def test_what_would_cost_too_much_is_refused(tmp_path: Path, layer: bytes, message: str) -> None:

@@ -24,6 +24,7 @@ BLOCK = 512
 NEWLINE = ord("\n")
 MAX_EXTRA = 1 << 20  # bytes of a pax header, a long name or a sparse map, as in Go's archive/tar
 MAX_EXTRAS = 16  # of them before a member
+MAX_RECORDS = 100  # in a pax header: a few, and one for each extended attribute
 MAX_NAME = 4095  # bytes of a name or a link, as PATH_MAX has it
 REGULAR = (b"0", b"\0", b"7", b"S")
 NAMES = (b"path", b"linkpath", b"GNU.sparse.name")
@@ -261,8 +262,11 @@ def number(field: bytes) -> int:
 def pax(data: bytes) -> dict[bytes, bytes]:
     """The records of a pax header: 'LENGTH KEY=VALUE\\n'. SPARSE is there if one is of these."""
     found = {}
-    start, size = 0, len(data)
+    start, size, count = 0, len(data), 0
     while start < size:
+        count += 1
+        if count > MAX_RECORDS:
+            raise Refused(f"a pax header of more than {MAX_RECORDS} records")
         space = data.find(b" ", start, start + 9)
         length = data[start : max(space, start)]
         end = start + int(length) if length.isdigit() else size + 1
