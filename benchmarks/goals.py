@@ -69,6 +69,14 @@ GOALS = [
     Goal("full, Sandbox.run / chroot in C", "isolation", PREPARED, C_LOOP, "<=", 2.0),
     Goal("full, bwrap / Sandbox.run", "isolation", BWRAP, PREPARED, ">=", 12),
     Goal("full, init=False / chroot in C", "isolation", DIRECT, C_LOOP, "<=", 1.7),
+    Goal(
+        "full, devices='minimal' / devices='root'",
+        "isolation",
+        (FULL, rows.DEVICES),
+        PREPARED,
+        "<=",
+        1.05,
+    ),
     Goal("full, bwrap / init=False", "isolation", BWRAP, DIRECT, ">=", 15),
     Goal("full, run_sandbox / our core in C", "isolation", ONE_SHOT, (FULL, rows.CORE), "<=", 1.05),
     Goal(

@@ -13,6 +13,7 @@ OURS = {
     rows.PREPARED,
     rows.DIRECT,
     rows.MAP,
+    rows.DEVICES,
     rows.ONE_SHOT,
     rows.ONE_SHOT_DIRECT,
     rows.FILTERED,

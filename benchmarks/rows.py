@@ -48,6 +48,7 @@ CORE = "C loop, our core, fresh"
 SLOT = "C loop, our core, in a slot"
 PREPARED = "Sandbox.run"
 DIRECT = "Sandbox.run, init=False"
+DEVICES = "Sandbox.run, devices='minimal'"
 MAP = "Sandbox.map, jobs=CPUs"
 ONE_SHOT = "run_sandbox"
 ONE_SHOT_DIRECT = "run_sandbox, init=False"
@@ -63,9 +64,9 @@ EARLIER = "sandboxlib 0.3.1"
 COLUMNS = {"chroot": 0, "full": 0, "full, 100 binds": 100, "full, 1,000 binds": 1000}
 PEERS = [UNSHARE, BWRAP, NSJAIL, SANDLOCK, EARLIER]
 OF_CHROOT = [FLOOR, STRAIGHT, CORE, PREPARED, MAP, ONE_SHOT, BARE, PREEXEC, *PEERS]
-OF_FULL = [STRAIGHT, CORE, SLOT, PREPARED, FILTERED, DIRECT, MAP]
+OF_FULL = [STRAIGHT, CORE, SLOT, PREPARED, FILTERED, DIRECT, DEVICES, MAP]
 OF_FULL += [ONE_SHOT, ONE_SHOT_FILTERED, ONE_SHOT_DIRECT, *PEERS]
-OF_BINDS = [name for name in OF_FULL if name not in (STRAIGHT, EARLIER)]
+OF_BINDS = [name for name in OF_FULL if name not in (STRAIGHT, DEVICES, EARLIER)]
 
 
 def takes_fresh() -> bool:
@@ -204,6 +205,12 @@ class Maker:
         call = timed(lambda: self.direct.run(["/say"]).out)
         return Row(call, f"box = Sandbox(ROOT, init=False, {self.spoken}); box.run(['/say'])")
 
+    def devices(self) -> Row:
+        """The default: a minimal /dev, which the slot keeps."""
+        box = self.box.replace(devices="minimal")
+        words = self.spoken.replace(", devices='root'", "")
+        return Row(timed(lambda: box.run(["/say"]).out), f"Sandbox(ROOT, {words}).run(['/say'])")
+
     def one_shot(self, **more: Any) -> Row:
         words, root = self.words | more, str(self.root)
         call = timed(lambda: run_sandbox(root, ["/say"], **words).out)
@@ -295,6 +302,7 @@ MAKERS: dict[str, Callable[[Maker], Row]] = {
     SLOT: Maker.slot,
     PREPARED: Maker.prepared,
     DIRECT: Maker.run_direct,
+    DEVICES: Maker.devices,
     MAP: Maker.map,
     ONE_SHOT: Maker.one_shot,
     ONE_SHOT_DIRECT: Maker.one_shot_direct,

@@ -339,14 +339,21 @@ class Recipe:
     # -- mounts
 
     def _add_mounts(self) -> None:
-        asked = any(mount.target == "/proc" for mount in self.box.extra_mounts)
-        if self.box.processes == "isolated" and not asked:
-            with contextlib.suppress(OSError):
-                inside = self.view.resolve("/proc")
-                if os.path.isdir(self.view.host(inside) or ""):
-                    self._put("--mount-proc", inside)
+        if self.box.processes == "isolated":
+            self._add_own("--mount-proc", "/proc")
+        if self.box.devices == "minimal":
+            self._add_own("--mount-devapi", "/dev")
         for index, mount in enumerate(self.box.extra_mounts):
             self._add_mount(mount, f"mount {index}: {mount.source or mount.type} on {mount.target}")
+
+    def _add_own(self, option: str, path: str) -> None:
+        """Where the root has such a directory, and nothing else was asked for."""
+        if any(mount.target == path for mount in self.box.extra_mounts):
+            return
+        with contextlib.suppress(OSError):
+            inside = self.view.resolve(path)
+            if os.path.isdir(self.view.host(inside) or ""):
+                self._put(option, inside)
 
     def _add_mount(self, mount: Mount, what: str) -> None:
         source = mount.source

@@ -201,7 +201,7 @@ def refusals(box: Sandbox) -> list[str]:
         found.append(f"ids={box.ids!r}: linux-user-chroot does not change ids")
     if box.deterministic:
         found.append("deterministic=True: linux-user-chroot cannot do all of it")
-    found += _devices_refused(box)
+    found += _devices_refused(box, recent)
     found += _executor.limits_refused(box)
     if any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts):
         found.append("linux-user-chroot mounts directories, not files")
@@ -233,9 +233,18 @@ def _of_the_policy(policy: Policy, recent: bool) -> list[str]:
     return found
 
 
-def _devices_refused(box: Sandbox) -> list[str]:
+def _devices_refused(box: Sandbox, recent: bool) -> list[str]:
     if isinstance(box.devices, tuple):
         return [f"devices={list(box.devices)!r}: linux-user-chroot binds no device by name"]
+    if box.devices == "root" or box.mounts == "undefined":
+        return []
+    if not recent:
+        return ["linux-user-chroot before 2015.1 has no minimal /dev; devices='root' goes without"]
+    writable = box.filesystem_writable_paths
+    inside = [mount.target for mount in box.extra_mounts if mount.target != "/dev"]
+    inside += writable if isinstance(writable, tuple) else ()
+    if any(f"{path}/".startswith("/dev/") for path in inside):
+        return ["nothing is writable in the minimal /dev of linux-user-chroot; devices='root' is"]
     return []
 
 

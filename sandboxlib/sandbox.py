@@ -162,7 +162,7 @@ class Mount(Value):
         'mode=OCTAL'. SpecChoiceError, an AssertionError, for what is none of these: 'remount' too,
         for which there is filesystem_writable_paths.
         """
-        if not 3 <= len(words) <= 4:
+        if not isinstance(words, (list, tuple)) or not 3 <= len(words) <= 4:
             raise SpecChoiceError(f"not (source, target, type[, options]): {words!r}")
         source, target, kind, options = (*words, None)[:4]
         kind, options = (None if word == "none" else word for word in (kind, options))

@@ -26,7 +26,10 @@ pytest_plugins = ["setuid_tool"]
 
 RECENT = Tool("/usr/bin/linux-user-chroot", (2015, 1), False)
 OLD = Tool("/usr/bin/linux-user-chroot", (2013, 1), False)
-SHARED = {"mounts": "isolated", "processes": "undefined", "ipc": "undefined"}
+SHARED = {
+    **{"mounts": "isolated", "processes": "undefined", "ipc": "undefined"},
+    "devices": "root",
+}
 
 
 def golden(box: Sandbox, words: list[bytes | str], cwd: str = "/", tool: Tool = RECENT) -> str:
@@ -64,8 +67,12 @@ def test_the_smallest_command_lines(plain: Path) -> None:
     assert golden(box.replace(network="isolated"), ["a", "-b"]) == "--unshare-net ROOT a -b"
     assert golden(box, ["pwd"], "/tmp") == "--chdir /tmp ROOT pwd"
     everything = Sandbox(plain, network="isolated")
-    line = "--unshare-net --unshare-pid --unshare-ipc --mount-proc /proc ROOT pwd"
+    line = (
+        "--unshare-net --unshare-pid --unshare-ipc --mount-proc /proc --mount-devapi /dev ROOT pwd"
+    )
     assert golden(everything, ["pwd"]) == line
+    other = everything.replace(devices="root")
+    assert golden(other, ["pwd"]) == line.replace("--mount-devapi /dev ", "")
     (plain / "proc").rmdir()
     assert golden(everything, ["pwd"]) == line.replace("--mount-proc /proc ", "")
 
@@ -335,8 +342,14 @@ def test_what_cannot_be_promised_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert not refused(RECENT, 1000, {"capabilities": "none"})
     assert not refused(RECENT, 1000, network="isolated", extra_mounts=[Mount.dev()])
     assert not refused(RECENT, 0, {"capabilities": "all"})
-    assert not refused(OLD, 1000, {"no_new_privs": False})
-    assert not refused(OLD, 0, {"no_new_privs": False, "capabilities": "none"})
+    has_root: Any = {"devices": "root"}
+    assert not refused(OLD, 1000, {"no_new_privs": False}, **has_root)
+    assert not refused(OLD, 0, {"no_new_privs": False, "capabilities": "none"}, **has_root)
+    assert refused(OLD, 1000, {"no_new_privs": False})
+    assert refused(RECENT, 1000, devices=["/dev/null"])
+    assert refused(RECENT, 1000, extra_mounts=[Mount.tmpfs("/dev/shm")])
+    assert refused(RECENT, 1000, filesystem_writable_paths=["/dev"])
+    assert not refused(RECENT, 1000, extra_mounts=[Mount.tmpfs("/dev/shm")], **has_root)
     assert refused(RECENT, 1000, hostname="x")
     assert refused(RECENT, 1000, {"no_new_privs": False})
     assert refused(RECENT, 1000, {"capabilities": ["chown"]})
@@ -349,9 +362,9 @@ def test_what_cannot_be_promised_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         {"nesting": True},
     ):
         assert refused(RECENT, 1000, policy)
-    assert refused(OLD, 1000)
-    assert refused(OLD, 1000, {"no_new_privs": False}, extra_mounts=[Mount.dev()])
-    assert refused(OLD, 0, {"no_new_privs": False})
+    assert refused(OLD, 1000, **has_root)
+    assert refused(OLD, 1000, {"no_new_privs": False}, extra_mounts=[Mount.dev()], **has_root)
+    assert refused(OLD, 0, {"no_new_privs": False}, **has_root)
 
 
 def test_versions_are_read_with_care() -> None:
@@ -562,7 +575,7 @@ writes = "for at; do touch $at/new && echo $at; done; true"
 places = ["/", "/tmp", "/etc", "/dev"]
 two = ["/etc", "/dev"]
 for writable, expected in (("all", places[1:]), ("none", []), (["tmp"], ["/tmp"]), (two, two)):
-    result = sh(writes, "sh", *places, filesystem_writable_paths=writable)
+    result = sh(writes, "sh", *places, filesystem_writable_paths=writable, devices="root")
     assert result.out.decode().split() == expected, (writable, result)
 more = [Mount.tmpfs("/tmp"), Mount.bind(root + "/etc", "/etc")]
 more += [Mount.bind(root + "/bin", "/dev", read_only=True)]
@@ -572,7 +585,7 @@ assert os.path.exists(root + "/etc/new")
 
 home = os.path.dirname(root)
 places = ["/var/tmp", "/tmp", "/dev/shm", root + "/tmp", home, "/mnt"]
-words = {"root": "/", "cwd": "/", "extra_mounts": [Mount.tmpfs("/mnt")]}
+words = {"root": "/", "cwd": "/", "devices": "root", "extra_mounts": [Mount.tmpfs("/mnt")]}
 for writable, expected in (("none", []), ([root], [root + "/tmp"]), (["/dev/shm"], ["/dev/shm"])):
     result = sh(writes, "sh", *places, filesystem_writable_paths=writable, **words)
     assert result.out.decode().split() == [*expected, "/mnt"], (writable, result)
@@ -584,7 +597,8 @@ if os.path.exists("/dev/shm/new"):
 mounts = [Mount.tmpfs("/tmp"), Mount.bind("/usr/share", "/tmp/share")]
 assert b"doc" in run(["ls", "/tmp/share"], root="/", extra_mounts=mounts).out.split()
 mounts = [Mount.tmpfs(place) for place in ("/tmp", "/var/tmp", "/dev/shm")]
-assert "set TMPDIR" in str(fails(AssertionError, ["true"], root="/", extra_mounts=mounts))
+words = {"root": "/", "devices": "root", "extra_mounts": mounts}
+assert "set TMPDIR" in str(fails(AssertionError, ["true"], **words))
 """
     as_user(setuid_tool, user_rootfs, script)
 
@@ -772,8 +786,9 @@ assert b"TMPDIR=/x" in run(["env"], capabilities="all", extra_env={"TMPDIR": "/x
 def test_executor_with_release_2013(setuid_tool: SetuidTool, user_rootfs: Path) -> None:
     script = """
 assert "no_new_privs" in str(fails(AssertionError, ["true"]))
-assert run(["true"], no_new_privs=False).exit == 0
-words = {"no_new_privs": False, "extra_mounts": [Mount.tmpfs("/tmp")] * 60}
+assert "minimal /dev" in str(fails(AssertionError, ["true"], no_new_privs=False))
+assert run(["true"], no_new_privs=False, devices="root").exit == 0
+words = {"no_new_privs": False, "devices": "root", "extra_mounts": [Mount.tmpfs("/tmp")] * 60}
 assert "49 at most in version 2013.1" in str(fails(AssertionError, ["true"], **words))
 """
     as_user(setuid_tool, user_rootfs, script, variant="2013.1")

@@ -5,17 +5,30 @@ does what was asked, or there is one SandboxError.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import needs_root
 
-from sandboxlib import Mount, Sandbox, SandboxError, SetupError, SpecError, _machine, run_sandbox
+import sandboxlib
+from sandboxlib import (
+    Limits,
+    Mount,
+    Policy,
+    Sandbox,
+    SandboxError,
+    SetupError,
+    SpecError,
+    _machine,
+    run_sandbox,
+)
 
 pytestmark = needs_root
 
@@ -177,3 +190,123 @@ def test_an_empty_path_names_nothing(rootfs: Path) -> None:
         with pytest.raises(SpecError, match="empty"):
             make()
     assert issubclass(SpecError, SandboxError)
+
+
+# ---- whatever is asked -------------------------------------------------------------------------
+
+hypothesis = pytest.importorskip("hypothesis")
+from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+COUNT = int(os.environ.get("SANDBOXLIB_EXAMPLES", "150"))
+_odd = st.sampled_from(["", "/", ".", "..", "/..", "\0", "\udcff", "a\nb", "x\x0cy", "\u2028", "é"])
+_names = st.one_of(_odd, st.text(max_size=6), st.sampled_from(["x" * 300, "/" * 5000, "/a" * 2100]))
+_paths = st.one_of(
+    _names,
+    st.sampled_from(["/tmp", "/etc/x", "/dev", "/dev/shm", "/proc", "/link", "/loop/x", "/bin/sh"]),
+    st.builds("/{}".format, _names),
+    st.builds("/{}/{}".format, _names, _names),
+)
+_values = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), _names, st.binary(max_size=3),
+    st.lists(_names, max_size=2), st.just({}), st.just(object()),
+)  # fmt: skip
+_mounts = st.one_of(
+    st.tuples(_paths, _paths, st.sampled_from([None, "", "bind", "tmpfs", "proc", "dev", "x"])),
+    st.tuples(_paths, _paths, _values, _values),
+    st.builds(lambda target, size: ("x", target, "tmpfs", f"size={size}"), _paths, _values),
+    _values,
+)
+OPTIONS = {
+    "network": st.sampled_from(["isolated", "undefined", ""]),
+    "mounts": st.sampled_from(["isolated", "undefined"]),
+    "processes": st.sampled_from(["isolated", "undefined"]),
+    "hostname": _values,
+    "extra_mounts": st.lists(_mounts, max_size=3),
+    "filesystem_writable_paths": st.one_of(st.lists(_paths, max_size=3), _values),
+    "devices": st.one_of(
+        st.sampled_from(["root", "minimal"]), st.lists(_paths, max_size=2), _values
+    ),
+    "capabilities": st.one_of(st.sampled_from(["all", "none"]), _values),
+    "user": st.one_of(st.sampled_from(["root", "caller", 1000]), _values),
+    "ids": _values,
+    "umask": _values,
+    "init": st.booleans(),
+    "cwd": st.one_of(_paths, _values),
+    "extra_env": st.one_of(st.dictionaries(_names, _names, max_size=2), _values),
+    "env": st.one_of(st.dictionaries(_names, _names, max_size=2), st.none()),
+    "stdin": st.one_of(st.binary(max_size=9), st.none(), _names),
+    "stdout": st.sampled_from([None, -1]),
+    "max_output": _values,
+    "grace": _values,
+    "cpu_time": _values,
+    "deterministic": st.booleans(),
+}
+_words = st.fixed_dictionaries({}, optional=OPTIONS)
+# Whatever runs has no name that a program of the root has.
+_programs = st.builds("\u2028{}".format, _names)
+_commands = st.one_of(st.just(["true"]), st.lists(_programs, max_size=3), _values, _paths)
+
+
+def _is_told(call: Callable[[], object]) -> None:
+    """It does what was asked, or raises a SandboxError."""
+    with contextlib.suppress(SandboxError, DeprecationWarning):
+        call()
+
+
+@pytest.fixture(scope="module")
+def odd_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from conftest import make_rootfs
+
+    root = make_rootfs(tmp_path_factory.mktemp("odd") / "root")
+    (root / "link").symlink_to("../../../../etc")
+    (root / "loop").symlink_to("loop")
+    return root
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=COUNT,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(words=_words, command=_commands, fresh=st.booleans())
+def test_nothing_but_a_sandbox_error_leaves_a_run(
+    odd_root: Path, words: dict[str, object], command: object, fresh: bool
+) -> None:
+    _is_told(lambda: run_sandbox(odd_root, command, timeout=20, **words))  # type: ignore[arg-type]
+    place = ("cwd extra_env env stdin stdout max_output grace cpu_time").split()
+    of_run = {name: words[name] for name in place if name in words}
+    of_box = {name: value for name, value in words.items() if name not in place}
+    of_box.pop("capabilities", None)
+
+    def call() -> None:
+        with Sandbox(odd_root, **of_box) as box:  # type: ignore[arg-type]
+            for _ in range(2):
+                box.run(command, timeout=20, fresh=fresh, **of_run)  # type: ignore[arg-type]
+
+    _is_told(call)
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=COUNT * 4,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(root=st.one_of(_paths, _values), mounts=st.lists(_mounts, max_size=3), words=_values)
+def test_nothing_but_a_sandbox_error_leaves_what_is_made(
+    root: object, mounts: list[object], words: object
+) -> None:
+    _is_told(lambda: Sandbox(root, extra_mounts=mounts))  # type: ignore[arg-type]
+    _is_told(lambda: Sandbox("/", extra_mounts=words))  # type: ignore[arg-type]
+    _is_told(lambda: Sandbox("/", filesystem_writable_paths=words))  # type: ignore[arg-type]
+    _is_told(lambda: Sandbox("/", devices=words))  # type: ignore[arg-type]
+    _is_told(lambda: Sandbox("/", user=words, groups=words))  # type: ignore[arg-type]
+    _is_told(lambda: Limits(cgroup=words, cpus=words, memory=words))  # type: ignore[arg-type]
+    _is_told(lambda: Policy(capabilities=words))  # type: ignore[arg-type]
+    _is_told(lambda: Policy(seccomp=words))  # type: ignore[arg-type]
+    _is_told(lambda: sandboxlib.validate_extra_mounts(mounts))  # type: ignore[arg-type]
+    for make in (Mount.bind, Mount.tmpfs):
+        _is_told(lambda make=make: make(words, root))  # type: ignore[misc]
+    _is_told(lambda: Mount.from_tuple(words))  # type: ignore[arg-type]
