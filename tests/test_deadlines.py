@@ -393,7 +393,7 @@ def test_a_reaper_without_cap_kill_ends_what_has_other_ids(
         )
         assert (heard.exit, heard.out) == (3, b"heard\n")
         assert time.monotonic() - start < 60
-        assert place.sh("grep CapEff /proc/self/status").out == b"CapEff:\t0000000000000000\n"
+        assert place.sh("grep CapEff /proc/self/status").out == b"CapEff:\t00000000000000c0\n"
     policy = Policy(capabilities=["setuid", "setgid"], no_new_privs=False)
     loose = Place(shared_rootfs, mode, user=1000, policy=policy)
     with loose.box:
