@@ -453,6 +453,58 @@ def test_a_map_goes_on_beside_it(hanging: Hanging) -> None:
     assert [each.out for each in found[2:]] == [b"%d\n" % i for i in range(20)]
 
 
+# ---- attacks on the end ------------------------------------------------------------------------
+
+ATTACKS = r"""
+#define _GNU_SOURCE
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    static char page[65536];
+    struct sched_param none = {0};
+    if (!strcmp(argv[1], "stop"))
+        kill(-1, SIGSTOP), raise(SIGSTOP);
+    if (!strcmp(argv[1], "flood"))
+        for (;;)
+            write(1, page, sizeof page), write(2, page, sizeof page);
+    if (!strcmp(argv[1], "starve")) {
+        sched_setscheduler(1, SCHED_IDLE, &none);
+        setpriority(PRIO_PROCESS, 1, 19);
+        for (int i = 0; i < 3; i++)
+            fork();
+        for (;;)
+            ;
+    }
+    int n = !strcmp(argv[1], "bomb") ? 5000 : 10000;
+    for (int i = 0; i < n; i++)
+        if (fork() == 0) {
+            if (strcmp(argv[1], "bomb"))
+                _exit(0); /* a zombie, as nobody waits */
+            for (;;)
+                pause();
+        }
+    for (;;)
+        pause();
+}
+"""
+
+
+@ways
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ["stop", "flood", "starve", "bomb", "zombies"])
+def test_no_command_puts_off_its_end(tmp_path: Path, way: Way, attack: str) -> None:
+    with Sandbox(compiled(tmp_path, ATTACKS)) as box:
+        words: dict[str, Any] = {"max_output": 1000} if attack == "flood" else {}
+        began = time.monotonic()
+        with contextlib.suppress(Unkillable):  # a busy machine may take longer than it is given
+            assert way(box, ["/bin/probe", attack], timeout=1, **words).timed_out
+        assert time.monotonic() - began < 1 + END
+        assert way(box, ["/bin/busybox", "echo", "x"], timeout=60).out == b"x\n"
+
+
 # ---- a host that may not send signals by pidfd -------------------------------------------------
 
 FILTERED = r"""
