@@ -519,11 +519,12 @@ static long open_target(struct sbx_child *c, int i, long source) {
 }
 
 /* uid 0 may write these without any capability, and the kernel obeys (proc(5): core_pattern,
- * sysrq-trigger): read-only, as other sandboxes have them. Few kernels have those after "fs". */
+ * sysrq-trigger): read-only, as other sandboxes have them. By autogroup it could slow down pid 1
+ * (sched(7)). Few kernels have those after it. */
 static int cover_proc(long proc) {
-    static const char names[][16] = {
-        "sys",  "sysrq-trigger", "irq",  "bus",           "fs",
-        "acpi", "asound",        "scsi", "dynamic_debug", "latency_stats"};
+    static const char names[][16] = {"sys",  "sysrq-trigger", "irq",          "bus",
+                                     "fs",   "1/autogroup",   "acpi",         "asound",
+                                     "scsi", "dynamic_debug", "latency_stats"};
     long result = raw(__NR_fchdir, proc);
     for (size_t i = 0; i < sizeof names / sizeof *names && result >= 0; i++) {
         struct raw_mount_attr attr = {.set = ATTR_READ_ONLY};
