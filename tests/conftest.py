@@ -29,13 +29,22 @@ NOT_OF_THE_CORE = (
 ).split()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the tests marked slow as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         # The example of the README runs real sandboxes as well.
         if item.nodeid.startswith("README.md"):
             item.add_marker(needs_root)
         if IS_SANITIZED and _is_not_of_the_core(item):
             item.add_marker(pytest.mark.skip(reason="it is not about what the sanitizer sees"))
+    is_named = config.option.markexpr or any("::" in word for word in config.args)
+    if not config.getoption("--all") and not is_named:
+        left_out = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 def _is_not_of_the_core(item: pytest.Item) -> bool:
