@@ -79,7 +79,7 @@ def _place(path: str, words: argparse.Namespace) -> Iterator[tuple[str, dict[str
 
     An image says more than a directory; what the command line says goes before that.
     """
-    user = {"user": words.user or "caller"}
+    user = dict(words.user or {"user": "caller"})
     if not os.path.isfile(path) and not os.path.isfile(os.path.join(path, "oci-layout")):
         if words.ref is not None:
             raise SpecError("--ref chooses among the images of a file or layout; this is neither")
@@ -178,7 +178,7 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
         add(f"--{kind}", choices=("undefined", "isolated"), default=default)
     add("--hostname")
     text = "ids of the command (default: the image's, or caller)"
-    add("--user", choices=("caller", "root", "ranges"), help=text)
+    add("--user", type=_user, metavar="caller|root|ranges|UID[:GID]", help=text)
     for name, make, form in (
         ("bind", _bind, "SRC:DST"),
         ("bind-ro", _bind_read_only, "SRC:DST"),
@@ -187,14 +187,19 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
         ("dev", Mount.dev, "DST"),
     ):
         add(f"--{name}", dest="extra_mounts", action="append", type=_checked(make), metavar=form)
-    add("--writable", action="append", metavar="all|none|PATH", help="default: all")
-    text = "default: minimal; a path is that of a device below /dev, and may come several times"
+    text = "what of the root can be written to (default: all); PATH may come several times"
+    add("--writable", action="append", metavar="all|none|PATH", help=text)
+    text = "what /dev shows (default: minimal); paths of devices, like /dev/kvm, are added to that"
     add("--devices", action="append", metavar="minimal|root|PATH", help=text)
-    add("--capabilities", default="default", help="default, all, none, or names with commas")
-    add("--allow-new-privileges", action="store_true", help="leave no_new_privs unset")
-    text = "which system calls are closed (default: as the executor can), or a profile of Docker's"
+    text = "default, all, none, or names with commas between (default: the twelve that builds need)"
+    add("--capabilities", default="default", metavar="NAMES", help=text)
+    text = "leave no_new_privs unset, so that set-user-ID programs work"
+    add("--allow-new-privileges", action="store_true", help=text)
+    text = "the filter of system calls: the best that the executor has (the default), that of "
+    text += "sandboxlib, none, or the path of an OCI or Docker profile"
     add("--seccomp", default="default", metavar="default|builds|none|PATH", help=text)
-    add("--nesting", action="store_true", help="let the command make sandboxes of its own")
+    text = "let the command make sandboxes of its own; root gives it other ids, as --user 1000"
+    add("--nesting", action="store_true", help=text)
     add("--no-init", action="store_true", help="the command itself is pid 1")
     add("--timeout", type=float, metavar="SECONDS")
     text = "after the timeout SIGTERM comes first, and SIGKILL so much later (default: 0)"
@@ -253,6 +258,16 @@ def _executor(text: str) -> str:
         names = ", ".join(_ladder.EXECUTORS)
         raise argparse.ArgumentTypeError(f"{text!r} is none of {names}") from None
     return text
+
+
+def _user(text: str) -> dict[str, Any]:
+    """The keyword arguments user and group."""
+    if text in ("caller", "root", "ranges"):
+        return {"user": text}
+    numbers = text.split(":")
+    if len(numbers) > 2 or not all(each.isascii() and each.isdigit() for each in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of caller, root, ranges, UID[:GID]")
+    return dict(zip(("user", "group"), map(int, numbers), strict=False))
 
 
 def _setting(text: str) -> tuple[str, str]:

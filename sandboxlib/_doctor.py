@@ -122,6 +122,14 @@ _CAUSES = {
 }
 
 
+#: What maximum_possible_isolation() has for "seccomp", for people.
+_FILTERS = {
+    "builds": "that of sandboxlib ('builds'), and profiles",
+    "default": "the program's own; 'builds' and profiles are refused",
+    "none": "none; ask for it with seccomp='none'",
+}
+
+
 def report() -> str:
     """The same for people to read."""
     lines = []
@@ -129,9 +137,11 @@ def report() -> str:
         lines.append(f"{found['name']}: {'works' if found['usable'] else 'does not work'}")
         if found["reason"]:
             lines.append(f"    {found['reason']}")
-        undefined = [name for name, value in found["isolation"].items() if value != "isolated"]
+        undefined = [name for name, value in found["isolation"].items() if value == "undefined"]
         if undefined:
             lines.append(f"    cannot isolate {', '.join(undefined)}")
+        if found["isolation"]:
+            lines.append(f"    filter of system calls: {_FILTERS[found['isolation']['seccomp']]}")
         lines += [f"    {cause}\n        remedy: {remedy}" for cause, remedy in found["causes"]]
     try:
         lines.append(f"chosen here: {_ladder.executor_for_platform().NAME}")

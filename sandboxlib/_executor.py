@@ -147,7 +147,9 @@ def _policy_for(words: dict[str, Any]) -> Policy:
     """Takes the words of a Policy out of those of a call; a file is read in each call."""
     if "policy" in words:
         names = ", ".join(sorted(_POLICY & words.keys()))
-        raise errors.SpecError(f"there is a policy, and {names} as well")
+        raise errors.SpecError(
+            f"there is a policy, and {names} as well: say all of it in the Policy"
+        )
     given = {name: words.pop(name) for name in _POLICY & words.keys()}
     if isinstance(given.get("capabilities"), list):
         given["capabilities"] = tuple(given["capabilities"])

@@ -360,7 +360,7 @@ def start(
     more = dict(more)
     env = more.pop("env", None)
     if unknown := [name for name in more if name not in MORE or name == "grace"]:
-        raise SpecTypeError(f"start has no such word: {', '.join(unknown)}")
+        raise SpecTypeError(f"start has no keyword argument {', '.join(unknown)}")
     began = monotonic()
     executor = _ladder.executor_of(box, native=True)
     queues = [Queue() if is_capture(value) else value for value in (stdout, stderr)]

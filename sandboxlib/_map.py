@@ -86,7 +86,7 @@ def _check_iterable(commands: object) -> None:
 
 def _check_words(words: Mapping[str, object], known: frozenset[str]) -> None:
     if unknown := [name for name in words if name not in known]:
-        raise SpecTypeError(f"a command has no such word: {', '.join(map(repr, unknown))}")
+        raise SpecTypeError(f"a command has no keyword argument {', '.join(map(repr, unknown))}")
 
 
 def _as_error(failure: Result | SandboxError) -> SandboxError:

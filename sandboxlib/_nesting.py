@@ -31,6 +31,8 @@ def refused(box: Sandbox, in_user_namespace: bool, euid: int) -> list[str]:
         from . import _mapper
 
         uids += [range(first, first + count) for _, first, count in _mapper.ranges("uid")]
+    if in_user_namespace and euid == 0 and box.ids is not None and 0 in uids[0]:
+        return ["nesting=True: a user namespace of root's belongs to uid 0; the executor is chroot"]
     if any(0 in each for each in uids):
         return [
             "nesting=True: uid 0 of the machine could write its cgroups through a user namespace "

@@ -88,6 +88,8 @@ class Plan:
             remedy = _limit_hint(index, error)
         if error == errno.ETIMEDOUT:
             remedy = SILENT
+        if name == "exec" and not remedy and isinstance(self.box.policy.seccomp, Profile):
+            remedy = "the seccomp profile may close execve"
         return errors.setup_error(error, filename, name, what, remedy)
 
     def _about(self, step: str, index: int, job: Job) -> tuple[str, str | None]:

@@ -122,7 +122,7 @@ def _compile(profile: object, capabilities: frozenset[str], abis: tuple[str, ...
         raise SpecError(f"the seccomp profile is too long: {error}") from None
 
 
-def parse(text: bytes | str) -> object:
+def parse(text: bytes | str, what: str = "the seccomp profile") -> object:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -132,7 +132,7 @@ def parse(text: bytes | str) -> object:
     try:
         return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"the seccomp profile is no JSON: {error}") from None
+        raise SpecError(f"{what} is no JSON: {error}") from None
 
 
 class _Profile:

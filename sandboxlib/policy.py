@@ -31,6 +31,7 @@ DEFAULT_CAPABILITIES = (
 ).split()
 
 _MOST_BYTES = 4 << 20  # of a profile: Docker's default has 30,000
+_WHERE = "a path of the caller's, outside of the sandbox; the words are default, builds and none"
 
 
 class Profile(Value):
@@ -58,11 +59,11 @@ class Profile(Value):
             with open(name, "rb") as file:
                 data = file.read(_MOST_BYTES + 1)
         except OSError as error:
-            number = error.errno or 0
-            raise setup_error(number, name, "seccomp", f"read the profile {name}") from None
+            what = f"read the seccomp profile {name}"
+            raise setup_error(error.errno or 0, name, "seccomp", what, _WHERE) from None
         if len(data) > _MOST_BYTES:
             raise SpecError(f"the seccomp profile {name} is longer than {_MOST_BYTES} bytes")
-        content = parse(data)
+        content = parse(data, f"the seccomp profile {name}")
         if not isinstance(content, dict):
             raise SpecError(f"the seccomp profile {name} is no JSON object")
         return cls(content)
@@ -155,6 +156,8 @@ def _check_program(program: bytes) -> None:
 
 def _capabilities(value: object) -> str | tuple[str, ...]:
     if isinstance(value, str):
+        if value.lower().removeprefix("cap_") in CAPABILITIES:
+            raise SpecTypeError(f"capabilities is one name, and has to be a list: [{value!r}]")
         check_choice("capabilities", value, ("default", "all", "none"))
         return value
     if not isinstance(value, (list, tuple, set, frozenset)):
@@ -168,6 +171,8 @@ def _capabilities(value: object) -> str | tuple[str, ...]:
 
 def _seccomp(value: object) -> str | Profile:
     if isinstance(value, str):
+        if "/" in value or value.endswith(".json"):
+            raise SpecTypeError(f"a seccomp profile is a path, not a str: pathlib.Path({value!r})")
         check_choice("seccomp", value, ("default", "builds", "none"))
         return value
     if isinstance(value, Profile):

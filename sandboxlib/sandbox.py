@@ -238,6 +238,8 @@ def _writable(value: object) -> str | tuple[str, ...]:
 def _devices(value: object) -> str | tuple[str, ...]:
     """A word, or paths below /dev."""
     if isinstance(value, str):
+        if value.startswith("/"):
+            raise SpecTypeError(f"devices is one path, and has to be a list of them: [{value!r}]")
         check_choice("devices", value, ("minimal", "root"))
         return value
     if not isinstance(value, (list, tuple, set, frozenset)):
@@ -534,7 +536,7 @@ class Sandbox(Value):
 
         more = take_more(words)
         if words:
-            raise SpecTypeError(f"run_async has no such word: {', '.join(words)}")
+            raise SpecTypeError(f"run_async has no keyword argument {', '.join(words)}")
         given: dict[str, Any] = {"command": command, "cwd": cwd, "extra_env": extra_env}
         given |= {"stdin": stdin, "stdout": stdout, "stderr": stderr}
         given |= {"timeout": timeout, "env": env}
@@ -625,8 +627,8 @@ class Sandbox(Value):
 def _unknown(words: Mapping[str, object]) -> SpecTypeError:
     for name in words:
         if name in Policy._fields:
-            return SpecTypeError(f"{name} is a word of Policy: policy=Policy({name}=...)")
-    return SpecTypeError(f"Sandbox has no such word: {', '.join(words)}")
+            return SpecTypeError(f"{name} belongs to Policy: Sandbox(policy=Policy({name}=...))")
+    return SpecTypeError(f"Sandbox has no keyword argument {', '.join(words)}")
 
 
 def _root(value: object) -> str:
