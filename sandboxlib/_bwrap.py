@@ -583,10 +583,13 @@ class Layout:
 
     def _seal(self) -> None:
         """What the root shows of the host's kernel becomes read-only, as in _plan.py."""
-        paths = _plan.seal_paths(self._box.root, "/", ())
+        paths = _plan.seal_paths(self._view.over["/"] or "/", "/", ())
         proc = self._view.host("/proc")
         if self._box.processes == "undefined" and proc is not None and os.path.ismount(proc):
             paths += [f"/proc/{name}" for name in _COVERED if os.path.exists(f"{proc}/{name}")]
+        self._seal_each(paths)
+
+    def _seal_each(self, paths: Sequence[str]) -> None:
         for path in paths:
             host = self._view.host(path)
             if host is not None and (os.path.ismount(host) or path.startswith("/proc/")):
@@ -629,6 +632,8 @@ class Layout:
             option = "--ro-bind" if mount.read_only or is_sealed else "--bind"
             self._bind(option, source, inside)
             self._view.put(inside, source.path)
+            if self._covers and mount.recursive and not is_sealed:
+                self._seal_each(_plan.seal_paths(source.path, inside, ()))
             return
         inside = self._target(mount.target, True, what)
         if mount.type == "tmpfs":

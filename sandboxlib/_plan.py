@@ -242,19 +242,44 @@ def _seals(source: str, target: str, more: tuple[str, ...]) -> list[PlannedMount
 def seal_paths(source: str, target: str, more: tuple[str, ...]) -> list[str]:
     """Where in the sandbox such mounts are.
 
-    /sys of a root is always looked at, as it may be mounted later. Nothing is looked up here: the
-    source may lie where nobody answers.
+    /sys of a root is always looked at, as it may be mounted later. Nothing is looked up where
+    nobody may answer. What is sealed is sealed with all below it, so that is left out.
     """
+    types = {mount.point: mount.type for mount in _machine.mounts()}  # the last one lies on top
+    points = sorted(point for point, kind in types.items() if kind in _OF_THE_KERNEL)
     top = source.rstrip("/")
-    points = {m.point for m in _machine.mounts() if m.type in _OF_THE_KERNEL}
-    below = sorted(p[len(top) :] for p in points if p.startswith(f"{top}/"))
+    if not _is_straight(top):
+        found = _ends(points)
+    else:
+        found = []
+        for point in points:
+            if point.startswith(f"{top}/") and not _is_below(point[len(top) :], found):
+                found.append(point[len(top) :])
     if target == "/":
-        below = [*more, "/sys", *(path for path in below if path != "/proc")]
-    found: list[str] = []
-    for path in below:
-        if not any(f"{path}/".startswith(f"{other}/") for other in found):
-            found.append(path)
+        found = [*more, "/sys", *(path for path in found if path not in ("/proc", "/sys", *more))]
     return [target.rstrip("/") + path for path in found]
+
+
+def _is_below(path: str, others: Sequence[str]) -> bool:
+    return any(f"{path}/".startswith(f"{other}/") for other in others)
+
+
+def _is_straight(path: str) -> bool:
+    """Whether mountinfo calls a directory by this name, and not by one that links or ".." lead to."""
+    if not path:
+        return True
+    if _machine.may_hang(path, _machine.hanging_mounts()):
+        return False
+    try:
+        return _machine.real_path(path) == path
+    except OSError:
+        return False
+
+
+def _ends(points: Sequence[str]) -> list[str]:
+    """All names that mount points may have below a directory that may be any."""
+    words = [point.split("/")[1:] for point in points]
+    return sorted({"/" + "/".join(w[i:]) for w in words for i in range(len(w)) if w[i:] != [""]})
 
 
 def is_of_the_kernel(path: str) -> bool:

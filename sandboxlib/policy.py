@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Mapping
 
 from ._check import Value, check_choice, check_flag, check_text
@@ -56,7 +57,10 @@ class Profile(Value):
 
         name = check_text("the path of a seccomp profile", path)
         try:
-            with open(name, "rb") as file:
+            # Of a FIFO nobody may ever open the other end.
+            with open(name, "rb", opener=_open_at_once) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise SpecError(f"the seccomp profile {name} is no regular file")
                 data = file.read(_MOST_BYTES + 1)
         except OSError as error:
             what = f"read the seccomp profile {name}"
@@ -77,6 +81,10 @@ class Profile(Value):
 
     def __repr__(self) -> str:
         return f"Profile({self.content()!r})"
+
+
+def _open_at_once(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _plain(value: object) -> object:

@@ -173,3 +173,32 @@ def test_the_covers_of_proc_stay_where_they_protect() -> None:
                 assert nested.run(["sh", "-c", script], "/", fresh=fresh).out == b"0\n"
                 shut = nested.run(["sh", "-c", "echo x > /proc/sys/kernel/core_pattern"], "/")
                 assert shut.exit != 0
+
+
+SYSCTLS = """
+from sandboxlib import Policy, Sandbox
+script = "cat /proc/sys/kernel/shmmni; echo 77 > /proc/sys/kernel/shmmni"
+for user in ("root", 0):
+    with Sandbox("/", user=user, policy=Policy(nesting=True)) as box:
+        seen = {box.run(["sh", "-c", script], "/").out for _ in range(4)}
+        assert len(seen) == 1, seen
+"""
+
+
+@needs_root
+def test_sysctls_of_a_run_are_not_those_of_the_next() -> None:
+    """As /proc is whole, uid 0 of a namespace may write what its IPC namespace has."""
+    require(userns_works(), "there are no user namespaces")
+    become = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"]
+    env = {**os.environ, "PYTHONPATH": PACKAGE}
+    done = subprocess.run(
+        [*become, *python(), "-c", SYSCTLS],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env=env,
+    )
+    if "delegated" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert done.returncode == 0, done.stderr

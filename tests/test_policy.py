@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +163,21 @@ def test_degrading_asks_for_a_filter_that_can_be_had() -> None:
         assert _calls._degrade("x", isolation, {}) == {}
     with pytest.warns(UserWarning, match="x has no such filter here: going on with seccomp='none'"):
         _calls._degrade("x", {"mounts": "isolated", "seccomp": "none"}, {"seccomp": "builds"})
+
+
+def test_a_profile_that_is_no_file_keeps_nobody_waiting(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    program = f"import pathlib, sandboxlib\nsandboxlib.Policy(seccomp=pathlib.Path({str(fifo)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, timeout=60, check=False
+    )
+    assert b"SpecError" in done.stderr
+    assert b"no regular file" in done.stderr
+    for path in ("/dev/zero", "/dev/null"):
+        with pytest.raises(SpecError, match="no regular file"):
+            Policy(seccomp=Path(path))
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate(1 << 32)
+    with pytest.raises(SpecError, match="longer than"):
+        Policy(seccomp=tmp_path / "huge")

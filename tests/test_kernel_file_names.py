@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the host's kernel shows is read-only by whatever name it was reached: through links, "..",
+/proc/self; also where it lies deeper than one would look.
+
+As in test_kernel_files.py, files are opened for writing and nothing is written.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import needs_root, python, require
+from test_kernel_files import OPEN, PYTHON, WAYS, look, of_cgroups
+
+from sandboxlib import Mount, Sandbox, _machine, _plan, bubblewrap
+
+pytestmark = needs_root
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_bind_by_any_name_is_sealed(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require(way != "bubblewrap" or not bubblewrap.why_not(), "bwrap does not work here")
+    of_cgroups()
+    link = tmp_path / "link"
+    link.symlink_to("/")
+    monkeypatch.chdir("/usr/bin")
+    paths = ["/mnt/sys/power/state", "/mnt/proc/sys/kernel/core_pattern"]
+    for source in ("/", link, "/usr/..", "//", "/proc/self/root", "../..", link / "usr" / ".."):
+        with Sandbox("/", extra_mounts=[Mount.bind(source, "/mnt")]) as box:
+            assert look(box, paths, way) == ["30", "30"], source
+
+
+HOST = """
+import os, subprocess, sys
+from sandboxlib import Mount, Sandbox, bubblewrap
+root, source, executor, *argv = sys.argv[1:]
+run = lambda args: subprocess.run(args, check=True)
+os.makedirs(f"{root}/sys/fs/cgroup")
+os.makedirs(f"{root}/mnt")
+os.symlink(root, f"{root}.link")
+for place in ("usr", "bin", "lib", "lib64", "root"):
+    if os.path.isdir(f"/{place}"):
+        os.makedirs(f"{root}/{place}")
+        run(["mount", "--rbind", f"/{place}", f"{root}/{place}"])
+run(["mount", "--bind", source, f"{root}/sys/fs/cgroup"])
+for place in (root, f"{root}.link", f"{root}/../{os.path.basename(root)}"):
+    with Sandbox(place, extra_mounts=[Mount.bind(place, "/mnt")]) as box:
+        for fresh in (True, False):
+            if executor:
+                result = bubblewrap.run_in(box, argv, "/")
+            else:
+                result = box.run(argv, "/", fresh=fresh)
+            assert result.out == b"30\\n30\\n", (place, result)
+print("sealed")
+"""
+
+
+@pytest.mark.parametrize("executor", ["", "bubblewrap"])
+def test_cgroups_where_sysfs_is_not(executor: str, tmp_path: Path) -> None:
+    require(not executor or not bubblewrap.why_not(), "bwrap does not work here")
+    files = of_cgroups()
+    inside = ["/sys/fs/cgroup/cgroup.procs", "/mnt/sys/fs/cgroup/cgroup.procs"]
+    words = [str(tmp_path / "root"), os.path.dirname(files[-1]), executor]
+    command = [PYTHON, "-I", "-S", "-c", OPEN, *inside]
+    done = subprocess.run(
+        ["unshare", "-m", "--propagation", "private", *python(), "-c", HOST, *words, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout == "sealed\n", done.stderr
+
+
+def test_what_lies_below_another_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [("/", "ext4"), ("/sys", "sysfs"), ("/sys/fs/cgroup", "cgroup2"), ("/proc", "proc")]
+    points += [("/srv/sys", "sysfs"), ("/srv/sys", "tmpfs"), ("/srv/sys/a", "cgroup")]
+    mounts = [_machine.Mounted(0, "/", point, kind, "") for point, kind in points]
+    monkeypatch.setattr(_machine, "mounts", lambda: mounts)
+    assert _plan.seal_paths("/", "/", ()) == ["/sys", "/srv/sys/a"]
+    assert _plan.seal_paths("/srv", "/x", ()) == ["/x/sys/a"]
+    assert _plan.seal_paths("/usr", "/", ("/proc",)) == ["/proc", "/sys"]
+    by_any_name = {"/x/a", "/x/cgroup", "/x/fs/cgroup", "/x/proc", "/x/srv/sys/a", "/x/sys"}
+    by_any_name |= {"/x/sys/a", "/x/sys/fs/cgroup"}
+    assert set(_plan.seal_paths("usr", "/x", ())) == by_any_name
