@@ -5,8 +5,7 @@ What the program cannot promise is refused. These differences remain, and are no
 
  - A command that a signal ended has exit status 1: the program says no more.
  - There is no reaper, whatever `init` says: with processes='isolated' the command is pid 1.
- - network='isolated' leaves lo down, ipc='isolated' the session keyring, mounts='undefined'
-   isolates mounts nevertheless.
+ - network='isolated' leaves lo down, and mounts='undefined' isolates mounts nevertheless.
  - A tmpfs is a new directory on disk, removed afterwards. Mount.dev() has no pts and no shm.
  - A run that could not begin has exit status 1 too. It is told apart by a shell in the root, which
    reports before it executes the command; a command cannot take that back. What a shell does to PWD
@@ -202,7 +201,7 @@ def refusals(box: Sandbox) -> list[str]:
     if box.deterministic:
         found.append("deterministic=True: linux-user-chroot cannot do all of it")
     found += _devices_refused(box, recent)
-    found += _executor.limits_refused(box)
+    found += _executor.limits_refused(box) + _executor.read_only_refused(box)
     if any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts):
         found.append("linux-user-chroot mounts directories, not files")
     if any(mount.size is not None for mount in box.extra_mounts):

@@ -721,6 +721,23 @@ for processes in ("isolated", "undefined"):
     assert wait_until(lambda: not processes(mark))
 
 
+def test_executor_shares_no_processes_where_the_root_is_read_only(
+    setuid_tool: SetuidTool, user_rootfs: Path
+) -> None:
+    script = """
+import subprocess
+path = os.path.dirname(root) + "/outside"
+open(path, "w").close()
+attempt = f"echo gone > /proc/$0/root{path}"
+words = {"processes": "undefined", "extra_mounts": [Mount.proc()]}
+error = fails(AssertionError, ["true"], filesystem_writable_paths="none", **words)
+assert "read-only root" in str(error) and "isolate processes" in str(error), error
+assert sh(attempt, str(os.getpid()), **words).exit == 0  # nothing was promised
+assert os.path.getsize(path) == 5
+"""
+    as_user(setuid_tool, user_rootfs, script)
+
+
 def test_executor_leaves_nothing_behind(setuid_tool: SetuidTool, user_rootfs: Path) -> None:
     script = """
 scratch = os.environ["TMPDIR"] = os.path.dirname(root) + "/scratch"
