@@ -265,7 +265,7 @@ def _is_below(path: str, others: Sequence[str]) -> bool:
 
 
 def _is_straight(path: str) -> bool:
-    """Whether mountinfo calls a directory by this name, and not by one that links or ".." lead to."""
+    """Whether mountinfo has a directory by this name: one without links and ".." in it."""
     if not path:
         return True
     if _machine.may_hang(path, _machine.hanging_mounts()):

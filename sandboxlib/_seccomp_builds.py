@@ -56,6 +56,8 @@ CLOSED = (
 CLONE_NEWUSER = 0x10000000
 #: With CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWPID and NEWNET.
 CLONE_NEW = 0x7E020000
+#: The new process would be a child of the caller's, where there is no reaper.
+CLONE_PARENT = 0x8000
 CLONE_NEWTIME = 0x80  # of unshare; of clone it is part of a signal's number
 #: Of the personalities: PER_LINUX32, UNAME26 and ADDR_NO_RANDOMIZE are open.
 ODD_PERSONALITY = 0xFFFFFFFF & ~(0x8 | 0x20000 | 0x40000)
@@ -128,6 +130,6 @@ def _looked_at(openers: frozenset[str]) -> dict[str, list[Rule]]:
     if openers.isdisjoint(("sys_admin", "nesting")):
         spaces = CLONE_NEWUSER if "slot" in openers else CLONE_NEW
         times = 0 if "slot" in openers else CLONE_NEWTIME
-        answers["clone"] = [((_is(0, 0, spaces),), ALLOW), ((), EPERM)]
+        answers["clone"] = [((_is(0, 0, spaces | CLONE_PARENT),), ALLOW), ((), EPERM)]
         answers["unshare"] = [((_is(0, 0, spaces | times),), ALLOW), ((), EPERM)]
     return answers

@@ -33,6 +33,7 @@ EPERM, ENOSYS, EAFNOSUPPORT = -errno.EPERM, -errno.ENOSYS, -errno.EAFNOSUPPORT
 CLOSED: list[tuple[str, list[int], int]] = [
     ("clone", [0x10000200], EPERM),  # CLONE_NEWUSER, which does not go with CLONE_FS
     ("clone", [0x00020200], EPERM),  # CLONE_NEWNS
+    ("clone", [0x00018000], EPERM),  # CLONE_PARENT, and CLONE_THREAD, which takes more
     ("clone3", [0, 0], ENOSYS),
     ("setns", [BAD, 0], EPERM),
     ("mount", [0, 0, 0, 0, 0], EPERM),

@@ -95,6 +95,7 @@ def described(  # noqa: PLR0911
         if not in_slot:
             closed |= 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000
             closed |= 0x80 if name == "unshare" else 0
+        closed |= 0x8000 if name == "clone" else 0
         return EPERM if words[0] & closed else ALLOW
     if name == "ioctl":
         return EPERM if words[1] in (0x5412, 0x541C) else ALLOW
@@ -298,6 +299,7 @@ def denied(given: dict[str, Any], names: Iterable[str]) -> list[Any]:
         for bit in bits:
             condition = (0, "MASKED_EQ", 1 << bit, 1 << bit)
             rules += [(EPERM, name, condition) for name in ("clone", "unshare")]
+        rules.append((EPERM, "clone", (0, "MASKED_EQ", 0x8000, 0x8000)))
         if not given.get("in_slot"):
             rules.append((EPERM, "unshare", (0, "MASKED_EQ", 0x80, 0x80)))
     for command in (0x5412, 0x541C):
