@@ -181,17 +181,16 @@ def run_sandbox(*words: Any, **options: Any) -> Result:  # noqa: F811
                    discarded. stderr=STDOUT: goes where stdout goes.
     timeout        seconds; then everything in the sandbox is killed, and Result.timed_out is True.
 
-    The other words are those of Sandbox; capabilities, no_new_privs, seccomp and nesting are those
-    of Policy, and stand for policy=. And grace, cpu_time, max_output, on_overflow, pass_fds and
-    pty are those of Sandbox.run, which see. The form of sandboxlib 0.3 is understood too:
+    The other keyword arguments are those of Sandbox; capabilities, no_new_privs, seccomp and
+    nesting are those of Policy, and stand for policy=; grace, cpu_time, max_output, on_overflow,
+    pass_fds and pty are those of Sandbox.run. The form of sandboxlib 0.3 is understood too:
 
         run_sandbox(command, cwd=None, env=None, filesystem_root='/', ...)
 
-    where the first word is a list, or the only one, or filesystem_root is given. There env=None is
+    if the first argument is a list, or the only one, or filesystem_root is given. There env=None is
     the caller's environment, mounts is 'undefined' unless something has to be mounted, the devices
     are those of the root, and the command keeps all capabilities of its caller, and has no system
-    call filter. Two str are a
-    rootfs_path and a command.
+    call filter. Two str are a rootfs_path and a command.
 
     Returns a Result, a tuple `(exit, out, err)`. exit is -n where signal n ended the command.
 
@@ -201,7 +200,8 @@ def run_sandbox(*words: Any, **options: Any) -> Result:  # noqa: F811
     Raises SpecError (a ValueError) for a request that makes no sense, UnsupportedError (an
     AssertionError) for one that no executor can keep here, and SetupError (an OSError:
     FileNotFoundError, PermissionError, ...; and a RuntimeError) where the kernel refuses a step: a
-    missing program, a bad cwd, a bad root.
+    missing program, a bad cwd, a bad root. Unkillable if the kernel does not end what was killed,
+    StatusLost if nobody knows how the command ended.
     """
     return _ladder.api.run_sandbox(*words, **options)
 
@@ -254,9 +254,13 @@ def map(
 def degrade_config_for_capabilities(
     in_config: Mapping[str, Any], warn: bool = True
 ) -> dict[str, Any]:
-    """A copy of a configuration (keywords of run_sandbox) that asks for no more than can be had.
+    """A copy of a configuration that asks for no more than can be had on this machine.
 
-    It is the one way to ask for less. With warn=True there is a UserWarning for each thing.
+    in_config: keyword arguments of run_sandbox. What cannot be had of network, mounts, processes
+    and ipc becomes 'undefined', and with mounts filesystem_writable_paths, extra_mounts and devices
+    get their defaults; a seccomp that cannot be had becomes 'default' or 'none'. What was not asked
+    for is not added. It is the one way to ask for less.
+    warn: True (the default): a UserWarning for each thing that is given up.
     """
     return _ladder.api.degrade_config_for_capabilities(in_config, warn)
 
@@ -285,8 +289,8 @@ def argv_to_string(argv: Sequence[str]) -> str:
 def doctor() -> list[dict[str, Any]]:
     """What works on this machine: for each executor a dict.
 
-    name: str; usable: bool; reason: str, why not; isolation: dict, as maximum_possible_isolation;
-    causes: a list of (cause, remedy) found on this machine.
+    name: str; usable: bool; reason: str, why not; isolation: dict, as maximum_possible_isolation,
+    with 'seccomp'; causes: a list of (cause, remedy) found on this machine.
     """
     from . import _doctor
 

@@ -49,7 +49,10 @@ class Api:
         self._processes = processes
 
     def maximum_possible_isolation(self) -> dict[str, str]:
-        """All that can be isolated on this machine, as keywords of run_sandbox."""
+        """All that can be isolated on this machine, as keyword arguments of run_sandbox: network,
+        mounts, processes and ipc, 'isolated' or 'undefined'; and seccomp, 'builds' (the filter of
+        sandboxlib), 'default' (the one of the executor's program) or 'none'.
+        """
         return self._possible()
 
     def run_sandbox(self, *words: Any, **options: Any) -> Result:

@@ -162,7 +162,10 @@ class Unkillable(SandboxError):
 
     def __str__(self) -> str:
         where = f" in {self.waits_in}" if self.waits_in else ""
-        return f"process {self.pid} was killed and does not end: it waits{where} in the kernel"
+        text = f"process {self.pid} was killed and does not end: it waits{where} in the kernel"
+        return (
+            f"{text}; it ends when that answers, or is taken away (a FUSE, a network file system)"
+        )
 
 
 class StatusLost(SandboxError, ChildProcessError):

@@ -101,19 +101,25 @@ def _plain(value: object) -> object:
 class Policy(Value):
     """What the commands of a Sandbox may do. A frozen value.
 
-    capabilities          'default' (DEFAULT_CAPABILITIES, as far as the caller has them), 'all',
-                          'none', or a list of names, which the caller has to have.
-    no_new_privs: bool    True (the default): no set-uid program gives privilege (prctl(2)).
+    capabilities          'default': DEFAULT_CAPABILITIES, twelve that builds need, as far as the
+                          caller has them. 'all': those of the caller; root's commands can leave
+                          the sandbox then. 'none'. Or a list of names, like ['net_admin'] or
+                          ['CAP_NET_ADMIN'], which the caller has to have; each also opens in the
+                          filter 'builds' the system calls that it is for.
+    no_new_privs: bool    True (the default): no set-user-ID program gives privilege (prctl(2)).
+                          False: the root's set-user-ID programs work.
     seccomp               which system calls are closed (docs/seccomp.md). 'default': the best
                           filter that the executor has; Result.isolation tells which. 'builds': the
                           filter of sandboxlib, or UnsupportedError. 'none': no filter. Or a
                           seccomp profile as OCI and Docker have it: a mapping, or the path of a
-                          JSON file as a PathLike, which is read when the Policy is made. A str is
-                          always one of the words.
+                          JSON file as a PathLike, which is read when the Policy is made (SetupError
+                          if it cannot be read). A str is always one of the three names.
     nesting: bool         False (the default): no user namespaces and no mounts inside. True: a
-                          command may make sandboxes of its own.
+                          command may make sandboxes of its own, with bwrap, unshare or sandboxlib.
+                          UnsupportedError, when the Sandbox first runs, for commands that are uid 0
+                          of the machine: root says user=1000. SpecError with a profile.
 
-    Raises SpecError for everything that makes no sense.
+    All are keyword arguments. Raises SpecError (a ValueError) for everything that makes no sense.
     """
 
     _fields = ("capabilities", "no_new_privs", "seccomp", "nesting")
@@ -145,7 +151,7 @@ class Policy(Value):
             _check_program(program_of(self))
 
     def replace(self, **changes: Any) -> Policy:
-        """The same with other words: policy.replace(nesting=True)."""
+        """The same with other values: policy.replace(nesting=True). SpecError."""
         return Policy(**{**{name: getattr(self, name) for name in self._fields}, **changes})
 
 

@@ -282,8 +282,11 @@ class Sandbox(Value):
     devices               'minimal' (the default): with mounts='isolated' no device node of the root
                           works, and a root that has a directory /dev gets, read-only, what
                           Mount.dev() has, unless an extra mount lies on /dev. A list of paths below
-                          /dev: these devices of the caller's as well. 'root': what the root has.
-    policy: Policy        what the commands may do: capabilities, no_new_privs, system calls.
+                          /dev, like ['/dev/kvm']: these devices of the caller's as well. 'root':
+                          what the root has; with root='/' the machine's disks.
+    policy: Policy        what the commands may do: capabilities, no_new_privs, system calls,
+                          sandboxes of their own. Policy() by default: twelve capabilities, and a
+                          filter of system calls.
     init: bool            True (the default): with processes='isolated' pid 1 is a reaper. False:
                           it is the command itself, 0.1 ms sooner; then nobody reaps orphans,
                           SIGTERM that it sends to itself is ignored, abort() ends it with -11.
@@ -429,7 +432,7 @@ class Sandbox(Value):
         return {name: getattr(self, name) for name in ("network", "mounts", "processes", "ipc")}
 
     def replace(self, **changes: Any) -> Sandbox:
-        """The same with other words: box.replace(network='isolated')."""
+        """The same with other values: box.replace(network='isolated'). SpecError."""
         state = self.__getstate__()
         if isinstance(changes.get("user"), int):  # which stands for ids
             del state["ids"]
@@ -460,7 +463,8 @@ class Sandbox(Value):
         fresh: bool = False,
         env: Mapping[str, str] | None = None,
     ) -> Result:
-        """Runs a command in the sandbox and waits for its end; the words are run_sandbox's.
+        """Runs a command in the sandbox and waits for its end. The arguments that are not listed
+        here are described in run_sandbox.
 
         grace: seconds. When the time is over every process gets SIGTERM, and only after so many
             more seconds SIGKILL. 0 (the default): SIGKILL at once.
@@ -477,6 +481,9 @@ class Sandbox(Value):
             columns, and the command's own; Result.out is what was written there.
         fresh: True makes every namespace anew for this run, as run_sandbox does. False (the
             default): those that a command cannot change are leased to one run after the other.
+
+        Raises SpecError, UnsupportedError and SetupError as run_sandbox does; Unkillable if the
+        kernel does not end what was killed; StatusLost if nobody knows how the command ended.
         """
         assert runner is not None
         words = (self, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh)

@@ -67,7 +67,7 @@ def open_image(
     """Unpacks an image of either kind: (rootfs_path, process). It is removed at the end.
 
     ref: which one, if an OCI image layout or a docker-archive holds several.
-    timeout: seconds for unpacking; None is no limit.
+    timeout: seconds for unpacking, 600 by default; None is no limit.
 
     ImageError for whatever is wrong with the image, SetupError (ETIMEDOUT) when the time is over,
     UnsupportedError if this caller cannot unpack one safely.

@@ -33,9 +33,11 @@ def unpack_app_container_image(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Unpacks an image: (rootfs_path, manifest). It is removed at the end of the `with`.
 
-    max_size: bytes of content; max_members: files and directories. ImageError past them, and for
-    whatever is wrong with the image.
-    timeout: seconds; None is no limit. SetupError (ETIMEDOUT) after it, and nothing is left.
+    max_size: bytes of content, 16 GiB by default; max_members: files and directories, 1,000,000 by
+    default. ImageError past them, and for whatever is wrong with the image; UnsupportedError if
+    this caller cannot unpack one safely.
+    timeout: seconds, 600 by default; None is no limit. SetupError (ETIMEDOUT) after it, and nothing
+    is left.
     """
     request = _unpack.Request(
         "aci", image_file, max_size=max_size, max_members=max_members, timeout=timeout

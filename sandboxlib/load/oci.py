@@ -46,12 +46,16 @@ def unpack_oci_image(
 
     ref: which image, if there are several: its name in the layout, or its docker tag.
     into: a directory that is made for it, and stays; the default is a temporary one.
-    max_size: bytes of content of all layers; max_members: their files and directories.
-    timeout: seconds; None is no limit. SetupError (ETIMEDOUT) after it, and nothing is left.
+    max_size: bytes of content of all layers, 16 GiB by default; max_members: their files and
+    directories, 1,000,000 by default. ImageError past them.
+    timeout: seconds, 600 by default; None is no limit. SetupError (ETIMEDOUT) after it, and nothing
+    is left.
     keep_set_ids: True keeps set-user-ID and set-group-ID of files in a directory `into` that other
-    users can reach. They are kept anyway if no other user can.
+    users can reach. False (the default): they are kept only if no other user can.
 
-    Sizes and digests are verified. ImageError for whatever is wrong with the image.
+    Sizes and digests are verified. ImageError for whatever is wrong with the image, SetupExists (a
+    FileExistsError) if `into` is there already, UnsupportedError if this caller cannot unpack one
+    safely.
     """
     request = _unpack.Request(
         "oci",
