@@ -118,7 +118,9 @@ struct state {
 
 static struct {
     const struct sbx_mount *mount;
-    int dev, shm, pts;
+    const struct sbx_seen *mounts; /* of the template, where they lie */
+    int n_mounts;
+    int dev, shm, pts; /* -1: hidden */
     struct state shm_then, pts_then;
 } kept;
 
@@ -169,9 +171,31 @@ static long open_part(const char *name) {
     return raw(__NR_openat, kept.dev, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
+static struct sbx_seen seen_at(long fd) {
+    struct raw_statx there = {.inode = 0};
+    take_status(fd, "", &there);
+    return (struct sbx_seen){(uint64_t)there.device[0] << 32 | there.device[1], there.inode};
+}
+
+/* Whether another mount of the template lies there: what is the caller's is not ours to look at,
+ * and no run gets at what is beneath. Then it is closed. */
+static int is_hidden(int *fd) {
+    struct sbx_seen here = seen_at(*fd);
+    for (int i = 0; i < kept.n_mounts; i++) {
+        if (kept.mounts[i].inode != here.inode || kept.mounts[i].device != here.device)
+            continue;
+        close_fd(*fd);
+        *fd = -1;
+        return 1;
+    }
+    return 0;
+}
+
 static int begin_shm(void) {
     static const int64_t times[4]; /* of last access and change: 0 */
     kept.shm = (int)open_part("shm");
+    if (kept.shm >= 0 && is_hidden(&kept.shm))
+        return 0;
     if (kept.shm < 0 || raw(__NR_utimensat, kept.shm, 0, times, 0) < 0)
         return -1;
     look_at_shm(&kept.shm_then);
@@ -180,19 +204,22 @@ static int begin_shm(void) {
 
 static int begin_pts(void) {
     kept.pts = (int)open_part("pts");
+    if (kept.pts >= 0 && is_hidden(&kept.pts))
+        return 0;
     if (kept.pts < 0)
         return -1;
     look_at_pts(&kept.pts_then);
     return 0;
 }
 
-int sbx_watch_dev(const struct sbx_mount *m, struct sbx_seen mounted) {
-    struct raw_statx there = {.inode = 0};
+int sbx_watch_dev(const struct sbx_mount *m, struct sbx_seen mounted, const struct sbx_seen *mounts,
+                  int n_mounts) {
     kept.mount = m;
+    kept.mounts = mounts;
+    kept.n_mounts = n_mounts;
     kept.dev = sbx_open_in_root(AT_FDCWD, m->target, O_PATH | O_DIRECTORY);
-    take_status(kept.dev, "", &there);
-    if (there.inode != mounted.inode
-        || ((uint64_t)there.device[0] << 32 | there.device[1]) != mounted.device)
+    struct sbx_seen there = seen_at(kept.dev);
+    if (there.inode != mounted.inode || there.device != mounted.device)
         return -1;
     return begin_shm() < 0 ? -1 : begin_pts();
 }
@@ -209,17 +236,23 @@ static int replace(const char *name, int fd, long (*make)(const struct sbx_mount
     return (int)result;
 }
 
-int sbx_renew_dev(void) {
+static int renew_shm(void) {
     struct state now = {.inode = 0};
-    if (!kept.mount)
-        return 1;
     look_at_shm(&now);
     kept.shm_then.inode++; /* every look takes a number */
-    if (!is_same(&now, &kept.shm_then)
-        && (replace("shm", kept.shm, new_shm) < 0 || begin_shm() < 0))
-        return 0;
-    now = (struct state){.inode = 0};
+    return is_same(&now, &kept.shm_then)
+           || (replace("shm", kept.shm, new_shm) >= 0 && begin_shm() >= 0);
+}
+
+static int renew_pts(void) {
+    struct state now = {.inode = 0};
     look_at_pts(&now);
     return is_same(&now, &kept.pts_then)
            || (replace("pts", kept.pts, new_pts) >= 0 && begin_pts() >= 0);
+}
+
+int sbx_renew_dev(void) {
+    if (!kept.mount)
+        return 1;
+    return (kept.shm < 0 || renew_shm()) && (kept.pts < 0 || renew_pts());
 }

@@ -419,12 +419,14 @@ static void settle(void) {
     kept = (struct sbx_seen *)memory;
     seen = kept + inside.n_mounts;
     for (int i = 0; i < inside.n_mounts; i++)
-        if (inside.mounts[i].flags & SBX_KEPT) {
-            const struct sbx_mount *m = &inside.mounts[i];
-            kept[i] = sbx_see_mount(m->target);
-            if (m->kind == SBX_DEV && kept[i].inode && sbx_watch_dev(m, kept[i]) < 0)
-                end();
-        }
+        if (inside.mounts[i].flags & SBX_KEPT)
+            kept[i] = sbx_see_mount(inside.mounts[i].target);
+    for (int i = 0; i < inside.n_mounts; i++) {
+        const struct sbx_mount *m = &inside.mounts[i];
+        if (m->kind == SBX_DEV && m->flags & SBX_KEPT && kept[i].inode
+            && sbx_watch_dev(m, kept[i], kept, inside.n_mounts) < 0)
+            end();
+    }
     held = (const unsigned char *)(inside.mounts + inside.n_mounts);
 }
 

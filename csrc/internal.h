@@ -92,8 +92,9 @@ int sbx_add_flags(long tree, uint64_t flags, int recursive);
 int sbx_fill_dev(const struct sbx_mount *m, long dev, long lender);
 
 /* A resident's: looks from now on at the dev that all its runs share, and that lies where MOUNTED
- * says. Below 0: it does not. */
-int sbx_watch_dev(const struct sbx_mount *m, struct sbx_seen mounted);
+ * says. Below 0: it does not. MOUNTS: all that lies in the template, some of it in that dev. */
+int sbx_watch_dev(const struct sbx_mount *m, struct sbx_seen mounted, const struct sbx_seen *mounts,
+                  int n_mounts);
 /* Whether nothing of it is left of a run; what was used is replaced. 0: it is of no use any more.
  */
 int sbx_renew_dev(void);

@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from . import _hierarchies, _machine
 from .sandbox import Sandbox
 
-_MOST = 20000  # cgroups that are looked at
-
 
 @functools.lru_cache(maxsize=64)
 def refused(box: Sandbox, in_user_namespace: bool, euid: int) -> list[str]:
@@ -66,11 +64,9 @@ def _outside(uid: int) -> int:
 
 def _writable(uids: Sequence[range]) -> str:
     """A cgroup that one of them may write, among all that the caller sees mounted; "": none."""
-    seen = 0
     for top in sorted(set(_hierarchies.mount_points().values())):
         for path, _, files in os.walk(top):
-            seen += 1
-            if "cgroup.procs" not in files or seen > _MOST:
+            if "cgroup.procs" not in files:
                 continue
             for name in (path, f"{path}/cgroup.procs"):
                 with contextlib.suppress(OSError):  # removed meanwhile

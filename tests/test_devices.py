@@ -471,3 +471,25 @@ socket.send_fds(s, [b'x'], fds)
             assert python(box, RECORDER) == first
     finally:
         other.communicate()
+
+
+@needs_root
+@pytest.mark.parametrize("place", ["/dev/shm", "/dev/pts"])
+def test_a_slot_leaves_what_the_caller_binds_into_dev_alone(
+    place: str, rootfs: Path, tmp_path: Path
+) -> None:
+    """The resident looks at what runs leave in its own shm and pts, and at nobody else's."""
+    source = tmp_path / "source"
+    source.mkdir()
+    os.utime(source, (1, 1))
+    before = source.stat()
+    with Sandbox(rootfs, extra_mounts=[Mount.bind(source, place)]) as box:
+        for _ in range(4):
+            assert box.run(["true"], "/").exit == 0
+        after = source.stat()
+        assert after.st_mtime == 1
+        assert after.st_ctime == before.st_ctime
+        for name in ("a", "b", "c"):
+            seen = box.run(["sh", "-c", f"touch {place}/{name} && ls {place}"], "/").out.split()
+            assert seen[-1] == name.encode()
+        assert len(os.listdir(source)) == 3
