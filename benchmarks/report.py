@@ -193,7 +193,8 @@ def readme_block(tables: dict[str, Table]) -> str:
     return f"""Microseconds for one run of a static program of 1 KB with its output captured, called
 from CPython: medians of interleaved rounds, and the median of the ratios within them.
 {bases(table)}
-full: mount, pid, ipc, uts, cgroup and net namespaces, pivot_root, a /proc and a /tmp of the run.
+full: mount, pid, ipc, uts, cgroup and net namespaces, pivot_root, a /proc and a /tmp of the run;
+the filter of system calls and the minimal /dev, both on by default, have rows of their own.
 
 {markdown_table(table, short=True)}
 

@@ -258,8 +258,10 @@ def degrade_config_for_capabilities(
 
     in_config: keyword arguments of run_sandbox. What cannot be had of network, mounts, processes
     and ipc becomes 'undefined', and with mounts filesystem_writable_paths, extra_mounts and devices
-    get their defaults; a seccomp that cannot be had becomes 'default' or 'none'. What was not asked
-    for is not added. It is the one way to ask for less.
+    get their defaults; a seccomp that cannot be had, also that of a policy, becomes 'default' or
+    'none'. Nothing is added that was not asked for, and all else stays as it is: what cannot be had
+    of that (nesting, a list of devices) is refused by run_sandbox. It is the one way to ask for
+    less.
     warn: True (the default): a UserWarning for each thing that is given up.
     """
     return _ladder.api.degrade_config_for_capabilities(in_config, warn)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 
 from . import _executor
-from .policy import ALL
+from .policy import ALL, Policy
 from .result import Result
 from .sandbox import CAPTURE, take_more
 
@@ -155,9 +155,8 @@ def _policy(options: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**ALL, "capabilities": "default"} if ids or type(user) is int else ALL
 
 
-def _least_filter(possible: str, config: Mapping[str, Any]) -> str | None:
-    """What to ask for where that of a configuration cannot be had; None where it can."""
-    asked = config.get("seccomp")
+def _least_filter(possible: str, asked: object) -> str | None:
+    """What to ask for if the filter that was asked for cannot be had; None if it can."""
     return None if possible == "builds" or asked in (None, "none", possible) else possible
 
 
@@ -169,8 +168,13 @@ def _degrade(
 ) -> dict[str, Any]:
     """A copy of a configuration that asks an executor for no more than it can isolate here."""
     degraded = dict(config)
-    if (filter := _least_filter(possible["seccomp"], config)) is not None:
-        degraded["seccomp"] = filter
+    policy = config.get("policy")
+    asked = policy.seccomp if isinstance(policy, Policy) else config.get("seccomp")
+    if (filter := _least_filter(possible["seccomp"], asked)) is not None:
+        if isinstance(policy, Policy):
+            degraded["policy"] = policy.replace(seccomp=filter)
+        else:
+            degraded["seccomp"] = filter
         if warn:
             _executor.warn(f"{executor} has no such filter here: going on with seccomp={filter!r}")
     for name, value in possible.items():

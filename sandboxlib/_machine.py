@@ -242,8 +242,9 @@ def _waits_in(pid: int) -> str:
 _KINDS = {"user": "", "mnt": "mounts", "net": "network", "pid": "processes", "ipc": "ipc"}
 
 SECCOMP = (
-    "a seccomp filter is in force, as in a container",
-    "docker run --security-opt seccomp=unconfined, or a profile that allows clone and mount calls",
+    "a seccomp filter is in force, as in a container or in a sandbox",
+    "docker run --security-opt seccomp=unconfined, or a profile that allows clone and mount calls; "
+    "around it Policy(nesting=True), where that is a sandbox of sandboxlib",
 )
 MASKED_PROC = (
     "parts of the caller's /proc are hidden, as in a container, so the kernel gives no new one",

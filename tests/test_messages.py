@@ -69,6 +69,16 @@ def test_nesting_with_ids_in_a_user_namespace_of_roots_names_the_executor() -> N
         user_namespace.run_sandbox("/", ["true"], nesting=True, user=1000)
 
 
+@needs_root
+def test_a_sandbox_inside_one_is_told_of_nesting() -> None:
+    package = str(Path(sandboxlib.__file__).parents[1])
+    script = "import sandboxlib; sandboxlib.run_sandbox('/', ['true'])"
+    argv = [sys.executable, "-c", script]
+    exit, _, err = Sandbox("/").run(argv, extra_env={"PYTHONPATH": package})
+    assert exit != 0
+    assert b"Policy(nesting=True)" in (err or b"")
+
+
 def run(*words: object) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "sandboxlib", *map(str, words)]
     return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)

@@ -161,6 +161,10 @@ def test_degrading_asks_for_a_filter_that_can_be_had() -> None:
         degraded = _calls._degrade("x", isolation, {"seccomp": asked}, warn=False)
         assert degraded == {"seccomp": kept}
         assert _calls._degrade("x", isolation, {}) == {}
+        if asked:
+            config = {"policy": Policy(seccomp=asked, no_new_privs=False)}
+            degraded = _calls._degrade("x", isolation, config, warn=False)
+            assert degraded == {"policy": Policy(seccomp=kept, no_new_privs=False)}
     with pytest.warns(UserWarning, match="x has no such filter here: going on with seccomp='none'"):
         _calls._degrade("x", {"mounts": "isolated", "seccomp": "none"}, {"seccomp": "builds"})
 
