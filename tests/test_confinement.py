@@ -280,11 +280,14 @@ def test_shared_memory_stays_in_its_run(cell: Path, probe: Probe) -> None:
 
 
 def test_the_session_keyring_is_the_runs_own(cell: Path) -> None:
-    shared = {run_sandbox(cell, ["probe", "keyring"], ipc="undefined").out for _ in range(2)}
-    own = {run_sandbox(cell, ["probe", "keyring"]).out for _ in range(2)}
+    def keyrings(**words: Any) -> set[bytes]:
+        return {run_sandbox(cell, ["probe", "keyring"], **words).out for _ in range(2)}
+
+    shared, own = keyrings(ipc="undefined", seccomp="none"), keyrings(seccomp="none")
     assert len(shared) == 1
     assert len(own) == 2
     assert not own & shared
+    assert keyrings() == {b"-1\n"}  # the filter lets nobody ask
 
 
 def test_two_runs_with_isolated_networks_cannot_meet(cell: Path) -> None:

@@ -441,7 +441,7 @@ def test_sandboxes_differ_by_every_word() -> None:
         **{"ipc": "undefined", "hostname": "x", "extra_mounts": [Mount.tmpfs("/x")]},
         **{"filesystem_writable_paths": "none", "policy": Policy(capabilities="none")},
         **{"init": False, "user": "root", "ids": (1, 1)},
-        **{"umask": 0, "limits": Limits(core=0), "deterministic": True},
+        **{"umask": 0, "limits": Limits(core=0), "deterministic": True, "devices": "root"},
     }
     boxes = [Sandbox("/a"), Sandbox("/b"), *(Sandbox("/a", **{k: v}) for k, v in words.items())]
     boxes += [Sandbox("/a", user=1, group=2), Sandbox("/a", ids=(1, 1), groups=[3])]
