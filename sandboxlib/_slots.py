@@ -10,11 +10,10 @@ a pidfd of the caller.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 from _thread import RLock, interrupt_main
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from weakref import ref
 
 from . import _machine, _native, _plan
@@ -24,7 +23,9 @@ from .policy import DEFAULT_CAPABILITIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 lib = _native.lib
 
@@ -146,9 +147,7 @@ class Slots:
             raise NoSlot
         shared = self._shared
         if shared.watch is not None and (not shared.watch.is_same() or shared.appeared()):
-            with self._locked(setup):  # of several threads that see it, one
-                if self._shared is shared:
-                    self.close()
+            self._with_lock(setup, lambda: self._close_these(shared))
             if in_time and self._may_hang():
                 raise NoSlot
         slot = self._take_idle() or self._open(setup)
@@ -157,15 +156,30 @@ class Slots:
         slot.runs += 1
         return slot
 
-    @contextlib.contextmanager
-    def _locked(self, setup: float | None) -> Iterator[None]:
-        """Another thread may hang while it opens a slot. NoSlot when the time is over."""
-        if not self._lock.acquire(timeout=-1 if setup is None else setup):
-            raise NoSlot
+    def _with_lock(self, setup: float | None, work: Callable[[], T]) -> T:
+        """What `work` returns, done under the lock. NoSlot when the time is over: another thread
+        may hang while it opens a slot.
+
+        An exception from another thread can come behind any call, the acquire() too. A `with` of
+        the lock itself is safe from that, and so is this: the release() is done in any case, and
+        says itself that there was nothing to release.
+        """
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            return work()
         try:
-            yield
+            if not self._lock.acquire(timeout=-1 if setup is None else setup):
+                raise NoSlot
+            return work()
         finally:
-            self._lock.release()
+            try:  # noqa: SIM105 - a call before the release could be interrupted
+                self._lock.release()
+            except RuntimeError:
+                pass
+
+    def _close_these(self, shared: _Shared) -> None:
+        """Of several threads that see a change, one closes the slots of before."""
+        if self._shared is shared:
+            self.close()
 
     def _may_hang(self) -> bool:
         """Where the caller's mounts are watched, and none may hang, nobody looks again."""
@@ -236,26 +250,28 @@ class Slots:
     # ---- opening -----------------------------------------------------------------------------
 
     def _open(self, setup: float | None) -> Slot:
-        with self._locked(
-            setup
-        ):  # of several threads one makes the mount points that the root lacks
-            shared = self._shared
-            try:
-                if shared.watch is None:
-                    shared.watch = _native.Watch(self._paths)
-                    shared.lacks = [p for p in self._optional if not os.path.lexists(p)]
-                if shared.program is None:
-                    shared.program = self._prepare(shared.stubs)
-                slot = Slot(shared, *shared.program, setup)
-                if not shared.is_checked:
-                    self._check(slot)
-                    shared.is_checked = True
-            except OSError as error:
-                shared.release()
-                self._wasted += 1
-                raise NoSlot from error
+        slot = self._with_lock(setup, lambda: self._open_locked(setup))
         if not self._may_stay:
             raise NoSlot
+        return slot
+
+    def _open_locked(self, setup: float | None) -> Slot:
+        """Of several threads one makes the mount points that the root lacks."""
+        shared = self._shared
+        try:
+            if shared.watch is None:
+                shared.watch = _native.Watch(self._paths)
+                shared.lacks = [p for p in self._optional if not os.path.lexists(p)]
+            if shared.program is None:
+                shared.program = self._prepare(shared.stubs)
+            slot = Slot(shared, *shared.program, setup)
+            if not shared.is_checked:
+                self._check(slot)
+                shared.is_checked = True
+        except OSError as error:
+            shared.release()
+            self._wasted += 1
+            raise NoSlot from error
         return slot
 
     def _check(self, slot: Slot) -> None:
