@@ -246,6 +246,10 @@ static long clone_child(struct sbx_child *c, char *stack) {
         .stack = (uint64_t)(uintptr_t)stack,
         .stack_size = SBX_STACK_SIZE - BETWEEN_STACK_SIZE,
     };
+    /* Without it step OOM_SCORE would be about the caller as well, whose memory it is. The calling
+     * thread stands still then, whatever END is: Python refuses it where the set-up may hang. */
+    if (c->place->limits.oom_score_adj)
+        args.flags |= CLONE_VFORK;
     uint64_t all = RAW_ALL_SIGNALS, before;
     raw(__NR_rt_sigprocmask, SIG_SETMASK, &all, &before, RAW_SIGSET_SIZE);
     run->setting_up = 1;
@@ -634,6 +638,12 @@ void sbx_reap(struct sbx_run *run) {
     }
 }
 
+/* To a process (SIDE 1) or a group (-1). 0 and 1 are no child's number: to kill(2) they mean the
+ * caller's own group, and everybody. */
+static long by_number(int side, int pid, int signum) {
+    return pid > 1 ? raw(__NR_kill, side * pid, signum) : -ESRCH;
+}
+
 /* The group by pidfd, where a recycled number cannot be hit (Linux 6.9); before that by number, as
  * long as the leader, dead or alive, is still there to hold it. */
 static long signal_group(struct sbx_run *run, int signum) {
@@ -643,7 +653,7 @@ static long signal_group(struct sbx_run *run, int signum) {
         return error;
     error =
         raw(__NR_waitid, WAIT_PIDFD, run->pidfd, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0);
-    return error < 0 ? error : raw(__NR_kill, -run->pid, signum);
+    return error < 0 ? error : by_number(-1, run->pid, signum);
 }
 
 /* Pid 1 is told, and sends the signal to all below it. */
@@ -705,13 +715,13 @@ static long kill_run(struct sbx_run *run) {
         return 0;
     long error = raw(RAW_pidfd_send_signal, run->pidfd, SIGKILL, 0, 0);
     if (error < 0 && error != -ESRCH && !run->orphan) /* a seccomp filter; we have not reaped it */
-        error = raw(__NR_kill, run->pid, SIGKILL);
+        error = by_number(1, run->pid, SIGKILL);
     return error;
 }
 
 int sbx_signal(struct sbx_run *run, int signum) {
     int pidfd = run->slot ? run->slot->pidfd : run->pidfd;
-    if (pidfd < 0 || run->ended)
+    if (run->owner == 0 || pidfd < 0 || run->ended) /* owner 0: it has not begun, all is zero */
         return -ESRCH;
     if (run->slot)
         run->slot->signalled = run->slot->runs;

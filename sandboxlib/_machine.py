@@ -55,17 +55,20 @@ def mounts(pid: int | str = "self") -> Iterator[Mounted]:
     number: the mount's ID. root: of its file system. options: those of its file system.
     Nothing where there is no /proc.
     """
-    try:
-        with open(f"/proc/{pid}/mountinfo", "rb") as file:
-            whole = file.read()
-    except OSError:
-        return
     # A name may hold whatever str.split() takes for a space: the kernel puts b" " and b"\n" alone
     # between words and lines, and writes these in octal where they are part of a name.
-    for words in (line.split(b" ") for line in whole.split(b"\n") if line):
+    for words in (line.split(b" ") for line in _mountinfo(pid).split(b"\n") if line):
         kind = words.index(b"-", 6) + 1  # there are optional fields before it
         root, point, options = map(_plain, (words[3], words[4], words[kind + 2]))
         yield Mounted(int(words[0]), root, point, os.fsdecode(words[kind]), options)
+
+
+def _mountinfo(pid: int | str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/mountinfo", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _plain(word: bytes) -> str:

@@ -190,6 +190,7 @@ class Run:
         for index in plan.stubs:
             self._hold(index)
         held = plan.stubs
+        self._check_oom_score()
         work.job.setup_ns = int(self._setup_time() * 1e9)
         while _spawn(work, plan, self._job, self._stdio, plan.held(held)) != 0:
             step, index, error = _failure(work)
@@ -199,6 +200,17 @@ class Run:
             self._hold(index)
             held = (*held, index, *self._hold_missing(index + 1))
         plan.stubs = held
+
+    def _check_oom_score(self) -> None:
+        """Until the exec the calling thread has to stand still for it, and can end nothing."""
+        limits = self.plan.box.limits
+        if self.deadline is None or limits is None or limits.oom_score_adj is None:
+            return
+        if self.plan.may_hang():
+            raise errors.UnsupportedError(
+                "Limits.oom_score_adj with a timeout: the root or a source of a mount lies on a"
+                " file system that may not answer, and then the timeout could not be kept"
+            )
 
     def _hold_missing(self, first: int) -> list[int]:
         """From that mount on: one by one, each would take a start from the beginning. What cannot

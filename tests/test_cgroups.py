@@ -770,7 +770,7 @@ def test_mounts_are_read_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
         b"3 1 0:3 / /pids rw - cgroup cgroup rw,pids\n",
         b"4 1 0:4 /docker /two rw - cgroup2  rw,nsdelegate\n",  # of no source
     ]
-    monkeypatch.setattr(_machine, "_mountinfo", lambda: mountinfo)
+    monkeypatch.setattr(_machine, "_mountinfo", lambda pid: b"".join(mountinfo))
     monkeypatch.setattr(_hierarchies, "read", files.__getitem__)
     assert _hierarchies.own_directories() == {
         "cpu": "/c g/cpu",

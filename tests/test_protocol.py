@@ -618,3 +618,15 @@ def test_limits_of_pid_1_do_not_make_it_deaf_to_a_handle(deaf: Sandbox) -> None:
         process.terminate()
         assert process.wait(60) == 0
         assert process.stdout.read() == b"TERM\n"
+
+
+def test_a_run_that_has_not_begun_takes_no_signal() -> None:
+    # All of it is zero, and 0 is the caller's own process group to kill(2): so in a group apart.
+    script = """
+from sandboxlib import _native
+for signum in (9, 15):
+    print(_native.lib.sbx_signal(_native.Workspace().run, signum))
+"""
+    argv = [sys.executable, "-c", script]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, start_new_session=True)
+    assert (done.returncode, done.stdout) == (0, f"{-errno.ESRCH}\n" * 2)

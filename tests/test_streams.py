@@ -589,10 +589,17 @@ def test_a_pty_is_the_terminal_of_the_command(run: Run) -> None:
     assert result == (0, b"24 80\r\nerr\r\ntold\r\n", None)
     assert (result.out_size, result.err_size) == (18, None)
     assert run("stty size", pty=(50, 132)).out == b"50 132\r\n"
-    session = "import os; print(os.getsid(0) == os.getpid() == os.tcgetpgrp(0), os.ttyname(1))"
-    out = run([*PYTHON, session], pty=True).out
+    session = "import os; print(os.getsid(0) == os.getpid() == os.tcgetpgrp(0), os.isatty(1))"
+    assert run([*PYTHON, session], pty=True).out == b"True True\r\n"
+
+
+def test_a_pty_has_a_name_where_the_callers_dev_is() -> None:
+    # The minimal /dev has pseudo-terminals of its own, and this one is the caller's.
+    require(os.path.exists("/dev/pts"), "the caller has no /dev/pts")
+    out = Sandbox("/", devices="root").run(["tty"], pty=True).out
     assert out is not None
-    assert out.startswith(b"True /dev/pts/")
+    assert out.startswith(b"/dev/pts/")
+    assert Sandbox("/").run(["tty"], pty=True).out == b"not a tty\r\n"
 
 
 def test_a_pty_with_sinks_and_limits(run: Run) -> None:
@@ -932,8 +939,9 @@ def test_a_terminal_and_grace_go_to_an_executor_that_has_them(
         pytest.skip(reason)
     box = Sandbox("/", policy=Policy(capabilities="all"))
     assert box.run(["true"]).executor == "bubblewrap"
-    assert box.run(["tty"], pty=True).executor == native
-    assert [one.executor for one in box.map([["tty"]], pty=True)] == [native]
+    words = ["test", "-t", "0"]
+    assert box.run(words, pty=True).executor == native
+    assert [one.executor for one in box.map([words], pty=True)] == [native]
     assert box.run(["true"], timeout=60, grace=1).executor == native
     assert next(box.map([["true"]], timeout=60, grace=1)).executor == native
     with box.start(["true"]) as process:
