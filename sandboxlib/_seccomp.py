@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """System call filters: the profile 'builds', and OCI/Docker profiles, as programs for seccomp(2).
 
-Imported when a run takes a filter, and not before; the compiler only where none of the programs
-that were made ahead (_seccomp_made) is the one.
+The compiler is imported only where none of the programs that were made ahead (_seccomp_made) is
+the one. Those are always there: every run takes one by default, and a signal handler may make a
+run while the first one is on its way, when it would find a module that is half imported.
 """
 
 from __future__ import annotations

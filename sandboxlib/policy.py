@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 
+from . import _seccomp
 from ._check import Value, check_choice, check_flag, check_text
 from .errors import SpecError, SpecTypeError, setup_error
 
@@ -141,7 +142,7 @@ class Policy(Value):
         values: dict[str, object] = {
             "capabilities": _capabilities(capabilities),
             "no_new_privs": no_new_privs,
-            "seccomp": _seccomp(seccomp),
+            "seccomp": _checked_seccomp(seccomp),
             "nesting": nesting,
         }
         self.__dict__.update(values)
@@ -183,7 +184,7 @@ def _capabilities(value: object) -> str | tuple[str, ...]:
     return tuple(sorted(set(names))) or "none"
 
 
-def _seccomp(value: object) -> str | Profile:
+def _checked_seccomp(value: object) -> str | Profile:
     if isinstance(value, str):
         if "/" in value or value.endswith(".json"):
             raise SpecTypeError(f"a seccomp profile is a path, not a str: pathlib.Path({value!r})")
@@ -219,8 +220,6 @@ def program_of(policy: Policy, in_slot: bool = False) -> bytes:
     """
     if policy.seccomp == "none":
         return b""
-    from . import _seccomp
-
     if isinstance(policy.seccomp, Profile):
         return _seccomp.from_profile(policy.seccomp.text, names_of(policy))
     return _seccomp.builds(names_of(policy), nesting=policy.nesting, in_slot=in_slot)
