@@ -91,6 +91,8 @@ class Mount(Value):
     size: int         tmpfs: bytes at most; None: half of the memory (tmpfs(5)). It holds as many
                       files and directories as pages of 4 KiB, from 1,024 to 1,048,576.
     mode: int         tmpfs: permissions of its root, 0o1777 by default.
+
+    Raises SpecError for everything that makes no sense.
     """
 
     _fields = ("target", "source", "type", "read_only", "recursive", "size", "mode")
@@ -425,7 +427,8 @@ class Sandbox(Value):
         if self.groups and self.ids is None:
             raise SpecError("groups need ids")
         if self.ids is not None and (self.processes != "isolated" or not self.init):
-            raise SpecError("ids needs processes='isolated' and init=True")
+            text = "ids needs processes='isolated' and init=True; so does a user that is a number"
+            raise SpecError(text)
 
     def isolation(self) -> dict[str, str]:
         """The four kinds of isolation, by name."""

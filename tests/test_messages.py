@@ -110,3 +110,19 @@ def test_the_command_line_refuses_other_users(text: str) -> None:
     done = run("run", f"--user={text}", "/", "true")
     assert done.returncode == 2
     assert "is none of caller, root, ranges, UID[:GID]" in done.stderr
+
+
+def test_ids_and_a_user_that_is_a_number_are_told_what_they_need() -> None:
+    with pytest.raises(SpecError, match=r"processes='isolated'.*a user that is a number"):
+        Sandbox("/", user=1000, processes="undefined")
+
+
+def test_a_directory_that_is_there_is_told_how_to_name_another(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "image").write_bytes(bytes(1024))
+    unpack = sandboxlib.load.oci.unpack_oci_image
+    with (
+        pytest.raises(FileExistsError, match="not there yet"),
+        unpack(tmp_path / "image", into=tmp_path / "there"),
+    ):
+        pass

@@ -34,7 +34,8 @@ class Place:
             if isinstance(error, RuntimeError):  # a SetupError
                 raise
             what = f"make the directory {path}"
-            raise setup_error(error.errno or 0, path, "target", what) from error
+            hint = "name one that is not there yet" if error.errno == errno.EEXIST else ""
+            raise setup_error(error.errno or 0, path, "target", what, hint) from error
 
     def _open(self) -> None:
         """Its name may lead to a directory of somebody else's by now, or to another of ours."""
