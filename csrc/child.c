@@ -687,6 +687,86 @@ static int do_mounts(struct sbx_child *c) {
     return 0;
 }
 
+enum { MOST_AT_ONCE = 128, TRIES_OF_A_NAME = 16, NAME_IN_ANSWER = 512 };
+
+struct raw_mount { /* struct statmount, up to what is read of it */
+    uint64_t mask[2], device, magic, flags, id, parent, old_ids, attributes, between[4];
+    uint32_t root, point; /* offsets behind NAME_IN_ANSWER */
+    uint64_t rest[50];
+    char names[4096];
+};
+
+static long ask(long call, uint64_t mount, uint64_t wanted, void *answer, size_t size) {
+    struct {
+        uint32_t size, spare;
+        uint64_t mount, wanted;
+    } request = {24, 0, mount, wanted};
+    return raw(call, &request, answer, size, 0);
+}
+
+/* Whether it is clear what a run finds by the name that a mount has now: the mount, which is sealed
+ * then, or what is mounted over it. */
+static int seal_by_name(uint64_t id, const char *name) {
+    struct raw_mount above;
+    struct raw_statx there = {.mount_id = 0}, sys = {.mount_id = 0};
+    long fd = sbx_open_in_root(AT_FDCWD, name, O_PATH), result = 0;
+    if (fd < 0)
+        return 0;
+    raw(__NR_statx, fd, "", EMPTY_PATH | DONT_SYNC, WANT_UNIQUE_ID, &there);
+    raw(__NR_statx, fd, "sys", DONT_SYNC, WANT_MOUNT_ID, &sys);
+    int is_it = there.mount_id == id;
+    if (is_it && !(sys.attributes & IS_MOUNT_ROOT)) /* of a proc: it is covered */
+        result = seal(fd);
+    close_fd(fd);
+    if (!is_it && ask(457, there.mount_id, 2 /* STATMOUNT_MNT_BASIC */, &above, sizeof above) >= 0)
+        is_it = above.parent == id;
+    return result < 0 ? (int)result : is_it;
+}
+
+/* A command of another run may have renamed a directory on the way to a mount since its name was
+ * looked up, and the mount went along. So the kernel is asked what is mounted below the new root
+ * (Linux 6.8). What no name leads to lies beneath another mount. */
+static int seal_the_rest(int with_proc) {
+    uint64_t ids[MOST_AT_ONCE], last = 0;
+    struct raw_mount mount;
+    long n = MOST_AT_ONCE, result = 0;
+    while (n == MOST_AT_ONCE && result >= 0) {
+        n = ask(458 /* listmount */, ~(uint64_t)0 /* LSMT_ROOT */, last, ids, MOST_AT_ONCE);
+        for (long i = 0; i < n && result >= 0; i++) {
+            last = ids[i];
+            result = 0;
+            for (int tries = 0; result == 0 && tries < TRIES_OF_A_NAME; tries++) {
+                /* STATMOUNT_SB_BASIC, _MNT_BASIC, _MNT_POINT */
+                if (ask(457 /* statmount */, last, 0x13, &mount, sizeof mount) < 0
+                    || (mount.mask[1] & 0x13) != 0x13 || mount.attributes & ATTR_READ_ONLY)
+                    break;
+                if (!is_of_the_kernel((long)mount.magic) && !(with_proc && mount.magic == 0x9fa0))
+                    break;
+                result = seal_by_name(last, (char *)&mount + NAME_IN_ANSWER + mount.point);
+            }
+        }
+    }
+    return result < 0 ? (int)result : 0;
+}
+
+static int lies_deep(const char *path) {
+    for (path++; *path && *path != '/'; path++)
+        ;
+    return *path;
+}
+
+/* A mount just below the root cannot be renamed where it is one: for /sys alone nobody is asked. */
+static int do_seals(struct sbx_child *c) {
+    int any = 0, with_proc = 1;
+    for (int i = 0; i < c->place->n_mounts; i++) {
+        const struct sbx_mount *m = &c->place->mounts[i];
+        any |= m->kind == SBX_SEAL && lies_deep(m->target);
+        if (m->kind == SBX_PROC && !(m->flags & SBX_COVER)) /* is to stay whole */
+            with_proc = 0;
+    }
+    return any ? seal_the_rest(with_proc) : 0;
+}
+
 /* pivot_root(2), NOTES: with "." twice the old root ends up on top of the new one, and goes. */
 static int do_pivot(struct sbx_child *c) {
     if (c->root < 0)
@@ -698,7 +778,7 @@ static int do_pivot(struct sbx_child *c) {
         result = raw(__NR_umount2, ".", MNT_DETACH);
     if (result >= 0)
         result = raw(__NR_chdir, "/");
-    return (int)result;
+    return result < 0 ? (int)result : do_seals(c);
 }
 
 /* Step ROOT went there. */

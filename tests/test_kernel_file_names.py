@@ -88,3 +88,46 @@ def test_what_lies_below_another_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
     by_any_name = {"/x/a", "/x/cgroup", "/x/fs/cgroup", "/x/proc", "/x/srv/sys/a", "/x/sys"}
     by_any_name |= {"/x/sys/a", "/x/sys/fs/cgroup"}
     assert set(_plan.seal_paths("usr", "/x", ())) == by_any_name
+
+
+MOVED = """
+import os, subprocess, sys
+from sandboxlib import Sandbox
+root, source, words, *argv = sys.argv[1:]
+run = lambda args: subprocess.run(args, check=True)
+os.makedirs(f"{root}/srv/a/cgroup")
+os.makedirs(f"{root}/srv/a/proc")
+for place in ("usr", "bin", "lib", "lib64", "root"):
+    if os.path.isdir(f"/{place}"):
+        os.makedirs(f"{root}/{place}")
+        run(["mount", "--rbind", f"/{place}", f"{root}/{place}"])
+run(["mount", "--bind", source, f"{root}/srv/a/cgroup"])
+run(["mount", "--bind", "/proc", f"{root}/srv/a/proc"])
+with Sandbox(root, filesystem_writable_paths=eval(words)) as box:
+    look = lambda place, fresh: box.run([*argv, f"/srv/{place}/cgroup/cgroup.procs",
+        f"/srv/{place}/proc/sys/kernel/core_pattern"], "/", fresh=fresh).out
+    assert look("a", True) == look("a", False) == b"30\\n30\\n"
+    assert box.run(["mv", "/srv/a", "/srv/b"], "/").exit == 0
+    assert look("b", True) == look("b", False) == b"30\\n30\\n", look("b", True)
+    box.close()
+    assert look("b", False) == b"30\\n30\\n"
+print("sealed")
+"""
+
+
+@pytest.mark.parametrize("words", ["'all'", "['/srv']"])
+def test_a_command_cannot_move_them_out_of_sight(words: str, tmp_path: Path) -> None:
+    """It renames a directory on the way to what the host has mounted below the root."""
+    kernel = tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
+    if kernel < (6, 8):
+        pytest.skip("Linux before 6.8 does not tell what is mounted where")
+    source = os.path.dirname(of_cgroups()[-1])
+    argv = [str(tmp_path / "root"), source, words, PYTHON, "-I", "-S", "-c", OPEN]
+    done = subprocess.run(
+        ["unshare", "-m", "--propagation", "private", *python(), "-c", MOVED, *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout == "sealed\n", done.stderr

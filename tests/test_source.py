@@ -181,7 +181,7 @@ def test_every_field_of_the_plan_is_set_and_used() -> None:
 
 def test_the_core_stays_small() -> None:
     lines = sum(len(path.read_text().splitlines()) for path in CSRC.iterdir())
-    assert lines < 4000
+    assert lines < 4100
     assert os.stat(PACKAGE / "_init").st_size <= 6 * 4096  # pages
 
 
