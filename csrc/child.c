@@ -594,7 +594,7 @@ static int do_seal(struct sbx_child *c, const struct sbx_mount *m) {
     c->run->at.step = SBX_STEP_TARGET;
     long target = sbx_open_in_root(c->tree, m->target, O_PATH);
     if (target < 0) /* it is not there, or not to be reached: nor can the command */
-        return target == -ENOENT || target == -ENOTDIR ? 0 : (int)target;
+        return target == -ENOENT || target == -ENOTDIR || target == -EACCES ? 0 : (int)target;
     c->run->at.step = SBX_STEP_MOUNT;
     long result = status_of(target, &there);
     if (result >= 0 && there.attributes & IS_MOUNT_ROOT && !is_the_root(c, &there))

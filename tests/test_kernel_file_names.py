@@ -15,7 +15,7 @@ import pytest
 from conftest import needs_root, python, require
 from test_kernel_files import OPEN, PYTHON, WAYS, look, of_cgroups
 
-from sandboxlib import Mount, Sandbox, _machine, _plan, bubblewrap
+from sandboxlib import Mount, Sandbox, _machine, _plan, bubblewrap, user_namespace
 
 pytestmark = needs_root
 
@@ -131,3 +131,37 @@ def test_a_command_cannot_move_them_out_of_sight(words: str, tmp_path: Path) -> 
         timeout=120,
     )
     assert done.stdout == "sealed\n", done.stderr
+
+
+CLOSED = """
+import os, subprocess, sys
+place, package, *become = sys.argv[1:]
+for kind in ("proc", "sysfs"):
+    os.makedirs(f"{place}/{kind}")
+    subprocess.run(["mount", "-t", kind, kind, f"{place}/{kind}"], check=True)
+os.chmod(place, 0o700)
+program = '''
+from sandboxlib import Sandbox, user_namespace
+for user in ("caller", "root"):
+    assert user_namespace.run_in(Sandbox("/", user=user), ["true"], "/").exit == 0
+print("ran")
+'''
+os.environ["PYTHONPATH"] = package
+os.chdir("/")
+os.execvp(become[0], [*become, "-c", program])
+"""
+
+
+def test_what_a_user_cannot_reach_keeps_no_run_from_him(tmp_path: Path) -> None:
+    require(not user_namespace.why_not(), "there are no user namespaces")
+    package = str(Path(_plan.__file__).resolve().parent.parent)
+    become = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", *python()]
+    argv = [*python(), "-c", CLOSED, str(tmp_path / "closed"), package, *become]
+    done = subprocess.run(
+        ["unshare", "-m", "--propagation", "private", *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout == "ran\n", done.stderr
