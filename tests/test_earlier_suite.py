@@ -109,6 +109,7 @@ def assert_as_expected(done: subprocess.CompletedProcess[str], is_root: bool) ->
     assert not found, found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_suite_of_0_3_1_as_the_caller(suite: Path, tool_path: str) -> None:
     env = {**os.environ, "PATH": tool_path, "PYTHONPATH": PACKAGE}
@@ -118,6 +119,7 @@ def test_the_suite_of_0_3_1_as_the_caller(suite: Path, tool_path: str) -> None:
     assert_as_expected(done, is_root=os.geteuid() == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_suite_of_0_3_1_as_an_ordinary_user(suite: Path, setuid_tool: SetuidTool) -> None:
     env = {"PYTHONPATH": PACKAGE, "PYTHONDONTWRITEBYTECODE": "1"}

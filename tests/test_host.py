@@ -61,6 +61,7 @@ def host(script: str, root: Path, mode: object = None, timeout: float = 100, **w
     return done.stdout
 
 
+@pytest.mark.slow
 @modes
 def test_32_threads_get_each_its_own(shared_rootfs: Path, mode: dict[str, object]) -> None:
     script = """
@@ -526,6 +527,7 @@ assert box.run(["echo", "x"]).out == b"x\\n"
 # ---- leaks -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @modes
 def test_thousands_of_runs_leave_nothing(shared_rootfs: Path, mode: dict[str, object]) -> None:
     script = """

@@ -128,6 +128,7 @@ def host(script: str, root: Path, mode: object = None, wrapper: tuple[str, ...] 
     return done.stdout
 
 
+@pytest.mark.slow
 @modes
 def test_two_thousand_runs_of_all_kinds_leave_nothing(
     shared_rootfs: Path, mode: dict[str, object]

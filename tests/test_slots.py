@@ -664,6 +664,7 @@ for ring in ("-4", "k(250, 22, -1, -3)"):
     subprocess.run([*user, python, "-c", script], env=env, cwd="/", check=True)
 
 
+@pytest.mark.slow
 def test_a_soak_leaves_everything_as_it_was(shared_rootfs: Path) -> None:
     """SANDBOXLIB_SOAK=100000 is the whole of it; 2,000 runs show as much in ten seconds."""
     count = int(os.environ.get("SANDBOXLIB_SOAK", "2000"))
