@@ -73,6 +73,8 @@ def _mountinfo(pid: int | str) -> bytes:
 
 def _plain(word: bytes) -> str:
     """Characters that would part the words stand in octal, and so do the backslash and '#'."""
+    if b"\\" not in word:  # nearly always, and this is done for every mount of the machine
+        return os.fsdecode(word)
     for code, character in (
         (rb"\040", b" "),
         (rb"\011", b"\t"),

@@ -240,7 +240,8 @@ class Slots:
     def __del__(self) -> None:
         if _all is None:  # the interpreter is at its end, and close_all() was here
             return
-        _all.pop(id(self), None)
+        if _all.pop(id(self), None) is None:  # an interrupt came before it was made: it has nothing
+            return
         while True:
             try:
                 return self.close()
