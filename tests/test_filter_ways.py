@@ -395,8 +395,11 @@ TOOLS = {
 @needs_root
 @pytest.mark.parametrize("name", TOOLS)
 @pytest.mark.parametrize("way", ["slot", "fresh", "bubblewrap"])
-def test_tools_that_look_into_processes_work(name: str, way: str) -> None:
+def test_tools_that_look_into_processes_work(
+    name: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     require(shutil.which(name), f"there is no {name}")
+    monkeypatch.chdir("/")  # the tests may lie in /tmp, which a tmpfs hides
     if way == "bubblewrap":
         require(not bubblewrap.why_not(), bubblewrap.why_not())
     words, run = WAYS[way]
