@@ -16,6 +16,16 @@ from collections.abc import Sequence
 from . import _hierarchies, _machine
 from .sandbox import Sandbox
 
+#: By these whoever may write them moves, kills or stops what is in a cgroup.
+_COMMANDS = (
+    "cgroup.procs",
+    "cgroup.threads",
+    "tasks",
+    "cgroup.kill",
+    "cgroup.freeze",
+    "freezer.state",
+)
+
 
 @functools.lru_cache(maxsize=64)
 def refused(box: Sandbox, in_user_namespace: bool, euid: int) -> list[str]:
@@ -68,10 +78,11 @@ def _writable(uids: Sequence[range]) -> str:
         for path, _, files in os.walk(top):
             if "cgroup.procs" not in files:
                 continue
-            for name in (path, f"{path}/cgroup.procs"):
+            for name in (path, *(f"{path}/{file}" for file in _COMMANDS if file in files)):
                 with contextlib.suppress(OSError):  # removed meanwhile
                     status = os.stat(name)
                     owner = _outside(status.st_uid)
-                    if status.st_mode & 0o002 or any(owner in each for each in uids):
+                    # Any group is taken to be the command's: the kernel lets none write.
+                    if status.st_mode & 0o022 or any(owner in each for each in uids):
                         return path
     return ""
