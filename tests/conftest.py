@@ -182,6 +182,7 @@ def tool_path() -> Iterator[str]:
     require(shutil.which("cc"), "there is no C compiler")
     source = Path(__file__).with_name("linux-user-chroot.c")
     # In a directory of /tmp, where others can write, no program is trusted.
+    require(os.access("/var/lib", os.W_OK), "uid 0 of a user namespace has no place for a tool")
     with tempfile.TemporaryDirectory(prefix="sandboxlib-tool.", dir="/var/lib") as place:
         subprocess.run(["cc", "-O1", str(source), "-o", f"{place}/linux-user-chroot"], check=True)
         yield f"{place}:{found}"
