@@ -97,7 +97,7 @@ class Run:
 
     __slots__ = (
         *("plan", "_job", "_stdio", "_captures", "deadline", "_timed_out", "_content", "_rare"),
-        *("_workspace", "struct", "_slots", "_slot", "_stubs", "unkillable"),
+        *("_workspace", "_slots", "_slot", "_stubs", "unkillable"),
     )
 
     def __init__(
@@ -132,7 +132,13 @@ class Run:
         self._stdio = (first, *outputs)
         self._captures = outputs[0] == _CAPTURED, outputs[1] == _CAPTURED
         self._workspace = _native.take_workspace()
-        self.struct = self._workspace.run
+
+    @property
+    def struct(self) -> Any:
+        """The struct sbx_run. Only the workspace holds it, which frees it before the slot that it
+        points to: what is left of a run ends itself when it is freed.
+        """
+        return self._workspace.run
 
     def start(self, fresh: bool, pump: bool = False) -> int:
         """Starts the job, or raises why not: a SetupError. fresh=False: in a slot, if it can be.
