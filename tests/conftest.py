@@ -26,7 +26,8 @@ IS_SANITIZED = "SANDBOXLIB_SANITIZED" in os.environ
 NOT_OF_THE_CORE = (
     "test_bench test_command_line test_demo test_earlier_suite test_executors test_images "
     "test_ladder test_linux_user_chroot test_refusals test_tools test_tools_safety test_policy "
-    "test_image_costs test_image_targets test_seccomp test_seccomp_profiles test_real_software"
+    "test_image_costs test_image_targets test_seccomp test_seccomp_profiles test_real_software "
+    "test_nesting"
 ).split()
 
 
