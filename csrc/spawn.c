@@ -246,9 +246,11 @@ static long clone_child(struct sbx_child *c, char *stack) {
         .stack = (uint64_t)(uintptr_t)stack,
         .stack_size = SBX_STACK_SIZE - BETWEEN_STACK_SIZE,
     };
-    /* Without it step OOM_SCORE would be about the caller as well, whose memory it is. The calling
-     * thread stands still then, whatever END is: Python refuses it where the set-up may hang. */
-    if (c->place->limits.oom_score_adj)
+    /* Without an END there is nothing to look at a clock for, and standing still is a little
+     * faster. And step OOM_SCORE would otherwise be about the caller as well, whose memory it is:
+     * so there the calling thread stands still whatever END is; Python refuses it where the set-up
+     * may hang. */
+    if (!end || c->place->limits.oom_score_adj)
         args.flags |= CLONE_VFORK;
     uint64_t all = RAW_ALL_SIGNALS, before;
     raw(__NR_rt_sigprocmask, SIG_SETMASK, &all, &before, RAW_SIGSET_SIZE);

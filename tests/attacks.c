@@ -324,7 +324,6 @@ CALL(module, syscall(SYS_init_module, "", 0, ""))
 CALL(hostname, sethostname("x", 1))
 CALL(nice, setpriority(PRIO_PROCESS, 0, -5))
 CALL(renice, setpriority(PRIO_PROCESS, 1, 19))
-CALL(autogroup, put("/proc/1/autogroup", "19"))
 CALL(userfault, syscall(SYS_userfaultfd, 1))
 CALL(fanotify, syscall(SYS_fanotify_init, 0, 0))
 CALL(compare, syscall(SYS_kcmp, getpid(), getpid(), 0, 0, 0))
@@ -387,7 +386,6 @@ static const struct {
     {"hostname", try_hostname},
     {"nice", try_nice},
     {"renice_pid_1", try_renice},
-    {"autogroup_of_pid_1", try_autogroup},
     {"userfaultfd", try_userfault},
     {"fanotify", try_fanotify},
     {"kcmp", try_compare},
