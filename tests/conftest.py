@@ -27,7 +27,7 @@ NOT_OF_THE_CORE = (
     "test_bench test_command_line test_demo test_earlier_suite test_executors test_images "
     "test_ladder test_linux_user_chroot test_refusals test_tools test_tools_safety test_policy "
     "test_image_costs test_image_targets test_seccomp test_seccomp_profiles test_real_software "
-    "test_nesting"
+    "test_nesting test_messages"
 ).split()
 
 
@@ -72,6 +72,11 @@ if mode.pop("map", False):
     from sandboxlib import _map  # not first of all in a signal handler
     Sandbox.run = by_map
 """
+
+
+not_sanitized = pytest.mark.skipif(
+    IS_SANITIZED, reason="an ordinary user cannot read the Python that the sanitizer is loaded into"
+)
 
 
 def require(present: object, reason: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import python, require
+from conftest import not_sanitized, python, require
 
 import sandboxlib
 from sandboxlib import Limits, Policy, Result, Sandbox, SetupError, _machine, bubblewrap, chroot
@@ -374,6 +374,7 @@ print(json.dumps(found))
 
 
 @needs_root
+@not_sanitized
 def test_an_ordinary_user_has_the_same_filter() -> None:
     argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *python(), "-c", USER]
     argv += [json.dumps(closed()), INSIDE, PYTHON]

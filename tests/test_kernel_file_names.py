@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import needs_root, python, require
+from conftest import needs_root, not_sanitized, python, require
 from test_kernel_files import OPEN, PYTHON, WAYS, look, of_cgroups
 
 from sandboxlib import Mount, Sandbox, _machine, _plan, bubblewrap, user_namespace
@@ -152,6 +152,7 @@ os.execvp(become[0], [*become, "-c", program])
 """
 
 
+@not_sanitized
 def test_what_a_user_cannot_reach_keeps_no_run_from_him(tmp_path: Path) -> None:
     require(not user_namespace.why_not(), "there are no user namespaces")
     package = str(Path(_plan.__file__).resolve().parent.parent)
