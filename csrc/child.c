@@ -2,8 +2,8 @@
  *
  * The child's side of a run: one short function a step, then the table that orders them.
  *
- * This code runs in the caller's memory while the calling thread stands still and every other
- * thread goes on (clone with CLONE_VM | CLONE_VFORK). So of libc it calls strlen and such alone: a
+ * This code runs in the caller's memory while the calling thread waits for its exec and every other
+ * thread goes on (clone with CLONE_VM). So of libc it calls strlen and such alone: a
  * lock may be held by another thread, errno belongs to the caller. A step returns 0 or -errno.
  * Whatever it opens is closed with the process, or by the exec: every descriptor here is
  * close-on-exec.

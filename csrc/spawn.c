@@ -26,10 +26,11 @@
  * a caller that ignores SIGCHLD or waits for just any child. Without a reaper it comes from
  * waitid(2), and where somebody else was faster from the pidfd (Linux 6.15).
  *
- * The calling thread waits on a futex that the kernel clears when the child leaves the caller's
- * memory (CLONE_CHILD_CLEARTID), and not by CLONE_VFORK, which knows no time limit: a step may hang
- * in a file system that does not answer. A child that even SIGKILL does not end in time never runs
- * another instruction of ours, so the thread may go on; the memory stays until the child is gone.
+ * Where the run has a timeout, the calling thread waits on a futex that the kernel clears when the
+ * child leaves the caller's memory (CLONE_CHILD_CLEARTID), and not by CLONE_VFORK, which knows no
+ * time limit: a step may hang in a file system that does not answer. A child that even SIGKILL does
+ * not end in time never runs another instruction of ours, so the thread may go on; the memory stays
+ * until the child is gone.
  *
  * C owns nothing here: no malloc, no globals.
  */
