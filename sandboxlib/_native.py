@@ -101,27 +101,21 @@ class Stream:
 #: Processes that were killed and do not end: a pidfd, which file that is, what they may use.
 _stuck: list[tuple[int, int, tuple[object, ...]]] = []
 
+#: Structs that were garbage, and ended. reap_stuck() looks whether SIGKILL did not end a process.
+_lost: list[Any] = []
+
 
 def _ending(kind: str, end: Any) -> tuple[Any, Any]:
     """Memory, and the same as a struct for which `end` is called when it is lost; keep both.
 
     With a cycle of garbage it is lost, and its memory freed, before methods of the others in the
-    cycle are called for the last time, which may still use it.
+    cycle are called for the last time, which may still use it. So `end` comes first, then _lost
+    keeps the memory. Neither is written in Python: an exception from a signal handler or another
+    thread would come up in their midst, and Python drops what a finalizer raises.
     """
     memory = ffi.new(kind)
-
-    def lost(struct: Any, note: Any = _stuck.append, file_of: Any = lib.sbx_file_of) -> None:
-        end(struct)
-        if struct.stuck:
-            note((struct.stuck, file_of(struct.stuck), (struct,)))
-
-    if kind == "struct sbx_watch *":
-        return memory, ffi.gc(memory, end)
-    return memory, ffi.gc(memory, lost)
-
-
-def _forget(_: object) -> None:
-    pass
+    kept = memory if kind == "struct sbx_watch *" else ffi.gc(memory, _lost.append)
+    return memory, ffi.gc(kept, end)
 
 
 class Workspace:
@@ -131,8 +125,9 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        # With a callback it is cleared before the finalizers of a cycle of garbage are called.
-        self.alive = ref(self, _forget)
+        # With a callback it is cleared before the finalizers of a cycle of garbage are called. This
+        # one does nothing, and no exception can come up in it, since it is not written in Python.
+        self.alive = ref(self, id)
         stack = lib.sbx_new_stack()
         if not stack:
             raise MemoryError("no memory for the stack of a child")
@@ -175,6 +170,9 @@ def _take_over(struct: Any, keep: tuple[object, ...]) -> int:
 
 def reap_stuck() -> None:
     """Reaps those that ended meanwhile. Nobody waits for the others, also not in the end."""
+    while _lost:
+        with contextlib.suppress(IndexError):  # another thread was faster
+            _take_over(lost := _lost.pop(), (lost,))
     for entry in list(_stuck):
         fd, file, _ = entry
         if lib.sbx_file_of(fd) == file:  # else the host closed, or replaced, what is not its own
@@ -190,6 +188,7 @@ def _forget_stuck() -> None:
         if lib.sbx_file_of(fd) == file:
             os.close(fd)
     _stuck.clear()
+    _lost.clear()
 
 
 os.register_at_fork(after_in_child=_forget_stuck)
@@ -200,7 +199,7 @@ _free: list[Workspace] = []
 
 def take_workspace() -> Workspace:
     """A workspace that no other run is using."""
-    if _stuck:
+    if _stuck or _lost:
         reap_stuck()
     try:
         return _free.pop()

@@ -543,10 +543,44 @@ for _ in range(63):
     for thread in threads:
         assert set_exception(ctypes.c_ulong(thread.ident), ctypes.py_object(Stop)) == 1
     for thread in threads:
-        thread.join()
+        thread.join(5)
+        while thread.is_alive():  # it came up in a finalizer, where Python drops exceptions
+            set_exception(ctypes.c_ulong(thread.ident), ctypes.py_object(Stop))
+            thread.join(0.1)
 gc.collect()
 box.close()
 assert fds() == before
+assert children() == []
+"""
+    host(script, shared_rootfs, mode)
+
+
+@modes
+def test_an_interrupt_while_a_run_is_freed_is_not_dropped(
+    shared_rootfs: Path, mode: dict[str, Any]
+) -> None:
+    script = """
+import _thread, functools, weakref
+from sandboxlib import _native
+class Last: pass
+def used():
+    another = box.replace(hostname="another")
+    another.run(["true"])
+    return another
+for make in [_native.Workspace, used] * 3:
+    last = Last()
+    # Interrupts, without a line of Python, when `last` is freed: just before what is lost.
+    interrupt = functools.partial(next, map(_thread.interrupt_main, [signal.SIGINT]))
+    watch = weakref.ref(last, interrupt)
+    garbage = [make(), last]
+    del last
+    try:
+        garbage.clear()  # the last one first
+        time.sleep(0.01)
+    except KeyboardInterrupt:
+        continue
+    raise AssertionError(f"the interrupt was dropped with {make}")
+box.close()
 assert children() == []
 """
     host(script, shared_rootfs, mode)
