@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes sandboxlib/_syscalls.py from the kernel headers of a Debian machine, and with it
-sandboxlib/_seccomp_made.py: programs of the profile 'builds' for the default settings, since
+"""Writes sandboxlib/_seccomp/syscalls.py from the kernel headers of a Debian machine, and with it
+sandboxlib/_seccomp/made.py: programs of the profile 'builds' for the default settings, since
 compiling one takes 2 ms of a process's first run.
 
     apt-get install linux-libc-dev linux-libc-dev-arm64-cross linux-libc-dev-armhf-cross
@@ -8,7 +8,7 @@ compiling one takes 2 ms of a process's first run.
     python make_syscalls.py made            the programs only
 
 Numbers from 424 on are the same on every machine, and newer kernels than the headers' are known
-here by NEWER. Whoever adds a call there decides in sandboxlib/_seccomp_builds.py whether 'builds'
+here by NEWER. Whoever adds a call there decides in sandboxlib/_seccomp/builds.py whether 'builds'
 closes it: what is newer than the table is ENOSYS.
 """
 
@@ -122,8 +122,8 @@ def as_words(numbers: dict[str, int]) -> str:
 
 
 MADE = '''# SPDX-License-Identifier: Apache-2.0
-"""Programs of the profile 'builds'. Written by make_syscalls.py: change _seccomp_builds.py, and not
-this file.
+"""Programs of the profile 'builds'. Written by make_syscalls.py: change builds.py, not this
+file.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ PROGRAMS = {
 
 
 def write_made() -> None:
-    from sandboxlib._seccomp import MACHINES
-    from sandboxlib._seccomp_builds import compile_builds
+    from sandboxlib._seccomp.builds import compile_builds
+    from sandboxlib._seccomp.filters import MACHINES
 
     parts = [MADE]
     for machine in ("x86_64", "aarch64"):
@@ -144,7 +144,7 @@ def write_made() -> None:
             parts.append(f"    ({machine!r}, frozenset({openers})): (\n")
             parts += [f"        {text[at : at + 88]!r}\n" for at in range(0, len(text), 88)]
             parts.append("    ),\n")
-    place = Path(__file__).with_name("sandboxlib") / "_seccomp_made.py"
+    place = Path(__file__).with_name("sandboxlib") / "_seccomp" / "made.py"
     place.write_text("".join(parts).replace("'", '"') + "}\n")
 
 
@@ -170,7 +170,7 @@ def write_syscalls() -> None:
     ):
         parts.append(f'{title} = """\n{as_words(numbers)}\n"""\n')
     parts.append(f'NOT_X32 = """\n{as_words({n: i for i, n in enumerate(missing)})}\n"""\n')
-    place = Path(__file__).with_name("sandboxlib") / "_syscalls.py"
+    place = Path(__file__).with_name("sandboxlib") / "_seccomp" / "syscalls.py"
     place.write_text("".join(parts) + TAIL)
 
 

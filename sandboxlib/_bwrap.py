@@ -30,7 +30,8 @@ from collections import namedtuple
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from . import _machine, _native, _plan, _tools, errors
+from . import _native, _plan, errors
+from ._host import machine, tools
 from ._luc_mounts import View, doing
 from ._stubs import Stubs
 from .errors import UnsupportedError
@@ -65,7 +66,7 @@ _known: dict[tuple[object, ...], Tool] = {}
 
 def find_tool(deadline: float | None = None) -> Tool:
     """The bwrap of the caller's PATH. ProgramNotFound, UnsupportedError, SetupError."""
-    path = _tools.trusted_tool(PROGRAM)
+    path = tools.trusted_tool(PROGRAM)
     if path is None:
         raise errors.ProgramNotFound(f"there is no {PROGRAM} in PATH; install bubblewrap")
     found = os.stat(path)
@@ -160,7 +161,7 @@ def failed(text: str) -> errors.SetupError:
         (n for n, name in errno.errorcode.items() if text.endswith((os.strerror(n), f"({name})"))),
         errno.EIO,
     )
-    hint = "; ".join(f"{c}: {r}" for c, r in _machine.user_namespace_causes())
+    hint = "; ".join(f"{c}: {r}" for c, r in machine.user_namespace_causes())
     return errors.setup_error(number, None, "bwrap", text, hint)
 
 
@@ -534,7 +535,7 @@ class Layout:
             name
             for name in ("/dev", self._tool.path, "/sys", "/usr", "/etc", "/var", "/home")
             if os.path.exists(name)
-            and _machine.real_path(name) == name
+            and machine.real_path(name) == name
             and not any(is_below(name, path) or is_below(path, name) for path in found)
         ]
         aliases = dict(zip(self._unnamed, free, strict=False))

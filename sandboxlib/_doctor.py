@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-from . import _bwrap, _ladder, _machine, errors, linux_user_chroot
+from . import _bwrap, _ladder, errors, linux_user_chroot
+from ._host import machine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,20 +39,20 @@ def _examine(executor: ModuleType) -> dict[str, Any]:
 def _about_root() -> list[tuple[str, str]]:
     if os.geteuid() != 0:
         return [("the caller is not root", "run as root, or use another executor")]
-    causes = _machine.missing_capabilities() + _machine.limits("mnt", "net", "pid", "ipc")
-    if _machine.status("Seccomp") == "2":
-        causes.append(_machine.SECCOMP)
-    if _machine.proc_is_masked():
-        causes.append(_machine.MASKED_PROC)
-    if _machine.kernel_is_older_than(5, 12):
+    causes = machine.missing_capabilities() + machine.limits("mnt", "net", "pid", "ipc")
+    if machine.status("Seccomp") == "2":
+        causes.append(machine.SECCOMP)
+    if machine.proc_is_masked():
+        causes.append(machine.MASKED_PROC)
+    if machine.kernel_is_older_than(5, 12):
         causes.append((f"the kernel is {os.uname().release}", "Linux 5.12 or newer"))
     return causes
 
 
 def _about_user_namespaces() -> list[tuple[str, str]]:
-    causes = _machine.user_namespace_causes()
-    if _machine.proc_is_masked():
-        causes.append(_machine.MASKED_PROC)
+    causes = machine.user_namespace_causes()
+    if machine.proc_is_masked():
+        causes.append(machine.MASKED_PROC)
     return causes
 
 
@@ -81,8 +82,8 @@ def _about_set_user_id() -> list[tuple[str, str]]:
     is_root = os.geteuid() == 0
     causes = []
     if is_root:
-        causes = _machine.missing_capabilities() + _machine.limits("mnt", "net", "pid", "ipc")
-    elif _machine.status("NoNewPrivs") == "1":
+        causes = machine.missing_capabilities() + machine.limits("mnt", "net", "pid", "ipc")
+    elif machine.status("NoNewPrivs") == "1":
         remedy = (
             "start the caller without it: no systemd NoNewPrivileges=, no docker no-new-privileges"
         )
@@ -96,7 +97,7 @@ def _about_set_user_id() -> list[tuple[str, str]]:
     if status.st_uid != 0 or not status.st_mode & 0o4000:
         causes.append((f"{path} is not set-user-ID root", f"chown root {path}; chmod 4755 {path}"))
     if os.statvfs(path).f_flag & os.ST_NOSUID:
-        remedy = f"mount -o remount,suid {_machine.mount_point(path)}"
+        remedy = f"mount -o remount,suid {machine.mount_point(path)}"
         causes.append((f"{path} is on a mount with nosuid", remedy))
     return causes
 
@@ -110,7 +111,7 @@ def _about_bubblewrap() -> list[tuple[str, str]]:
         return [("the bwrap in PATH is not used", str(error))]
     except errors.SetupError:
         pass  # below is why bwrap does not work
-    lacks = _machine.missing_capabilities() if os.geteuid() == 0 else []
+    lacks = machine.missing_capabilities() if os.geteuid() == 0 else []
     return lacks + _about_user_namespaces()
 
 

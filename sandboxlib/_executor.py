@@ -21,8 +21,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
-from . import _machine, _plan, _process, _rare, errors
+from . import _plan, _process, _rare, errors
 from ._check import check_seconds
+from ._host import machine as _machine
 from .limits import Limits
 from .policy import ALL, CAPABILITIES, DEFAULT_CAPABILITIES, Policy
 from .result import Result

@@ -12,7 +12,8 @@ import errno
 import os
 from collections.abc import Iterator
 
-from . import _machine, _plan, errors
+from . import _plan, errors
+from ._host import machine
 from ._stubs import Stubs
 from .errors import UnsupportedError
 from .sandbox import Mount, Sandbox
@@ -28,7 +29,7 @@ def _mounts_below(above: str) -> list[str]:
     """The mount points below a directory that can be seen and reached, parents first."""
     points = {
         mount.number: mount.point
-        for mount in _machine.mounts()
+        for mount in machine.mounts()
         if mount.point != above and _below(mount.point, above)
     }
     seen = {name for name in points.values() if points.get(_mount_id(name)) == name}
@@ -151,7 +152,7 @@ def doubts(box: Sandbox) -> list[str]:
     """
     found: list[str] = []
     with contextlib.suppress(OSError):
-        root = _machine.real_path(box.root)
+        root = machine.real_path(box.root)
         view = View(root)
         below = _mounts_below(root)
         wanted = [(f"writable path {path}", path) for path in _paths(box.filesystem_writable_paths)]
@@ -187,7 +188,7 @@ def takes_stage(box: Sandbox) -> bool:
     """
     sources = [mount for mount in box.extra_mounts if mount.source]
     with contextlib.suppress(OSError):
-        root = _machine.real_path(box.root)
+        root = machine.real_path(box.root)
         view = View(root)
         return root != "/" and any(_changeable(root, view.resolve(m.target)) for m in sources)
     return False
@@ -217,7 +218,7 @@ class Recipe:
         """staged: see takes_stage."""
         self.box, self.undo, self.staged = box, undo, staged
         with doing(box.root, "root", f"open the root {box.root}"):
-            self.root = _machine.real_path(box.root)
+            self.root = machine.real_path(box.root)
             os.stat(os.path.join(self.root, "."))
         self.place = self.root  # what the program gets as the root
         self.view = View(self.root)
@@ -359,7 +360,7 @@ class Recipe:
         source = mount.source
         if source is not None:
             with doing(source, "source", f"{what}: source"):
-                source = _machine.real_path(source)
+                source = machine.real_path(source)
                 os.stat(source)
             _check_directory(source)
         with doing(mount.target, "target", f"{what}: target"):

@@ -18,7 +18,8 @@ import subprocess
 from threading import Thread
 from time import monotonic
 
-from . import _machine, _native, _tools, errors
+from . import _native, errors
+from ._host import machine, tools
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _map(pid: int, deadline: float) -> None:
 
 def _extents(path: str) -> list[tuple[int, ...]]:
     """A uid_map or gid_map, as user_namespaces(7) has it."""
-    return sorted(tuple(map(int, line.split())) for line in _machine.read(path).splitlines())
+    return sorted(tuple(map(int, line.split())) for line in machine.read(path).splitlines())
 
 
 def ranges(kind: str) -> list[tuple[int, int, int]]:
@@ -123,7 +124,7 @@ def ranges(kind: str) -> list[tuple[int, int, int]]:
         names.add(user)
     found: list[tuple[int, int, int]] = []
     path = f"/etc/sub{kind}"
-    for line in _machine.read(path).splitlines():
+    for line in machine.read(path).splitlines():
         name, _, numbers = line.strip().partition(":")
         start, _, count = numbers.partition(":")
         if name in names and start.isdigit() and count.isdigit() and int(count) > 0:
@@ -136,7 +137,7 @@ def ranges(kind: str) -> list[tuple[int, int, int]]:
 
 def _everything(kind: str) -> str:
     """All ids that the caller has, each as itself."""
-    extents = [line.split() for line in _machine.read(f"/proc/self/{kind}_map").splitlines()]
+    extents = [line.split() for line in machine.read(f"/proc/self/{kind}_map").splitlines()]
     if sum(int(count) for _, _, count in extents) < 2:
         raise errors.UnsupportedError(f"{_WHAT}: the caller is in one that has a single {kind}")
     return "".join(f"{inside} {inside} {count}\n" for inside, _, count in extents)
@@ -155,7 +156,7 @@ def _write(path: str, text: str) -> None:
 
 def find_tool(tool: str) -> str | None:
     """newuidmap or newgidmap; None if there is none. UnsupportedError if it is not safe."""
-    return _tools.trusted_tool(tool)
+    return tools.trusted_tool(tool)
 
 
 def _too_late(path: str | None) -> errors.SetupError:
@@ -176,7 +177,7 @@ def _run(tool: str, pid: int, extents: list[tuple[int, int, int]], deadline: flo
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=_tools.ENVIRONMENT,
+            env=tools.ENVIRONMENT,
         )
     except OSError as error:
         raise errors.setup_error(error.errno or 0, path, "ids", f"{_WHAT}: {path}") from error

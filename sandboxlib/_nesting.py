@@ -13,7 +13,8 @@ import functools
 import os
 from collections.abc import Sequence
 
-from . import _hierarchies, _machine
+from ._cgroups import hierarchies
+from ._host import machine
 from .sandbox import Sandbox
 
 #: By these whoever may write them moves, kills or stops what is in a cgroup.
@@ -65,7 +66,7 @@ def _uids(box: Sandbox, in_user_namespace: bool, euid: int) -> set[int]:
 
 def _outside(uid: int) -> int:
     """What the machine calls a uid of the caller's user namespace."""
-    for line in _machine.read("/proc/self/uid_map").splitlines():
+    for line in machine.read("/proc/self/uid_map").splitlines():
         first, low, count = (int(word) for word in line.split())
         if 0 <= uid - first < count:
             return low + uid - first
@@ -74,7 +75,7 @@ def _outside(uid: int) -> int:
 
 def _writable(uids: Sequence[range]) -> str:
     """A cgroup that one of them may write, among all that the caller sees mounted; "": none."""
-    for top in sorted(set(_hierarchies.mount_points().values())):
+    for top in sorted(set(hierarchies.mount_points().values())):
         for path, _, files in os.walk(top):
             if "cgroup.procs" not in files:
                 continue

@@ -8,8 +8,9 @@ import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from . import _machine, _native, errors, sandbox
+from . import _native, errors, sandbox
 from ._check import ENCODING, check_path
+from ._host import machine as _machine
 from .limits import RLIMITS, SCHEDULERS, Limits
 from .policy import CAPABILITIES, DEFAULT_CAPABILITIES, Policy, Profile, filter_of, program_of
 from .sandbox import Mount, Sandbox
@@ -382,7 +383,7 @@ def _cgroups_of(box: Sandbox) -> Any:
     asked = {name: getattr(limits, name) for name in names}
     if not limits.cgroup and not any(value is not None for value in asked.values()):
         return None
-    from ._cgroups import CgroupLimits, Cgroups
+    from ._cgroups.cgroups import CgroupLimits, Cgroups
 
     directory = limits.cgroup if isinstance(limits.cgroup, str) else None
     return Cgroups(CgroupLimits(**asked, directory=directory, hold=bool(limits.cgroup)))

@@ -9,8 +9,9 @@ import os
 from _thread import get_ident
 from time import monotonic
 
-from . import _machine, _native, _plan, _slots, _streams, errors
+from . import _native, _plan, _slots, _streams, errors
 from ._check import check_descriptor
+from ._host import machine as _machine
 from ._plan import Job, Plan
 from ._rare import SINK, Rare
 from ._stubs import LEAST_SETUP, Silent, Stubs

@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from weakref import ref
 
-from . import _machine, _native, _plan
+from . import _native, _plan
+from ._host import machine
 from ._plan import Plan, PlannedMount, filter_values
 from ._stubs import Stubs
 from .policy import DEFAULT_CAPABILITIES
@@ -185,7 +186,7 @@ class Slots:
         """Where the caller's mounts are watched, and none may hang, nobody looks again."""
         shared = self._shared
         if shared.hanging is None or shared.watch is None:
-            shared.hanging = _machine.hanging_mounts()
+            shared.hanging = machine.hanging_mounts()
         return bool(shared.hanging) and _plan.may_hang(
             self._root, self._paths, self._mounts, shared.hanging
         )
@@ -280,7 +281,7 @@ class Slots:
         and a later run would find it.
         """
         owns = [self._mounts[i].target for i in self._own]
-        for mount in _machine.mounts(slot.pid):
+        for mount in machine.mounts(slot.pid):
             is_own = any(f"{mount.point}/".startswith(f"{own}/") for own in owns)
             if mount.type == "proc" and not is_own:
                 self._may_stay = False
@@ -348,7 +349,7 @@ def _real(path: str) -> str:
     more links than the kernel follows.
     """
     try:
-        return _machine.real_path(path)
+        return machine.real_path(path)
     except OSError:
         return ""
 

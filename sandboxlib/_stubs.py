@@ -27,7 +27,8 @@ import os
 import stat
 from time import monotonic, sleep
 
-from . import _machine, _native
+from . import _native
+from ._host import machine
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # Honest runs make, lock and remove a stub within microseconds.
@@ -64,7 +65,7 @@ class Stubs:
     def hold(self, path: str, directory: bool) -> None:
         """Makes what is missing of `path`, and keeps hold of every stub on it. OSError."""
         if self._may_hang is None:
-            self._may_hang = bool(_machine.hanging_mounts())
+            self._may_hang = bool(machine.hanging_mounts())
         self.check(self._path, path)
         if self._root < 0:
             self._root = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

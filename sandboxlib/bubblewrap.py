@@ -18,8 +18,9 @@ import os
 from collections.abc import Mapping, Sequence
 from time import monotonic
 
-from . import _bwrap, _calls, _executor, _machine, _plan, _process, _rare, errors
+from . import _bwrap, _calls, _executor, _plan, _process, _rare, errors
 from ._check import check_seconds
+from ._host import machine
 from .policy import DEFAULT_CAPABILITIES, filter_of, program_of
 from .result import Result
 from .sandbox import CAPTURE, Sandbox, caller_directory
@@ -70,7 +71,7 @@ def _promises_not(box: Sandbox) -> list[str]:
     if isinstance(names, tuple) and not _is_root(box):
         found.append(f"capabilities={names!r}: the command is not root")
     for mount in box.extra_mounts:
-        if mount.source and not mount.recursive and _machine.mounts_below(mount.source):
+        if mount.source and not mount.recursive and machine.mounts_below(mount.source):
             found.append(f"bind {mount.source}: bwrap binds what is mounted below it as well")
     return found
 
@@ -198,7 +199,7 @@ def _let_go(gate: _bwrap.Gate, layout: _bwrap.Layout, run: _process.Run) -> None
             return
         _process.check_stop()
         gate.pause()
-    if _machine.is_root_of_the_machine():
+    if machine.is_root_of_the_machine():
         _bwrap.protect_devices(gate.pid() or 0, layout.wanted)
     fault = _bwrap.find_fault(_bwrap.table(gate.pid() or 0), layout.wanted)
     if fault and not gate.is_over():

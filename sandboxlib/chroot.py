@@ -7,7 +7,8 @@ import functools
 import os
 from collections.abc import Mapping
 
-from . import _calls, _executor, _machine, _plan
+from . import _calls, _executor, _plan
+from ._host import machine
 from .errors import UnsupportedError
 from .result import Result
 from .sandbox import CAPTURE, Sandbox
@@ -43,7 +44,7 @@ def _promises_not(box: Sandbox) -> list[str]:
         return [f"user={box.user!r} takes a user namespace for a caller that is not root"]
     if box.ids is not None and os.geteuid() != 0:
         return [f"ids={box.ids!r} takes a user namespace for a caller that is not root"]
-    if (box.user == "ranges" or box.ids is not None) and _machine.has_one_id():
+    if (box.user == "ranges" or box.ids is not None) and machine.has_one_id():
         word = "user='ranges'" if box.ids is None else f"ids={box.ids!r}"
         return [f"{word}: the caller is in a user namespace that has a single id"]
     if refused := _executor.ids_refused(box):

@@ -28,8 +28,9 @@ import stat
 from collections.abc import Mapping
 from time import monotonic
 
-from . import _calls, _executor, _plan, _rare, _tools, errors
+from . import _calls, _executor, _plan, _rare, errors
 from ._check import check_seconds
+from ._host import tools
 from ._luc_mounts import Recipe, View, doubts, takes_stage
 from .errors import UnsupportedError
 from .policy import Policy
@@ -92,7 +93,7 @@ def find_tool() -> str | None:
     """The program in the caller's PATH, or where it is usually installed; UnsupportedError for one
     that others could have put there.
     """
-    return _tools.trusted_tool(PROGRAM, PLACES)
+    return tools.trusted_tool(PROGRAM, PLACES)
 
 
 def why_not() -> str:

@@ -7,8 +7,8 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 
-from . import _seccomp
 from ._check import Value, check_choice, check_flag, check_text
+from ._seccomp import filters
 from .errors import SpecError, SpecTypeError, setup_error
 
 TYPE_CHECKING = False
@@ -54,7 +54,7 @@ class Profile(Value):
     @classmethod
     def read(cls, path: os.PathLike[str]) -> Profile:
         """That of a file. SetupError where it cannot be read, SpecError where it is no JSON."""
-        from ._seccomp_profile import parse
+        from ._seccomp.profile import parse
 
         name = check_text("the path of a seccomp profile", path)
         try:
@@ -158,8 +158,8 @@ class Policy(Value):
 
 def _check_program(program: bytes) -> None:
     """Behind it there is our own exec, and, if that is refused, our own end."""
-    from ._seccomp import native_abi
-    from ._seccomp_profile import ALLOWED, FATAL, answer
+    from ._seccomp.filters import native_abi
+    from ._seccomp.profile import ALLOWED, FATAL, answer
 
     abi = native_abi()
     for name in ("exit", "exit_group"):
@@ -216,13 +216,13 @@ def names_of(policy: Policy) -> frozenset[str]:
 def program_of(policy: Policy, in_slot: bool = False) -> bytes:
     """Its filter, as seccomp(2) takes it; b"": there is none.
 
-    in_slot: for the resident of a slot; see _seccomp.builds.
+    in_slot: for the resident of a slot; see _seccomp.filters.builds.
     """
     if policy.seccomp == "none":
         return b""
     if isinstance(policy.seccomp, Profile):
-        return _seccomp.from_profile(policy.seccomp.text, names_of(policy))
-    return _seccomp.builds(names_of(policy), nesting=policy.nesting, in_slot=in_slot)
+        return filters.from_profile(policy.seccomp.text, names_of(policy))
+    return filters.builds(names_of(policy), nesting=policy.nesting, in_slot=in_slot)
 
 
 DEFAULT = Policy()

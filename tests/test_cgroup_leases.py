@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from conftest import needs_root, require, wait_until
 
-from sandboxlib import Limits, Sandbox, UnsupportedError, _cgroups, _hierarchies, _slots
-from sandboxlib._cgroups import Cgroup, CgroupLimits, Cgroups
+from sandboxlib import Limits, Sandbox, UnsupportedError, _slots
+from sandboxlib._cgroups import cgroups, hierarchies
+from sandboxlib._cgroups.cgroups import Cgroup, CgroupLimits, Cgroups
 
 MIB = 1 << 20
 pytestmark = needs_root
@@ -34,7 +35,7 @@ def pools() -> Iterator[list[Cgroups]]:
 
 
 def make(pools: list[Cgroups], **words: Any) -> Cgroups:
-    found = _cgroups.controllers()
+    found = cgroups.controllers()
     for name in words:
         kind = "cpu" if name.startswith("cpu") else name
         require(kind in found or kind == "directory", f"no cgroup can have {name}: {found}")
@@ -94,10 +95,10 @@ def test_what_was_changed_is_not_leased_again(pools: list[Cgroups], name: str) -
 def test_the_freezer_of_v1_is_thawed_or_gone(
     pools: list[Cgroups], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = _hierarchies.own_directories()
+    real = hierarchies.own_directories()
     require("freezer" in real, "no freezer of v1")
     without = {name: path for name, path in real.items() if name}
-    monkeypatch.setattr(_hierarchies, "own_directories", lambda: without)
+    monkeypatch.setattr(hierarchies, "own_directories", lambda: without)
     pool = make(pools, hold=True)
     cgroup = pool.take()
     state = file_of(cgroup, "freezer.state")
@@ -131,7 +132,7 @@ def test_a_cgroup_below_and_other_owners_are_seen(pools: list[Cgroups]) -> None:
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["slot", "fresh"])
 def test_the_next_run_has_its_limits(shared_rootfs: Path, fresh: bool) -> None:
-    require("pids" in _cgroups.controllers(), "no cgroup can have pids here")
+    require("pids" in cgroups.controllers(), "no cgroup can have pids here")
     many = "for i in 1 2 3 4 5 6 7 8 9; do sleep 1 & done; wait"
     with Sandbox(shared_rootfs, limits=Limits(pids=5)) as box:
         assert box.run(["sh", "-c", many], fresh=fresh).limits_hit == ("pids",)
@@ -152,7 +153,7 @@ def _slots_cgroups(box: Sandbox) -> Cgroups:
 
 @pytest.mark.parametrize("umask", [0, 0o22, 0o777])
 def test_others_cannot_join_whatever_the_umask_is(pools: list[Cgroups], umask: int) -> None:
-    found = _cgroups.controllers()
+    found = cgroups.controllers()
     words = {"memory": 64 * MIB, "pids": 9, "hold": True}
     pool = make(pools, **{name: value for name, value in words.items() if name in found})
     before = os.umask(umask)
@@ -172,14 +173,14 @@ def test_others_cannot_join_whatever_the_umask_is(pools: list[Cgroups], umask: i
 
 @pytest.fixture
 def delegated() -> Iterator[Path]:
-    own = _hierarchies.own_directories().get("")
+    own = hierarchies.own_directories().get("")
     require(own, "no cgroup of v2")
     path = Path(f"{own}/test-leases-{os.getpid()}")
     path.mkdir()
     yield path
     _slots.close_all()
-    _cgroups.end_all()
-    assert wait_until(lambda: _cgroups._remove(str(path)))
+    cgroups.end_all()
+    assert wait_until(lambda: cgroups._remove(str(path)))
 
 
 def test_a_link_is_not_followed(delegated: Path, tmp_path: Path, shared_rootfs: Path) -> None:

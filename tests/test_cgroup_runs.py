@@ -19,18 +19,8 @@ import pytest
 from conftest import needs_root, processes, require, wait_until
 
 import sandboxlib
-from sandboxlib import (
-    Limits,
-    Mount,
-    Policy,
-    Result,
-    Sandbox,
-    SetupError,
-    UnsupportedError,
-    _cgroups,
-    _hierarchies,
-    _slots,
-)
+from sandboxlib import Limits, Mount, Policy, Result, Sandbox, SetupError, UnsupportedError, _slots
+from sandboxlib._cgroups import cgroups, hierarchies
 
 PYTHON = os.path.realpath(sys.executable)
 WAYS: dict[str, tuple[dict[str, Any], bool]] = {
@@ -62,7 +52,7 @@ def _nothing_is_left() -> Iterator[None]:
     before = directories()
     yield
     _slots.close_all()
-    _cgroups.end_all()
+    cgroups.end_all()
     assert wait_until(lambda: directories() <= before, 3), directories() - before
 
 
@@ -74,7 +64,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def needs(*names: str) -> None:
-    found = _cgroups.controllers()
+    found = cgroups.controllers()
     for name in names:
         require(name in found, f"no cgroup can have {name} here; there are {found}")
 
@@ -177,7 +167,7 @@ def test_cpu_quota(way: str) -> None:
 
 def test_weights(way: str) -> None:
     """The one of several that wants more gets more: seen as the kernel's number."""
-    found = _cgroups.controllers()
+    found = cgroups.controllers()
     words = {f"{name}_weight": 500 for name in ("cpu", "io") if name in found}
     require(words, f"no weights here: {found}")
     for name, value in words.items():
@@ -331,7 +321,7 @@ for words in ({}, {"processes": "undefined"}):
 
 def test_a_delegated_directory() -> None:
     """Of an ordinary user, who is in it."""
-    point = _hierarchies.mount_points().get("")
+    point = hierarchies.mount_points().get("")
     require(point, "no cgroup2 is mounted")
     mark = f"1000.{time.monotonic_ns()}"
     base = Path(f"{point}/delegated-{os.getpid()}")

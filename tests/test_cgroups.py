@@ -25,8 +25,10 @@ from weakref import ref
 import pytest
 from conftest import require, wait_until
 
-from sandboxlib import UnsupportedError, _cgroups, _hierarchies, _machine
-from sandboxlib._cgroups import Cgroup, CgroupLimits, Cgroups
+from sandboxlib import UnsupportedError
+from sandboxlib._cgroups import cgroups, hierarchies
+from sandboxlib._cgroups.cgroups import Cgroup, CgroupLimits, Cgroups
+from sandboxlib._host import machine
 from sandboxlib.errors import SpecError
 
 MIB = 1 << 20
@@ -34,13 +36,13 @@ JOIN = "import os, sys\nfor fd in sys.argv[2].split(): os.write(int(fd), b'0')\n
 CHAIN = "import os\nprint(flush=True)\nwhile True:\n  if os.fork(): os._exit(0)"
 EAT = "x = []\nwhile True: x.append(b'x' * 1000000)"
 
-controllers = cache(_cgroups.controllers)
+controllers = cache(cgroups.controllers)
 
 
 def ours() -> set[str]:
     """Cgroups of this process, and of processes that are no more."""
     found = set()
-    for point in set(_hierarchies.mount_points().values()):
+    for point in set(hierarchies.mount_points().values()):
         for path, _, _ in os.walk(point):
             words = os.path.basename(path).split("-")
             if words[0] == "sandboxlib":
@@ -107,7 +109,7 @@ def finish(cgroup: Cgroup, script: str) -> int:
 def is_running(pid: int) -> bool:
     """Orphans that are dead wait for init to reap them."""
     try:
-        state = _hierarchies.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
+        state = hierarchies.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
     except OSError:
         return False
     return state not in "ZX"
@@ -120,9 +122,9 @@ def wait_for_line(process: subprocess.Popen[bytes]) -> bytes:
 
 def hide(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """As if these controllers were mounted nowhere; "" is v2."""
-    real = _hierarchies.own_directories
+    real = hierarchies.own_directories
     monkeypatch.setattr(
-        _hierarchies,
+        hierarchies,
         "own_directories",
         lambda: {name: path for name, path in real().items() if name not in names},
     )
@@ -146,9 +148,9 @@ def test_memory_and_swap_are_written_for_both(pools: list[Cgroups]) -> None:
     pool = make(pools, memory=48 * MIB, swap=16 * MIB)
     need(controllers()["memory"] == "v1", "memory is in v2")
     cgroup = pool.take()
-    assert _hierarchies.read(f"{cgroup.paths[0]}/memory.limit_in_bytes").strip() == str(48 * MIB)
+    assert hierarchies.read(f"{cgroup.paths[0]}/memory.limit_in_bytes").strip() == str(48 * MIB)
     path = f"{cgroup.paths[0]}/memory.memsw.limit_in_bytes"
-    assert _hierarchies.read(path).strip() == str(64 * MIB)
+    assert hierarchies.read(path).strip() == str(64 * MIB)
 
 
 def test_enough_memory_is_enough(pools: list[Cgroups]) -> None:
@@ -204,7 +206,7 @@ def test_weights_share_a_cpu(pools: list[Cgroups]) -> None:
 
 
 def test_quotas_below_ten_milliseconds_of_a_period() -> None:
-    files = _hierarchies._files
+    files = hierarchies._files
     assert files(CgroupLimits(cpu_quota=1.5), "cpu", "v2") == [("cpu.max", "150000 100000")]
     assert files(CgroupLimits(cpu_quota=0.002), "cpu", "v2") == [("cpu.max", "2000 1000000")]
     low, high = ("cpu.shares", "10"), ("cpu.shares", "102400")
@@ -217,7 +219,7 @@ def test_io_weights_take_a_device_that_keeps_to_them(pools: list[Cgroups]) -> No
         cgroup = make(pools, io_weight=200).take()
         names = [f"{path}/{name}" for path in cgroup.paths for name in os.listdir(path)]
         (path,) = (name for name in names if name.endswith(("bfq.weight", "io.weight")))
-        assert "109" in _hierarchies.read(path) or "200" in _hierarchies.read(path)
+        assert "109" in hierarchies.read(path) or "200" in hierarchies.read(path)
     else:
         with pytest.raises(UnsupportedError, match=r"io.*(bfq|hand|delegate)"):
             Cgroups(CgroupLimits(io_weight=200)).take()
@@ -275,7 +277,7 @@ def test_kill_outruns_what_forks_and_exits(
 ) -> None:
     pool = make(pools, **words)
     if hidden:
-        need({"freezer", "pids"} <= set(_hierarchies.own_directories()), "no cgroups of v1")
+        need({"freezer", "pids"} <= set(hierarchies.own_directories()), "no cgroups of v1")
         hide(monkeypatch, *hidden)
     cgroup = pool.take()
     kill, states = signal.pidfd_send_signal, []
@@ -284,7 +286,7 @@ def test_kill_outruns_what_forks_and_exits(
         names = (
             f"{path}/{name}" for path in cgroup.paths for name in ("freezer.state", "pids.max")
         )
-        states.append({_hierarchies.read(name).strip() for name in names if os.path.exists(name)})
+        states.append({hierarchies.read(name).strip() for name in names if os.path.exists(name)})
         kill(pidfd, sig)
 
     monkeypatch.setattr(signal, "pidfd_send_signal", look_and_kill)
@@ -306,7 +308,7 @@ def test_suspended_processes_do_nothing(
 ) -> None:
     pool = make(pools, hold=True)
     if hidden:
-        need("freezer" in _hierarchies.own_directories(), "no freezer of v1")
+        need("freezer" in hierarchies.own_directories(), "no freezer of v1")
         hide(monkeypatch, *hidden)
     cgroup = pool.take()
     with start(cgroup, "import time\nwhile True: print(flush=True); time.sleep(0.001)") as process:
@@ -339,7 +341,7 @@ def test_without_v2_and_freezer_nothing_is_suspended(
     pools: list[Cgroups], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make(pools, pids=10)
-    need("pids" in _hierarchies.own_directories(), "no pids of v1")
+    need("pids" in hierarchies.own_directories(), "no pids of v1")
     hide(monkeypatch, "", "freezer")
     cgroup = pool.take()
     assert not cgroup.suspend()
@@ -375,7 +377,7 @@ def test_the_limit_on_pids_is_that_of_the_run(pools: list[Cgroups]) -> None:
     for extra in (1, 0, 5):
         cgroup.begin(extra)
         (path,) = (f"{path}/pids.max" for path in cgroup.paths if "pids.max" in os.listdir(path))
-        assert int(_hierarchies.read(path)) == 20 + extra
+        assert int(hierarchies.read(path)) == 20 + extra
         cgroup.kill()
 
 
@@ -390,7 +392,8 @@ def test_two_runs_have_two(pools: list[Cgroups]) -> None:
 
 def test_descriptors_leave_the_low_numbers_alone(pools: list[Cgroups]) -> None:
     make(pools, hold=True)
-    script = "from sandboxlib._cgroups import *; cgroup = Cgroups(CgroupLimits(hold=True)).take()"
+    script = "from sandboxlib._cgroups.cgroups import *; "
+    script += "cgroup = Cgroups(CgroupLimits(hold=True)).take()"
     argv = [sys.executable, "-c", f"{script}; print(*cgroup.procs)"]
     said = subprocess.run(argv, capture_output=True, check=True).stdout
     assert min(map(int, said.split())) >= 10
@@ -499,7 +502,7 @@ def test_a_lost_lease_and_a_lost_pool_are_garbage(pools: list[Cgroups]) -> None:
 def test_what_lives_longer_than_the_modules_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = Cgroups(CgroupLimits(hold=True))
     with monkeypatch.context() as end:
-        end.setattr(_cgroups, "_all", None)  # as the interpreter leaves it
+        end.setattr(cgroups, "_all", None)  # as the interpreter leaves it
         del pool
         gc.collect()
 
@@ -512,7 +515,7 @@ def test_cgroups_below_go_as_well(pools: list[Cgroups]) -> None:
         cgroup, f"open('{below}/cgroup.procs', 'w').write('0'); import time; time.sleep(99)"
     ):
         assert wait_until(
-            lambda: os.path.getsize(below) or _hierarchies.read(f"{below}/cgroup.procs")
+            lambda: os.path.getsize(below) or hierarchies.read(f"{below}/cgroup.procs")
         )
         cgroup.release()
     cgroup.remove()
@@ -530,7 +533,7 @@ def test_a_refusal_leaves_nothing_half_made(pools: list[Cgroups]) -> None:
 
 HOST = """
 import os, sys, time
-from sandboxlib._cgroups import Cgroups, CgroupLimits
+from sandboxlib._cgroups.cgroups import Cgroups, CgroupLimits
 pool = Cgroups(CgroupLimits(hold=True))
 idle, leased = pool.take(), pool.take()
 idle.release()
@@ -656,12 +659,12 @@ def test_who_may_not_is_told_where_and_what_to_do(pools: list[Cgroups], words: A
     said = as_nobody(pool.take)
     assert said.startswith("UnsupportedError"), said
     assert "EACCES" in said
-    assert "hand that directory over" in said or _hierarchies.DELEGATE in said
-    assert any(f"{path}" in said for path in _hierarchies.own_directories().values())
+    assert "hand that directory over" in said or hierarchies.DELEGATE in said
+    assert any(f"{path}" in said for path in hierarchies.own_directories().values())
 
 
 def test_without_a_hierarchy_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_hierarchies, "own_directories", dict)
+    monkeypatch.setattr(hierarchies, "own_directories", dict)
     with pytest.raises(UnsupportedError, match="memory: no cgroup hierarchy"):
         Cgroups(CgroupLimits(memory=MIB)).take()
     with pytest.raises(UnsupportedError, match="no cgroup hierarchy"):
@@ -671,14 +674,14 @@ def test_without_a_hierarchy_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture
 def delegated() -> Iterator[Path]:
     """A cgroup of v2, in the hands of nobody."""
-    own = _hierarchies.own_directories().get("")
+    own = hierarchies.own_directories().get("")
     need(os.geteuid() == 0 and own, "this takes root and v2")
     path = Path(f"{own}/test-sandboxlib-{os.getpid()}")
     path.mkdir()
     for name in ("", "cgroup.procs", "cgroup.subtree_control"):
         os.chown(path / name, 65534, 65534)
     yield path
-    assert wait_until(lambda: _cgroups._remove(str(path)))
+    assert wait_until(lambda: cgroups._remove(str(path)))
 
 
 def test_a_delegated_cgroup_of_v2_is_used(delegated: Path) -> None:
@@ -733,14 +736,14 @@ def test_a_cgroup_with_processes_hands_no_controller_down(delegated: Path, contr
     process = subprocess.Popen(["sleep", "1000"])
     try:
         (delegated / "cgroup.procs").write_text(str(process.pid))
-        part = _hierarchies.Part([(str(delegated), "v2")])
+        part = hierarchies.Part([(str(delegated), "v2")])
         part.names = [controller]
         with pytest.raises(UnsupportedError, match=rf"{controller}.*EBUSY.*Delegate=yes"):
-            part.make(_hierarchies.mark() + "-x-1", paths)
+            part.make(hierarchies.mark() + "-x-1", paths)
         assert paths == []
-        part = _hierarchies.Part([(str(delegated), "v2"), (own, "v2")])
+        part = hierarchies.Part([(str(delegated), "v2"), (own, "v2")])
         part.names = [controller]
-        part.make(_hierarchies.mark() + "-x-1", paths)
+        part.make(hierarchies.mark() + "-x-1", paths)
         assert os.path.dirname(paths[0]) == own
         os.rmdir(paths[0])
     finally:
@@ -750,9 +753,9 @@ def test_a_cgroup_with_processes_hands_no_controller_down(delegated: Path, contr
 
 def test_controllers_are_enabled_where_that_is_allowed(delegated: Path, controller: str) -> None:
     paths: list[str] = []
-    part = _hierarchies.Part([(str(delegated), "v2")])
+    part = hierarchies.Part([(str(delegated), "v2")])
     part.names = [controller]
-    part.make(_hierarchies.mark() + "-x-1", paths)
+    part.make(hierarchies.mark() + "-x-1", paths)
     os.rmdir(paths[0])
     enabled = delegated / "cgroup.subtree_control"
     assert enabled.read_text().split() == [controller]
@@ -770,15 +773,15 @@ def test_mounts_are_read_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
         b"3 1 0:3 / /pids rw - cgroup cgroup rw,pids\n",
         b"4 1 0:4 /docker /two rw - cgroup2  rw,nsdelegate\n",  # of no source
     ]
-    monkeypatch.setattr(_machine, "_mountinfo", lambda pid: b"".join(mountinfo))
-    monkeypatch.setattr(_hierarchies, "read", files.__getitem__)
-    assert _hierarchies.own_directories() == {
+    monkeypatch.setattr(machine, "_mountinfo", lambda pid: b"".join(mountinfo))
+    monkeypatch.setattr(hierarchies, "read", files.__getitem__)
+    assert hierarchies.own_directories() == {
         "cpu": "/c g/cpu",
         "cpuacct": "/c g/cpu",
         "": "/two/a/c",
     }
     limits = CgroupLimits(cpu_quota=1.0, hold=True)
-    cpu, unified = _hierarchies.find_parts(limits)
+    cpu, unified = hierarchies.find_parts(limits)
     assert cpu.parents == [("/c g/cpu", "v1")]
     assert unified.parents == [("/two/a/c", "v2"), ("/two/a", "v2"), ("/two", "v2")]
 
@@ -824,7 +827,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(os, "mkdir", make)
     monkeypatch.setattr(os, "rmdir", remove)
-    monkeypatch.setattr(_hierarchies, "filesystem_of", lambda fd: 0x63677270)
+    monkeypatch.setattr(hierarchies, "filesystem_of", lambda fd: 0x63677270)
     return tmp_path
 
 
@@ -882,17 +885,17 @@ def test_v2_controllers_that_are_not_there_are_refused(
     stand_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (stand_in / "cgroup.controllers").write_text("pids\n")
-    monkeypatch.setattr(_hierarchies, "own_directories", dict)
+    monkeypatch.setattr(hierarchies, "own_directories", dict)
     with pytest.raises(UnsupportedError, match=r"memory: .*cgroup.controllers: .*above has not"):
         Cgroups(CgroupLimits(memory=MIB, directory=str(stand_in))).take()
     assert list(stand_in.glob("sandboxlib*")) == []
 
 
 def test_v2_io_weights_are_written(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_hierarchies, "_block_devices", lambda: ["x"])
-    real = _hierarchies.read
+    monkeypatch.setattr(hierarchies, "_block_devices", lambda: ["x"])
+    real = hierarchies.read
     monkeypatch.setattr(
-        _hierarchies,
+        hierarchies,
         "read",
         lambda p, *at: "none [bfq]" if p.startswith("/sys/block/") else real(p, *at),
     )

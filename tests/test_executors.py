@@ -23,7 +23,8 @@ import pytest
 from conftest import late, processes, python, require, wait_until
 
 import sandboxlib
-from sandboxlib import CAPTURE, STDOUT, Mount, Policy, Sandbox, UnsupportedError, _ladder, _machine
+from sandboxlib import CAPTURE, STDOUT, Mount, Policy, Sandbox, UnsupportedError, _ladder
+from sandboxlib._host import machine
 
 pytest_plugins = ["setuid_tool"]
 
@@ -60,10 +61,10 @@ def is_refused(executor: ModuleType, box: Sandbox) -> bool | None:
             not box.policy.no_new_privs
             or box.user == "ranges"
             or (by_name and not is_root and box.user != "root")
-            or any(_machine.mounts_below(mount.source or "/none") for mount in shallow)
+            or any(machine.mounts_below(mount.source or "/none") for mount in shallow)
         )
     if box.user == "ranges" and is_root:
-        return _machine.has_one_id()
+        return machine.has_one_id()
     return None if box.user == "ranges" else False
 
 
@@ -343,7 +344,7 @@ def test_the_default_capabilities_are_no_more_than_promised(
 
 def test_all_capabilities_of_the_caller(executor: ModuleType, root: Path) -> None:
     seen = sh(executor, root, "grep CapEff /proc/self/status", policy=Policy(capabilities="all"))
-    ours = int(_machine.status("CapEff"), 16)
+    ours = int(machine.status("CapEff"), 16)
     assert int(seen.split()[1], 16) & ours == ours
 
 
@@ -442,7 +443,7 @@ def test_a_proc_is_of_the_run(executor: ModuleType, root: Path) -> None:
 def sh_or_kernel(executor: ModuleType, root: Path, script: str, hint: str, **words: Any) -> str:
     """The same for what a user namespace is denied by the kernel, not by us; "" then."""
     refused = contextlib.nullcontext()
-    if executor.NAME == "user_namespace" or (executor.NAME == "chroot" and _machine.has_one_id()):
+    if executor.NAME == "user_namespace" or (executor.NAME == "chroot" and machine.has_one_id()):
         refused = pytest.raises(sandboxlib.SetupError, match=hint)  # type: ignore[assignment]
     with refused:
         return sh(executor, root, script, **words)
@@ -457,7 +458,7 @@ def test_a_proc_of_the_callers_processes(executor: ModuleType, root: Path) -> No
 
 
 def test_a_bind_without_what_is_mounted_below(executor: ModuleType, root: Path) -> None:
-    (below, *_) = _machine.mounts_below("/dev") or [""]
+    (below, *_) = machine.mounts_below("/dev") or [""]
     require(below, "nothing is mounted below /dev")
     mounts = [Mount.bind("/dev", "/tmp", recursive=False)]
     script = "cat /proc/self/mountinfo"
@@ -466,7 +467,7 @@ def test_a_bind_without_what_is_mounted_below(executor: ModuleType, root: Path) 
 
 
 def test_a_bind_with_what_is_mounted_below(executor: ModuleType, root: Path) -> None:
-    (below, *_) = _machine.mounts_below("/dev") or [""]
+    (below, *_) = machine.mounts_below("/dev") or [""]
     require(below, "nothing is mounted below /dev")
     mounts = [Mount.bind("/dev", "/tmp", read_only=True)]
     script = "cat /proc/self/mountinfo"
@@ -620,7 +621,7 @@ def test_a_system_of_ybd(executor: ModuleType, rootfs: Path, tmp_path: Path) -> 
     }
     # As root it makes devices and gives files away.
     command = "touch /etc/made"
-    if os.geteuid() == 0 and executor.NAME == "chroot" and not _machine.has_one_id():
+    if os.geteuid() == 0 and executor.NAME == "chroot" and not machine.has_one_id():
         command += "; chown 12:34 /etc/made; mknod /dev/made c 1 3"
     assert ybd(executor, config, tmp_path / "log", command) == 0, (tmp_path / "log").read_text()
     found = (rootfs / "etc" / "made").stat()

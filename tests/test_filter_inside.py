@@ -22,7 +22,8 @@ import pytest
 from conftest import needs_root, require
 
 import sandboxlib
-from sandboxlib import Policy, Sandbox, _syscalls
+from sandboxlib import Policy, Sandbox
+from sandboxlib._seccomp import syscalls
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
 
@@ -101,7 +102,7 @@ OPEN: list[tuple[str, list[int]]] = [
 
 
 def word(name: str, args: list[int], way: str = "n", high: int = 0) -> str:
-    numbers = _syscalls.numbers_of("i386" if way == "i" else "x86_64")
+    numbers = syscalls.numbers_of("i386" if way == "i" else "x86_64")
     number = numbers[name]
     if way == "x":
         way, number = "n", number | 0x40000000

@@ -21,7 +21,8 @@ import pytest
 from conftest import not_sanitized, python, require
 
 import sandboxlib
-from sandboxlib import Limits, Policy, Result, Sandbox, SetupError, _machine, bubblewrap, chroot
+from sandboxlib import Limits, Policy, Result, Sandbox, SetupError, bubblewrap, chroot
+from sandboxlib._host import machine
 
 pytestmark = pytest.mark.skipif(
     os.uname().machine != "x86_64", reason="the numbers below are those of x86_64"
@@ -280,7 +281,7 @@ def test_one_session_keyring_is_shared_where_none_can_reach_it(fresh: bool) -> N
     with Sandbox("/") as box:
         status = box.run(["cat", "/proc/self/status"], fresh=fresh).out or b""
         assert b"Seccomp:\t2\nSeccomp_filters:\t" in status
-        count = int(_machine.status("Seccomp_filters") or "0")
+        count = int(machine.status("Seccomp_filters") or "0")
         assert b"Seccomp_filters:\t%d\n" % (count + 1) in status
 
 

@@ -20,10 +20,10 @@ from sandboxlib import (
     SetupError,
     SpecError,
     UnsupportedError,
-    _machine,
     chroot,
     user_namespace,
 )
+from sandboxlib._host import machine
 
 WHO = ["sh", "-c", "grep -E '^(Uid|Gid|Groups):' /proc/self/status; umask"]
 
@@ -41,7 +41,7 @@ def _lines(out: bytes) -> list[str]:
 
 @pytest.fixture
 def _many_ids() -> None:
-    require(not _machine.has_one_id(), "a user namespace has one id")
+    require(not machine.has_one_id(), "a user namespace has one id")
 
 
 either_way = pytest.mark.parametrize("fresh", [False, True], ids=["slot", "fresh"])

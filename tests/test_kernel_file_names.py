@@ -15,7 +15,8 @@ import pytest
 from conftest import needs_root, not_sanitized, python, require
 from test_kernel_files import OPEN, PYTHON, WAYS, look, of_cgroups
 
-from sandboxlib import Mount, Sandbox, _machine, _plan, bubblewrap, user_namespace
+from sandboxlib import Mount, Sandbox, _plan, bubblewrap, user_namespace
+from sandboxlib._host import machine
 
 pytestmark = needs_root
 
@@ -80,8 +81,8 @@ def test_cgroups_where_sysfs_is_not(executor: str, tmp_path: Path) -> None:
 def test_what_lies_below_another_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [("/", "ext4"), ("/sys", "sysfs"), ("/sys/fs/cgroup", "cgroup2"), ("/proc", "proc")]
     points += [("/srv/sys", "sysfs"), ("/srv/sys", "tmpfs"), ("/srv/sys/a", "cgroup")]
-    mounts = [_machine.Mounted(0, "/", point, kind, "") for point, kind in points]
-    monkeypatch.setattr(_machine, "mounts", lambda: mounts)
+    mounts = [machine.Mounted(0, "/", point, kind, "") for point, kind in points]
+    monkeypatch.setattr(machine, "mounts", lambda: mounts)
     assert _plan.seal_paths("/", "/", ()) == ["/sys", "/srv/sys/a"]
     assert _plan.seal_paths("/srv", "/x", ()) == ["/x/sys/a"]
     assert _plan.seal_paths("/usr", "/", ("/proc",)) == ["/proc", "/sys"]

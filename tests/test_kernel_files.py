@@ -16,17 +16,8 @@ import pytest
 from conftest import needs_root, require
 
 import sandboxlib
-from sandboxlib import (
-    Limits,
-    Mount,
-    Policy,
-    Sandbox,
-    _cgroups,
-    _hierarchies,
-    bubblewrap,
-    chroot,
-    user_namespace,
-)
+from sandboxlib import Limits, Mount, Policy, Sandbox, bubblewrap, chroot, user_namespace
+from sandboxlib._cgroups import cgroups, hierarchies
 
 PYTHON = os.path.realpath(sys.executable)
 OPEN = """
@@ -63,7 +54,7 @@ def look(box: Sandbox, paths: list[str], way: str = "fresh") -> list[str]:
 
 
 def of_cgroups() -> list[str]:
-    found = set(_hierarchies.mount_points().values())
+    found = set(hierarchies.mount_points().values())
     require(found, "no cgroups are mounted")
     require(os.path.exists("/sys/power/state"), "this sysfs has no /sys/power")
     return [f"{point}/cgroup.procs" for point in sorted(found)]
@@ -125,7 +116,7 @@ def test_other_files_stay_writable(tmp_path: Any) -> None:
 @pytest.mark.parametrize("init", [True, False])
 @pytest.mark.parametrize("fresh", [False, True], ids=["slot", "fresh"])
 def test_a_run_with_a_cgroup_sees_no_other(fresh: bool, init: bool) -> None:
-    require("hold" in _cgroups.controllers(), "no cgroups")
+    require("hold" in cgroups.controllers(), "no cgroups")
     argv = ["cat", "/proc/self/cgroup"]
     with Sandbox("/", limits=Limits(cgroup=True), init=init) as box:
         for _ in range(2):

@@ -22,7 +22,8 @@ import pytest
 from conftest import needs_root, python, require
 
 import sandboxlib
-from sandboxlib import Policy, Sandbox, _ladder, _machine
+from sandboxlib import Policy, Sandbox, _ladder
+from sandboxlib._host import machine as _machine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -824,7 +825,7 @@ def test_the_tool_says_what_it_can_isolate_here(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     executor = sandboxlib.linux_user_chroot
     # pytest's directory is below /tmp, from which no tool is taken.
-    monkeypatch.setattr(executor._tools, "_walk", lambda path: (path, ""))
+    monkeypatch.setattr(executor.tools, "_walk", lambda path: (path, ""))
     assert executor.why_not() == ""
     assert executor.refusals(Sandbox("/", network="isolated", policy=Policy(capabilities="all")))
     assert executor.maximum_possible_isolation()["network"] == "undefined"

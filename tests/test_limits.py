@@ -28,9 +28,9 @@ from sandboxlib import (
     SpecError,
     UnsupportedError,
     _ladder,
-    _machine,
     _slots,
 )
+from sandboxlib._host import machine
 from sandboxlib.policy import CAPABILITIES
 
 pytest_plugins = ["setuid_tool"]
@@ -360,7 +360,7 @@ def test_locked_memory_of_who_is_exempt(place: Place) -> None:
 
 def test_more_than_the_caller_has(place: Place) -> None:
     """As far as the caller has the capabilities; in a new user namespace nobody has them."""
-    have = int(_machine.status("CapEff"), 16)
+    have = int(machine.status("CapEff"), 16)
     inside = place.name == "user_namespace"
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     score = int(Path("/proc/self/oom_score_adj").read_text()) - 1

@@ -844,7 +844,7 @@ def test_reasons_why_not(setuid_tool: SetuidTool) -> None:
 
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes programs from directories that others can write as well."""
-    monkeypatch.setattr(luc._tools, "_walk", lambda path: (path, ""))
+    monkeypatch.setattr(luc.tools, "_walk", lambda path: (path, ""))
 
 
 def test_it_is_found_in_path_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,17 +14,9 @@ import pytest
 from conftest import needs_root, python, require
 
 import sandboxlib
-from sandboxlib import (
-    Mount,
-    Policy,
-    Sandbox,
-    SpecError,
-    UnsupportedError,
-    _hierarchies,
-    _machine,
-    _nesting,
-    bubblewrap,
-)
+from sandboxlib import Mount, Policy, Sandbox, SpecError, UnsupportedError, _nesting, bubblewrap
+from sandboxlib._cgroups import hierarchies
+from sandboxlib._host import machine
 
 PYTHON = "/usr/bin/python3"
 PACKAGE = str(Path(sandboxlib.__file__).resolve().parent.parent)
@@ -119,7 +111,7 @@ def test_sandboxes_within_sandboxes(uid: int, words: dict[str, Any]) -> None:
 )
 @pytest.mark.parametrize("name", ["chroot", "user_namespace", ""])
 def test_root_of_the_machine_is_refused(name: str, words: dict[str, Any]) -> None:
-    if not _machine.is_root_of_the_machine():
+    if not machine.is_root_of_the_machine():
         pytest.skip("the caller is not root of the machine")
     executor = sandboxlib.get_executor(name) if name else sandboxlib
     with pytest.raises(UnsupportedError, match="nesting=True"):
@@ -145,7 +137,7 @@ def test_a_cgroup_of_the_commands_uid_is_out_of_reach(
     place = tmp_path / "user.slice" / "delegated"
     place.mkdir(parents=True)
     (place / "cgroup.procs").touch()
-    monkeypatch.setattr(_hierarchies, "mount_points", lambda: {"": str(tmp_path)})
+    monkeypatch.setattr(hierarchies, "mount_points", lambda: {"": str(tmp_path)})
     me = os.geteuid()
     owner = _nesting._outside(me)
     assert _nesting._writable([range(owner, owner + 1)]) == str(place)

@@ -26,9 +26,9 @@ from sandboxlib import (
     SandboxError,
     SetupError,
     SpecError,
-    _machine,
     run_sandbox,
 )
+from sandboxlib._host import machine
 
 pytestmark = needs_root
 
@@ -51,7 +51,8 @@ NAMES = (
 
 MOUNTED = """
 import os, subprocess, sys
-from sandboxlib import Sandbox, _machine
+from sandboxlib import Sandbox
+from sandboxlib._host import machine as _machine
 root, *names = [os.fsencode(word) for word in sys.argv[1:]]
 for name in names:
     place = root + b"/" + name
@@ -96,7 +97,7 @@ def test_mountinfo_is_read_as_the_kernel_writes_it(name: str, tmp_path: Path) ->
     escaped = os.fsencode(f"/a{name}")
     for character in b"\\ \t\n":  # the backslash first: it stands in all the others
         escaped = escaped.replace(bytes([character]), b"\\%03o" % character)
-    assert _machine._plain(escaped) == f"/a{name}"
+    assert machine._plain(escaped) == f"/a{name}"
 
 
 @pytest.mark.parametrize("count", [41, pytest.param(5000, marks=pytest.mark.slow)])
@@ -126,7 +127,7 @@ def test_as_many_links_as_the_kernel_follows_are_followed(rootfs: Path, tmp_path
         with Sandbox(rootfs, extra_mounts=[Mount.tmpfs("/l0")]) as box:
             assert box.run(["touch", "/l39/x"], fresh=fresh).exit == 0
     assert os.listdir(rootfs / "l39") == []
-    assert _machine.real_path(f"{rootfs}/l0/../l38/.") == f"{rootfs.resolve()}/l39"
+    assert machine.real_path(f"{rootfs}/l0/../l38/.") == f"{rootfs.resolve()}/l39"
 
 
 @pytest.fixture

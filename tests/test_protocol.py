@@ -229,7 +229,8 @@ def test_json_names_real_time_signals(rootfs: Path, signum: int) -> None:
 
 IN_FLIGHT = """
 import array, asyncio, ctypes, os, resource, socket, sys
-from sandboxlib import Sandbox, _async, _map, _machine, user_namespace
+from sandboxlib import Sandbox, _async, _map, user_namespace
+from sandboxlib._host import machine as _machine
 root = sys.argv[1]
 os.setgroups([]); os.setgid(54322); os.setuid(54322)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is the user's
@@ -539,7 +540,8 @@ def test_a_command_cannot_reschedule_its_reaper(
 
 AS_USER = """
 import asyncio, ctypes, json, os, sys
-from sandboxlib import Sandbox, _async, _machine, _map, user_namespace
+from sandboxlib import Sandbox, _async, _map, user_namespace
+from sandboxlib._host import machine as _machine
 root, words = sys.argv[1], json.loads(sys.argv[2])
 os.setgroups([]); os.setgid(54322); os.setuid(54322)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is the user's

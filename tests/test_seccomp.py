@@ -22,7 +22,10 @@ import pytest
 from bpf import ALLOW, AUDIT, answer
 from conftest import require
 
-from sandboxlib import UnsupportedError, _seccomp, _seccomp_builds, _seccomp_made, _syscalls
+from sandboxlib import UnsupportedError
+from sandboxlib._seccomp import builds, syscalls
+from sandboxlib._seccomp import filters as _seccomp
+from sandboxlib._seccomp import made as _seccomp_made
 
 EPERM, ENOSYS, EAFNOSUPPORT = (
     bpf.ERRNO | number for number in (errno.EPERM, errno.ENOSYS, errno.EAFNOSUPPORT)
@@ -133,7 +136,7 @@ def some_value(chance: random.Random) -> int:
 def some_calls(abi: str, count: int) -> list[tuple[str, int, list[int]]]:
     """Calls by name, number and arguments: each without any, and the interesting ones often."""
     chance = random.Random(f"{abi} {count}")
-    numbers = _syscalls.numbers_of(abi)
+    numbers = syscalls.numbers_of(abi)
     often = "clone unshare ioctl setsockopt personality socket socketpair".split()
     calls = [(name, number, [0] * 6) for name, number in numbers.items()]
     for _ in range(count):
@@ -175,7 +178,7 @@ def test_high_halves_that_the_kernel_does_not_see_hide_nothing(high: int) -> Non
         ("clone", [0x10000011], EPERM),
         ("unshare", [0x10000000], EPERM),
     ):
-        number = _syscalls.numbers_of("x86_64")[name]
+        number = syscalls.numbers_of("x86_64")[name]
         for place in range(3):
             args_with_more = [arg | (high if i == place else 0) for i, arg in enumerate(args)]
             found = answer(program, AUDIT["x86_64"], number, args_with_more)
@@ -188,7 +191,7 @@ def test_x32_and_numbers_that_nobody_knows_are_not_there(settings: str) -> None:
     x86_64, i386 = AUDIT["x86_64"], AUDIT["i386"]
     for number in (0, 1, 41, 56, 59, 165, 272, 435, 512, 547, 0x3FFFFFFE):
         assert answer(program, x86_64, 0x40000000 | number) == ENOSYS
-    newest = max(_syscalls.numbers_of("x86_64").values())
+    newest = max(syscalls.numbers_of("x86_64").values())
     for audit in (x86_64, i386):
         for number in (
             newest + 1,
@@ -219,13 +222,13 @@ def test_programs_are_small_and_made_once() -> None:
 def test_programs_made_ahead_are_what_the_compiler_makes() -> None:
     assert len(_seccomp_made.PROGRAMS) == 4
     for (machine, openers), made in _seccomp_made.PROGRAMS.items():
-        found = _seccomp_builds.compile_builds(openers, _seccomp.MACHINES[machine])
+        found = builds.compile_builds(openers, _seccomp.MACHINES[machine])
         assert found.hex() == made, "run make_syscalls.py"
 
 
 def test_whatever_opens_something_is_known_to_open() -> None:
     """Other capabilities do not reach the compiler."""
-    words = {word for _, _, words in _seccomp_builds.CLOSED for word in words.split()}
+    words = {word for _, _, words in builds.CLOSED for word in words.split()}
     assert words - {"nesting", "slot"} | {"net_raw"} == _seccomp.OPENERS
 
 
@@ -240,7 +243,7 @@ def test_whatever_opens_something_is_known_to_open() -> None:
 )
 def test_numbers_are_those_of_the_headers(abi: str, header: str) -> None:
     require(Path(header).exists(), f"there is no {header}")
-    numbers = _syscalls.numbers_of(abi)
+    numbers = syscalls.numbers_of(abi)
     found = re.findall(
         r"#define __NR_(\w+)\s+\(?(?:__X32_SYSCALL_BIT \+ )?(\d+)", Path(header).read_text()
     )
@@ -276,8 +279,8 @@ def test_other_machines_are_refused() -> None:
 def test_importing_the_package_builds_no_filter() -> None:
     # Those that were made ahead are there; what makes others is not.
     command = (
-        "import sys, sandboxlib; print([m for m in sys.modules if m.endswith(('_bpf', '_syscalls',"
-        " '_seccomp_builds', '_seccomp_profile'))])"
+        "import sys, sandboxlib; print([m for m in sys.modules if m.endswith(('.bpf', '.syscalls',"
+        " '_seccomp.builds', '_seccomp.profile'))])"
     )
     found = subprocess.run(
         [sys.executable, "-c", command], capture_output=True, text=True, check=True
@@ -332,7 +335,7 @@ def test_libseccomp_makes_the_same_of_it(settings: str, abi: str) -> None:
     """Three filters: what is denied, and for two kinds of calls what is allowed."""
     program, given = of_abi(settings, abi)
     filters: list[Any] = [
-        (ALLOW, ENOSYS, [abi], denied(given, _syscalls.numbers_of(abi))),
+        (ALLOW, ENOSYS, [abi], denied(given, syscalls.numbers_of(abi))),
         (EPERM, ENOSYS, [abi], open_personalities()),
         (EAFNOSUPPORT, ENOSYS, [abi], open_sockets("net_raw" in given.get("capabilities", ()))),
     ]
@@ -371,7 +374,7 @@ HARMLESS = 0xFFFFFFFFFFFFFFFF  # no descriptor, and no address
 
 def test_the_kernel_answers_so() -> None:
     require(os.uname().machine == "x86_64", "the numbers are those of x86_64")
-    numbers = _syscalls.numbers_of("x86_64")
+    numbers = syscalls.numbers_of("x86_64")
     calls: list[tuple[str, list[int], int]] = [
         ("getpid", [], 0),
         ("unshare", [0], 0),
@@ -418,7 +421,7 @@ def test_calls_of_i386_from_a_64_bit_program(tmp_path: Path) -> None:
     tool = str(tmp_path / "calls")
     source = str(Path(__file__).with_name("calls.c"))
     subprocess.run(["cc", "-O1", "-o", tool, source], check=True)
-    numbers = _syscalls.numbers_of("i386")
+    numbers = syscalls.numbers_of("i386")
     calls = [
         ("getppid", [], None),
         ("unshare", [0x10000000], errno.EPERM),

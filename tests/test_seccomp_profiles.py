@@ -14,7 +14,9 @@ import bpf
 import pytest
 from bpf import ALLOW, AUDIT, ERRNO, answer
 
-from sandboxlib import SpecError, _seccomp, _syscalls
+from sandboxlib import SpecError
+from sandboxlib._seccomp import filters as _seccomp
+from sandboxlib._seccomp import syscalls
 
 EPERM, ENOSYS = ERRNO | errno.EPERM, ERRNO | errno.ENOSYS
 ACTIONS = {
@@ -192,7 +194,7 @@ def described(profile: dict[str, Any], abi: str, name: str, args: list[int]) -> 
     if found:
         return min(found, key=lambda action: SEVERITY.index(severe(action)))
     default = default_of(profile)
-    numbers = _syscalls.numbers_of(abi)
+    numbers = syscalls.numbers_of(abi)
     named = [numbers[call] for _, call, _ in rules_of(profile) if call in numbers]
     if "ERRNO" in profile["defaultAction"] and named and numbers[name] > max(named):
         return ENOSYS
@@ -267,7 +269,7 @@ def test_programs_answer_as_the_profile_says(seed: int) -> None:
         program = _seccomp.from_profile(json.dumps(profile), machine=machine)
         assert program == _seccomp.from_profile(profile, machine=machine)
         for abi in abis:
-            for name, number in _syscalls.numbers_of(abi).items():
+            for name, number in syscalls.numbers_of(abi).items():
                 if name in TWICE or number > 0xF0000 != (abi == "x32"):
                     continue
                 for args in [some_args(chance, profile) for _ in range(15 if name in CALLS else 1)]:
@@ -280,7 +282,7 @@ def as_rules(profile: dict[str, Any], abi: str) -> list[Any]:
 
     And the calls that the ABI lacks: libseccomp 2.5.4 then spoils the rule before.
     """
-    numbers = _syscalls.numbers_of(abi)
+    numbers = syscalls.numbers_of(abi)
     default = default_of(profile)
     rules = []
     for action, name, conditions in rules_of(profile):
@@ -326,7 +328,7 @@ def test_libseccomp_makes_the_same_of_profiles(abi: str) -> None:
     machine = {"arm": "aarch64", "aarch64": "aarch64"}.get(abi, "x86_64")
     filters: list[Any] = [(default_of(one), 0, [abi], as_rules(one, abi)) for one in profiles]
     oracles, unknown = bpf.libseccomp(filters)
-    numbers = _syscalls.numbers_of(abi)
+    numbers = syscalls.numbers_of(abi)
     for profile, oracle in zip(profiles, oracles, strict=True):
         program = _seccomp.from_profile(profile, machine=machine)
         for name in CALLS:
@@ -374,7 +376,7 @@ def test_a_profile_of_the_shape_of_dockers(abi: str, capabilities: frozenset[str
     (oracle,), unknown = bpf.libseccomp([(EPERM, 0, [abi], as_rules(plain, abi))])
     program = _seccomp.from_profile(SHAPE, capabilities, machine=machine)
     chance = random.Random(abi)
-    numbers = _syscalls.numbers_of(abi)
+    numbers = syscalls.numbers_of(abi)
     often = "clone personality socket".split()
     for name in [*numbers, *often * 300]:
         args = some_args(chance, plain)

@@ -27,16 +27,16 @@ CSRC = TOP / "csrc"
 ORDER = [
     {"errors"},
     {"_check"},
-    {"_syscalls", "_bpf", "_seccomp_made"},
-    {"_seccomp_builds", "_seccomp_profile"},
-    {"_seccomp"},
+    {"_seccomp.syscalls", "_seccomp.bpf", "_seccomp.made"},
+    {"_seccomp.builds", "_seccomp.profile"},
+    {"_seccomp.filters"},
     {"limits", "policy", "_streams"},
     {"sandbox", "result"},
     {"_native"},
-    {"_machine"},
-    {"_tools"},
-    {"_mapper", "_stubs", "_hierarchies"},
-    {"_cgroups"},
+    {"_host.machine"},
+    {"_host.tools"},
+    {"_mapper", "_stubs", "_cgroups.hierarchies"},
+    {"_cgroups.cgroups"},
     {"_plan"},
     {"_slots"},
     {"_rare"},
@@ -81,25 +81,46 @@ def module_level_imports(path: Path, package: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             whence = resolve_name("." * node.level + (node.module or ""), package)
             names = [f"{whence}.{alias.name}" for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("sandboxlib.")}
+        found |= {name.split(".", 1)[1] for name in names if name.startswith("sandboxlib.")}
         found |= {"__init__" for name in names if name == "sandboxlib"}
-    # What is no module comes from the package itself.
     modules = {"_sandbox"}.union(*ORDER)
-    return {name if name in modules else "__init__" for name in found}
+    return {module_of(name, modules) for name in found}
+
+
+def module_of(name: str, modules: set[str]) -> str:
+    """The module of ORDER that a dotted name is, or lies in; a name of the package itself if none
+    is."""
+    parts = name.split(".")[:3]
+    while parts and ".".join(parts) not in modules:
+        parts.pop()
+    return ".".join(parts) or "__init__"
+
+
+def all_modules() -> dict[str, Path]:
+    """The files of the package; load is one, and a folder's docstring is none."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] == "load":
+            parts = ("load", "__init__")
+        if parts[-1] == "__init__" and len(parts) > 1:
+            if parts[0] != "load":
+                continue
+            parts = parts[:-1]
+        found[".".join(parts)] = path.parent / "__init__.py" if parts == ("load",) else path
+    return found
 
 
 def test_no_import_points_to_the_right() -> None:
     rank = {name: number for number, names in enumerate(ORDER) for name in names}
-    for name, own in rank.items():
-        path = PACKAGE / name / "__init__.py" if name == "load" else PACKAGE / f"{name}.py"
-        package = f"sandboxlib.{name}" if name == "load" else "sandboxlib"
+    for name, path in all_modules().items():
+        package = ".".join(("sandboxlib", *path.relative_to(PACKAGE).parts[:-1]))
         for other in module_level_imports(path, package) - {name, "_sandbox"}:
-            assert rank[other] < own, f"{name} imports {other}"
+            assert rank[other] < rank[name], f"{name} imports {other}"
 
 
 def test_every_module_has_its_place_in_the_order() -> None:
-    modules = {path.stem for path in PACKAGE.glob("*.py")} | {"load"}
-    assert modules == set().union(*ORDER)
+    assert set(all_modules()) == set().union(*ORDER)
 
 
 def test_only_native_says_ffi() -> None:

@@ -40,7 +40,7 @@ import sandboxlib
 root, words = sys.argv[1], json.loads(sys.argv[2])
 words["extra_mounts"] = [tuple(mount) for mount in words.get("extra_mounts", ())]
 if "limits" in words:
-    import sandboxlib._cgroups
+    import sandboxlib._cgroups.cgroups
     words["limits"] = sandboxlib.Limits(**words["limits"])
 if words.get("processes") != "undefined" and words.get("init", True):
     sandboxlib._native.init_descriptor()
@@ -56,7 +56,7 @@ try:
 except sandboxlib.SetupError as error:
     said = [error.step, error.errno, str(error)]
 if "limits" in words:
-    sandboxlib._cgroups.end_all()  # the idle ones have descriptors
+    sandboxlib._cgroups.cgroups.end_all()  # the idle ones have descriptors
 assert os.listdir("/proc/self/fd") == before
 assert open(f"/proc/self/task/{os.getpid()}/children").read() == ""
 try:

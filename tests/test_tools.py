@@ -48,7 +48,7 @@ def in_private_mounts(setup: str, script: str, **env: str) -> Any:
 FIND = """
 import json, os, sys
 from sandboxlib import UnsupportedError
-from sandboxlib._tools import trusted_tool
+from sandboxlib._host.tools import trusted_tool
 found = {}
 for name, path in json.loads(os.environ["PATHS"]).items():
     os.environ["PATH"] = path
@@ -126,7 +126,8 @@ def test_a_tool_of_the_callers_own_is_fine() -> None:
 RANGES = """
 import json, os, signal, sys, threading, time
 import sandboxlib
-from sandboxlib import SandboxError, _mapper, _machine
+from sandboxlib import SandboxError, _mapper
+from sandboxlib._host import machine as _machine
 mode = json.loads(os.environ["MODE"])
 if mode.get("sigchld"):
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

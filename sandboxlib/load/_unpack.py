@@ -17,8 +17,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from .. import _machine, chroot, user_namespace
+from .. import chroot, user_namespace
 from .._check import check_flag, check_seconds, check_text
+from .._host import machine
 from ..errors import (
     ImageError,
     SetupError,
@@ -284,7 +285,7 @@ def _capabilities(user: str) -> list[str]:
     needed = _NEEDED if user == "root" else _NEEDED | _FOR_OWNERS
     if user != "caller":  # in a user namespace there are all
         return sorted(needed)
-    have = int(_machine.status("CapEff") or "0", 16)
+    have = int(machine.status("CapEff") or "0", 16)
     return sorted(name for name in needed if have >> CAPABILITIES.index(name) & 1)
 
 

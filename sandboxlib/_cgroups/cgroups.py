@@ -21,7 +21,8 @@ from _thread import RLock, interrupt_main
 from collections import deque
 from weakref import ref
 
-from ._hierarchies import (
+from ..errors import SpecError, UnsupportedError
+from .hierarchies import (
     GONE,
     Part,
     find_parts,
@@ -33,8 +34,7 @@ from ._hierarchies import (
     version,
     write,
 )
-from ._hierarchies import CgroupLimits as CgroupLimits
-from .errors import SpecError, UnsupportedError
+from .hierarchies import CgroupLimits as CgroupLimits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

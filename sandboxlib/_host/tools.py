@@ -8,7 +8,8 @@ import stat
 from collections import deque
 from collections.abc import Iterable
 
-from . import _machine, errors
+from .. import errors
+from . import machine
 
 #: Where programs are usually installed, for callers whose PATH is short.
 PLACES = ("/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin", "/sbin")
@@ -72,8 +73,8 @@ def _safe_owners() -> set[int]:
     appear with the overflow uid, as all others do that are not mapped: they cannot be told apart.
     """
     owners = {0, os.geteuid()}
-    if _machine.is_in_user_namespace():
-        overflow = _machine.read(_OVERFLOW_UID)
+    if machine.is_in_user_namespace():
+        overflow = machine.read(_OVERFLOW_UID)
         owners.add(int(overflow) if overflow.isdigit() else 65534)
     return owners
 

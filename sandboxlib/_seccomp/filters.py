@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """System call filters: the profile 'builds', and OCI/Docker profiles, as programs for seccomp(2).
 
-The compiler is imported only where none of the programs that were made ahead (_seccomp_made) is
+The compiler is imported only where none of the programs that were made ahead (made.py) is
 the one. Those are always there: every run takes one by default, and a signal handler may make a
 run while the first one is on its way, when it would find a module that is half imported.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
-from ._seccomp_made import PROGRAMS
-from .errors import UnsupportedError
+from ..errors import UnsupportedError
+from .made import PROGRAMS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _builds(openers: frozenset[str], abis: tuple[str, ...]) -> bytes:
     made = PROGRAMS.get((abis[0], openers))
     if made:
         return bytes.fromhex(made)
-    from ._seccomp_builds import compile_builds
+    from .builds import compile_builds
 
     return compile_builds(openers, abis)
 
@@ -71,7 +71,7 @@ def from_profile(
 
     SpecError names what is malformed in it. capabilities: those that includes and excludes see.
     """
-    from ._seccomp_profile import compile_profile
+    from .profile import compile_profile
 
     return compile_profile(profile, capabilities, _abis(machine or os.uname().machine))
 

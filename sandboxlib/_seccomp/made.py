@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs of the profile "builds". Written by make_syscalls.py: change _seccomp_builds.py, and not
-this file.
+"""Programs of the profile "builds". Written by make_syscalls.py: change builds.py, not this
+file.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ import os
 import stat
 from collections import namedtuple
 
-from . import _machine, _native
-from .errors import UnsupportedError
+from .. import _native
+from .._host import machine
+from ..errors import UnsupportedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -276,7 +277,7 @@ def _refusal(names: list[str], error: OSError, kind: str) -> Exception:
 
 def _mounts() -> Iterator[tuple[str, str, str]]:
     """(controller, root of the mount, mount point) of v1; the controller of v2 is ""."""
-    for mount in _machine.mounts():
+    for mount in machine.mounts():
         if mount.type in ("cgroup", "cgroup2"):
             for name in ("",) if mount.type == "cgroup2" else mount.options.split(","):
                 yield name, mount.root, mount.point

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import errno
 
-from ._bpf import ALLOW, EQUAL, ERRNO, Abi, compile_abis
-from ._syscalls import numbers_of
+from .bpf import ALLOW, EQUAL, ERRNO, Abi, compile_abis
+from .syscalls import numbers_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ._bpf import Condition, Rule
+    from .bpf import Condition, Rule
 
 EPERM, ENOSYS, EAFNOSUPPORT = (
     ERRNO | number for number in (errno.EPERM, errno.ENOSYS, errno.EAFNOSUPPORT)

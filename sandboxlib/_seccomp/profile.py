@@ -14,7 +14,9 @@ import struct
 from collections.abc import Mapping
 from functools import lru_cache
 
-from ._bpf import (
+from .._check import check_choice, check_number
+from ..errors import SpecError, SpecTypeError
+from .bpf import (
     ALLOW,
     AT_LEAST,
     AUDIT,
@@ -30,16 +32,14 @@ from ._bpf import (
     TooLong,
     compile_abis,
 )
-from ._check import check_choice, check_number
-from ._syscalls import numbers_of
-from .errors import SpecError, SpecTypeError
+from .syscalls import numbers_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from ._bpf import Condition, Rule
+    from .bpf import Condition, Rule
 
 #: The most severe first, as the kernel has it for several filters.
 SEVERITY = (KILL_PROCESS, KILL_THREAD, TRAP, ERRNO, LOG, ALLOW)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System call filters: what they close, as programs for seccomp(2)."""
