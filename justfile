@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+# The tasks of a developer; `just` alone lists them. `pip install -e '.[dev]'` brings just (rust-just).
+# .ci/run and .pre-commit-config.yaml call these recipes, so that each check has one definition.
+
+# The environment whose tools are used: `just bin=/elsewhere/bin style`.
+bin := ".venv/bin"
+python := bin / "python"
+warnings := "-std=gnu11 -O2 -fPIC -Wall -Wextra -Wshadow -Werror -fanalyzer"
+
+# List the tasks
+[private]
+default:
+    @"{{just_executable()}}" --list --unsorted
+
+# Make .venv with everything that a developer needs, and build the core
+setup:
+    python3 -m venv .venv
+    .venv/bin/pip install -q -e '.[dev,docs]'
+
+# Compile the core again after a change in csrc/
+build:
+    "{{python}}" setup.py -q build_ext --inplace
+
+# The loop while you work: build, then the tests that you name, and stop at the first failure
+loop +tests: build
+    "{{python}}" -m pytest -q -x {{tests}}
+
+# The tests without those marked slow; `just test --all` runs every one
+test *args: build
+    "{{python}}" -m pytest {{args}}
+
+# Formatting and lint of Python and C
+style:
+    "{{bin}}/ruff" format --check .
+    "{{bin}}/ruff" check .
+    clang-format --dry-run -Werror $(git ls-files '*.c' '*.h')
+
+# Format Python and C, and repair what ruff can repair
+format:
+    "{{bin}}/ruff" format .
+    "{{bin}}/ruff" check --fix .
+    clang-format -i $(git ls-files '*.c' '*.h')
+
+# Types: mypy --strict
+types:
+    "{{bin}}/mypy" --strict
+
+# Warnings and gcc's static analysis of all C files; takes the compilers of the core
+warnings *compilers="gcc":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    "{{python}}" -c 'import build_ffi; build_ffi.build_init()'
+    for compiler in {{compilers}}; do
+        for file in $(git ls-files 'csrc/*.c'); do
+            "$compiler" {{warnings}} -Icsrc "-DSBX_INIT=\"$PWD/sandboxlib/_init\"" -c "$file" -o /dev/null
+        done
+    done
+    for file in $(git ls-files 'tests/*.c'); do
+        gcc {{warnings}} -c "$file" -o /dev/null
+    done
+
+# Build the documentation as a site in build/site; a warning is an error
+docs:
+    "{{bin}}/sphinx-build" -q -E -a -W --keep-going -c docs/site . build/site
+    @echo "build/site/docs/index.html"
+
+# Every check that runs no test
+check: style types warnings docs
+
+# The wheel and the source distribution, in dist/
+wheel:
+    "{{python}}" -m build -q
+
+# A few rows of the benchmark, in seconds, as any user
+bench:
+    "{{python}}" -m sandboxlib bench
+
+# All that continuous integration does, as root on Debian; it installs packages
+ci:
+    .ci/run
