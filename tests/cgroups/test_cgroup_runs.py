@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits on a whole run, by cgroups: hit for real, told for real, and nothing is left of them.
+
+In every way that a run is made. Which controllers there are, in which version, is the machine's.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lib.machine import needs_root, require
+from lib.waiting import processes, wait_until
+
+import sandboxlib
+from sandboxlib import Limits, Mount, Policy, Result, Sandbox, SetupError, UnsupportedError, _slots
+from sandboxlib._cgroups import cgroups, hierarchies
+
+PYTHON = os.path.realpath(sys.executable)
+WAYS: dict[str, tuple[dict[str, Any], bool]] = {
+    "slot": ({}, False),
+    "fresh": ({}, True),
+    "pid 1": ({"init": False}, True),
+    "pid 1 in a slot": ({"init": False}, False),
+    "undefined": ({"processes": "undefined"}, True),
+}
+pytestmark = needs_root
+
+
+def directories() -> set[str]:
+    """The cgroups of this process, in every hierarchy."""
+    names = f"sandboxlib-{os.getpid()}-"
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    points = [words[4] for words in mounts if words[words.index("-") + 1].startswith("cgroup")]
+    return {
+        os.path.join(directory, name)
+        for point in points
+        for directory, below, _ in os.walk(point)
+        for name in below
+        if name.startswith(names)
+    }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    before = directories()
+    yield
+    _slots.close_all()
+    cgroups.end_all()
+    assert wait_until(lambda: directories() <= before, 3), directories() - before
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(_slots, "MOST_SPARE", 0)
+    require(not PYTHON.startswith("/tmp/"), "Python is in /tmp")
+    return str(request.param)
+
+
+def needs(*names: str) -> None:
+    found = cgroups.controllers()
+    for name in names:
+        require(name in found, f"no cgroup can have {name} here; there are {found}")
+
+
+def box_of(way: str, limits: Limits, **words: Any) -> Sandbox:
+    return Sandbox(
+        "/", limits=limits, **{"extra_mounts": [Mount.tmpfs("/tmp")], **WAYS[way][0], **words}
+    )
+
+
+def run(way: str, box: Sandbox, script: str, **words: Any) -> Result:
+    return box.run([PYTHON, "-I", "-S", "-c", script], "/", fresh=WAYS[way][1], **words)
+
+
+# ---- each, hit and told ----------------------------------------------------------------------
+
+
+def test_memory(way: str) -> None:
+    needs("memory")
+    script = "x = b'x' * (200 << 20); print(len(x))"
+    with box_of(way, Limits(memory=100 << 20)) as box:
+        for _ in range(2):
+            hit = run(way, box, script)
+            assert hit.exit == -9
+            assert hit.limits_hit == ("memory",)
+            assert hit.usage is None or hit.usage.tree_memory is not None
+            under = run(way, box, script.replace("200", "50"))
+            assert (under.exit, under.limits_hit) == (0, ())
+            assert under.usage is not None
+            assert under.usage.tree_memory is not None
+            assert 50 << 20 < under.usage.tree_memory < 100 << 20
+
+
+def test_memory_of_one_that_is_not_the_command(way: str) -> None:
+    needs("memory")
+    script = f"""
+import subprocess
+argv = [{PYTHON!r}, "-c", "x = b'x' * (200 << 20)"]
+print(subprocess.run(argv).returncode)
+"""
+    with box_of(way, Limits(memory=100 << 20)) as box:
+        result = run(way, box, script)
+        assert (result.exit, result.out) == (0, b"-9\n")
+        assert result.limits_hit == ("memory",)
+
+
+def test_swap(way: str) -> None:
+    needs("swap")
+    with box_of(way, Limits(memory=100 << 20, swap=0)) as box:
+        assert run(way, box, "x = b'x' * (200 << 20)").limits_hit == ("memory",)
+
+
+FORK = """
+import os, time
+children = 0
+try:
+    while children < 100:
+        if os.fork() == 0:
+            time.sleep(1000)
+        children += 1
+except BlockingIOError:
+    pass
+print(children, flush=True)
+"""
+
+
+def test_pids(way: str) -> None:
+    """The reaper does not count."""
+    needs("pids")
+    with box_of(way, Limits(pids=10)) as box:
+        for _ in range(2):
+            result = run(way, box, FORK)
+            assert (result.exit, result.out) == (0, b"9\n")
+            assert result.limits_hit == ("pids",)
+            result = run(way, box, "import os; os.fork() or os._exit(0); os.wait")
+            assert (result.exit, result.limits_hit) == (0, ())
+
+
+def test_pids_of_one_command_alone(way: str) -> None:
+    needs("pids")
+    with box_of(way, Limits(pids=1)) as box:
+        result = run(way, box, FORK)
+        assert (result.exit, result.out, result.limits_hit) == (0, b"0\n", ("pids",))
+
+
+def test_cpu_quota(way: str) -> None:
+    needs("cpu")
+    # It has to be less than others leave, however many they are.
+    script = "import time\nwhile time.process_time() < 0.06: pass"
+    with box_of(way, Limits(cpu_quota=0.05)) as box:
+        result = run(way, box, script)
+        assert (result.exit, result.limits_hit) == (0, ())
+        usage = result.usage
+        assert usage is not None
+        assert usage.throttled is not None
+        assert usage.throttled >= 3
+        assert result.wall > 5 * (usage.user + usage.system)
+        assert run(way, box, "pass").exit == 0
+
+
+def test_weights(way: str) -> None:
+    """The one of several that wants more gets more: seen as the kernel's number."""
+    found = cgroups.controllers()
+    words = {f"{name}_weight": 500 for name in ("cpu", "io") if name in found}
+    require(words, f"no weights here: {found}")
+    for name, value in words.items():
+        with box_of(way, Limits(**{name: value})) as box:
+            assert run(way, box, "pass").exit == 0
+    missing = [name for name in ("cpu", "io") if name not in found]
+    for name in missing:
+        with pytest.raises(UnsupportedError, match=name):
+            run(way, box_of(way, Limits(**{f"{name}_weight": 500})), "pass")
+
+
+def test_a_cgroup_for_its_own_sake(way: str) -> None:
+    needs("hold")
+    with box_of(way, Limits(cgroup=True)) as box:
+        result = run(way, box, "import time\nwhile time.process_time() < 0.3: pass")
+        assert (result.exit, result.limits_hit) == (0, ())
+        assert result.usage is not None
+        assert result.usage.cpu is not None
+        assert 0.25 < result.usage.cpu < 1
+    import pickle
+
+    copy = pickle.loads(pickle.dumps(result))
+    assert copy.usage == result.usage
+
+
+# ---- what is in it goes, and it goes ---------------------------------------------------------
+
+
+DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.setsid()
+        os.closerange(0, 10)
+        os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(1000)", MARK])
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_daemon_does_not_escape(way: str) -> None:
+    needs("hold")
+    mark = f"daemon-{os.getpid()}-{time.monotonic_ns()}"
+    script = DAEMON.replace("MARK", repr(mark))
+    with box_of(way, Limits(cgroup=True)) as box:
+        for _ in range(3):
+            result = run(way, box, script)
+            assert (result.exit, result.err) == (0, b"")
+            assert processes(mark) == []
+
+
+def test_a_daemon_of_a_run_that_is_late(way: str) -> None:
+    needs("hold")
+    mark = f"daemon-{os.getpid()}-{time.monotonic_ns()}"
+    script = DAEMON.replace("MARK", repr(mark)) + "time.sleep(1000)"
+    with box_of(way, Limits(cgroup=True)) as box:
+        for _ in range(2):
+            result = run(way, box, script, timeout=0.7)
+            assert result.timed_out
+            assert processes(mark) == []
+
+
+def test_one_that_could_not_begin(way: str) -> None:
+    needs("hold")
+    with box_of(way, Limits(cgroup=True)) as box:
+        for _ in range(3):
+            with pytest.raises(SetupError):
+                box.run(["/no/such"], "/", fresh=WAYS[way][1])
+            assert run(way, box, "pass").exit == 0
+
+
+def test_one_that_somebody_removed(way: str) -> None:
+    """A run joins another then."""
+    needs("hold")
+    with box_of(way, Limits(cgroup=True)) as box:
+        assert run(way, box, "pass").exit == 0
+        there = directories()
+        assert there
+        for path in there:
+            os.rmdir(path)
+        assert run(way, box, "pass").exit == 0
+        assert directories()
+
+
+def test_several_at_once(way: str) -> None:
+    needs("memory", "pids")
+    limits = Limits(memory=100 << 20, pids=20)
+    with box_of(way, limits) as box, ThreadPoolExecutor(8) as pool:
+        scripts = ["x = b'x' * (200 << 20)", "pass", FORK] * 8
+        results = list(pool.map(lambda script: run(way, box, script), scripts))
+    hits = [result.limits_hit for result in results]
+    assert hits == [("memory",), (), ("pids",)] * 8
+
+
+def test_through_every_executor(monkeypatch: pytest.MonkeyPatch, tool_path: str) -> None:
+    needs("memory", "pids")
+    monkeypatch.setenv("PATH", tool_path)
+    for name in ("user_namespace", "bubblewrap", "linux_user_chroot"):
+        executor = sandboxlib.get_executor(name)
+        if executor.why_not():
+            continue
+        limits = Limits(memory=100 << 20, pids=20)
+        box = Sandbox("/", limits=limits, policy=Policy(capabilities="all"))
+        argv = [PYTHON, "-I", "-S", "-c"]
+        result = executor.run_in(box, [*argv, "x = b'x' * (200 << 20)"], "/")
+        assert result.exit in (-9, 137, 1)
+        assert result.limits_hit == ("memory",)
+        result = executor.run_in(box, [*argv, FORK], "/")
+        assert result.limits_hit == ("pids",)
+        assert 15 < int(result.out) < 20
+
+
+def test_who_may_make_none(tmp_path: Path, shared_rootfs: Path) -> None:
+    """An ordinary user without a delegated directory; refused, and nothing ran."""
+    script = """
+import sys
+from sandboxlib import Limits, Sandbox, UnsupportedError, user_namespace
+if reason := user_namespace.why_not():
+    sys.exit(reason)
+for words in ({"memory": 1 << 30}, {"pids": 5}, {"cpu_quota": 1}, {"cgroup": True},
+              {"cgroup": "/sys/fs/cgroup"}, {"cgroup": "/no/such"}):
+    try:
+        user_namespace.run_in(Sandbox("/", limits=Limits(**words)), ["true"])
+        print("ran", words)
+    except UnsupportedError as error:
+        assert str(error)
+"""
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
+    done = subprocess.run(
+        [*user, "-c", "import sandboxlib"], capture_output=True, check=False, cwd="/"
+    )
+    require(done.returncode == 0, "an ordinary user cannot import sandboxlib from here")
+    done = subprocess.run([*user, "-c", script], capture_output=True, check=False, cwd="/")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+DELEGATED = """
+import sys
+from sandboxlib import Limits, Sandbox, user_namespace
+if reason := user_namespace.why_not():
+    sys.exit(reason)
+for words in ({}, {"processes": "undefined"}):
+    with Sandbox("/", limits=Limits(cgroup=sys.argv[1]), **words) as box:
+        for fresh in (True, False):
+            result = user_namespace.run_in(box, ["sh", "-c", sys.argv[2]], "/", fresh=fresh)
+            assert (result.exit, result.err) == (0, b""), result
+            assert result.usage.cpu is not None
+"""
+
+
+def test_a_delegated_directory() -> None:
+    """Of an ordinary user, who is in it."""
+    point = hierarchies.mount_points().get("")
+    require(point, "no cgroup2 is mounted")
+    mark = f"1000.{time.monotonic_ns()}"
+    base = Path(f"{point}/delegated-{os.getpid()}")
+    (base / "leaf").mkdir(parents=True)
+    try:
+        for path in (base, base / "leaf"):
+            os.chown(path, 65534, 65534)
+            for name in ("cgroup.procs", "cgroup.subtree_control"):
+                os.chown(path / name, 65534, 65534)
+        user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
+        tried = subprocess.run([*user, "-c", "import sandboxlib"], check=False, cwd="/")
+        require(tried.returncode == 0, "an ordinary user cannot import sandboxlib from here")
+        join = ["sh", "-c", f'echo $$ > {base}/leaf/cgroup.procs; exec "$@"', "sh"]
+        script = f"setsid sh -c 'setsid sleep {mark} <&- >&- 2>&- &'; sleep 0.1"
+        argv = [*join, *user, "-c", DELEGATED, str(base), script]
+        done = subprocess.run(argv, capture_output=True, check=False, cwd="/")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert processes(mark) == []
+        assert [path.name for path in base.iterdir() if path.is_dir()] == ["leaf"]
+    finally:
+        (base / "leaf").rmdir()
+        base.rmdir()
+
+
+def test_a_map_and_a_handle(way: str) -> None:
+    needs("memory")
+    large, small = ([PYTHON, "-I", "-S", "-c", f"x = b'x' * ({n} << 20)"] for n in (200, 20))
+    with box_of(way, Limits(memory=100 << 20)) as box:
+        words: dict[str, Any] = {"cwd": "/", "fresh": WAYS[way][1]}
+        found = list(box.map([large, small] * 3, jobs=3, on_failure="continue", **words))
+        assert [result.limits_hit for result in found] == [("memory",), ()] * 3
+        with box.start(large, "/") as process:
+            assert process.wait(30) == -9
+        assert process.result is not None
+        assert process.result.limits_hit == ("memory",)
+
+
+def test_limits_of_both_kinds(way: str) -> None:
+    needs("memory", "pids")
+    limits = Limits(memory=200 << 20, pids=30, cpu_time=1, open_files=30, nice=2)
+    with box_of(way, limits) as box:
+        result = run(way, box, "import os; assert os.nice(0) == 2\nwhile True: pass")
+        assert result.limits_hit == ("cpu_time",)
+        assert result.exit in (-24, -9)

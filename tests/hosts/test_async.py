@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands in event loops, with no thread."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lib.machine import needs_root, require
+from lib.waiting import processes, wait_until
+
+from sandboxlib import (
+    CAPTURE,
+    Mount,
+    Sandbox,
+    SetupError,
+    SpecTypeError,
+    _native,
+    run_sandbox_async,
+)
+
+pytestmark = needs_root
+MODES: dict[str, dict[str, Any]] = {
+    "slot": {},
+    "fresh": {"fresh": True},
+    "init=False": {"init": False, "fresh": True},
+    "processes=undefined": {"processes": "undefined"},
+}
+modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+
+
+def made(root: Path, mode: dict[str, Any]) -> tuple[Sandbox, dict[str, Any]]:
+    words = dict(mode)
+    fresh = {"fresh": True} if words.pop("fresh", False) else {}
+    return Sandbox(root, extra_mounts=[Mount.dev()], **words), fresh
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    threads = threading.active_count()
+    _native.init_descriptor()  # which is kept
+    gc.collect()
+    before = sorted(os.listdir("/proc/self/fd"))
+    yield
+    gc.collect()
+    assert threading.active_count() == threads
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@modes
+def test_runs_go_on_at_the_same_time(shared_rootfs: Path, mode: dict[str, Any]) -> None:
+    box, fresh = made(shared_rootfs, mode)
+
+    async def main() -> None:
+        # Each waits for the one after it, by a pipe: one after the other would never end.
+        pipes = [os.pipe() for _ in range(6)]
+        try:
+            calls = [
+                box.run_async(
+                    ["sh", "-c", f"read x; echo {i}; exit {i}"],
+                    stdin=pipes[i][0],
+                    stdout=pipes[i - 1][1] if i else CAPTURE,
+                    **fresh,
+                )
+                for i in range(6)
+            ]
+            tasks = [asyncio.ensure_future(call) for call in calls]
+            await asyncio.sleep(0)
+            os.write(pipes[5][1], b"go\n")
+            results = await asyncio.gather(*tasks)
+        finally:
+            for fd in (fd for pipe in pipes for fd in pipe):
+                os.close(fd)
+        assert [result.exit for result in results] == list(range(6))
+        assert results[0].out == b"0\n"
+        assert results[0].usage is not None
+
+    with box:
+        asyncio.run(main())
+
+
+@modes
+def test_outputs_errors_and_timeouts_are_those_of_run(
+    shared_rootfs: Path, mode: dict[str, Any]
+) -> None:
+    box, fresh = made(shared_rootfs, mode)
+
+    async def main() -> None:
+        big = await box.run_async(["sh", "-c", "yes | head -c 3000000; echo e >&2"], **fresh)
+        assert (len(big.out or b""), big.err) == (3000000, b"e\n")
+        for limit in (0.1, 2, 30):
+            command = ["sh", "-c", "echo x; sleep 60"]
+            late = await box.run_async(command, timeout=limit, **fresh)
+            if late.out:
+                break
+        assert (late.exit, late.out, late.timed_out) == (-9, b"x\n", True)
+        lines: list[bytes] = []
+        done = await box.run_async(["sh", "-c", "echo a; cat"], stdin=b"b", stdout=lines.append)
+        assert (done.out, b"".join(lines)) == (None, b"a\nb")
+        with pytest.raises(SetupError, match="nonsuch"):
+            await box.run_async(["nonsuch"], **fresh)
+        with pytest.raises(SpecTypeError):
+            await box.run_async(["true"], nonsense=1)
+
+    with box:
+        asyncio.run(main())
+
+
+@modes
+def test_a_cancelled_run_is_gone(shared_rootfs: Path, mode: dict[str, Any]) -> None:
+    box, fresh = made(shared_rootfs, mode)
+    mark = f"64{os.getpid()}"
+
+    async def main() -> None:
+        script = f"sleep {mark} & sleep {mark}"
+        task = asyncio.ensure_future(box.run_async(["sh", "-c", script], **fresh))
+        while len(processes(mark)) < 2:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not processes(mark) or (
+            "processes" in mode and wait_until(lambda: not processes(mark))
+        )
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(box.run_async(["sleep", mark], **fresh), 0.05)
+        assert (await box.run_async(["true"], **fresh)).exit == 0
+
+    with box:
+        asyncio.run(main())
+
+
+def test_a_thousand_runs_in_one_loop_make_no_thread(shared_rootfs: Path) -> None:
+    """With cancellations. Each has four descriptors, so the limit on them is raised."""
+    script = """
+import asyncio, gc, os, random, sys, threading
+from sandboxlib import Sandbox
+box = Sandbox(sys.argv[1], network="isolated")
+chance = random.Random(5)
+most = 0
+async def one(i):
+    global most
+    task = asyncio.ensure_future(box.run_async(["sh", "-c", f"echo {i}; read x"], stdin=reader))
+    if i % 10 == 3:
+        await asyncio.sleep(chance.random())
+        task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            return None
+    return await task
+async def main():
+    calls = [asyncio.ensure_future(one(i)) for i in range(1000)]
+    await asyncio.sleep(2)
+    assert threading.active_count() == 1, threading.enumerate()
+    assert len(os.listdir("/proc/self/task")) == 1
+    assert sum(call.done() for call in calls) <= 100
+    os.close(writer)
+    results = await asyncio.gather(*calls)
+    for i, result in enumerate(results):
+        assert (result is None) == (i % 10 == 3)
+        assert result is None or result[:2] == (1, b"%d\\n" % i), result
+    assert len(os.listdir("/proc/self/task")) == 1
+box.run(["true"])
+box.close()
+before = len(os.listdir("/proc/self/fd"))
+reader, writer = os.pipe()
+asyncio.run(main())
+os.close(reader)
+box.close()
+gc.collect()
+assert len(os.listdir("/proc/self/fd")) == before
+"""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    require(hard == resource.RLIM_INFINITY or hard >= 10_000, "ulimit -n is below 10,000")
+
+    def raise_limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (10_000, hard))
+
+    argv = [sys.executable, "-c", script, str(shared_rootfs)]
+    subprocess.run(argv, check=True, timeout=280, preexec_fn=raise_limit)
+
+
+def test_one_shot_calls_have_words_of_their_own(shared_rootfs: Path) -> None:
+    async def main() -> None:
+        result = await run_sandbox_async(
+            shared_rootfs, ["sh", "-c", "echo $A; hostname"], extra_env={"A": "b"}, hostname="h"
+        )
+        assert result == (0, b"b\nh\n", b"")
+        result = await run_sandbox_async(
+            shared_rootfs, ["sh", "-c", "yes"], max_output=4, on_overflow="kill", timeout=30
+        )
+        assert (result.out, result.limits_hit, result.exit) == (b"y\ny\n", ("output",), -9)
+
+    asyncio.run(main())
+
+
+# ---- handles -----------------------------------------------------------------------------------
+
+
+def test_a_process_is_talked_to_in_a_loop(shared_rootfs: Path) -> None:
+    async def main() -> None:
+        words: dict[str, Any] = {"stdin": CAPTURE}
+        script = "read x; echo got $x; echo e >&2; cat; exit 3"
+        async with Sandbox(shared_rootfs).start_async(["sh", "-c", script], **words) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.returncode is None
+            process.stdin.write(b"one\n")
+            await process.stdin.drain()
+            assert await process.stdout.readline() == b"got one\n"
+            assert await process.stderr.read(100) == b"e\n"
+            process.stdin.write(b"two\nthree")
+            await process.stdin.drain()
+            process.stdin.close()
+            assert [line async for line in process.stdout] == [b"two\n", b"three"]
+            assert await process.wait() == 3
+        assert process.returncode == 3
+
+    asyncio.run(main())
+
+
+def test_tasks_read_both_outputs_and_wait_at_once(shared_rootfs: Path) -> None:
+    script = "for i in 1 2 3 4 5; do echo out$i; echo err$i >&2; done; read x; echo last; exit 6"
+
+    async def main() -> None:
+        box = Sandbox(shared_rootfs)
+        async with box.start_async(["sh", "-c", script], stdin=CAPTURE) as process:
+            assert process.stdin is not None
+
+            async def lines(reader: Any) -> list[bytes]:
+                return [line async for line in reader]
+
+            tasks = [asyncio.ensure_future(lines(r)) for r in (process.stdout, process.stderr)]
+            waiting = asyncio.ensure_future(process.wait())
+            await asyncio.sleep(0.05)
+            tasks[1].cancel()  # whoever pumps may be cancelled
+            process.stdin.write(b"x\n")
+            await process.stdin.drain()
+            assert (await tasks[0])[-1] == b"last\n"
+            assert await waiting == 6
+
+    asyncio.run(main())
+
+
+def test_communicate_feeds_and_collects_at_the_same_time(shared_rootfs: Path) -> None:
+    async def main() -> None:
+        content = os.urandom(3_000_000)
+        async with Sandbox(shared_rootfs).start_async(["cat"], stdin=CAPTURE) as process:
+            assert await process.communicate(content) == (content, b"")
+        async with Sandbox(shared_rootfs).start_async(["true"], stdin=CAPTURE) as process:
+            assert await process.communicate(content) == (b"", b"")
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_block_kills_its_process(shared_rootfs: Path) -> None:
+    mark = f"65{os.getpid()}"
+
+    async def hold() -> None:
+        async with Sandbox(shared_rootfs).start_async(["sleep", mark]) as process:
+            await process.wait()
+
+    async def main() -> None:
+        task = asyncio.ensure_future(hold())
+        while not processes(mark):
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not processes(mark)
+
+    asyncio.run(main())
+
+
+def test_a_loop_of_trio_does_as_well(shared_rootfs: Path) -> None:
+    require(find_spec("trio") and find_spec("anyio"), "there is no trio, or no anyio")
+    import trio
+
+    mark = f"66{os.getpid()}"
+    box = Sandbox(shared_rootfs)
+
+    async def main() -> None:
+        results = []
+
+        async def one(i: int) -> None:
+            results.append(await box.run_async(["sh", "-c", f"sleep 0.1; exit {i}"]))
+
+        async with trio.open_nursery() as nursery:
+            for i in range(8):
+                nursery.start_soon(one, i)
+        assert sorted(result.exit for result in results) == list(range(8))
+        late = await box.run_async(["sleep", mark], timeout=0.1)
+        assert (late.exit, late.timed_out) == (-9, True)
+        began = time.monotonic()
+        with trio.move_on_after(0.2):
+            await box.run_async(["sleep", mark])
+        assert time.monotonic() - began < 10
+        assert not processes(mark)
+        async with box.start_async(["sh", "-c", "read x; echo $x"], stdin=CAPTURE) as process:
+            assert await process.communicate(b"hello\n") == (b"hello\n", b"")
+
+    with box:
+        trio.run(main)

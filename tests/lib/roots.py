@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Root directories for sandboxes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from lib.machine import require
+
+
+def find_busybox() -> str | None:
+    """A static busybox: it runs in an empty root."""
+    for path in ("/bin/busybox", "/usr/bin/busybox"):
+        if os.path.exists(path) and b"dynamically" not in _file_type(path):
+            return path
+    return None
+
+
+def _file_type(path: str) -> bytes:
+    found = subprocess.run(["readelf", "-l", path], capture_output=True, check=False).stdout
+    return b"dynamically" if b"INTERP" in found else b"static"
+
+
+def make_rootfs(path: Path) -> Path:
+    """A root with busybox under every name that it knows, /proc, /dev, /tmp and /etc."""
+    busybox = find_busybox()
+    require(busybox, "there is no static busybox (apt: busybox-static)")
+    assert busybox is not None
+    for name in ("bin", "dev", "etc", "proc", "tmp"):
+        (path / name).mkdir(parents=True)
+    path.chmod(0o755)
+    (path / "tmp").chmod(0o1777)
+    shutil.copy(busybox, path / "bin" / "busybox")
+    names = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout
+    for name in names.split():
+        if name != "busybox":
+            (path / "bin" / name).symlink_to("busybox")
+    return path

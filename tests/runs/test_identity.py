@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a command is: uid, gid, groups, umask; and that its caller stays who it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lib.machine import needs_root, require
+
+from sandboxlib import (
+    Limits,
+    Mount,
+    Policy,
+    Sandbox,
+    SetupError,
+    SpecError,
+    UnsupportedError,
+    chroot,
+    user_namespace,
+)
+from sandboxlib._host import machine
+
+WHO = ["sh", "-c", "grep -E '^(Uid|Gid|Groups):' /proc/self/status; umask"]
+
+
+def who(box: Sandbox, fresh: bool, executor: Any = chroot) -> list[list[str]]:
+    """Four uids, four gids, groups, umask."""
+    result = executor.run_in(box, WHO, fresh=fresh)
+    assert (result.exit, result.err) == (0, b""), result
+    return [line.partition(":")[2].split() for line in _lines(result.out)]
+
+
+def _lines(out: bytes) -> list[str]:
+    return [line if ":" in line else f":{line}" for line in out.decode().splitlines()]
+
+
+@pytest.fixture
+def _many_ids() -> None:
+    require(not machine.has_one_id(), "a user namespace has one id")
+
+
+either_way = pytest.mark.parametrize("fresh", [False, True], ids=["slot", "fresh"])
+
+
+@needs_root
+@pytest.mark.usefixtures("_many_ids")
+@either_way
+@pytest.mark.parametrize(
+    ("words", "uid", "gid", "groups"),
+    [
+        ({"user": 1000}, "1000", "1000", []),
+        ({"user": 1000, "group": 7}, "1000", "7", []),
+        ({"ids": (1000, 7), "groups": [9, 8]}, "1000", "7", ["8", "9"]),
+        ({"user": 0, "group": 0}, "0", "0", []),
+        ({"user": 5, "groups": range(100, 132)}, "5", "5", [str(n) for n in range(100, 132)]),
+        ({"user": (1 << 32) - 2, "groups": [(1 << 32) - 2]}, "4294967294", "4294967294", None),
+    ],
+    ids=str,
+)
+def test_ids_and_groups(
+    shared_rootfs: Path, words: dict[str, Any], uid: str, gid: str, groups: Any, fresh: bool
+) -> None:
+    with Sandbox(shared_rootfs, umask=0o31, **words) as box:
+        for _ in range(2):
+            expected = [gid] if groups is None else groups
+            assert who(box, fresh) == [[uid] * 4, [gid] * 4, expected, ["0031"]]
+
+
+HOST = """
+import ctypes, os, sys, threading
+from pathlib import Path
+from sandboxlib import Limits, Sandbox, chroot, user_namespace
+prctl = ctypes.CDLL(None).prctl
+def state():
+    status = Path(f"/proc/self/task/{threading.get_native_id()}/status").read_text()
+    names = ("Uid", "Gid", "Groups", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Cpus_allowed:")
+    return (prctl(3, 0, 0, 0, 0), [l for l in status.splitlines() if l.startswith(names)],
+            os.nice(0), os.getsid(0), Path("/proc/self/limits").read_text(),
+            *(Path("/proc/self", name).read_text() for name in ("oom_score_adj", "personality")))
+def each():
+    before = state()
+    assert before[0] == 1
+    for words in ({"user": 1000, "groups": [5]}, {"deterministic": True}, {}):
+        for executor in (chroot, user_namespace):
+            if executor is user_namespace and "user" in words:
+                words = {"user": 1000}
+            for ways in ({}, {"init": False}, {"processes": "undefined"}):
+                if "user" in words and ways:
+                    continue
+                limits = Limits(open_files=50, core=0, nice=1, cpus=1, oom_score_adj=10, umask=7)
+                with Sandbox(sys.argv[1], limits=limits, **words, **ways) as box:
+                    for fresh in (False, True):
+                        assert executor.run_in(box, ["true"], fresh=fresh).exit == 0
+                        assert state() == before, (words, ways)
+    umask = os.umask(0o22)
+    assert umask == 0o22, umask
+each()
+thread = threading.Thread(target=each)
+thread.start()
+thread.join()
+assert state()[0] == 1
+"""
+
+
+@needs_root
+@pytest.mark.usefixtures("_many_ids")
+def test_the_caller_stays_who_it_is(shared_rootfs: Path) -> None:
+    argv = ["setpriv", "--clear-groups", sys.executable, "-c", HOST, str(shared_rootfs)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, umask=0o22)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+LEAK = """
+import os, sys
+from sandboxlib import Sandbox, chroot, user_namespace
+os.setgroups([11, 12])
+def groups(executor, **words):
+    with Sandbox(sys.argv[1], **words) as box:
+        said = {executor.run_in(box, ["sh", "-c", "grep Groups: /proc/self/status"], fresh=f).out
+                for f in (False, True)}
+    return [sorted(line.split()[1:]) for line in said]
+assert groups(chroot) == [[b"11", b"12"]]
+assert groups(chroot, user=1000) == [[]]
+assert groups(chroot, user=0) == [[]]
+assert groups(chroot, user=1000, groups=[13]) == [[b"13"]]
+for words in ({"user": 1000}, {"ids": (0, 0)}):
+    try:
+        groups(user_namespace, **words)
+    except Exception as error:
+        print(type(error).__name__, error)
+    assert "other groups" in user_namespace.refusals(Sandbox(sys.argv[1], **words))[0]
+"""
+
+
+@needs_root
+@pytest.mark.usefixtures("_many_ids")
+def test_groups_of_the_caller_do_not_come_with_ids(shared_rootfs: Path) -> None:
+    argv = [sys.executable, "-c", LEAK, str(shared_rootfs)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("UnsupportedError user_namespace") == 2
+    assert done.stdout.count("the command would keep the caller's other groups") == 2
+
+
+@either_way
+def test_the_one_id_of_a_user_namespace(shared_rootfs: Path, fresh: bool) -> None:
+    if reason := user_namespace.why_not():
+        pytest.skip(reason)
+    if set(os.getgroups()) - {os.getegid()}:
+        with pytest.raises(UnsupportedError, match="other groups"):
+            who(Sandbox(shared_rootfs, user=1000, group=7), fresh, user_namespace)
+        return
+    with Sandbox(shared_rootfs, user=1000, group=7, umask=0) as box:
+        uid, gid, groups, umask = who(box, fresh, user_namespace)
+    assert (set(uid), set(gid), umask) == ({"1000"}, {"7"}, ["0000"])
+    assert set(groups) <= {"7"}
+    with pytest.raises(UnsupportedError, match="groups="):
+        who(Sandbox(shared_rootfs, user=1000, groups=[7]), fresh, user_namespace)
+
+
+@needs_root
+@either_way
+def test_umask(rootfs: Path, fresh: bool) -> None:
+    for words in ({"umask": 0o137}, {"limits": Limits(umask=0o137)}):
+        with Sandbox(rootfs, **words) as box:  # type: ignore[arg-type]
+            assert box.run(["sh", "-c", "echo x > /tmp/file"], fresh=fresh).exit == 0
+        assert (rootfs / "tmp" / "file").stat().st_mode & 0o777 == 0o640
+        (rootfs / "tmp" / "file").unlink()
+    previous = os.umask(0o77)
+    try:
+        with Sandbox(rootfs, extra_mounts=[Mount.tmpfs("/new/place")]) as box:
+            assert box.run(["sh", "-c", "umask"], fresh=fresh).out == b"0077\n"
+            assert box.run(["stat", "-c", "%a", "/new"], fresh=fresh).out != b""
+    finally:
+        os.umask(previous)
+
+
+@needs_root
+@pytest.mark.usefixtures("_many_ids")
+def test_ids_without_the_power_to_take_them(shared_rootfs: Path) -> None:
+    words: dict[str, Any] = {"user": 1000, "policy": Policy(capabilities=["setuid", "setgid"])}
+    assert who(Sandbox(shared_rootfs, **words), True)[0] == ["1000"] * 4
+    argv = ["setpriv", "--bounding-set=-setgid", "--inh-caps=-setgid", sys.executable, "-c"]
+    script = """
+import sys
+from sandboxlib import Sandbox, SetupError, chroot
+try:
+    chroot.run_in(Sandbox(sys.argv[1], user=1000), ["true"])
+except SetupError as error:
+    print(error.step, error.errno)
+"""
+    done = subprocess.run([*argv, script, str(shared_rootfs)], capture_output=True, check=True)
+    assert done.stdout == b"user 1\n"
+    assert issubclass(SetupError, OSError)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"user": -1},
+        {"user": (1 << 32) - 1},
+        {"user": True},
+        {"user": 1.0},
+        {"user": "1000"},
+        {"user": 1000, "ids": (1000, 1000)},
+        {"user": 1000, "group": -1},
+        {"user": 1000, "group": "7"},
+        {"user": 1000, "group": True},
+        {"group": 7},
+        {"user": "root", "group": 7},
+        {"ids": (5, 5), "group": 7},
+        {"groups": [7]},
+        {"user": "ranges", "groups": [7]},
+        {"user": 1000, "groups": [-1]},
+        {"user": 1000, "groups": "7"},
+        {"user": 1000, "groups": 7},
+        {"user": 1000, "groups": ["7"]},
+        {"user": 1000, "groups": range(33)},
+        {"user": 1000, "init": False},
+        {"user": 1000, "processes": "undefined"},
+        {"umask": -1},
+        {"umask": 0o1000},
+        {"umask": "022"},
+        {"umask": 0o22, "limits": Limits(umask=0o22)},
+        {"deterministic": 1},
+        {"deterministic": True, "mounts": "undefined"},
+    ],
+    ids=repr,
+)
+def test_what_makes_no_sense(words: dict[str, Any]) -> None:
+    with pytest.raises(SpecError):
+        Sandbox("/", **words)
+
+
+def test_other_ids_for_the_same_sandbox() -> None:
+    box = Sandbox("/", user=1000, groups=[5])
+    assert (box.ids, box.user) == ((1000, 1000), "caller")
+    assert box.replace(user=7).ids == (7, 7)
+    assert box.replace(user=7).groups == (5,)
+    assert box.replace(ids=(1, 2)).ids == (1, 2)
+    assert box.replace(hostname="x").ids == (1000, 1000)
+    assert box == Sandbox("/", ids=[1000, 1000], groups=(5,))

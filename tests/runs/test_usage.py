@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Result.usage: what a run used, in every way that it is run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lib.machine import needs_root, require
+
+import sandboxlib
+from sandboxlib import Limits, Mount, Result, Sandbox, Usage, _slots, chroot
+
+PYTHON = os.path.realpath(sys.executable)
+WAYS: dict[str, tuple[dict[str, Any], bool]] = {
+    "slot": ({}, False),
+    "fresh": ({}, True),
+    "pid 1 in a slot": ({"init": False}, False),
+    "pid 1": ({"init": False}, True),
+    "undefined": ({"processes": "undefined"}, True),
+}
+pytestmark = needs_root
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(_slots, "MOST_SPARE", 0)
+    require(not PYTHON.startswith("/tmp/"), "Python is in /tmp")
+    return str(request.param)
+
+
+def run(way: str, script: str, **words: Any) -> Result:
+    place, fresh = WAYS[way]
+    with Sandbox("/", extra_mounts=[Mount.tmpfs("/tmp")], **place) as box:
+        argv = [PYTHON, "-I", "-S", "-c", script]
+        return chroot.run_in(box, argv, "/", fresh=fresh, **words)
+
+
+def usage_of(result: Result) -> Usage:
+    usage = result.usage
+    assert usage is not None
+    return usage
+
+
+BURN = """
+import os, time
+reader, writer = os.pipe()
+if os.fork() == 0:
+    if os.fork() == 0:
+        while time.process_time() < 0.3:
+            pass
+        os._exit(0)
+    os._exit(0)  # the grandchild is the reaper's from now on
+os.close(writer)
+os.wait()
+os.read(reader, 1)  # it ends
+"""
+
+
+def test_an_orphan_counts_where_it_is_waited_for(way: str) -> None:
+    """By the reaper; pid 1 that is the command itself waits for none, but the kernel does at its
+    end. Without isolation nobody does.
+    """
+    usage = usage_of(run(way, BURN))
+    counted = usage.user + usage.system
+    if way == "undefined":
+        assert counted < 0.25
+    else:
+        assert 0.25 < counted < 1
+
+
+def test_who_is_killed_in_the_end_counts_as_well(way: str) -> None:
+    script = """
+import os, time
+reader, writer = os.pipe()
+if os.fork() == 0:
+    while time.process_time() < 0.3:
+        pass
+    os.write(writer, b"x")
+    time.sleep(1000)
+os.read(reader, 1)
+"""
+    usage = usage_of(run(way, script))
+    if way in ("slot", "fresh"):  # nobody waits for them where pid 1 is the command
+        assert 0.25 < usage.user + usage.system < 1
+
+
+def test_peak_memory(way: str) -> None:
+    """Of one process, not of the caller: who is larger here."""
+    if "SANDBOXLIB_SANITIZED" in os.environ:
+        pytest.skip("a sanitizer keeps what is freed: the caller is always larger")
+    ballast = bytearray(200 << 20)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    is_ours = WAYS[way][1] and way != "fresh"  # our memory was theirs until the exec
+    small = usage_of(run(way, "pass")).peak_memory
+    if is_ours:
+        assert small is None
+    else:
+        assert small is not None
+        assert small < 50 << 20
+    del ballast
+    middle = usage_of(run(way, "x = b'x' * (100 << 20)")).peak_memory
+    large = usage_of(run(way, "x = b'x' * (700 << 20)")).peak_memory
+    if not is_ours:
+        assert middle is not None
+        assert 100 << 20 < middle < 150 << 20
+    assert large is not None
+    assert 700 << 20 < large < 750 << 20
+
+
+def test_faults_and_switches(way: str) -> None:
+    little = usage_of(run(way, "pass"))
+    script = """
+import mmap, time
+pages = mmap.mmap(-1, 20000 << 12)
+pages.madvise(mmap.MADV_NOHUGEPAGE)
+for i in range(20000):
+    pages[i << 12] = 1
+for i in range(200):
+    time.sleep(0.0001)
+"""
+    much = usage_of(run(way, script))
+    assert 19_000 < much.minor_faults - little.minor_faults < 30_000
+    assert 100 < much.voluntary_switches - little.voluntary_switches < 5000
+    assert little.major_faults >= 0
+    assert little.involuntary_switches >= 0
+    assert much.system > 0 or much.user > 0
+
+
+def test_nothing_of_one_run_counts_for_the_next() -> None:
+    with Sandbox("/", extra_mounts=[Mount.tmpfs("/tmp")]) as box:
+        script = "import time\nx = b'x' * (300 << 20)\nwhile time.process_time() < 0.6: pass"
+        burn = [PYTHON, "-I", "-S", "-c", script]
+        before = usage_of(box.run(["true"], "/"))
+        much = usage_of(box.run(burn, "/"))
+        after = usage_of(box.run(["true"], "/"))
+    assert much.user + much.system > 0.4
+    assert after.user + after.system < 0.2
+    assert before.peak_memory is not None
+    assert after.peak_memory is not None
+    assert after.peak_memory < 2 * before.peak_memory
+
+
+def test_it_is_a_value(way: str) -> None:
+    result = run(way, "pass")
+    copy = pickle.loads(pickle.dumps(result))
+    assert copy == result
+    assert copy.usage == result.usage
+    assert copy.limits_hit == result.limits_hit == ()
+    assert usage_of(copy).cpu is None
+    assert repr(result.usage).startswith("Usage(user=")
+    assert "cpu" not in repr(result.usage)
+
+
+def test_of_a_command_that_could_not_begin_there_is_none(way: str) -> None:
+    place, fresh = WAYS[way]
+    with Sandbox("/", **place) as box, pytest.raises(sandboxlib.SetupError):
+        chroot.run_in(box, ["/no/such"], "/", fresh=fresh)
+
+
+def test_of_a_run_that_was_killed(way: str) -> None:
+    """The reaper dies with the rest, and nobody has counted; a command alone is waited for."""
+    burn = "while True: pass"
+    for words in ({"timeout": 0.5}, {"more": {"max_output": 1, "on_overflow": "kill"}}):
+        script = burn if "timeout" in words else f"print('xx', flush=True)\n{burn}"
+        result = run(way, script, **words)
+        assert result.exit == -9
+        if way in ("pid 1", "undefined"):
+            assert usage_of(result).user + usage_of(result).system > 0
+        else:
+            assert result.usage is None
+        assert pickle.loads(pickle.dumps(result)).usage == result.usage
+
+
+@pytest.mark.parametrize("mode", ["SIG_IGN", "wait"])
+def test_none_where_somebody_else_took_the_status(shared_rootfs: Path, mode: str) -> None:
+    """With a reaper it comes over the pipe, whoever waits."""
+    script = """
+import os, signal, sys, threading, time
+from sandboxlib import Sandbox, StatusLost, chroot
+if sys.argv[2] == "SIG_IGN":
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+else:
+    def steal():
+        while True:
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                time.sleep(0.0001)
+    threading.Thread(target=steal, daemon=True).start()
+command = ["sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done"]
+result = chroot.run_in(Sandbox(sys.argv[1]), command)
+assert result.usage.user + result.usage.system > 0.01, result.usage
+for words in ({"init": False}, {"processes": "undefined"}):
+    try:
+        result = chroot.run_in(Sandbox(sys.argv[1], **words), command)
+        print(result.exit, result.usage)
+    except StatusLost:
+        print(0, None)
+"""
+    argv = [sys.executable, "-c", script, str(shared_rootfs), mode]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:  # of one that waits as well, who is first is open
+        taken = line == "0 None"
+        assert taken or (mode == "wait" and float(line.split("user=")[1].split(",")[0]) > 0.01)
+
+
+def test_bubblewrap_tells_none() -> None:
+    """What it was itself, and some of its processes, would be less than all."""
+    executor = sandboxlib.get_executor("bubblewrap")
+    if reason := executor.why_not():
+        pytest.skip(reason)
+    result = executor.run_in(Sandbox("/"), ["true"], "/")
+    assert (result.exit, result.usage) == (0, None)
+
+
+def test_a_limit_changes_nothing_of_it(way: str) -> None:
+    place, fresh = WAYS[way]
+    with Sandbox("/", limits=Limits(open_files=100), **place) as box:
+        result = chroot.run_in(box, ["true"], "/", fresh=fresh)
+    assert usage_of(result).minor_faults > 0
+    assert result.limits_hit == ()

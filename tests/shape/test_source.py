@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of the project: what ARCHITECTURE.md says, held."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import resolve_name
+from pathlib import Path
+from struct import unpack_from
+
+import pytest
+from lib.machine import require
+
+import sandboxlib
+from sandboxlib import _native
+
+TOP = Path(__file__).resolve().parents[2]
+PACKAGE = Path(sandboxlib.__file__).parent
+CSRC = TOP / "csrc"
+
+# A module imports from those before it only.
+ORDER = [
+    {"errors"},
+    {"_check"},
+    {"_seccomp.syscalls", "_seccomp.bpf", "_seccomp.made"},
+    {"_seccomp.builds", "_seccomp.profile"},
+    {"_seccomp.filters"},
+    {"limits", "policy", "_streams"},
+    {"sandbox", "result"},
+    {"_native"},
+    {"_host.machine"},
+    {"_host.tools"},
+    {"_mapper", "_stubs", "_cgroups.hierarchies"},
+    {"_cgroups.cgroups"},
+    {"_plan"},
+    {"_slots"},
+    {"_rare"},
+    {"_process"},
+    {"_nesting"},
+    {"_executor"},
+    {"_calls", "_luc_mounts"},
+    {"_bwrap"},
+    {"chroot", "linux_user_chroot", "user_namespace", "bubblewrap"},
+    {"_ladder"},
+    {"_doctor", "_handle", "_map", "_pool", "load", "utils"},
+    {"_async"},
+    {"__init__"},
+    {"_demo_source"},
+    {"_demo", "_bench", "_terminal"},
+    {"__main__"},
+]
+LICENSED = [
+    *("sandboxlib/**/*.py", "sandboxlib/*.pyi", "csrc/*", "tests/**/*.[pc]*", "benchmarks/*.[pc]*"),
+    *("examples/*.py", "*.py", "*.md", "*.toml", "*.in", "docs/*.md", ".ci/*", ".clang-format"),
+]
+# Steps without a line in the table: the caller's own, one that MOUNT tells apart, the reaper's.
+NOT_IN_THE_TABLE = {"NONE", "PIPE", "LIFELINE", "CLONE", "TARGET", "FORK", "KILL"}
+PURE_LIBC = {"strlen", "strcmp", "memcpy", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
+
+
+def module_level_imports(path: Path, package: str) -> set[str]:
+    """The project's own modules that a module imports when it is imported, in whatever form."""
+    found = set()
+    todo: list[ast.AST] = [ast.parse(path.read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        todo += ast.iter_child_nodes(node)
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            whence = resolve_name("." * node.level + (node.module or ""), package)
+            names = [f"{whence}.{alias.name}" for alias in node.names]
+        found |= {name.split(".", 1)[1] for name in names if name.startswith("sandboxlib.")}
+        found |= {"__init__" for name in names if name == "sandboxlib"}
+    modules = {"_sandbox"}.union(*ORDER)
+    return {module_of(name, modules) for name in found}
+
+
+def module_of(name: str, modules: set[str]) -> str:
+    """The module of ORDER that a dotted name is, or lies in; a name of the package itself if none
+    is."""
+    parts = name.split(".")[:3]
+    while parts and ".".join(parts) not in modules:
+        parts.pop()
+    return ".".join(parts) or "__init__"
+
+
+def all_modules() -> dict[str, Path]:
+    """The files of the package; load is one, and a folder's docstring is none."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] == "load":
+            parts = ("load", "__init__")
+        if parts[-1] == "__init__" and len(parts) > 1:
+            if parts[0] != "load":
+                continue
+            parts = parts[:-1]
+        found[".".join(parts)] = path.parent / "__init__.py" if parts == ("load",) else path
+    return found
+
+
+def test_no_import_points_to_the_right() -> None:
+    rank = {name: number for number, names in enumerate(ORDER) for name in names}
+    for name, path in all_modules().items():
+        package = ".".join(("sandboxlib", *path.relative_to(PACKAGE).parts[:-1]))
+        for other in module_level_imports(path, package) - {name, "_sandbox"}:
+            assert rank[other] < rank[name], f"{name} imports {other}"
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert set(all_modules()) == set().union(*ORDER)
+
+
+def test_only_native_says_ffi() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        words = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            for field in ("id", "attr", "name", "module"):
+                words |= set(str(getattr(node, field, None)).split("."))
+        assert bool(words & {"ffi", "cffi", "_sandbox"}) == (path.name == "_native.py"), path
+
+
+def test_the_exported_names_are_there() -> None:
+    assert len(set(sandboxlib.__all__)) == len(sandboxlib.__all__)
+    for name in sandboxlib.__all__:
+        assert getattr(sandboxlib, name) is not None
+
+
+def test_every_file_names_its_licence() -> None:
+    require((TOP / ".git").exists() or (TOP / "csrc").exists(), "this is not the source tree")
+    paths = [path for pattern in LICENSED for path in TOP.glob(pattern)]
+    assert len(paths) > 30
+    for path in paths:
+        assert "SPDX-License-Identifier: Apache-2.0" in path.read_text()[:200], path
+
+
+# ---- the core --------------------------------------------------------------------------------
+
+
+def test_the_child_calls_nothing_that_could_lock(tmp_path: Path) -> None:
+    require(shutil.which("cc") and shutil.which("nm"), "there is no compiler, or no nm")
+    for level in ("-O0", "-O2", "-O3"):
+        flags = ["-std=gnu11", "-fPIC", level, "-c"]
+        for name in ("child", "dev"):
+            source = str(CSRC / f"{name}.c")
+            subprocess.run(["cc", *flags, source, "-o", tmp_path / f"{name}.o"], check=True)
+        objects = [tmp_path / "child.o", tmp_path / "dev.o"]
+        subprocess.run(["ld", "-r", "-o", tmp_path / "both.o", *objects], check=True)
+        nm = ["nm", "-u", tmp_path / "both.o"]
+        listed = subprocess.run(nm, capture_output=True, text=True, check=True).stdout
+        assert {line.split()[-1] for line in listed.splitlines()} <= PURE_LIBC
+
+
+def test_the_extension_binds_everything_when_it_is_loaded() -> None:
+    require(shutil.which("readelf"), "there is no readelf")
+    (extension,) = PACKAGE.glob("_sandbox*.so")
+    listed = subprocess.run(
+        ["readelf", "-d", extension], capture_output=True, text=True, check=True
+    ).stdout
+    assert re.search(r"\(FLAGS(_1)?\).*NOW", listed)
+
+
+def test_the_order_of_the_steps_is_the_order_of_the_table() -> None:
+    table = (CSRC / "child.c").read_text().partition("} steps[] = {")[2]
+    names = re.findall(r"\{SBX_STEP_(\w+),", table)
+    order = [_native.STEPS[number].upper() for number in sorted(_native.STEPS)]
+    assert names == [name for name in order if name not in NOT_IN_THE_TABLE]
+
+
+def test_the_contract_is_declarations_only() -> None:
+    words = re.sub(r"/\*.*?\*/", "", (CSRC / "sandbox.h").read_text(), flags=re.DOTALL)
+    assert "#" not in words
+    assert "__attribute__" not in words
+
+
+def test_every_field_of_the_plan_is_set_and_used() -> None:
+    contract = (CSRC / "sandbox.h").read_text()
+    python = "".join((PACKAGE / f"{n}.py").read_text() for n in ("_plan", "_native", "_process"))
+    core = "".join((CSRC / name).read_text() for name in ("child.c", "dev.c", "spawn.c"))
+    for struct in ("sbx_mount", "sbx_place", "sbx_job"):
+        body = re.search(rf"struct {struct} {{(.*?)\n}};", contract, re.DOTALL)
+        assert body
+        plain = re.sub(r"/\*.*?\*/", "", body.group(1), flags=re.DOTALL)
+        fields = re.findall(r"(\w+)(?:\[\d+\])?;", plain)
+        assert fields
+        for name in fields:
+            assert re.search(rf"\b{name}\b", python), f"{struct}.{name} is never set"
+            assert re.search(rf"(->|\.){name}\b", core), f"{struct}.{name} is never read"
+
+
+def test_the_core_stays_small() -> None:
+    lines = sum(len(path.read_text().splitlines()) for path in CSRC.iterdir())
+    assert lines < 4100
+    assert os.stat(PACKAGE / "_init").st_size <= 6 * 4096  # pages
+
+
+def test_the_reaper_is_static() -> None:
+    program = (PACKAGE / "_init").read_bytes()
+    (offset,) = unpack_from("=Q", program, 32)  # elf(5): e_phoff, e_phentsize, e_phnum
+    size, count = unpack_from("=HH", program, 54)
+    types = {unpack_from("=I", program, offset + i * size)[0] for i in range(count)}
+    assert program[:4] == b"\x7fELF"
+    assert 1 in types  # PT_LOAD
+    assert not types & {2, 3}  # PT_DYNAMIC, PT_INTERP
+
+
+def test_the_stack_of_the_child_is_large_enough(shared_rootfs: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the native executor takes root")
+    from sandboxlib import Mount, Sandbox
+
+    work = _native.take_workspace()
+    stack = _native.ffi.buffer(work.stack, _native.lib.SBX_STACK_SIZE)
+    stack[:] = b"\xa5" * len(stack)
+    _native.give_back(work)
+    deep = "/tmp/" + "/".join(["d" * 100] * 38)
+    mounts = [Mount.tmpfs("/tmp"), Mount.bind("/etc", deep), Mount.dev()]
+    words = {"network": "isolated", "hostname": "x", "filesystem_writable_paths": "none"}
+    for _ in range(3):
+        assert (
+            Sandbox(shared_rootfs, extra_mounts=mounts, **words).run(["true"], fresh=True).exit == 0
+        )
+    untouched = len(stack[:]) - len(stack[:].lstrip(b"\xa5"))
+    assert 0 < len(stack) - untouched < len(stack) / 2
+
+
+GUARD = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+/* Ends the process where a child that shares the caller's memory allocates. */
+static long host;
+__attribute__((constructor)) static void begin(void) { host = syscall(SYS_getpid); }
+static void check(void) { if (host && syscall(SYS_getpid) != host) syscall(SYS_exit_group, 86); }
+extern void *__libc_malloc(size_t), __libc_free(void *), *__libc_calloc(size_t, size_t);
+extern void *__libc_realloc(void *, size_t);
+void *malloc(size_t n) { check(); return __libc_malloc(n); }
+void *calloc(size_t n, size_t m) { check(); return __libc_calloc(n, m); }
+void *realloc(void *p, size_t n) { check(); return __libc_realloc(p, n); }
+void free(void *p) { check(); __libc_free(p); }
+"""
+
+
+def test_the_child_allocates_nothing(tmp_path: Path, shared_rootfs: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the native executor takes root")
+    if os.environ.get("SANDBOXLIB_SANITIZED"):
+        pytest.skip("the sanitizer has an allocator of its own")
+    require(shutil.which("cc"), "there is no C compiler")
+    (tmp_path / "guard.c").write_text(GUARD)
+    guard = str(tmp_path / "guard.so")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", guard, tmp_path / "guard.c"], check=True)
+    script = """
+import os, sys, ctypes
+from sandboxlib import Mount, Sandbox
+box = Sandbox(sys.argv[1], network="isolated", extra_mounts=[Mount.tmpfs("/tmp"), Mount.dev()])
+for _ in range(200):
+    assert box.run(["true"]).exit == 0
+    try:
+        box.run(["nonesuch"], cwd="/none")
+    except FileNotFoundError:
+        pass
+pid = ctypes.PyDLL(None).fork()
+if pid == 0:
+    bytes(100000)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    argv = [sys.executable, "-c", script, str(shared_rootfs)]
+    env = {**os.environ, "LD_PRELOAD": guard}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "86\n"  # the guard is awake
