@@ -13,7 +13,8 @@ from pathlib import Path
 
 import peers
 
-from sandboxlib import BASE_ENVIRONMENT, _demo
+from sandboxlib import BASE_ENVIRONMENT
+from sandboxlib._cli import demo
 
 COMPILERS = {"tcc": ["tcc"], "gcc -O0": ["gcc", "-O0"], "gcc -O2": ["gcc", "-O2"]}
 BARE, BOXED, BWRAP = "bare, subprocess.run", "Sandbox.run", "bubblewrap"
@@ -27,11 +28,11 @@ class Build:
         path = shutil.which(program)
         if path is None:
             raise peers.MissingError(f"there is no {program} in PATH")
-        project = _demo._project(argparse.Namespace(source=None))
+        project = demo._project(argparse.Namespace(source=None))
         project.flags = [*project.flags, *flags]
         place.mkdir()
-        self.shop = _demo.Workshop(project, place, path, 1)
-        _demo._make_places(self.shop)
+        self.shop = demo.Workshop(project, place, path, 1)
+        demo._make_places(self.shop)
         self.box = self.shop.box()
         self.steps = self.shop.compile_steps()
         self.runs: dict[str, Callable[[list[str]], tuple[float, int]]] = {

@@ -16,7 +16,7 @@ from typing import Any
 import peers
 
 import sandboxlib
-from sandboxlib._bench import interval
+from sandboxlib._cli.bench import interval
 
 Cell = tuple[str, str]  # column, row
 

@@ -58,7 +58,7 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
 
 
 def _run_on_terminal(root: str, words: argparse.Namespace, keywords: dict[str, Any]) -> Result:
-    from . import _terminal
+    from ._cli import terminal as _terminal
 
     if words.json or words.timeout is not None:
         raise SpecError("--tty stands without --json and --timeout: a user ends the command")
@@ -122,13 +122,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(argv: Sequence[str]) -> int:
-    from . import _demo
+    from ._cli import demo as _demo
 
     return _demo.main(argv)
 
 
 def _bench(argv: Sequence[str]) -> int:
-    from . import _bench
+    from ._cli import bench as _bench
 
     return _bench.main(argv)
 

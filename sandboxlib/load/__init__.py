@@ -6,8 +6,8 @@
             root, process.argv, process.cwd, env=process.env, user=process.user, ids=process.ids
         )
 
-An image is unpacked by a child that is confined to the target; see _extract.py. What is
-supported and what is refused: docs/images.md.
+An image is unpacked by a child that is confined to the target: _images/child/extract.py.
+What is supported and what is refused: docs/images.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import contextlib
 from collections.abc import Iterator
 
 from ..errors import ImageError
+from .command import Process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,24 +26,6 @@ if TYPE_CHECKING:
     from . import appc, oci
 
 __all__ = ["ImageError", "Process", "appc", "is_image", "oci", "open_image"]
-
-
-class Process:
-    """What an image says about its command, as words of run_sandbox.
-
-    argv: list of str, empty where the image names no command; cwd: str; env: dict, all of it.
-    account: str, the user as the image has it ("", "0", "name:group").
-    user: str, and ids: (uid, gid) or None: open_image sets them, to what the account is in this
-    image and to the kind of ids that it was unpacked with.
-    """
-
-    def __init__(self, argv: list[str], cwd: str, env: dict[str, str], account: str = "") -> None:
-        self.argv = argv
-        self.cwd = cwd
-        self.env = env
-        self.account = account
-        self.user = "caller"
-        self.ids: tuple[int, int] | None = None
 
 
 def __getattr__(name: str) -> ModuleType:
@@ -72,14 +55,15 @@ def open_image(
     ImageError for whatever is wrong with the image, SetupError (ETIMEDOUT) when the time is over,
     UnsupportedError if this caller cannot unpack one safely.
     """
-    from . import _unpack, appc, oci
+    from .._images import unpack
+    from . import appc, oci
 
     is_aci = appc.is_app_container_image(path)
     if is_aci and ref is not None:
         raise ImageError(f"an .aci holds one image, and none of the name {ref!r}")
     kind = "aci" if is_aci else "oci"
-    request = _unpack.Request(kind, path, ref=ref, timeout=timeout, account=True)
-    with _unpack.unpacked(request) as found:
+    request = unpack.Request(kind, path, ref=ref, timeout=timeout, account=True)
+    with unpack.unpacked(request) as found:
         process = (appc if is_aci else oci).process(found.value)
         process.user, process.ids = found.user, found.ids
         yield found.path, process

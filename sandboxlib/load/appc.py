@@ -10,7 +10,9 @@ from typing import Any
 
 from .. import sandbox
 from .._check import check_text
-from . import Process, _documents, _unpack
+from .._images import unpack
+from .._images.child import documents
+from .command import Process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,9 +29,9 @@ def is_app_container_image(path: Path) -> bool:
 @contextlib.contextmanager
 def unpack_app_container_image(
     image_file: Path,
-    max_size: int = _unpack.MAX_SIZE,
-    max_members: int = _unpack.MAX_MEMBERS,
-    timeout: float | None = _unpack.TIMEOUT,
+    max_size: int = unpack.MAX_SIZE,
+    max_members: int = unpack.MAX_MEMBERS,
+    timeout: float | None = unpack.TIMEOUT,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Unpacks an image: (rootfs_path, manifest). It is removed at the end of the `with`.
 
@@ -39,24 +41,24 @@ def unpack_app_container_image(
     timeout: seconds, 600 by default; None is no limit. SetupError (ETIMEDOUT) after it, and nothing
     is left.
     """
-    request = _unpack.Request(
+    request = unpack.Request(
         "aci", image_file, max_size=max_size, max_members=max_members, timeout=timeout
     )
-    with _unpack.unpacked(request) as found:
+    with unpack.unpacked(request) as found:
         yield found.path, found.value
 
 
 def process(manifest: dict[str, Any]) -> Process:
     """What a manifest says about its command. ImageError."""
-    with _unpack.refusals():
-        app = _documents.checked(manifest.get("app") or {}, dict, "app")
-        name = _documents.strings([manifest.get("name") or ""], "name")[0]
+    with unpack.refusals():
+        app = documents.checked(manifest.get("app") or {}, dict, "app")
+        name = documents.strings([manifest.get("name") or ""], "name")[0]
         env = {**BASE_ENVIRONMENT, "AC_APP_NAME": name}
-        for setting in _documents.checked(app.get("environment") or [], list, "environment"):
-            words = _documents.checked(setting, dict, "a variable of environment")
+        for setting in documents.checked(app.get("environment") or [], list, "environment"):
+            words = documents.checked(setting, dict, "a variable of environment")
             variable = [words.get("name"), words.get("value")]
-            _unpack.set_variable(env, *_documents.strings(variable, "environment"))
-        cwd = _documents.strings([app.get("workingDirectory") or "/"], "app")[0]
-        argv = _documents.strings(app.get("exec"), "exec")
-        account = _documents.aci_account(manifest)
+            unpack.set_variable(env, *documents.strings(variable, "environment"))
+        cwd = documents.strings([app.get("workingDirectory") or "/"], "app")[0]
+        argv = documents.strings(app.get("exec"), "exec")
+        account = documents.aci_account(manifest)
     return Process(argv, os.path.join("/", cwd), env, account)

@@ -10,8 +10,10 @@ from typing import Any
 
 from .. import sandbox
 from .._check import check_text
+from .._images import unpack
+from .._images.child import documents
 from ..errors import ImageError, SetupError
-from . import Process, _documents, _unpack
+from .command import Process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def is_oci_image(path: Path) -> bool:
     if os.path.isdir(path):
         return os.path.isfile(os.path.join(path, "oci-layout"))
     try:
-        return _unpack.holds_image(path)
+        return unpack.holds_image(path)
     except (SetupError, ImageError):
         return False
 
@@ -37,9 +39,9 @@ def unpack_oci_image(
     path: Path,
     ref: str | None = None,
     into: Path | None = None,
-    max_size: int = _unpack.MAX_SIZE,
-    max_members: int = _unpack.MAX_MEMBERS,
-    timeout: float | None = _unpack.TIMEOUT,
+    max_size: int = unpack.MAX_SIZE,
+    max_members: int = unpack.MAX_MEMBERS,
+    timeout: float | None = unpack.TIMEOUT,
     keep_set_ids: bool = False,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Unpacks an image: (rootfs_path, config). It is removed at the end of the `with`.
@@ -57,7 +59,7 @@ def unpack_oci_image(
     FileExistsError) if `into` is there already, UnsupportedError if this caller cannot unpack one
     safely.
     """
-    request = _unpack.Request(
+    request = unpack.Request(
         "oci",
         path,
         ref=ref,
@@ -67,20 +69,20 @@ def unpack_oci_image(
         timeout=timeout,
         keep_set_ids=keep_set_ids,
     )
-    with _unpack.unpacked(request) as found:
+    with unpack.unpacked(request) as found:
         yield found.path, found.value
 
 
 def process(config: dict[str, Any]) -> Process:
     """What a config says about its command. ImageError."""
-    with _unpack.refusals():
-        settings = _documents.checked(config.get("config") or {}, dict, "config")
+    with unpack.refusals():
+        settings = documents.checked(config.get("config") or {}, dict, "config")
         env = dict(sandbox.BASE_ENVIRONMENT)
-        for setting in _documents.strings(settings.get("Env"), "Env"):
+        for setting in documents.strings(settings.get("Env"), "Env"):
             name, equals, value = setting.partition("=")
-            _unpack.set_variable(env, name if equals else "", value)
+            unpack.set_variable(env, name if equals else "", value)
         keys = ("Entrypoint", "Cmd")
-        argv = [word for key in keys for word in _documents.strings(settings.get(key), key)]
-        cwd = _documents.strings([settings.get("WorkingDir") or "/"], "config")[0]
-        account = _documents.oci_account(config)
+        argv = [word for key in keys for word in documents.strings(settings.get(key), key)]
+        cwd = documents.strings([settings.get("WorkingDir") or "/"], "config")[0]
+        account = documents.oci_account(config)
     return Process(argv, os.path.join("/", cwd), env, account)

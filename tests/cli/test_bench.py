@@ -14,7 +14,7 @@ import pytest
 from lib.machine import needs_root, require
 
 import sandboxlib
-from sandboxlib import _bench
+from sandboxlib._cli import bench as _bench
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

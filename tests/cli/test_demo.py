@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from lib.machine import needs_root, require
 
-from sandboxlib import _demo_source
+from sandboxlib._cli import demo_source
 
 SOURCES = {
     "main.c": "int answer(void);\nint main(void) { return answer() - 42; }\n",
@@ -102,7 +102,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package index of our own; the archive goes into its directory."""
     page = tmp_path / "simple" / "lupa" / "index.html"
     page.parent.mkdir(parents=True)
-    page.write_text(f'<a href="../../files/{_demo_source.FILE}#sha256=x">lupa</a>')
+    page.write_text(f'<a href="../../files/{demo_source.FILE}#sha256=x">lupa</a>')
     (tmp_path / "files").mkdir()
 
     def handler(*words: object) -> Index:
@@ -114,7 +114,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple/")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.delenv("PIP_CERT", raising=False)
-        yield tmp_path / "files" / _demo_source.FILE
+        yield tmp_path / "files" / demo_source.FILE
         server.shutdown()
         thread.join()
 
@@ -129,7 +129,7 @@ def archive(members: dict[str, bytes]) -> bytes:
     return data.getvalue()
 
 
-GOOD = archive({_demo_source.INSIDE + "lua54/lua.c": b"int x;"})
+GOOD = archive({demo_source.INSIDE + "lua54/lua.c": b"int x;"})
 
 
 def test_the_archive_comes_from_pips_index_once(
@@ -137,18 +137,18 @@ def test_the_archive_comes_from_pips_index_once(
 ) -> None:
     import hashlib
 
-    monkeypatch.setattr(_demo_source, "SHA256", hashlib.sha256(GOOD).hexdigest())
+    monkeypatch.setattr(demo_source, "SHA256", hashlib.sha256(GOOD).hexdigest())
     index.write_bytes(GOOD)
-    directory = _demo_source.fetch()
+    directory = demo_source.fetch()
     assert (directory / "lua54" / "lua.c").read_bytes() == b"int x;"
     index.unlink()
-    assert _demo_source.fetch() == directory
+    assert demo_source.fetch() == directory
 
 
 def test_another_archive_is_refused_and_nothing_is_kept(index: Path, tmp_path: Path) -> None:
     index.write_bytes(GOOD)
-    with pytest.raises(_demo_source.SourceError, match="sha256"):
-        _demo_source.fetch()
+    with pytest.raises(demo_source.SourceError, match="sha256"):
+        demo_source.fetch()
     assert list((tmp_path / "cache" / "sandboxlib").iterdir()) == []
 
 
@@ -159,32 +159,32 @@ def test_an_index_that_is_no_address_is_an_error_of_the_source(
     monkeypatch.setenv("PIP_INDEX_URL", url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("PIP_CERT", raising=False)
-    with pytest.raises(_demo_source.SourceError):
-        _demo_source.fetch()
+    with pytest.raises(demo_source.SourceError):
+        demo_source.fetch()
 
 
 def test_where_pip_has_no_setting_its_own_default_is_taken(monkeypatch) -> None:
     monkeypatch.delenv("PIP_INDEX_URL", raising=False)
-    require(_demo_source._pip("--version"), "this interpreter has no pip")
-    assert _demo_source.index_url().startswith("http")
+    require(demo_source._pip("--version"), "this interpreter has no pip")
+    assert demo_source.index_url().startswith("http")
 
 
 @pytest.mark.parametrize("name", ["lua54/../../../x.c", "lua54//x.c", "lua54/./x.c"])
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "bad.tar.gz").write_bytes(archive({_demo_source.INSIDE + name: b"x"}))
-    with pytest.raises(_demo_source.SourceError):
-        _demo_source.unpack(tmp_path / "bad.tar.gz", tmp_path / "tree")
+    (tmp_path / "bad.tar.gz").write_bytes(archive({demo_source.INSIDE + name: b"x"}))
+    with pytest.raises(demo_source.SourceError):
+        demo_source.unpack(tmp_path / "bad.tar.gz", tmp_path / "tree")
 
 
 def test_links_are_not_made_and_what_is_cut_off_is_refused(tmp_path: Path) -> None:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz") as tar:
-        link = tarfile.TarInfo(_demo_source.INSIDE + "lua54/link")
+        link = tarfile.TarInfo(demo_source.INSIDE + "lua54/link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc"
         tar.addfile(link)
     (tmp_path / "link.tar.gz").write_bytes(data.getvalue())
-    _demo_source.unpack(tmp_path / "link.tar.gz", tmp_path / "one")
+    demo_source.unpack(tmp_path / "link.tar.gz", tmp_path / "one")
     assert list((tmp_path / "one").rglob("*")) == []
     (tmp_path / "cut.tar.gz").write_bytes(GOOD[: len(GOOD) // 2])
-    with pytest.raises(_demo_source.SourceError):
-        _demo_source.unpack(tmp_path / "cut.tar.gz", tmp_path / "two")
+    with pytest.raises(demo_source.SourceError):
+        demo_source.unpack(tmp_path / "cut.tar.gz", tmp_path / "two")

@@ -44,7 +44,10 @@ from lib.machine import require
 
 import sandboxlib
 from sandboxlib import ImageError, SandboxError, UnsupportedError, load
-from sandboxlib.load import _documents, _extract, _layer, _unpack, oci
+from sandboxlib._images import unpack
+from sandboxlib._images.child import documents, extract
+from sandboxlib._images.child import layers as _layer
+from sandboxlib.load import oci
 
 SIZE = 2 << 20  # bytes of an archive
 FLOOR = 0.1  # seconds of CPU: below it a ratio says nothing
@@ -55,7 +58,7 @@ MOST = 10  # times an honest image
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A TMPDIR of the test's own, in which nothing is left."""
     try:
-        _unpack.executor()
+        unpack.executor()
     except UnsupportedError as error:
         require(False, str(error))
     with in_memory(tmp_path) as top:
@@ -375,7 +378,7 @@ def test_a_tar_of_very_many_files(tmp_path: Path, honest_cost: dict[int, float])
 
 
 def test_layers_are_counted_first(tmp_path: Path) -> None:
-    many = _documents.MAX_LAYERS + 1
+    many = documents.MAX_LAYERS + 1
     docker_many = docker(tmp_path / "d.tar", *[file("x") + END] * many)
     for image in (_with_layers(many, file("x") + END).directory(tmp_path / "x"), docker_many):
         with pytest.raises(ImageError, match=f"{many} layers, more than 500"):
@@ -550,7 +553,7 @@ if settings["job"] == "take_away":
 package = types.ModuleType("unpacker")
 package.__path__ = [os.path.dirname(EXTRACT)]
 sys.modules["unpacker"] = package
-from unpacker import _extract
+from unpacker import extract as _extract
 import bz2, ctypes, lzma
 base = os.pread(0, 1 << 20, 0)
 wrong, costs, refused = [], [], 0
@@ -622,18 +625,18 @@ def test_mutated_images_cost_no_more_than_honest_ones(
     tmp_path: Path, honest_cost: dict[int, float], first: int, count: int
 ) -> None:
     driver = tmp_path / "driver.py"
-    values = {"EXTRACT": _extract.__file__, "FIRST": first, "COUNT": count}
+    values = {"EXTRACT": extract.__file__, "FIRST": first, "COUNT": count}
     lines = [f"{name} = {value!r}\n" for name, value in values.items()]
     driver.write_text("".join(lines) + DRIVER)
     base = file("manifest", b"{}") + directory("rootfs")
     image = tmp_path / "x.aci"
     image.write_bytes(base + specimen("rootfs/"))
-    before, _extract.__file__ = _extract.__file__, str(driver)
+    before, extract.__file__ = extract.__file__, str(driver)
     try:
         with pytest.raises(ImageError) as caught:
             load.open_image(image, timeout=250).__enter__()
     finally:
-        _extract.__file__ = before
+        extract.__file__ = before
     told = json.loads(str(caught.value).partition(": ")[2])
     print(told)
     assert told["wrong"] == []

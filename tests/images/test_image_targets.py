@@ -23,8 +23,10 @@ from lib.machine import needs_root, require
 
 import sandboxlib
 from sandboxlib import ImageError, SandboxError, UnsupportedError, load, user_namespace
+from sandboxlib._images import target, unpack
+from sandboxlib._images.child import extract
 from sandboxlib.errors import SetupError, printable
-from sandboxlib.load import _extract, _place, _unpack, appc, oci
+from sandboxlib.load import appc, oci
 
 IS_ROOT = os.geteuid() == 0
 OTHER = 54326  # a user that is none
@@ -32,7 +34,7 @@ OTHER = 54326  # a user that is none
 
 def _executor() -> str:
     try:
-        return str(_unpack.executor()[1])
+        return str(unpack.executor()[1])
     except UnsupportedError as error:
         return f"none: {error}"
 
@@ -69,7 +71,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip(user_namespace.why_not())
     if refused := user_namespace.refusals(sandboxlib.Sandbox("/", user=name)):
         pytest.skip(refused[0])
-    monkeypatch.setattr(_unpack, "executor", lambda: (user_namespace.run_in, name))
+    monkeypatch.setattr(unpack, "executor", lambda: (user_namespace.run_in, name))
     return name
 
 
@@ -160,7 +162,7 @@ def test_the_umask_of_the_caller_is_no_matter(place: Path, public: Path, way: st
 def _swaps(monkeypatch: pytest.MonkeyPatch, when: str, swap: Callable[[], None]) -> None:
     """Somebody who can write the directory above acts after the mkdir, or before the child."""
     made = os.mkdir
-    call = _unpack.Child._call
+    call = unpack.Child._call
 
     def mkdir(*words: Any, **more: Any) -> None:
         made(*words, **more)
@@ -182,7 +184,7 @@ def _swaps(monkeypatch: pytest.MonkeyPatch, when: str, swap: Callable[[], None])
     if when == "mkdir":
         monkeypatch.setattr(os, "mkdir", mkdir)
     else:
-        monkeypatch.setattr(_unpack.Child, "_call", child if when == "before" else after)
+        monkeypatch.setattr(unpack.Child, "_call", child if when == "before" else after)
 
 
 @pytest.mark.parametrize("by", ["link", "directory", "full directory"])
@@ -250,7 +252,7 @@ def test_a_removal_enters_no_mount(tmp_path: Path) -> None:
     (tmp_path / "top" / "inner" / "point").mkdir(parents=True)
     script = (
         "import os, sys\n"
-        "from sandboxlib.load import _layer\n"
+        "from sandboxlib._images.child import layers as _layer\n"
         "try:\n"
         "    _layer.empty(os.open(sys.argv[1], os.O_RDONLY))\n"
         "except OSError as error:\n"
@@ -291,8 +293,8 @@ def test_a_child_that_never_ends_is_killed(
     program = public / "stuck.py"
     program.write_text("import time\nopen('/dev/target/x', 'w').close()\ntime.sleep(1000)\n")
     layout = Layout(file("x") + END).directory(public / "layout")
-    monkeypatch.setattr(_extract, "__file__", str(program))
-    monkeypatch.setattr(_unpack, "executor", _single_id)
+    monkeypatch.setattr(extract, "__file__", str(program))
+    monkeypatch.setattr(unpack, "executor", _single_id)
     with pytest.raises(SetupError) as caught:
         oci.unpack_oci_image(layout, into=public / "root", timeout=0.5).__enter__()
     assert caught.value.errno == errno.ETIMEDOUT
@@ -307,7 +309,7 @@ def _single_id() -> tuple[Any, str]:
 
 def test_a_removal_that_takes_for_ever_is_told(place: Path, public: Path) -> None:
     fd = os.open(public, os.O_PATH)
-    made = _place.Place(fd, "root", str(public / "root"))
+    made = target.Target(fd, "root", str(public / "root"))
     os.close(fd)
     try:
         (public / "root" / "x").touch()
@@ -362,7 +364,7 @@ def test_the_child_has_what_it_needs_and_no_more(place: Path, tmp_path: Path, wa
     with pytest.raises(ImageError) as caught:
         _with_program(program, tmp_path, Layout(file("x") + END))
     told = json.loads(str(caught.value).partition(": ")[2])
-    needed = _unpack._NEEDED | (_unpack._FOR_OWNERS if way != "root" else set())
+    needed = unpack._NEEDED | (unpack._FOR_OWNERS if way != "root" else set())
     mask = sum(1 << sandboxlib.policy.CAPABILITIES.index(name) for name in needed)
     assert int(told["capabilities"], 16) == mask
     assert told["nnp"] == "1"
@@ -377,18 +379,18 @@ def _with_program(program: str, tmp_path: Path, image: Layout) -> None:
     """Unpacks with another program as the child: what if its code were subverted?"""
     path = tmp_path / "other.py"
     path.write_text(program)
-    before = _extract.__file__
-    _extract.__file__ = str(path)
+    before = extract.__file__
+    extract.__file__ = str(path)
     try:
         with load.open_image(image.directory(tmp_path / "other")):
             pytest.fail("it was unpacked")
     finally:
-        _extract.__file__ = before
+        extract.__file__ = before
 
 
 def test_the_child_gives_up_leaving_its_root(tmp_path: Path) -> None:
     script = (
-        "from sandboxlib.load import _extract\n"
+        "from sandboxlib._images.child import extract as _extract\n"
         "drop = _extract._dropper()\n"
         "drop()\n"
         "print([l for l in open('/proc/self/status') if l.startswith('CapEff')][0].split()[1])\n"
@@ -439,20 +441,20 @@ def test_the_caller_parses_no_byte_of_an_image(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything that reads one is out of order here, and in order in the child."""
-    from sandboxlib.load import _accounts, _documents, _layer, _tar
+    from sandboxlib._images.child import accounts, documents, layers, tar
 
     def broken(*words: object, **more: object) -> None:
         raise AssertionError("the caller's process parses an image")
 
     for where, name in (
-        (_tar.Archive, "__init__"),
-        (_tar.Member, "__init__"),
-        (_documents, "parse_json"),
-        (_documents, "Tar"),
-        (_documents, "Layout"),
-        (_documents.File, "magic"),
-        (_layer.Layer, "__init__"),
-        (_accounts, "resolve"),
+        (tar.Archive, "__init__"),
+        (tar.Member, "__init__"),
+        (documents, "parse_json"),
+        (documents, "Tar"),
+        (documents, "Layout"),
+        (documents.File, "magic"),
+        (layers.Layer, "__init__"),
+        (accounts, "resolve"),
     ):
         monkeypatch.setattr(where, name, broken)
     layer = file("etc/passwd", b"me:x:8:9:::\n") + END

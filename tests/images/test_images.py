@@ -45,7 +45,8 @@ from lib.waiting import wait_until
 
 import sandboxlib
 from sandboxlib import ImageError, UnsupportedError, _native, load, user_namespace
-from sandboxlib.load import _unpack, appc, oci
+from sandboxlib._images import unpack
+from sandboxlib.load import appc, oci
 
 IS_ROOT = os.geteuid() == 0
 
@@ -81,7 +82,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def _why_not() -> str:
     try:
-        _unpack.executor()
+        unpack.executor()
     except UnsupportedError as error:
         return str(error)
     return ""
@@ -101,7 +102,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip("an .aci shows it")
     if refused := user_namespace.refusals(sandboxlib.Sandbox("/", user=name)):
         pytest.skip(refused[0])
-    monkeypatch.setattr(_unpack, "executor", lambda: (user_namespace.run_in, name))
+    monkeypatch.setattr(unpack, "executor", lambda: (user_namespace.run_in, name))
     return name
 
 
@@ -1199,20 +1200,20 @@ def test_the_child_can_write_nowhere_else(place: Path, tmp_path: Path, way: str)
     )
     program.chmod(0o644)
     image = aci(tmp_path / "x.aci")
-    before = _unpack._extract.__file__
-    _unpack._extract.__file__ = str(program)
+    before = unpack.extract.__file__
+    unpack.extract.__file__ = str(program)
     try:
         with pytest.raises(ImageError, match=r"could write \[\] of 4"), load.open_image(image):
             pytest.fail("it was unpacked")
     finally:
-        _unpack._extract.__file__ = before
+        unpack.extract.__file__ = before
 
 
 def test_unpacking_is_refused_where_it_cannot_be_confined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_unpack.chroot, "why_not", lambda: "no")
-    monkeypatch.setattr(_unpack.user_namespace, "why_not", lambda: "forbidden here")
+    monkeypatch.setattr(unpack.chroot, "why_not", lambda: "no")
+    monkeypatch.setattr(unpack.user_namespace, "why_not", lambda: "forbidden here")
     image = aci(tmp_path / "x.aci")
     with pytest.raises(UnsupportedError, match="forbidden here"), load.open_image(image):
         pytest.fail("it was unpacked")

@@ -47,11 +47,20 @@ ORDER = [
     {"_bwrap"},
     {"chroot", "linux_user_chroot", "user_namespace", "bubblewrap"},
     {"_ladder"},
-    {"_doctor", "_handle", "_map", "_pool", "load", "utils"},
+    {"_images.child.blobs"},
+    {"_images.child.tar"},
+    {"_images.child.layers", "_images.child.documents"},
+    {"_images.child.accounts", "_images.target"},
+    {"_images.child.extract"},
+    {"_images.unpack"},
+    {"load.command"},
+    {"load.appc", "load.oci"},
+    {"load"},
+    {"_doctor", "_handle", "_map", "_pool", "utils"},
     {"_async"},
     {"__init__"},
-    {"_demo_source"},
-    {"_demo", "_bench", "_terminal"},
+    {"_cli.demo_source"},
+    {"_cli.demo", "_cli.bench", "_cli.terminal"},
     {"__main__"},
 ]
 LICENSED = [
@@ -90,24 +99,22 @@ def module_level_imports(path: Path, package: str) -> set[str]:
 def module_of(name: str, modules: set[str]) -> str:
     """The module of ORDER that a dotted name is, or lies in; a name of the package itself if none
     is."""
-    parts = name.split(".")[:3]
+    parts = name.split(".")
     while parts and ".".join(parts) not in modules:
         parts.pop()
     return ".".join(parts) or "__init__"
 
 
 def all_modules() -> dict[str, Path]:
-    """The files of the package; load is one, and a folder's docstring is none."""
+    """The files of the package; the __init__.py of a folder is one where it defines something."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts[0] == "load":
-            parts = ("load", "__init__")
-        if parts[-1] == "__init__" and len(parts) > 1:
-            if parts[0] != "load":
+        if len(parts) > 1 and parts[-1] == "__init__":
+            if len(ast.parse(path.read_text()).body) == 1:
                 continue
             parts = parts[:-1]
-        found[".".join(parts)] = path.parent / "__init__.py" if parts == ("load",) else path
+        found[".".join(parts)] = path
     return found
 
 

@@ -9,12 +9,12 @@ import stat
 import time
 
 from ..errors import setup_error
-from . import _layer
+from .child import layers
 
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Place:
+class Target:
     """Makes a directory of mode 0700. SetupError if somebody swaps it for another meanwhile.
 
     path: for messages, and for those who take no descriptor. fd: where all is done.
@@ -89,7 +89,7 @@ class Place:
         """Takes it away with all that is in it. SetupError, also when the time is over."""
         try:
             os.fchmod(self.fd, 0o700)
-            _layer.empty(self.fd, time.monotonic() + seconds)
+            layers.empty(self.fd, time.monotonic() + seconds)
             if self.is_there():
                 os.rmdir(self._name, dir_fd=self._parent)
         except OSError as error:

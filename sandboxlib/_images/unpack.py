@@ -30,10 +30,10 @@ from ..errors import (
 )
 from ..policy import CAPABILITIES, Policy
 from ..sandbox import Mount, Sandbox
-from . import _documents, _extract
-from ._accounts import LAST_ID
-from ._blobs import Refused
-from ._place import Place
+from .child import documents, extract
+from .child.accounts import LAST_ID
+from .child.blobs import Refused
+from .target import Target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 MAX_SIZE = 16 << 30  # bytes of content
 MAX_MEMBERS = 1_000_000
 TIMEOUT = 600.0  # seconds
-MAX_ANSWER = 8 * _documents.MAX_JSON  # bytes: a document, in which each character may be escaped
+MAX_ANSWER = 8 * documents.MAX_JSON  # bytes: a document, in which each character may be escaped
 MAX_ERROR = 2000  # characters of a message of the child's
 #: What the child needs: to make the target its root, and to write what belongs to others.
 _NEEDED = {"sys_chroot", "dac_override"}
@@ -124,7 +124,7 @@ def unpacked(request: Request) -> Iterator[Unpacked]:
 
 
 @contextlib.contextmanager
-def _target(request: Request, child: Child) -> Iterator[Place]:
+def _target(request: Request, child: Child) -> Iterator[Target]:
     """The directory to unpack to: `into`, or one in a temporary directory of the caller's."""
     with contextlib.ExitStack() as undo:
         if request.into is None:
@@ -141,25 +141,25 @@ def _target(request: Request, child: Child) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def _made(parent: str | Place, name: str, child: Child) -> Iterator[Place]:
+def _made(parent: str | Target, name: str, child: Child) -> Iterator[Target]:
     """A new directory, which is removed at the end unless it is to be kept."""
-    if isinstance(parent, Place):
-        place = Place(parent.fd, name, os.path.join(parent.path, name))
+    if isinstance(parent, Target):
+        made = Target(parent.fd, name, os.path.join(parent.path, name))
     else:
         top = os.path.realpath(parent)
         fd = _open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, "target")
         try:
-            place = Place(fd, name, os.path.join(top, name))
+            made = Target(fd, name, os.path.join(top, name))
         finally:
             os.close(fd)
     try:
-        yield place
+        yield made
     finally:
         try:
-            if not place.keep:
-                child.take_away(place)
+            if not made.keep:
+                child.take_away(made)
         finally:
-            place.close()
+            made.close()
 
 
 class Child:
@@ -174,7 +174,7 @@ class Child:
         self.stdin: int | None = None
         self._foreign = False  # whether ids of the caller's ranges own some of the target
 
-    def run(self, target: Place | None) -> dict[str, Any]:
+    def run(self, target: Target | None) -> dict[str, Any]:
         """ImageError with what it says; SetupError, also when the time is over."""
         self._foreign = self.user == "ranges"
         left = None if self._end is None else max(0.001, self._end - time.monotonic())
@@ -187,7 +187,7 @@ class Child:
             raise self.nonsense(answer)
         return answer
 
-    def take_away(self, target: Place) -> None:
+    def take_away(self, target: Target) -> None:
         """Removes a target; it has as much time for it as for unpacking."""
         seconds = TIMEOUT if self._timeout is None else max(60.0, self._timeout)
         try:
@@ -198,14 +198,14 @@ class Child:
             target.remove(seconds)
 
     def _call(
-        self, settings: dict[str, Any], target: Place | None, timeout: float | None
+        self, settings: dict[str, Any], target: Target | None, timeout: float | None
     ) -> dict[str, Any]:
         mounts = [Mount.dev("/dev")]
         if target is not None:
             settings = settings | {"target": target.identity}
-            mounts.append(Mount.bind(target.path, _extract.TARGET))
+            mounts.append(Mount.bind(target.path, extract.TARGET))
         if settings.get("directory"):
-            mounts.append(Mount.bind(self._path, _extract.SOURCE, read_only=True))
+            mounts.append(Mount.bind(self._path, extract.SOURCE, read_only=True))
         box = Sandbox(
             "/",
             network="isolated",
@@ -214,7 +214,7 @@ class Child:
             extra_mounts=mounts,
             policy=Policy(capabilities=_capabilities(self.user)),
         )
-        argv = [sys.executable, "-I", "-S", "-B", _extract.__file__, json.dumps(settings)]
+        argv = [sys.executable, "-I", "-S", "-B", extract.__file__, json.dumps(settings)]
         more = {"max_output": MAX_ANSWER, "on_overflow": "kill"}
         words = {"env": _LOADER, "stdin": self.stdin, "timeout": timeout, "more": more}
         try:
@@ -233,7 +233,7 @@ class Child:
 
     def _parsed(self, result: Any) -> dict[str, Any]:
         try:
-            answer = json.loads(result.out or b"", parse_int=_documents._integer)
+            answer = json.loads(result.out or b"", parse_int=documents._integer)
         except (ValueError, RecursionError, Refused):
             answer = None
         if isinstance(answer, dict):
@@ -313,7 +313,7 @@ def _open(path: str, flags: int, step: str) -> int:
 
 def _open_archive(path: str) -> int:
     """The file that the caller names. ImageError if it is no regular one."""
-    fd = _open(path, _documents.READ, "source")
+    fd = _open(path, documents.READ, "source")
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise ImageError(f"{printable(path)} is no regular file")
@@ -322,7 +322,7 @@ def _open_archive(path: str) -> int:
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """The checks of _documents, as the caller of the library sees them."""
+    """The checks of child.documents, as the caller of the library sees them."""
     try:
         yield
     except Refused as error:

@@ -12,8 +12,8 @@ import os
 import stat
 import time
 
-from ._blobs import CHUNK, Refused, shown
-from ._tar import MAX_NAME, REGULAR, Archive, Member, parts_of
+from .blobs import CHUNK, Refused, shown
+from .tar import MAX_NAME, REGULAR, Archive, Member, parts_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

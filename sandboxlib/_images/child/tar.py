@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import re
 
-from ._blobs import CHUNK, Refused, shown
+from .blobs import CHUNK, Refused, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ._blobs import Stream
+    from .blobs import Stream
 
 BLOCK = 512
 NEWLINE = ord("\n")

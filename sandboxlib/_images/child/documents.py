@@ -13,8 +13,8 @@ import posixpath
 import re
 import stat
 
-from ._blobs import File, Part, Refused, shown
-from ._tar import REGULAR, Archive
+from .blobs import File, Part, Refused, shown
+from .tar import REGULAR, Archive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

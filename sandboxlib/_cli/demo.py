@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
-from . import _demo_source
-from .errors import SandboxError
-from .sandbox import BASE_ENVIRONMENT, Mount, Sandbox
+from ..errors import SandboxError
+from ..sandbox import BASE_ENVIRONMENT, Mount, Sandbox
+from . import demo_source
 
 PROBE = r"""
 #include <arpa/inet.h>
@@ -159,7 +159,7 @@ def main(argv: Sequence[str]) -> int:
             shop = Workshop(project, Path(place), words.cc, words.jobs)
             _make_places(shop)
             return _demo(shop)
-    except (SandboxError, _demo_source.SourceError, OSError) as error:
+    except (SandboxError, demo_source.SourceError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -187,9 +187,9 @@ def _project(words: argparse.Namespace) -> Project:
     if words.source:
         return _own_project(words.source.resolve())
     try:
-        return _lua_project(_demo_source.fetch())
-    except _demo_source.SourceError as error:
-        csrc = Path(__file__).resolve().parents[1] / "csrc"
+        return _lua_project(demo_source.fetch())
+    except demo_source.SourceError as error:
+        csrc = Path(__file__).resolve().parents[2] / "csrc"
         if not csrc.is_dir():
             raise
         print(f"{error}\nWithout it the demo builds sandboxlib's own csrc/.", file=sys.stderr)
@@ -206,7 +206,7 @@ def _c_files(directory: Path) -> list[str]:
 def _own_project(directory: Path) -> Project:
     files = _c_files(directory)
     if not files:
-        raise _demo_source.SourceError(f"there are no C files in {directory}")
+        raise demo_source.SourceError(f"there are no C files in {directory}")
     mains = [
         name
         for name in files

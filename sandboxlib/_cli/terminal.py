@@ -15,14 +15,14 @@ import termios
 import tty
 from collections.abc import Iterator, Mapping
 
-from .errors import SpecError
-from .sandbox import Sandbox
+from ..errors import SpecError
+from ..sandbox import Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ._handle import Process
-    from .result import Result
-    from .sandbox import Command
+    from .._handle import Process
+    from ..result import Result
+    from ..sandbox import Command
 
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 

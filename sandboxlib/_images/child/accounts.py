@@ -10,8 +10,8 @@ import os
 import re
 from collections.abc import Iterator
 
-from ._blobs import Refused, shown
-from ._documents import MAX_JSON, open_regular
+from .blobs import Refused, shown
+from .documents import MAX_JSON, open_regular
 
 LAST_ID = (1 << 32) - 2  # the last of all is no id (chown(2))
 

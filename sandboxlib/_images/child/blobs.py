@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading the bytes of an image: parts of files, digests, decompression. Part of the child.
 
-Like all that the child consists of it imports nothing of sandboxlib: see _extract.py.
+Like all that the child consists of it imports nothing of sandboxlib: see extract.py.
 """
 
 from __future__ import annotations

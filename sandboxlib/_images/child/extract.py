@@ -2,12 +2,12 @@
 """The program that unpacks an image: a child of ours, confined before it reads a byte.
 
 It is run by path, with the image as stdin or at SOURCE, its settings as JSON in argv[1], and what
-it unpacks to at TARGET. Of sandboxlib it imports its neighbours alone: _blobs, _tar, _layer,
-_documents, _accounts. The parent gives it a sandbox in which only the target is writable, and it
-makes the target its root directory. So whatever an image says stays inside; what is refused is
-refused because no honest image has it.
+it unpacks to at TARGET. Of sandboxlib it imports its neighbours
+alone. The parent gives it a sandbox in which only the target is writable, and it makes the target
+its root directory. So whatever an image says stays inside; what is refused is refused because no
+honest image has it.
 
-Its stdout is one JSON document: {"error"}, {"moved"} or {"value", "ids"}; see _unpack.py.
+Its stdout is one JSON document: {"error"}, {"moved"} or {"value", "ids"}; see _images/unpack.py.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if not __package__:  # run by path
     _package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
     sys.modules[__package__] = _package
 
-from . import _accounts, _documents, _layer
-from ._blobs import Counted, File, Part, Refused, decompressors, shown
-from ._tar import Archive
+from . import accounts, documents, layers
+from .blobs import Counted, File, Part, Refused, decompressors, shown
+from .tar import Archive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ._blobs import Stream
+    from .blobs import Stream
 
 SOURCE, TARGET = "/dev/source", "/dev/target"
 MEMORY = 2 << 30  # bytes of address space
@@ -111,7 +111,7 @@ def _dropper() -> Callable[[], None]:
 def look(settings: dict[str, Any]) -> bool:
     """Whether the tar on stdin holds an image."""
     try:
-        found = _documents.Tar(0)
+        found = documents.Tar(0)
     except Refused:
         return False
     return found.has("oci-layout") or found.has("manifest.json")
@@ -121,7 +121,7 @@ def take_away(settings: dict[str, Any]) -> None:
     """All that is in the target."""
     Roots(settings["target"]).enter_target()
     os.chown("/", 0, 0)
-    _layer.empty(os.open("/", os.O_RDONLY | os.O_DIRECTORY))
+    layers.empty(os.open("/", os.O_RDONLY | os.O_DIRECTORY))
 
 
 def unpack_aci(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -136,12 +136,12 @@ def unpack_aci(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
         raise Refused("it is truncated: the mark of its end is missing")
     if layer.manifest is None:
         raise Refused("it has no manifest")
-    manifest = _documents.parse_json(layer.manifest, "the manifest")
-    _documents.checked(manifest, dict, "the manifest")
+    manifest = documents.parse_json(layer.manifest, "the manifest")
+    documents.checked(manifest, dict, "the manifest")
     for key in ("dependencies", "pathWhitelist"):
         if manifest.get(key):
             raise Refused(f"the manifest has {key}, which are not supported")
-    return manifest, _documents.aci_account(manifest) if settings["account"] else ""
+    return manifest, documents.aci_account(manifest) if settings["account"] else ""
 
 
 def unpack_oci(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -149,9 +149,9 @@ def unpack_oci(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
     roots = Roots(settings["target"])
     if settings["directory"]:
         roots.enter_source()
-    source = _documents.Directory() if settings["directory"] else _documents.Tar(0)
-    layout = _documents.Layout(source, settings["ref"])
-    account = _documents.oci_account(layout.config) if settings["account"] else ""
+    source = documents.Directory() if settings["directory"] else documents.Tar(0)
+    layout = documents.Layout(source, settings["ref"])
+    account = documents.oci_account(layout.config) if settings["account"] else ""
     files = [blob.open(source) for blob, _ in layout.layers]
     roots.leave_source()
     known = decompressors({file.magic() for file in files}, settings["zstd"])
@@ -173,8 +173,8 @@ def unpack_oci(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
     return layout.config, account
 
 
-def _budget(settings: dict[str, Any]) -> _layer.Budget:
-    return _layer.Budget(settings["max_size"], settings["max_members"])
+def _budget(settings: dict[str, Any]) -> layers.Budget:
+    return layers.Budget(settings["max_size"], settings["max_members"])
 
 
 def _limit(size: int, members: int) -> int:
@@ -182,12 +182,12 @@ def _limit(size: int, members: int) -> int:
     return size + 4096 * members + SLACK
 
 
-def _layer_of(settings: dict[str, Any], budget: _layer.Budget, prefix: bytes = b"") -> Any:
-    return _layer.Layer(budget, settings["owners"], settings["set_ids"], prefix)
+def _layer_of(settings: dict[str, Any], budget: layers.Budget, prefix: bytes = b"") -> Any:
+    return layers.Layer(budget, settings["owners"], settings["set_ids"], prefix)
 
 
 def _apply(
-    layer: _layer.Layer,
+    layer: layers.Layer,
     known: dict[bytes, Callable[[Any], Stream]],
     file: File,
     limit: int,
@@ -220,7 +220,7 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
         take_away(settings)
         return {"value": True, "ids": None}
     value, account = (unpack_aci if job == "aci" else unpack_oci)(settings)
-    return {"value": value, "ids": _accounts.resolve(account)}
+    return {"value": value, "ids": accounts.resolve(account)}
 
 
 def main() -> None:
