@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from lib.machine import IS_SANITIZED, LIB, needs_root, require
 from lib.roots import make_rootfs
+from lib.sample import beyond_the_sample
 
 from sandboxlib import _slots
 
@@ -25,6 +27,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the tests marked slow as well")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # Beside each other (-n), but for those that are marked xdist_group, which look at the same.
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "loadgroup"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # Each process of pytest-xdist has to find the same names, and addresses differ.
+    item._nodeid = re.sub(r" at 0x[0-9a-f]+", "", item.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         # The example of the README runs real sandboxes as well.
@@ -32,6 +47,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(needs_root)
         if IS_SANITIZED and _is_not_of_the_core(item):
             item.add_marker(pytest.mark.skip(reason="it is not about what the sanitizer sees"))
+    for item in beyond_the_sample(items):
+        item.add_marker(pytest.mark.slow)
     is_named = config.option.markexpr or any("::" in word for word in config.args)
     if not config.getoption("--all") and not is_named:
         left_out = [item for item in items if item.get_closest_marker("slow")]

@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from lib.machine import require
 
 
+@cache
 def find_busybox() -> str | None:
     """A static busybox: it runs in an empty root."""
     for path in ("/bin/busybox", "/usr/bin/busybox"):
@@ -34,8 +36,12 @@ def make_rootfs(path: Path) -> Path:
     path.chmod(0o755)
     (path / "tmp").chmod(0o1777)
     shutil.copy(busybox, path / "bin" / "busybox")
-    names = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout
-    for name in names.split():
-        if name != "busybox":
-            (path / "bin" / name).symlink_to("busybox")
+    for name in _names(busybox):  # hard links: 300 new symbolic ones take ext4 0.2 s
+        os.link(f"{path}/bin/busybox", f"{path}/bin/{name}")
     return path
+
+
+@cache
+def _names(busybox: str) -> list[str]:
+    listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout
+    return [name for name in listed.split() if name != "busybox"]
