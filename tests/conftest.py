@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lib.machine import IS_SANITIZED, LIB, needs_root, require
+from lib.names import check_name
 from lib.roots import make_rootfs
 from lib.sample import beyond_the_sample
 
@@ -27,21 +28,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the tests marked slow as well")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_configure(config: pytest.Config) -> None:
-    # Beside each other (-n), but for those that are marked xdist_group, which look at the same.
-    if getattr(config.option, "dist", "no") == "load":
-        config.option.dist = "loadgroup"
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.option.dist == "load":
+        from lib.beside import Scheduling
 
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    # Each process of pytest-xdist has to find the same names, and addresses differ.
-    item._nodeid = re.sub(r" at 0x[0-9a-f]+", "", item.nodeid)
+        return Scheduling(config, log)
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        check_name(item)
         # The example of the README runs real sandboxes as well.
         if item.nodeid.startswith("README.md"):
             item.add_marker(needs_root)

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from lib.machine import python, require
+from lib.names import name_of
 from lib.waiting import late, processes, wait_until
 
 import sandboxlib
@@ -739,7 +740,7 @@ def closed() -> int:
         {"stdout": STDOUT},
         {"stdin": CAPTURE},
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_what_makes_no_sense_is_refused(words: dict[str, Any], tmp_path: Path) -> None:
     before = descriptors()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.names import name_of
 
 import sandboxlib
 from sandboxlib import Policy, Sandbox, SpecError, SpecTypeError, _calls, run_sandbox
@@ -74,7 +75,7 @@ def test_it_is_a_value() -> None:
         {"seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}},  # so that nothing could end
         {"seccomp": KILLS_EXEC},
     ],
-    ids=repr,
+    ids=name_of,
 )
 def test_what_makes_no_sense(words: dict[str, Any]) -> None:
     with pytest.raises(SpecError):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lib.machine import needs_root
+from lib.names import name_of
 
 import sandboxlib
 from sandboxlib import (
@@ -132,7 +133,7 @@ def test_a_sandbox_that_makes_no_sense_is_not_made(words: dict[str, Any]) -> Non
         Sandbox(**{"root": "/none", **words})
 
 
-@pytest.mark.parametrize("words", BAD_RUNS, ids=repr)
+@pytest.mark.parametrize("words", BAD_RUNS, ids=name_of)
 def test_a_run_that_makes_no_sense_is_not_begun(words: dict[str, Any]) -> None:
     # The root does not exist: whoever looked at it would raise another error.
     with pytest.raises(SpecError):
