@@ -24,6 +24,7 @@ from .limits import Limits
 from .policy import Policy
 from .result import Result, Usage
 from .sandbox import BASE_ENVIRONMENT, CAPTURE, STDOUT, Mount, Sandbox, environment_vars
+from .user import User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ __all__ = [
     "Unkillable",
     "UnsupportedError",
     "Usage",
+    "User",
     "argv_to_string",
     "bubblewrap",
     "chroot",
@@ -130,10 +132,7 @@ def run_sandbox(
     nesting: bool = False,
     policy: Policy = ...,
     init: bool = True,
-    user: str | int = "caller",
-    ids: Sequence[int] | None = None,
-    group: int | None = None,
-    groups: Iterable[int] = (),
+    user: int | str | User | None = None,
     umask: int | None = None,
     limits: Limits | None = None,
     deterministic: bool = False,

@@ -16,6 +16,7 @@ from . import SandboxError, __version__, _ladder
 from .errors import SpecError, printable
 from .policy import Policy
 from .sandbox import CAPTURE, Mount, Sandbox
+from .user import WORDS, User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,11 +80,10 @@ def _place(path: str, words: argparse.Namespace) -> Iterator[tuple[str, dict[str
 
     An image says more than a directory; what the command line says goes before that.
     """
-    user = dict(words.user or {"user": "caller"})
     if not os.path.isfile(path) and not os.path.isfile(os.path.join(path, "oci-layout")):
         if words.ref is not None:
             raise SpecError("--ref chooses among the images of a file or layout; this is neither")
-        yield path, {"command": ["/bin/sh"], **user}
+        yield path, {"command": ["/bin/sh"], "user": words.user}
         return
     from . import load
 
@@ -91,10 +91,9 @@ def _place(path: str, words: argparse.Namespace) -> Iterator[tuple[str, dict[str
         if signal.getsignal(signum) is signal.SIG_DFL:
             signal.signal(signum, _leave)
     with load.open_image(path, words.ref, words.unpack_timeout) as (root, process):
-        if words.user is None:
-            user = {"user": process.user, "ids": process.ids}
-        said = {"cwd": words.cwd or process.cwd, "env": process.env}
-        yield root, {"command": process.argv or ["/bin/sh"], **said, **user}
+        user = process.user if words.user is None else words.user
+        said = {"cwd": words.cwd or process.cwd, "env": process.env, "user": user}
+        yield root, {"command": process.argv or ["/bin/sh"], **said}
 
 
 def _leave(signum: int, frame: object) -> None:
@@ -260,14 +259,16 @@ def _executor(text: str) -> str:
     return text
 
 
-def _user(text: str) -> dict[str, Any]:
-    """The keyword arguments user and group."""
-    if text in ("caller", "root", "ranges"):
-        return {"user": text}
+def _user(text: str) -> str | User:
+    if text in WORDS:
+        return text
     numbers = text.split(":")
     if len(numbers) > 2 or not all(each.isascii() and each.isdigit() for each in numbers):
         raise argparse.ArgumentTypeError(f"{text!r} is none of caller, root, ranges, UID[:GID]")
-    return dict(zip(("user", "group"), map(int, numbers), strict=False))
+    try:
+        return User(int(numbers[0]), int(numbers[-1]))
+    except SpecError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _setting(text: str) -> tuple[str, str]:

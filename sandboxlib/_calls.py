@@ -18,6 +18,7 @@ from . import _executor
 from .policy import ALL, Policy
 from .result import Result
 from .sandbox import CAPTURE, take_more
+from .user import User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -151,8 +152,8 @@ def _form_of_0_3(
 
 def _policy(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """That of the form of 0.3; another uid than 0 would lose all that its caller has."""
-    user, ids = options.get("user"), options.get("ids")
-    return {**ALL, "capabilities": "default"} if ids or type(user) is int else ALL
+    is_other = isinstance(options.get("user"), (int, User))
+    return {**ALL, "capabilities": "default"} if is_other else ALL
 
 
 def _least_filter(possible: str, asked: object) -> str | None:

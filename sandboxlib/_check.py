@@ -59,6 +59,20 @@ def check_number(what: str, value: object, low: int, high: int) -> int:
     return value
 
 
+_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def check_size(what: str, value: object, low: int, high: int) -> int:
+    """A number of bytes: an int, or a str like "200M", whose units are powers of 1024."""
+    if isinstance(value, str):
+        unit = _UNITS.get(value[-1:].lower(), 1)
+        digits = value if unit == 1 else value[:-1]
+        if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
+            raise SpecError(f"{what} is no size: {value!r}; write bytes, or 512K, 200M, 2G, 1T")
+        value = int(digits) * unit
+    return check_number(what, value, low, high)
+
+
 def check_seconds(what: str, value: object) -> float:
     """A number of seconds, from 0 to 1e9."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -103,6 +117,15 @@ class Value:
 
     def __hash__(self) -> int:
         return hash(self._values_of(self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._fields}
+
+    def __setstate__(self, state: object) -> None:
+        """Only a value that its class would make comes out of a pickle."""
+        if not isinstance(state, dict) or state.keys() != set(self._fields):
+            raise SpecTypeError(f"a pickle does not have what a {type(self).__name__} is made of")
+        type(self).__init__(self, **state)
 
     def __repr__(self) -> str:
         words = (f"{name}={getattr(self, name)!r}" for name in self._fields)

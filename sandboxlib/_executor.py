@@ -226,13 +226,13 @@ def limits_refused(
 ) -> list[str]:
     """Which limits the kernel would take, and not enforce, as the command is exempt.
 
-    changes_ids: the command has box.ids, if there are any, outside as well. in_user_namespace: its
-    capabilities are those of a user namespace, which exempt from nothing.
+    changes_ids: the command has the ids of its User, if there is one, outside as well.
+    in_user_namespace: its capabilities are those of a user namespace, which exempt from nothing.
     """
     limits = box.limits
     if limits is None or (limits.processes is None and limits.locked_memory is None):
         return []
-    is_other = changes_ids and box.ids is not None and box.ids[0] != 0
+    is_other = changes_ids and box._ids is not None and box._ids[0] != 0
     if is_other and isinstance(box.policy.capabilities, str):  # it has none
         return []
     found = []
@@ -249,10 +249,15 @@ def limits_refused(
 
 def ids_refused(box: Sandbox) -> list[str]:
     """Whether root's command would silently lose the capabilities that it is to keep."""
-    if box.ids is None or box.ids[0] == 0 or box.policy.capabilities != "all" or os.geteuid() != 0:
+    if (
+        box._ids is None
+        or box._ids[0] == 0
+        or box.policy.capabilities != "all"
+        or os.geteuid() != 0
+    ):
         return []
     text = "a uid other than 0 keeps none when it is taken; name those that it needs"
-    return [f"capabilities='all' with ids={box.ids!r}: {text}"]
+    return [f"capabilities='all' with user={box.user!r}: {text}"]
 
 
 def read_only_refused(box: Sandbox) -> list[str]:
@@ -297,7 +302,7 @@ def native_refusals(run_in: Callable[..., Result], box: Sandbox) -> list[str]:
     """What of a Sandbox the machine denies to an executor that takes filters."""
     isolated = tuple(name for name, value in box.isolation().items() if value == "isolated")
     euid = os.geteuid()
-    reason = trial(run_in, isolated, box.user, euid)
+    reason = trial(run_in, isolated, box._user_kind, euid)
     if not reason and box.policy.seccomp != "none":
         reason = trial(run_in, (), "caller", euid, "builds")
     return [reason] if reason else []

@@ -36,11 +36,11 @@ def refused(box: Sandbox, in_user_namespace: bool, euid: int) -> list[str]:
     if box.policy.capabilities == "all" and not in_user_namespace:
         return ["nesting=True: capabilities='all' leads out of a sandbox without it"]
     uids = [range(uid, uid + 1) for uid in _uids(box, in_user_namespace, euid)]
-    if in_user_namespace and box.user == "ranges" and euid != 0:
+    if in_user_namespace and box._user_kind == "ranges" and euid != 0:
         from . import _mapper
 
         uids += [range(first, first + count) for _, first, count in _mapper.ranges("uid")]
-    if in_user_namespace and euid == 0 and box.ids is not None and 0 in uids[0]:
+    if in_user_namespace and euid == 0 and box._ids is not None and 0 in uids[0]:
         return ["nesting=True: a user namespace of root's belongs to uid 0; the executor is chroot"]
     if any(0 in each for each in uids):
         return [
@@ -58,10 +58,10 @@ def refused(box: Sandbox, in_user_namespace: bool, euid: int) -> list[str]:
 
 def _uids(box: Sandbox, in_user_namespace: bool, euid: int) -> set[int]:
     """What the machine calls the uids that commands have, or get by a set-user-ID program."""
-    if in_user_namespace or box.ids is None:
+    if in_user_namespace or box._ids is None:
         return {_outside(euid)}
     others = set() if box.policy.no_new_privs else {euid}
-    return {_outside(uid) for uid in {box.ids[0], *others}}
+    return {_outside(uid) for uid in {box._ids[0], *others}}
 
 
 def _outside(uid: int) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -44,15 +45,15 @@ class Plan:
             values["namespaces"] |= NEWUSER
         elif box.policy.capabilities == "all":
             values["guard_keyring"] = 0  # it can change its caller in any way it likes
-        if ids is not None and box.user != "ranges":
-            inside = box.ids or (ids if box.user == "caller" else (0, 0))
+        if ids is not None and box._user_kind != "ranges":
+            inside = box._ids or (ids if box._user_kind == "caller" else (0, 0))
             for name, number, outside in zip(("uid_map", "gid_map"), inside, ids, strict=True):
                 values[name] = f"{number} {outside} 1"
-        elif box.ids is not None:
-            values |= {"change_ids": 1, "uid": box.ids[0], "gid": box.ids[1]}
-            values |= {"n_groups": len(box.groups), "groups": box.groups}
+        elif box._ids is not None:
+            values |= {"change_ids": 1, "uid": box._ids[0], "gid": box._ids[1]}
+            values |= {"n_groups": len(box._groups), "groups": box._groups}
         self.in_user_namespace = ids is not None
-        self.mapped_outside = ids is not None and box.user == "ranges"
+        self.mapped_outside = ids is not None and box._user_kind == "ranges"
         self.values = values
         self.place, self._kept = _native.new_place(values, [m.values for m in self.mounts])
         self.slots: Any = (
@@ -379,8 +380,8 @@ def filter_values(policy: Policy, in_slot: bool = False) -> dict[str, Any]:
 def _cgroups_of(box: Sandbox) -> Any:
     """The cgroups of its runs; None where they have none."""
     limits = box.limits or _NO_LIMITS
-    names = ("memory", "swap", "pids", "cpu_weight", "io_weight", "cpu_quota")
-    asked = {name: getattr(limits, name) for name in names}
+    names = ("memory", "swap", "pids", "cpu_weight", "io_weight")
+    asked = {name: getattr(limits, name) for name in names} | {"cpu_quota": limits.cpus}
     if not limits.cgroup and not any(value is not None for value in asked.values()):
         return None
     from ._cgroups.cgroups import CgroupLimits, Cgroups
@@ -400,15 +401,14 @@ def _limits(box: Sandbox) -> dict[str, Any]:
         most = getattr(limits, name)
         if most is not None:
             values["rlimits"] |= 1 << number
+            most = math.ceil(most)  # a fraction of cpu_time
             # The second after SIGXCPU is for whoever handles it.
             values["rlimit"][number] = [most, most + (name == "cpu_time")]
-    umask = next((mask for mask in (box.umask, limits.umask) if mask is not None), None)
-    if umask is None and box.deterministic:
-        umask = 0o022
+    umask = 0o022 if box.umask is None and box.deterministic else box.umask
     others: dict[str, Any] = {
         "nice": limits.nice,
         "scheduler": limits.scheduler and SCHEDULERS[limits.scheduler],
-        "cpus": None if limits.cpus is None else _cpu_words(limits.cpus),
+        "cpus": None if limits.cpuset is None else _cpu_words(limits.cpuset),
         "umask": umask,
         "personality": _NO_RANDOM_ADDRESSES if box.deterministic else None,
     }
@@ -676,7 +676,7 @@ def _limit_words(index: int, values: Mapping[str, Any]) -> str:
     if name == "personality":
         return "deterministic: turn off the randomisation of addresses"
     if name == "cpus":
-        words = enumerate(values["cpus"])
+        name, words = "cpuset", enumerate(values["cpus"])
         value: Any = [64 * n + i for n, word in words for i in range(64) if word >> i & 1]
     elif name == "scheduler":
         value = next(word for word, n in SCHEDULERS.items() if n == values["scheduler"])

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 
 from . import _native, _streams, errors
-from ._check import check_choice, check_descriptor, check_number, check_seconds
+from ._check import check_choice, check_descriptor, check_number, check_seconds, check_size
 from ._plan import Plan
 from .limits import Limits
 from .result import Result
@@ -47,7 +47,7 @@ class Rare:
             check_number("cpu_time", self._cpu_time, 1, (1 << 31) - 2)
         most = more.get("max_output")
         if most is not None:
-            check_number("max_output", most, 0, 1 << 62)
+            most = check_size("max_output", most, 0, 1 << 62)
         policy = more.get("on_overflow", "truncate")
         check_choice("on_overflow", policy, ("truncate", "kill"))
         if policy == "kill" and most is None:
@@ -171,15 +171,20 @@ class Rare:
 _HITS = (("memory", "oom_kills"), ("pids", "pids_hits"))
 
 
-def _ran_out(result: Result, seconds: int, killed: bool) -> bool:
-    """Of CPU time: by the signal, through a shell as well, or by the one a second later.
+def _ran_out(result: Result, seconds: float, killed: bool) -> bool:
+    """Of CPU time: by the signal, through a shell as well, or by the one a second later; or it used
+    more than a limit with a fraction, for which the signal comes late.
 
     killed: whether something else may have killed it.
     """
     if result.exit in (-_SIGXCPU, 128 + _SIGXCPU):
         return True
     usage = result.usage
-    if killed or usage is None or result.exit not in (-_SIGKILL, 128 + _SIGKILL):
+    if killed or usage is None:
+        return False
+    if isinstance(seconds, float) and usage.user + usage.system > seconds:
+        return True
+    if result.exit not in (-_SIGKILL, 128 + _SIGKILL):
         return False
     # For the limit the kernel counts in ticks, one for whoever runs at that moment: on a busy
     # machine that may be far more than what was used, and nobody tells it.

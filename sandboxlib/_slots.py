@@ -42,7 +42,7 @@ _all: dict[int, ref[Slots]] = {}
 def can_stay(plan: Plan) -> bool:
     """Whether runs may follow one another in a slot: only where none can change what it keeps."""
     box = plan.box
-    if box.mounts != "isolated" or box.processes != "isolated" or box.user == "ranges":
+    if box.mounts != "isolated" or box.processes != "isolated" or box._user_kind == "ranges":
         return False
     # /proc is whole with nesting, and there uid 0 of the namespace writes the sysctls of its IPC.
     if box.policy.nesting and plan.values.get("uid_map", "").startswith("0 "):

@@ -56,10 +56,10 @@ def _promises_not(box: Sandbox) -> list[str]:
         found.append("nesting=True: bwrap makes no sandbox in which there can be others")
     if not box.policy.no_new_privs:
         found.append("no_new_privs=False: bwrap always sets it")
-    if box.user == "ranges":
+    if box._user_kind == "ranges":
         found.append("user='ranges': bwrap maps one id")
-    if box.ids is not None:
-        found.append(f"ids={box.ids!r}: bwrap does not change ids")
+    if box._ids is not None:
+        found.append(f"user={box.user!r}: bwrap does not change ids")
     if box.deterministic:
         found.append("deterministic=True: bwrap cannot do all of it")
     if isinstance(box.devices, tuple):
@@ -77,7 +77,7 @@ def _promises_not(box: Sandbox) -> list[str]:
 
 
 def _is_root(box: Sandbox) -> bool:
-    return box.user == "root" or os.geteuid() == 0
+    return box._user_kind == "root" or os.geteuid() == 0
 
 
 # ---- the command line ------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def _options(box: Sandbox) -> list[str]:
         argv += flags if getattr(box, name) == "isolated" else []
     if box.hostname is not None:
         argv += ["--unshare-uts", "--hostname", box.hostname]
-    if box.user == "root" and os.geteuid() != 0:
+    if box._user_kind == "root" and os.geteuid() != 0:
         argv += ["--unshare-user", "--uid", "0", "--gid", "0"]
     if box.processes == "isolated" and not box.init:
         argv.append("--as-pid-1")

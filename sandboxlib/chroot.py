@@ -42,11 +42,8 @@ def _promises_not(box: Sandbox) -> list[str]:
         return refused
     if box.user != "caller" and os.geteuid() != 0:
         return [f"user={box.user!r} takes a user namespace for a caller that is not root"]
-    if box.ids is not None and os.geteuid() != 0:
-        return [f"ids={box.ids!r} takes a user namespace for a caller that is not root"]
-    if (box.user == "ranges" or box.ids is not None) and machine.has_one_id():
-        word = "user='ranges'" if box.ids is None else f"ids={box.ids!r}"
-        return [f"{word}: the caller is in a user namespace that has a single id"]
+    if box.user not in ("caller", "root") and machine.has_one_id():
+        return [f"user={box.user!r}: the caller is in a user namespace that has a single id"]
     if refused := _executor.ids_refused(box):
         return refused
     return _executor.limits_refused(box, changes_ids=True) or _executor.read_only_refused(box)
@@ -54,7 +51,7 @@ def _promises_not(box: Sandbox) -> list[str]:
 
 def plan_of(box: Sandbox) -> _plan.Plan:
     """How the C core runs a command in a Sandbox; UnsupportedError."""
-    is_plain = box.user == "caller" and box.ids is None and box.limits is None
+    is_plain = box.user == "caller" and box.limits is None
     is_plain = is_plain and (box.processes == "isolated" or box.filesystem_writable_paths == "all")
     is_plain = is_plain and not box.policy.nesting
     if not is_plain and (refused := _promises_not(box)):

@@ -195,10 +195,10 @@ def refusals(box: Sandbox) -> list[str]:
     found = _of_the_policy(box.policy, recent)
     if box.hostname is not None:
         found.append("linux-user-chroot cannot set a hostname")
-    if box.user not in ("caller", "caller" if os.getuid() else "root"):
+    if box._user_kind not in ("caller", "caller" if os.getuid() else "root"):
         found.append("linux-user-chroot runs commands as the caller only")
-    if box.ids is not None:
-        found.append(f"ids={box.ids!r}: linux-user-chroot does not change ids")
+    if box._ids is not None:
+        found.append(f"user={box.user!r}: linux-user-chroot does not change ids")
     if box.deterministic:
         found.append("deterministic=True: linux-user-chroot cannot do all of it")
     found += _devices_refused(box, recent)

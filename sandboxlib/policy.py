@@ -51,11 +51,16 @@ class Profile(Value):
             raise SpecError(f"the seccomp profile is no JSON: {error}") from None
         self.__dict__["text"] = text
 
+    def __setstate__(self, state: object) -> None:
+        text = state.get("text") if isinstance(state, dict) and len(state) == 1 else None
+        if not isinstance(text, str):
+            raise SpecTypeError("a pickle does not have what a seccomp profile is made of")
+        content = _parsed(text.encode("utf-8", "surrogatepass"), "a seccomp profile in a pickle")
+        self.__init__(content)  # type: ignore[misc]
+
     @classmethod
     def read(cls, path: os.PathLike[str]) -> Profile:
         """That of a file. SetupError where it cannot be read, SpecError where it is no JSON."""
-        from ._seccomp.profile import parse
-
         name = check_text("the path of a seccomp profile", path)
         try:
             # Of a FIFO nobody may ever open the other end.
@@ -68,10 +73,7 @@ class Profile(Value):
             raise setup_error(error.errno or 0, name, "seccomp", what, _WHERE) from None
         if len(data) > _MOST_BYTES:
             raise SpecError(f"the seccomp profile {name} is longer than {_MOST_BYTES} bytes")
-        content = parse(data, f"the seccomp profile {name}")
-        if not isinstance(content, dict):
-            raise SpecError(f"the seccomp profile {name} is no JSON object")
-        return cls(content)
+        return cls(_parsed(data, f"the seccomp profile {name}"))
 
     def content(self) -> dict[str, Any]:
         """The profile as json.loads gives it."""
@@ -82,6 +84,15 @@ class Profile(Value):
 
     def __repr__(self) -> str:
         return f"Profile({self.content()!r})"
+
+
+def _parsed(data: bytes, what: str) -> dict[str, Any]:
+    from ._seccomp.profile import parse
+
+    content = parse(data, what)
+    if not isinstance(content, dict):
+        raise SpecError(f"{what} is no JSON object")
+    return content
 
 
 def _open_at_once(name: str, flags: int) -> int:

@@ -30,7 +30,7 @@ class Usage:
 
     cpu: float, seconds of CPU time. tree_memory: int, bytes at the highest moment, with the page
     cache. tree_pids: int, processes and threads at the highest moment. throttled: int, periods of
-    100 ms in which cpu_quota made it wait. pressure: dict of pressure stall information.
+    100 ms in which Limits.cpus made it wait. pressure: dict of pressure stall information.
     """
 
     def __init__(self, rusage: bytes, cgroup: Mapping[str, Any] | None = None) -> None:

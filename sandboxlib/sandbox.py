@@ -7,10 +7,19 @@ import errno
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
-from ._check import Value, check_choice, check_flag, check_number, check_path, check_text
+from ._check import (
+    Value,
+    check_choice,
+    check_flag,
+    check_number,
+    check_path,
+    check_size,
+    check_text,
+)
 from .errors import SpecChoiceError, SpecError, SpecTypeError, setup_error
 from .limits import Limits
 from .policy import DEFAULT, Policy
+from .user import User, check_user
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes 2 ms to import
@@ -52,6 +61,9 @@ def environment_vars(extra_env: Mapping[str, str] | None = None) -> dict[str, st
     return {**BASE_ENVIRONMENT, **(extra_env or {})}
 
 
+_MOST_BYTES = (1 << 63) - 1
+
+
 def _inside(what: str, value: object) -> str:
     """An absolute path inside the root, normalised."""
     path = check_path(what, value)
@@ -88,8 +100,9 @@ class Mount(Value):
     type: str         'bind', 'tmpfs' (empty, private), 'proc' or 'dev' (a minimal /dev).
     read_only: bool   with every mount below it.
     recursive: bool   bind: with the mounts below the source, True by default.
-    size: int         tmpfs: bytes at most; None: half of the memory (tmpfs(5)). It holds as many
-                      files and directories as pages of 4 KiB, from 1,024 to 1,048,576.
+    size              tmpfs: bytes at most, an int or a str like "200M"; None: half of the memory
+                      (tmpfs(5)). It holds as many files and directories as pages of 4 KiB, from
+                      1,024 to 1,048,576.
     mode: int         tmpfs: permissions of its root, 0o1777 by default.
 
     Raises SpecError for everything that makes no sense.
@@ -111,7 +124,7 @@ class Mount(Value):
         type: str = "bind",
         read_only: bool = False,
         recursive: bool = True,
-        size: int | None = None,
+        size: int | str | None = None,
         mode: int = 0o1777,
     ) -> None:
         check_choice("the type of a mount", type, ("bind", "tmpfs", "proc", "dev"))
@@ -126,7 +139,8 @@ class Mount(Value):
             raise SpecError(f"a {type} mount has no source: {source!r}")
         if read_only and type != "bind":
             raise SpecError(f"a {type} mount cannot be asked to be read-only")
-        _check_tmpfs(type, size, mode)
+        size = _tmpfs_size(type, size)
+        check_number("the mode of a tmpfs", mode, 0, 0o7777)
         values = (inside, source, type, read_only, recursive, size, mode)
         self.__dict__.update(zip(self._fields, values, strict=True))
 
@@ -138,7 +152,7 @@ class Mount(Value):
         return cls(target, source, "bind", read_only, recursive)
 
     @classmethod
-    def tmpfs(cls, target: Path, size: int | None = None, mode: int = 0o1777) -> Mount:
+    def tmpfs(cls, target: Path, size: int | str | None = None, mode: int = 0o1777) -> Mount:
         """An empty directory in memory."""
         return cls(target, None, "tmpfs", size=size, mode=mode)
 
@@ -179,7 +193,7 @@ class Mount(Value):
             elif name == "ro":
                 values["read_only"] = True
             elif name in ("size", "mode") and kind == "tmpfs" and value:
-                values[name] = _parse_size(value) if name == "size" else _octal(value)
+                values[name] = value if name == "size" else _octal(value)
             elif name not in ("", "rw"):
                 raise SpecChoiceError(f"unknown option {option!r} of the mount {tuple(words)!r}")
         if kind in ("tmpfs", "proc", "dev"):
@@ -189,24 +203,13 @@ class Mount(Value):
         return cls(target if target.startswith("/") else "/" + target, **values)
 
 
-def _check_tmpfs(type: str, size: object, mode: object) -> None:
-    for name, value, end in (("size", size, 1 << 63), ("mode", mode, 0o10000)):
-        if name == "size" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise SpecTypeError(f"the {name} of a tmpfs is not an int: {value!r}")
-        if not 0 <= value < end:
-            raise SpecError(f"the {name} of a {type} mount is {value}")
-    if size is not None and (type != "tmpfs" or size == 0):
-        raise SpecError(f"the size of a {type} mount is {size}")
-
-
-def _parse_size(text: str) -> int:
-    factor = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1].lower(), 1)
-    digits = text if factor == 1 else text[:-1]
-    if not digits.isascii() or not digits.isdigit():
-        raise SpecError(f"not a size: {text!r}")
-    return int(digits) * factor
+def _tmpfs_size(type: str, size: object) -> int | None:
+    if size is None:
+        return None
+    size = check_size("the size of a tmpfs", size, 1, _MOST_BYTES)
+    if type != "tmpfs":
+        raise SpecError(f"a {type} mount has no size: {size}")
+    return size
 
 
 def _octal(text: str) -> int:
@@ -292,19 +295,17 @@ class Sandbox(Value):
     init: bool            True (the default): with processes='isolated' pid 1 is a reaper. False:
                           it is the command itself, 0.1 ms sooner; then nobody reaps orphans,
                           SIGTERM that it sends to itself is ignored, abort() ends it with -11.
-    user                  'caller' (the default): the ids of the caller. 'root': uid and gid 0. As
-                          root that is no difference; other callers appear as root in a user
-                          namespace in which no other id exists. 'ranges': the same, with the ids
-                          that /etc/subuid and /etc/subgid give to the caller from 1 on
-                          (newuidmap(1)), as chown(2) and package managers need it.
-    ids                   (uid, gid) of the command inside, with no other group; None (the default)
-                          leaves it to `user`. Where a namespace has a single id, it is this one,
-                          and the caller may have no other groups, which cannot be dropped there.
-                          The reaper changes them, so it takes processes='isolated' and init=True.
-                          Another uid than 0 has the capabilities that the policy names, and of
-                          'default' none; 'all' is refused. user=1000, group=100 is a shorter way to
-                          say ids=(1000, 100); group is the same number by default.
-    groups                with ids: up to 32 more groups of the command; () by default.
+    user                  None (the default): the ids of the caller. 'caller': the same. 'root': uid
+                          and gid 0. As root that is no difference; other callers appear as root in
+                          a user namespace in which no other id exists. 'ranges': the same, with the
+                          ids that /etc/subuid and /etc/subgid give to the caller from 1 on
+                          (newuidmap(1)), as chown(2) and package managers need it. A User: these
+                          ids, and no other group than those that it names; a uid is short for
+                          User(uid). Where a namespace has a single id, it is this one, and the
+                          caller may have no other groups, which cannot be dropped there.
+                          The reaper changes ids, so a User takes processes='isolated' and
+                          init=True. Another uid than 0 has the capabilities that the policy names,
+                          and of 'default' none; 'all' is refused.
     umask: int            of the command; None (the default): the caller's.
     limits: Limits        how much the commands may use.
     deterministic: bool   True: what differs from machine to machine, and finds its way into what
@@ -314,15 +315,15 @@ class Sandbox(Value):
                           TZ=UTC, LC_ALL=C and SOURCE_DATE_EPOCH (the caller's, or 315532800: the
                           year 1980), unless the environment of the command has others; addresses
                           are not randomised (personality(2)). It takes mounts='isolated'. The
-                          number of CPUs is Limits.cpus.
+                          number of CPUs is Limits.cpuset.
 
     Raises SpecError for everything that makes no sense.
     """
 
     _fields = (
         *("root", "network", "mounts", "processes", "ipc", "hostname", "extra_mounts"),
-        *("filesystem_writable_paths", "devices", "policy", "init", "user", "ids"),
-        *("groups", "umask", "limits", "deterministic"),
+        *("filesystem_writable_paths", "devices", "policy", "init", "user"),
+        *("umask", "limits", "deterministic"),
     )
     root: str
     network: str
@@ -335,12 +336,14 @@ class Sandbox(Value):
     devices: str | tuple[str, ...]
     policy: Policy
     init: bool
-    user: str
-    ids: tuple[int, int] | None
-    groups: tuple[int, ...]
+    user: str | User
     umask: int | None
     limits: Limits | None
     deterministic: bool
+    _left: frozenset[str]  # the names of arguments that were None, for which there is a default
+    _user_kind: str  # 'caller', 'root' or 'ranges'
+    _ids: tuple[int, int] | None  # of the User
+    _groups: tuple[int, ...]
     _plans: dict[object, Any]
 
     def __init__(
@@ -357,10 +360,7 @@ class Sandbox(Value):
         devices: str | Iterable[Path] = "minimal",
         policy: Policy = DEFAULT,
         init: bool = True,
-        user: str | int = "caller",
-        ids: Sequence[int] | None = None,
-        group: int | None = None,
-        groups: Iterable[int] = (),
+        user: int | str | User | None = None,
         umask: int | None = None,
         limits: Limits | None = None,
         deterministic: bool = False,
@@ -369,6 +369,7 @@ class Sandbox(Value):
         if unknown:
             raise _unknown(unknown)
         put = self.__dict__.__setitem__  # frozen: the one way in
+        put("_left", frozenset(("user",) if user is None else ()))
         put("root", _root(root))
         for name, value in (
             ("network", network),
@@ -392,17 +393,7 @@ class Sandbox(Value):
         for name, flag in (("init", init), ("deterministic", deterministic)):
             check_flag(name, flag)
             put(name, flag)
-        if isinstance(user, int) and not isinstance(user, bool):
-            if ids is not None:
-                raise SpecError("user is a number, and there are ids as well")
-            ids = (user, user if group is None else group)
-            user = "caller"
-        elif group is not None:
-            raise SpecError("group takes a user that is a number")
-        check_choice("user", user, ("caller", "root", "ranges"))
-        put("user", "root" if deterministic and user == "caller" and ids is None else user)
-        put("ids", None if ids is None else _ids(ids))
-        put("groups", _groups(groups))
+        self._set_user(user, deterministic)
         put("umask", None if umask is None else check_number("umask", umask, 0, 0o777))
         if limits is not None and not isinstance(limits, Limits):
             raise SpecTypeError(f"limits is no Limits: {limits!r}")
@@ -422,30 +413,33 @@ class Sandbox(Value):
                 raise SpecError("devices by their paths go into a /dev that an extra mount hides")
         if self.deterministic and self.mounts == "undefined":
             raise SpecError("deterministic needs mounts='isolated'")
-        if self.limits and None not in (self.umask, self.limits.umask):
-            raise SpecError("there is a umask, and another in limits")
-        if self.groups and self.ids is None:
-            raise SpecError("groups need ids")
-        if self.ids is not None and (self.processes != "isolated" or not self.init):
-            text = "ids needs processes='isolated' and init=True; so does a user that is a number"
-            raise SpecError(text)
+        if self._ids is not None and (self.processes != "isolated" or not self.init):
+            raise SpecError("user= with a uid needs processes='isolated' and init=True")
 
     def isolation(self) -> dict[str, str]:
         """The four kinds of isolation, by name."""
         return {name: getattr(self, name) for name in ("network", "mounts", "processes", "ipc")}
 
     def replace(self, **changes: Any) -> Sandbox:
-        """The same with other values: box.replace(network='isolated'). SpecError."""
-        state = self.__getstate__()
-        if isinstance(changes.get("user"), int):  # which stands for ids
-            del state["ids"]
-        return Sandbox(**{**state, **changes})
+        """The same with other values: box.replace(network='undefined'). SpecError.
+
+        What was left to a default that depends on other values is left to it again.
+        """
+        return Sandbox(**{**self.__getstate__(), **changes})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self._fields}
+        values = super().__getstate__()
+        return {**values, **dict.fromkeys(self._left)}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _plans={})
+    def _set_user(self, user: object, deterministic: bool) -> None:
+        if user is None:
+            user = "root" if deterministic else "caller"
+        user = check_user(user)
+        found: dict[str, object] = {"user": user, "_user_kind": user, "_ids": None, "_groups": ()}
+        if isinstance(user, User):
+            found["_user_kind"] = "ranges" if user.ranges else "caller"
+            found |= {"_ids": (user.uid, user.gid), "_groups": user.groups}
+        self.__dict__.update(found)
 
     def run(
         self,
@@ -636,6 +630,8 @@ class Sandbox(Value):
 
 def _unknown(words: Mapping[str, object]) -> SpecTypeError:
     for name in words:
+        if name in ("ids", "group", "groups"):
+            return SpecTypeError(f"{name} belongs to User: Sandbox(user=User(uid, gid, groups))")
         if name in Policy._fields:
             return SpecTypeError(f"{name} belongs to Policy: Sandbox(policy=Policy({name}=...))")
     return SpecTypeError(f"Sandbox has no keyword argument {', '.join(words)}")
@@ -643,26 +639,6 @@ def _unknown(words: Mapping[str, object]) -> SpecTypeError:
 
 def _root(value: object) -> str:
     return absolute(check_path("the root", value))
-
-
-def _ids(value: object) -> tuple[int, int]:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise SpecTypeError(f"ids is not (uid, gid): {value!r}")
-    for number in value:
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise SpecTypeError(f"a number of ids is not an int: {value!r}")
-        if not 0 <= number < (1 << 32) - 1:
-            raise SpecError(f"a number of ids is no id: {value!r}")
-    return value[0], value[1]
-
-
-def _groups(value: object) -> tuple[int, ...]:
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise SpecTypeError(f"groups is not several numbers: {value!r}")
-    found = tuple(check_number("a group", group, 0, (1 << 32) - 2) for group in value)
-    if len(found) > 32:
-        raise SpecError(f"there are {len(found)} groups, and may be 32")
-    return found
 
 
 def _hostname(value: object) -> str:

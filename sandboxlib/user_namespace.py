@@ -43,21 +43,23 @@ def refusals(box: Sandbox) -> list[str]:
 def _promises_not(box: Sandbox) -> list[str]:
     if refused := _executor.nesting_refused(box, True) or _executor.ids_refused(box):
         return refused
-    if box.user != "ranges" and box.ids is not None:
-        remedy = "user='ranges' has more ids"
-        if box.groups:
-            return [f"groups={box.groups!r}: the user namespace has a single id; {remedy}"]
+    if box._user_kind != "ranges" and box._ids is not None:
+        remedy = "ranges=True has more ids"
+        if box._groups:
+            return [f"groups={box._groups!r}: the user namespace has a single id; {remedy}"]
         if set(os.getgroups()) - {os.getegid()}:
             left = "the command would keep the caller's other groups"
-            return [f"ids={box.ids!r}: {left}, which the kernel does not let it give up; {remedy}"]
-    return _executor.limits_refused(box, box.user == "ranges", in_user_namespace=True)
+            return [
+                f"user={box.user!r}: {left}, which the kernel does not let it give up; {remedy}"
+            ]
+    return _executor.limits_refused(box, box._user_kind == "ranges", in_user_namespace=True)
 
 
 def plan_of(box: Sandbox) -> _plan.Plan:
     """How the C core runs a command in a Sandbox: in a user namespace of the caller's.
     UnsupportedError.
     """
-    is_plain = box.ids is None and box.limits is None
+    is_plain = box._ids is None and box.limits is None
     is_plain = is_plain and not box.policy.nesting
     if not is_plain and (refused := _promises_not(box)):
         raise UnsupportedError(f"{NAME}: {refused[0]}")

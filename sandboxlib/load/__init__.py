@@ -2,9 +2,7 @@
 """Container images: appc (.aci) and OCI (an image layout, or a docker-archive).
 
     with sandboxlib.load.open_image('busybox.tar') as (root, process):
-        sandboxlib.run_sandbox(
-            root, process.argv, process.cwd, env=process.env, user=process.user, ids=process.ids
-        )
+        sandboxlib.run_sandbox(root, process.argv, process.cwd, env=process.env, user=process.user)
 
 An image is unpacked by a child that is confined to the target: _images/child/extract.py.
 What is supported and what is refused: docs/images.md.
@@ -16,6 +14,7 @@ import contextlib
 from collections.abc import Iterator
 
 from ..errors import ImageError
+from ..user import User
 from .command import Process
 
 TYPE_CHECKING = False
@@ -65,5 +64,7 @@ def open_image(
     request = unpack.Request(kind, path, ref=ref, timeout=timeout, account=True)
     with unpack.unpacked(request) as found:
         process = (appc if is_aci else oci).process(found.value)
-        process.user, process.ids = found.user, found.ids
+        process.user = found.user
+        if found.ids is not None:
+            process.user = User(*found.ids, ranges=found.user == "ranges")
         yield found.path, process

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..user import User
+
 
 class Process:
     """What an image says about its command, as words of run_sandbox.
 
     argv: list of str, empty where the image names no command; cwd: str; env: dict, all of it.
     account: str, the user as the image has it ("", "0", "name:group").
-    user: str, and ids: (uid, gid) or None: open_image sets them, to what the account is in this
-    image and to the kind of ids that it was unpacked with.
+    user: a str or a User, for `user` of a Sandbox: open_image sets it, to what the account is in
+    this image and to the kind of ids that it was unpacked with.
     """
 
     def __init__(self, argv: list[str], cwd: str, env: dict[str, str], account: str = "") -> None:
@@ -18,5 +22,4 @@ class Process:
         self.cwd = cwd
         self.env = env
         self.account = account
-        self.user = "caller"
-        self.ids: tuple[int, int] | None = None
+        self.user: str | User = "caller"

@@ -151,11 +151,11 @@ def test_pids_of_one_command_alone(way: str) -> None:
         assert (result.exit, result.out, result.limits_hit) == (0, b"0\n", ("pids",))
 
 
-def test_cpu_quota(way: str) -> None:
+def test_cpus_are_a_quota(way: str) -> None:
     needs("cpu")
     # It has to be less than others leave, however many they are.
     script = "import time\nwhile time.process_time() < 0.06: pass"
-    with box_of(way, Limits(cpu_quota=0.05)) as box:
+    with box_of(way, Limits(cpus=0.05)) as box:
         result = run(way, box, script)
         assert (result.exit, result.limits_hit) == (0, ())
         usage = result.usage
@@ -289,7 +289,7 @@ import sys
 from sandboxlib import Limits, Sandbox, UnsupportedError, user_namespace
 if reason := user_namespace.why_not():
     sys.exit(reason)
-for words in ({"memory": 1 << 30}, {"pids": 5}, {"cpu_quota": 1}, {"cgroup": True},
+for words in ({"memory": 1 << 30}, {"pids": 5}, {"cpus": 1}, {"cgroup": True},
               {"cgroup": "/sys/fs/cgroup"}, {"cgroup": "/no/such"}):
     try:
         user_namespace.run_in(Sandbox("/", limits=Limits(**words)), ["true"])

@@ -24,7 +24,7 @@ from lib.machine import python, require
 from lib.waiting import late, processes, wait_until
 
 import sandboxlib
-from sandboxlib import CAPTURE, STDOUT, Mount, Policy, Sandbox, UnsupportedError, _ladder
+from sandboxlib import CAPTURE, STDOUT, Mount, Policy, Sandbox, UnsupportedError, User, _ladder
 from sandboxlib._host import machine
 
 pytest_plugins = ["lib.setuid_tool"]
@@ -385,14 +385,14 @@ def test_ranges_of_ids(executor: ModuleType, rootfs: Path) -> None:
 
 
 def test_ids_are_given_or_refused(executor: ModuleType, rootfs: Path) -> None:
-    for words in ({}, {"user": "ranges"}):
-        box = Sandbox(rootfs, ids=(5, 7), **words)
+    for user in (User(5, 7), User(5, 7, ranges=True)):
+        box = Sandbox(rootfs, user=user)
         if refused := executor.refusals(box):
             with pytest.raises(UnsupportedError):
                 executor.run_in(box, ["true"])
             assert refused
         else:
-            assert sh(executor, rootfs, "id -u; id -g; id -G", ids=(5, 7), **words) == "5\n7\n7\n"
+            assert sh(executor, rootfs, "id -u; id -g; id -G", user=user) == "5\n7\n7\n"
 
 
 # ---- mounts ----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from lib.image_maker import END, Layout, aci, directory, docker, file, pax
 from lib.machine import needs_root, require
 
 import sandboxlib
-from sandboxlib import ImageError, SandboxError, UnsupportedError, load, user_namespace
+from sandboxlib import ImageError, SandboxError, UnsupportedError, User, load, user_namespace
 from sandboxlib._images import target, unpack
 from sandboxlib._images.child import extract
 from sandboxlib.errors import SetupError, printable
@@ -465,7 +465,8 @@ def test_the_caller_parses_no_byte_of_an_image(
     ):
         assert oci.is_oci_image(image)
         with load.open_image(image) as (_, process):
-            assert process.ids == (8, 9)
+            assert isinstance(process.user, User)
+            assert (process.user.uid, process.user.gid) == (8, 9)
     with load.open_image(aci(tmp_path / "x.aci")):
         pass
 

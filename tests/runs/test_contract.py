@@ -38,6 +38,7 @@ from sandboxlib import (
     SpecTypeError,
     StatusLost,
     UnsupportedError,
+    User,
     run_sandbox,
 )
 
@@ -441,15 +442,16 @@ def test_sandboxes_differ_by_every_word() -> None:
         **{"network": "isolated", "mounts": "undefined", "processes": "undefined"},
         **{"ipc": "undefined", "hostname": "x", "extra_mounts": [Mount.tmpfs("/x")]},
         **{"filesystem_writable_paths": "none", "policy": Policy(capabilities="none")},
-        **{"init": False, "user": "root", "ids": (1, 1)},
+        **{"init": False, "user": "root"},
         **{"umask": 0, "limits": Limits(core=0), "deterministic": True, "devices": "root"},
     }
     boxes = [Sandbox("/a"), Sandbox("/b"), *(Sandbox("/a", **{k: v}) for k, v in words.items())]
-    boxes += [Sandbox("/a", user=1, group=2), Sandbox("/a", ids=(1, 1), groups=[3])]
-    assert len(set(boxes)) == len(boxes) == len(words) + 4
+    users = (User(1), User(1, 2), User(1, 1, [3]), User(1, ranges=True))
+    boxes += [Sandbox("/a", user=user) for user in users]
+    assert len(set(boxes)) == len(boxes) == len(words) + 6
     assert len({repr(box) for box in boxes}) == len(boxes)
     parameters = inspect.signature(Sandbox).parameters
-    assert set(parameters) == {"root", "group", "groups", "unknown", *words}
+    assert set(parameters) == {"root", "unknown", *words}
 
 
 @needs_root

@@ -13,13 +13,14 @@ import pytest
 from lib.machine import needs_root, require
 
 from sandboxlib import (
-    Limits,
     Mount,
     Policy,
     Sandbox,
     SetupError,
     SpecError,
+    SpecTypeError,
     UnsupportedError,
+    User,
     chroot,
     user_namespace,
 )
@@ -54,11 +55,11 @@ either_way = pytest.mark.parametrize("fresh", [False, True], ids=["slot", "fresh
     ("words", "uid", "gid", "groups"),
     [
         ({"user": 1000}, "1000", "1000", []),
-        ({"user": 1000, "group": 7}, "1000", "7", []),
-        ({"ids": (1000, 7), "groups": [9, 8]}, "1000", "7", ["8", "9"]),
-        ({"user": 0, "group": 0}, "0", "0", []),
-        ({"user": 5, "groups": range(100, 132)}, "5", "5", [str(n) for n in range(100, 132)]),
-        ({"user": (1 << 32) - 2, "groups": [(1 << 32) - 2]}, "4294967294", "4294967294", None),
+        ({"user": User(1000, 7)}, "1000", "7", []),
+        ({"user": User(1000, 7, [9, 8])}, "1000", "7", ["8", "9"]),
+        ({"user": User(0, 0)}, "0", "0", []),
+        ({"user": User(5, groups=range(100, 132))}, "5", "5", [str(n) for n in range(100, 132)]),
+        ({"user": User((1 << 32) - 2, None, [(1 << 32) - 2])}, "4294967294", "4294967294", None),
     ],
     ids=str,
 )
@@ -74,7 +75,7 @@ def test_ids_and_groups(
 HOST = """
 import ctypes, os, sys, threading
 from pathlib import Path
-from sandboxlib import Limits, Sandbox, chroot, user_namespace
+from sandboxlib import Limits, Sandbox, User, chroot, user_namespace
 prctl = ctypes.CDLL(None).prctl
 def state():
     status = Path(f"/proc/self/task/{threading.get_native_id()}/status").read_text()
@@ -85,14 +86,14 @@ def state():
 def each():
     before = state()
     assert before[0] == 1
-    for words in ({"user": 1000, "groups": [5]}, {"deterministic": True}, {}):
+    for words in ({"user": User(1000, None, [5])}, {"deterministic": True}, {}):
         for executor in (chroot, user_namespace):
             if executor is user_namespace and "user" in words:
                 words = {"user": 1000}
             for ways in ({}, {"init": False}, {"processes": "undefined"}):
                 if "user" in words and ways:
                     continue
-                limits = Limits(open_files=50, core=0, nice=1, cpus=1, oom_score_adj=10, umask=7)
+                limits = Limits(open_files=50, core=0, nice=1, cpuset=1, oom_score_adj=10)
                 with Sandbox(sys.argv[1], limits=limits, **words, **ways) as box:
                     for fresh in (False, True):
                         assert executor.run_in(box, ["true"], fresh=fresh).exit == 0
@@ -117,7 +118,7 @@ def test_the_caller_stays_who_it_is(shared_rootfs: Path) -> None:
 
 LEAK = """
 import os, sys
-from sandboxlib import Sandbox, chroot, user_namespace
+from sandboxlib import Sandbox, User, chroot, user_namespace
 os.setgroups([11, 12])
 def groups(executor, **words):
     with Sandbox(sys.argv[1], **words) as box:
@@ -127,8 +128,8 @@ def groups(executor, **words):
 assert groups(chroot) == [[b"11", b"12"]]
 assert groups(chroot, user=1000) == [[]]
 assert groups(chroot, user=0) == [[]]
-assert groups(chroot, user=1000, groups=[13]) == [[b"13"]]
-for words in ({"user": 1000}, {"ids": (0, 0)}):
+assert groups(chroot, user=User(1000, groups=[13])) == [[b"13"]]
+for words in ({"user": 1000}, {"user": User(0, 0)}):
     try:
         groups(user_namespace, **words)
     except Exception as error:
@@ -153,24 +154,22 @@ def test_the_one_id_of_a_user_namespace(shared_rootfs: Path, fresh: bool) -> Non
         pytest.skip(reason)
     if set(os.getgroups()) - {os.getegid()}:
         with pytest.raises(UnsupportedError, match="other groups"):
-            who(Sandbox(shared_rootfs, user=1000, group=7), fresh, user_namespace)
+            who(Sandbox(shared_rootfs, user=User(1000, 7)), fresh, user_namespace)
         return
-    with Sandbox(shared_rootfs, user=1000, group=7, umask=0) as box:
+    with Sandbox(shared_rootfs, user=User(1000, 7), umask=0) as box:
         uid, gid, groups, umask = who(box, fresh, user_namespace)
     assert (set(uid), set(gid), umask) == ({"1000"}, {"7"}, ["0000"])
     assert set(groups) <= {"7"}
     with pytest.raises(UnsupportedError, match="groups="):
-        who(Sandbox(shared_rootfs, user=1000, groups=[7]), fresh, user_namespace)
+        who(Sandbox(shared_rootfs, user=User(1000, groups=[7])), fresh, user_namespace)
 
 
 @needs_root
 @either_way
 def test_umask(rootfs: Path, fresh: bool) -> None:
-    for words in ({"umask": 0o137}, {"limits": Limits(umask=0o137)}):
-        with Sandbox(rootfs, **words) as box:  # type: ignore[arg-type]
-            assert box.run(["sh", "-c", "echo x > /tmp/file"], fresh=fresh).exit == 0
-        assert (rootfs / "tmp" / "file").stat().st_mode & 0o777 == 0o640
-        (rootfs / "tmp" / "file").unlink()
+    with Sandbox(rootfs, umask=0o137) as box:
+        assert box.run(["sh", "-c", "echo x > /tmp/file"], fresh=fresh).exit == 0
+    assert (rootfs / "tmp" / "file").stat().st_mode & 0o777 == 0o640
     previous = os.umask(0o77)
     try:
         with Sandbox(rootfs, extra_mounts=[Mount.tmpfs("/new/place")]) as box:
@@ -207,26 +206,13 @@ except SetupError as error:
         {"user": True},
         {"user": 1.0},
         {"user": "1000"},
-        {"user": 1000, "ids": (1000, 1000)},
-        {"user": 1000, "group": -1},
-        {"user": 1000, "group": "7"},
-        {"user": 1000, "group": True},
-        {"group": 7},
-        {"user": "root", "group": 7},
-        {"ids": (5, 5), "group": 7},
-        {"groups": [7]},
-        {"user": "ranges", "groups": [7]},
-        {"user": 1000, "groups": [-1]},
-        {"user": 1000, "groups": "7"},
-        {"user": 1000, "groups": 7},
-        {"user": 1000, "groups": ["7"]},
-        {"user": 1000, "groups": range(33)},
+        {"user": (1000, 1000)},
+        {"user": User(1000), "init": False},
         {"user": 1000, "init": False},
         {"user": 1000, "processes": "undefined"},
         {"umask": -1},
         {"umask": 0o1000},
         {"umask": "022"},
-        {"umask": 0o22, "limits": Limits(umask=0o22)},
         {"deterministic": 1},
         {"deterministic": True, "mounts": "undefined"},
     ],
@@ -237,11 +223,51 @@ def test_what_makes_no_sense(words: dict[str, Any]) -> None:
         Sandbox("/", **words)
 
 
-def test_other_ids_for_the_same_sandbox() -> None:
-    box = Sandbox("/", user=1000, groups=[5])
-    assert (box.ids, box.user) == ((1000, 1000), "caller")
-    assert box.replace(user=7).ids == (7, 7)
-    assert box.replace(user=7).groups == (5,)
-    assert box.replace(ids=(1, 2)).ids == (1, 2)
-    assert box.replace(hostname="x").ids == (1000, 1000)
-    assert box == Sandbox("/", ids=[1000, 1000], groups=(5,))
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ((-1,), {}),
+        (((1 << 32) - 1,), {}),
+        ((True,), {}),
+        ((1.0,), {}),
+        (("1000",), {}),
+        ((1000, -1), {}),
+        ((1000, "7"), {}),
+        ((1000, True), {}),
+        ((1000, None, [-1]), {}),
+        ((1000, None, "7"), {}),
+        ((1000, None, 7), {}),
+        ((1000, None, ["7"]), {}),
+        ((1000, None, range(33)), {}),
+        ((1000,), {"ranges": 1}),
+    ],
+    ids=repr,
+)
+def test_a_user_that_makes_no_sense(words: tuple[Any, ...], options: dict[str, Any]) -> None:
+    with pytest.raises(SpecError):
+        User(*words, **options)
+
+
+@pytest.mark.parametrize("name", ["ids", "group", "groups"])
+def test_the_earlier_keywords_are_told_where_they_went(name: str) -> None:
+    with pytest.raises(SpecTypeError, match=f"{name} belongs to User"):
+        Sandbox("/", user=5, **{name: 5})  # type: ignore[arg-type]
+
+
+def test_another_user_for_the_same_sandbox() -> None:
+    box = Sandbox("/", user=User(1000, groups=[5]))
+    assert box.user == User(1000, 1000, (5,))
+    assert box.replace(user=7).user == User(7)
+    assert box.replace(user="root").user == "root"
+    assert box.replace(user=User(1000, 5)).user == User(1000, 5)
+    assert box.replace(hostname="x").user == box.user
+    assert Sandbox("/", user=1000) == Sandbox("/", user=User(1000))
+    assert Sandbox("/").user == Sandbox("/", user=None).user == "caller"
+
+
+def test_a_default_user_follows_deterministic() -> None:
+    box = Sandbox("/", deterministic=True)
+    assert box.user == "root"
+    assert box.replace(deterministic=False).user == "caller"
+    assert Sandbox("/").replace(deterministic=True) == box
+    assert Sandbox("/", user="caller").replace(deterministic=True).user == "caller"

@@ -17,7 +17,7 @@ import pytest
 from lib.machine import needs_root, require
 
 import sandboxlib
-from sandboxlib import Policy, Sandbox, UnsupportedError, chroot, user_namespace
+from sandboxlib import Policy, Sandbox, UnsupportedError, User, chroot, user_namespace
 from sandboxlib.policy import CAPABILITIES, DEFAULT_CAPABILITIES
 
 PYTHON = os.path.realpath(sys.executable)
@@ -78,7 +78,7 @@ def test_uid_0_has_what_the_policy_says_and_no_more(
 ) -> None:
     needs_ids()
     for names in (["kill"], ["chown", "setgid"]):
-        with Sandbox(shared_rootfs, ids=(0, 5), policy=Policy(capabilities=names)) as box:
+        with Sandbox(shared_rootfs, user=User(0, 5), policy=Policy(capabilities=names)) as box:
             found = sets(run(box, ["cat", "/proc/self/status"]))
         assert found["CapEff"] == found["CapPrm"] == found["CapBnd"] == names
 
@@ -114,7 +114,7 @@ def test_securebits_of_the_caller_leave_nothing(shared_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("executor", [chroot, user_namespace, sandboxlib])
 def test_all_of_them_with_another_uid_is_refused(shared_rootfs: Path, executor: Any) -> None:
-    with pytest.raises(UnsupportedError, match="capabilities='all' with ids"):
+    with pytest.raises(UnsupportedError, match="capabilities='all' with user"):
         executor.run_sandbox(shared_rootfs, ["true"], user=1000, policy=Policy(capabilities="all"))
     # In the form of 0.3, which keeps them all, nobody asked for it.
     needs_ids()

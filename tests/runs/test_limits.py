@@ -26,6 +26,7 @@ from sandboxlib import (
     Sandbox,
     SetupError,
     SpecError,
+    SpecTypeError,
     UnsupportedError,
     _ladder,
     _slots,
@@ -107,10 +108,10 @@ print(json.dumps({
 """
 
 
-def look(place: Place, limits: Limits | None) -> dict[str, Any]:
+def look(place: Place, limits: Limits | None, **words: Any) -> dict[str, Any]:
     import json
 
-    result = place.run(LOOK, limits)
+    result = place.run(LOOK, limits, **words)
     assert (result.exit, result.err) == (0, b""), result
     found: dict[str, Any] = json.loads(result.out or b"")
     return found
@@ -130,13 +131,12 @@ def test_each_is_seen_from_inside(place: Place) -> None:
         locked_memory=None if is_exempt else 4096,
         nice=3,
         scheduler="batch",
-        cpus=[cpu],
+        cpuset=[cpu],
         oom_score_adj=500,
-        umask=0o27,
     )
     locked = list(resource.getrlimit(resource.RLIMIT_MEMLOCK)) if is_exempt else [4096, 4096]
     most = [[n, n] for n in (12345, 1 << 29, 1 << 20, 0, 40)]
-    assert look(place, limits) == {
+    assert look(place, limits, umask=0o27) == {
         "rlimits": [[50, 51], *most, locked, [1 << 30, 1 << 30]],
         "nice": 3,
         "scheduler": os.SCHED_BATCH,
@@ -159,9 +159,9 @@ def test_what_is_not_asked_for_is_the_caller_s(place: Place) -> None:
 
 
 def test_the_first_cpus_of_the_caller_s(place: Place) -> None:
-    assert look(place, Limits(cpus=1))["cpus"] == sorted(os.sched_getaffinity(0))[:1]
+    assert look(place, Limits(cpuset=1))["cpus"] == sorted(os.sched_getaffinity(0))[:1]
     with pytest.raises(UnsupportedError, match="1024 CPUs: the caller may use"):
-        place.run("", Limits(cpus=1024))
+        place.run("", Limits(cpuset=1024))
 
 
 def test_no_limit_of_a_run_reaches_the_next(place: Place) -> None:
@@ -216,6 +216,19 @@ sys.exit(128 - done.returncode)
 """
     result = place.run(script, Limits(cpu_time=1))
     assert (result.exit, result.limits_hit) == (128 + 24, ("cpu_time",))
+
+
+def test_a_fraction_of_cpu_time(place: Place) -> None:
+    """The signal comes at the next whole second; what ends before is told by what it used."""
+    burn = "import time\nwhile time.process_time() < {}: pass"
+    for most, used, hit in ((0.1, 0.4, ("cpu_time",)), (0.9, 0.1, ())):
+        result = place.run(burn.format(used), Limits(cpu_time=most))
+        assert result.exit == 0
+        assert result.limits_hit == (hit if result.usage else ())
+    late = place.run("while True: pass", Limits(cpu_time=0.5))
+    assert late.exit != 0
+    if place.tells_signals:
+        assert late.limits_hit == ("cpu_time",)
 
 
 def test_another_death_is_no_cpu_time(place: Place) -> None:
@@ -335,7 +348,7 @@ def test_processes_of_a_user(place: Place, shared_rootfs: Path) -> None:
         return
     if place.way == "undefined":
         return
-    ids = {"ids": (54321, 54321)} if is_root else {}
+    ids = {"user": 54321} if is_root else {}
     words: Any = {"extra_mounts": [Mount.dev()], **ids, **place._words}
     box = Sandbox(shared_rootfs, limits=Limits(processes=20), **words)
     for _ in range(2):
@@ -384,8 +397,8 @@ def test_more_than_the_caller_has(place: Place) -> None:
 def test_cpus_that_are_not_there(place: Place) -> None:
     there = min(os.sched_getaffinity(0))
     for cpus in ([1023], [there, 1023]):  # of the second the kernel would leave one out
-        with pytest.raises(SetupError, match=r"cpus=\[.*1023\].*does not have all") as caught:
-            place.run("", Limits(cpus=cpus))
+        with pytest.raises(SetupError, match=r"cpuset=\[.*1023\].*does not have all") as caught:
+            place.run("", Limits(cpuset=cpus))
         assert (caught.value.step, caught.value.errno) == ("limits", errno.EINVAL)
 
 
@@ -400,28 +413,39 @@ def test_open_files_beyond_the_machine_s(place: Place) -> None:
     [
         {"open_files": 2},
         {"cpu_time": 0},
-        {"cpu_time": 1.5},
+        {"cpu_time": 0.0},
+        {"cpu_time": float("nan")},
+        {"cpu_time": "1"},
+        {"cpu_time": True},
         {"file_size": -1},
         {"core": True},
-        {"stack": "8m"},
+        {"stack": "8x"},
+        {"stack": "m"},
+        {"stack": "-8m"},
+        {"stack": "8 m"},
+        {"memory": "0"},
+        {"memory": "9999999T"},
         {"processes": -1},
         {"nice": 20},
         {"nice": -21},
         {"scheduler": "fifo"},
-        {"cpus": 0},
-        {"cpus": []},
-        {"cpus": "0"},
-        {"cpus": [1024]},
-        {"cpus": [-1]},
+        {"cpuset": 0},
+        {"cpuset": []},
+        {"cpuset": "0"},
+        {"cpuset": [1024]},
+        {"cpuset": [-1]},
         {"oom_score_adj": 1001},
-        {"umask": 0o1000},
+        {"umask": 0o22},
+        {"no_such": 1},
         {"memory": 0},
         {"swap": 5},
         {"pids": 0},
         {"cpu_weight": 0},
-        {"cpu_quota": 0},
-        {"cpu_quota": "1"},
-        {"cpu_quota": float("nan")},
+        {"cpus": 0},
+        {"cpus": "1"},
+        {"cpus": float("nan")},
+        {"cpus": (0, 2)},
+        {"cpu_quota": 1},
         {"cgroup": "relative"},
         {"cgroup": 5},
     ],
@@ -435,13 +459,44 @@ def test_what_makes_no_sense(words: dict[str, Any]) -> None:
 def test_a_value(shared_rootfs: Path) -> None:
     import pickle
 
-    limits = Limits(cpus=(1, 0, 1), memory=1 << 20)
-    assert limits == Limits(cpus=[0, 1], memory=1 << 20)
-    assert limits != Limits(cpus=2, memory=1 << 20)
-    assert hash(limits) == hash(Limits(cpus=[0, 1], memory=1 << 20))
+    limits = Limits(cpuset=(1, 0, 1), memory="1M")
+    assert limits == Limits(cpuset=[0, 1], memory=1 << 20)
+    assert limits != Limits(cpuset=2, memory=1 << 20)
+    assert hash(limits) == hash(Limits(cpuset=[0, 1], memory=1 << 20))
     assert pickle.loads(pickle.dumps(limits)) == limits
     with pytest.raises(SpecError):
         Sandbox(shared_rootfs, limits={"nice": 5})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [("512", 512), ("512K", 512 << 10), ("200M", 200 << 20), ("2g", 2 << 30), ("1T", 1 << 40)],
+)
+def test_a_size_has_a_unit(size: str, count: int) -> None:
+    assert Limits(memory=size, swap=size) == Limits(memory=count, swap=count)
+    assert Mount.tmpfs("/x", size=size) == Mount.tmpfs("/x", size=count)
+
+
+def test_what_moved_is_told_where_it_went() -> None:
+    for words, text in (
+        ({"cpus": (0, 2)}, r"cpuset=\(0, 2\)"),
+        ({"cpus": [1]}, "cpuset"),
+        ({"cpu_quota": 2}, "called cpus"),
+        ({"umask": 0o22}, r"Sandbox\(umask="),
+        ({"personality": "linux32"}, r"Sandbox\(personality="),
+    ):
+        with pytest.raises(SpecTypeError, match=text):
+            Limits(**words)  # type: ignore[arg-type]
+
+
+def test_limits_are_merged_field_by_field() -> None:
+    box, command = Limits(memory="200M", pids=9, core=0), Limits(pids=5, core=None, nice=3)
+    assert box | command == Limits(memory="200M", pids=5, core=0, nice=3)
+    assert command | box == Limits(memory="200M", pids=9, core=0, nice=3)
+    assert box | None == None | box == box
+    assert Limits(memory=5, swap=3) | Limits(memory=7) == Limits(memory=7, swap=3)
+    with pytest.raises(TypeError):
+        box | {"pids": 5}  # type: ignore[operator]
 
 
 # ---- who runs all of this --------------------------------------------------------------------

@@ -26,6 +26,7 @@ from sandboxlib import (
     SandboxError,
     SetupError,
     SpecError,
+    User,
     run_sandbox,
 )
 from sandboxlib._host import machine
@@ -230,7 +231,6 @@ OPTIONS = {
     ),
     "capabilities": st.one_of(st.sampled_from(["all", "none"]), _values),
     "user": st.one_of(st.sampled_from(["root", "caller", 1000]), _values),
-    "ids": _values,
     "umask": _values,
     "init": st.booleans(),
     "cwd": st.one_of(_paths, _values),
@@ -303,8 +303,10 @@ def test_nothing_but_a_sandbox_error_leaves_what_is_made(
     _is_told(lambda: Sandbox("/", extra_mounts=words))  # type: ignore[arg-type]
     _is_told(lambda: Sandbox("/", filesystem_writable_paths=words))  # type: ignore[arg-type]
     _is_told(lambda: Sandbox("/", devices=words))  # type: ignore[arg-type]
-    _is_told(lambda: Sandbox("/", user=words, groups=words))  # type: ignore[arg-type]
-    _is_told(lambda: Limits(cgroup=words, cpus=words, memory=words))  # type: ignore[arg-type]
+    _is_told(lambda: Sandbox("/", user=words))  # type: ignore[arg-type]
+    _is_told(lambda: Limits(cgroup=words, cpuset=words, memory=words))  # type: ignore[arg-type]
+    _is_told(lambda: Limits(cpus=words, cpu_time=words))  # type: ignore[arg-type]
+    _is_told(lambda: User(words, words, words))  # type: ignore[arg-type]
     _is_told(lambda: Policy(capabilities=words))  # type: ignore[arg-type]
     _is_told(lambda: Policy(seccomp=words))  # type: ignore[arg-type]
     _is_told(lambda: sandboxlib.validate_extra_mounts(mounts))  # type: ignore[arg-type]
