@@ -30,7 +30,7 @@ ORDER = [
     {"_seccomp.syscalls", "_seccomp.bpf", "_seccomp.made"},
     {"_seccomp.builds", "_seccomp.profile"},
     {"_seccomp.filters"},
-    {"limits", "policy", "_streams"},
+    {"limits", "policy", "user", "_streams"},
     {"sandbox", "result"},
     {"_native"},
     {"_host.machine"},
