@@ -13,6 +13,7 @@ import sandboxlib
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import docstrings
+import output_of
 
 project = "sandboxlib"
 copyright = "the authors of sandboxlib, Apache-2.0"
@@ -33,6 +34,7 @@ myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": False}
+smartquotes = False  # it would turn the quotes around a value
 add_module_names = False
 maximum_signature_line_length = 70
 python_use_unqualified_type_names = True
@@ -50,4 +52,5 @@ copybutton_prompt_is_regexp = True
 
 
 def setup(app):  # type: ignore[no-untyped-def]
+    app.add_directive("output-of", output_of.OutputOf)
     app.connect("autodoc-process-docstring", docstrings.process)
