@@ -1,45 +1,83 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The marker sample: of a test with many sets of parameters the quick set runs a few, --all all.
+"""Which sets of parameters of a test the quick set runs; --all runs them all.
 
-    @pytest.mark.sample         each value of each parameter once, in as few sets as that takes
-    @pytest.mark.sample(2)      two sets
+A parameter says either what is done (an attack, a wrong value) or how a sandbox runs it: HOW has
+the names of those. The quick set does everything that is done once, each time in another way, and
+a test that does one thing in TWO ways. Where to begin depends on the name of the test, so that
+tests over the same ways run different ones, and together all of them.
 
-Where to begin depends on the name of the test, so that tests over the same parameters (ways to run,
-executors) run different ones of them, and together all.
+    @pytest.mark.every_way      the quick set runs all sets
+    @pytest.mark.sample(2)      it runs two
 """
 
 from __future__ import annotations
 
+import os
 from binascii import crc32
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from functools import cache
 
 import pytest
 
+import sandboxlib
+
+HOW = frozenset("mode way place executor run box fresh init probe bwrap caller network".split())
+TWO = 2
+EXECUTORS = frozenset("chroot linux_user_chroot user_namespace bubblewrap".split())
+Set = tuple[tuple[str, int], ...]
+
 
 def beyond_the_sample(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """What the quick set leaves out of the tests that are marked sample."""
+    """What the quick set leaves out, but for what is marked slow."""
     by_test: dict[str, list[pytest.Function]] = {}
     for item in items:
-        if item.get_closest_marker("sample") and not item.get_closest_marker("slow"):
-            assert isinstance(item, pytest.Function)
+        is_whole = item.get_closest_marker("slow") or item.get_closest_marker("every_way")
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not is_whole:
             by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    left_out: list[pytest.Item] = []
-    for name, sets in by_test.items():
-        chosen = _choose(name, sets)
-        left_out += [item for item in sets if item not in chosen]
-    return left_out
+    return [item for name, sets in by_test.items() for item in _left_out(name, sets)]
 
 
-def _choose(name: str, sets: list[pytest.Function]) -> list[pytest.Function]:
-    marker = sets[0].get_closest_marker("sample")
-    assert marker is not None
-    most = marker.args[0] if marker.args else len(sets)
-    first = crc32(name.rpartition("::")[2].encode()) % len(sets)
-    todo = sets[first:] + sets[:first]
-    missing = {value for item in sets for value in item.callspec.indices.items()}
-    chosen: list[pytest.Function] = []
-    while missing and len(chosen) < most:
-        best = max(todo, key=lambda item: len(missing & set(item.callspec.indices.items())))
-        chosen.append(best)
-        missing -= set(best.callspec.indices.items())
-    return chosen
+def _left_out(name: str, all_sets: list[pytest.Function]) -> list[pytest.Function]:
+    turn = crc32(name.rpartition("::")[2].encode())
+    sets = [item for item in all_sets if _works(item)] or all_sets[:1]
+    if marker := sets[0].get_closest_marker("sample"):
+        chosen = _spread(sets, marker.args[0], turn)
+    else:
+        by_what: dict[Set, list[pytest.Function]] = {}
+        for item in sets:
+            by_what.setdefault(_what(item), []).append(item)
+        each = TWO if len(by_what) == 1 else 1
+        chosen = []
+        for number, alike in enumerate(by_what.values()):
+            chosen += _spread(alike, each, turn + number)
+    return [item for item in all_sets if item not in chosen]
+
+
+def _spread(sets: list[pytest.Function], count: int, turn: int) -> list[pytest.Function]:
+    """So many of them, evenly apart."""
+    count = min(count, len(sets))
+    return [sets[(turn + number * len(sets) // count) % len(sets)] for number in range(count)]
+
+
+def _what(item: pytest.Function) -> Set:
+    # Values are no keys: some have no hash. Those of one parametrize are the same objects.
+    return tuple(
+        (name, id(value)) for name, value in item.callspec.params.items() if name not in HOW
+    )
+
+
+def _works(item: pytest.Function) -> bool:
+    """Whether this caller can have the executor, if the test has one by name."""
+    for name in ("executor", "place"):
+        value = item.callspec.params.get(name)
+        value = value[0] if isinstance(value, tuple) else value
+        if isinstance(value, Hashable) and value in EXECUTORS and not _is_here(str(value)):
+            return False
+    return True
+
+
+@cache
+def _is_here(executor: str) -> bool:
+    if executor == "linux_user_chroot" and os.geteuid() == 0:
+        return True  # the tests have a program of their own
+    return sandboxlib.get_executor(executor).why_not() == ""
