@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of README.md, drawn by matplotlib."""
+"""The pictures of README.md and docs/benchmark.md, drawn by matplotlib."""
 
 from __future__ import annotations
 
@@ -24,39 +24,62 @@ BLUE, GREY, RED = "#2b6cb0", "#4a5568", "#c05621"
 
 
 def colour(row: str) -> str:
-    return BLUE if row in OURS else GREY if row in IN_C else RED
+    return BLUE if row in OURS else GREY if row in IN_C | {rows.BARE} else RED
 
 
 def draw(tables: dict[str, Table], path: Path) -> None:
-    """The columns of the table `isolation` as bars, and the threads as lines."""
+    """docs/benchmark.md: the columns of the table `isolation` as bars, and the threads as lines."""
+    pyplot = plotter()
+    table = tables["isolation"]
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8.5), layout="constrained")
+    panels = list(axes.flat)
+    for panel, column in zip(panels, table.values, strict=False):
+        values = {row: table.median((column, row)) for row in table.values[column]}
+        bars(panel, values)
+        panel.set_xscale("log")
+        panel.set_xlim(50, max(values.values()) * 2.5)
+        panel.set_title(f"{column}: microseconds for a run", loc="left")
+    if "threads" in tables:
+        lines(panels[3], tables["threads"])
+    else:
+        panels[3].set_axis_off()
+    save(figure, path)
+
+
+def draw_front(table: Table, path: Path) -> None:
+    """README.md: a run with full isolation, beside a program that is started without any."""
+    pyplot = plotter()
+    figure, panel = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
+    values = {row: table.median(("full", row)) for row in rows.FRONT if table.has(("full", row))}
+    values[rows.BARE] = table.median(("chroot", rows.BARE))
+    bars(panel, values)
+    panel.set_title("microseconds for a run with full isolation", loc="left")
+    panel.set_xlim(0, max(values.values()) * 1.1)
+    save(figure, path)
+
+
+def plotter() -> Any:
     import matplotlib as mpl
 
     mpl.use("svg")
     from matplotlib import pyplot
 
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "sandboxlib", "font.size": 9}
-    table = tables["isolation"]
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8.5), layout="constrained")
-    panels = list(axes.flat)
-    for panel, column in zip(panels, table.values, strict=False):
-        bars(panel, table, column)
-    if "threads" in tables:
-        lines(panels[3], tables["threads"])
-    else:
-        panels[3].set_axis_off()
+    return pyplot
+
+
+def save(figure: Any, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None}, facecolor="white")
     text = path.read_text()
     path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n")
 
 
-def bars(panel: Any, table: Table, column: str) -> None:
-    found = sorted(table.values[column], key=lambda row: -table.median((column, row)))
-    values = [table.median((column, row)) for row in found]
-    drawn = panel.barh(found, values, color=[colour(row) for row in found])
-    panel.bar_label(drawn, [f"{value:,.0f}" for value in values], padding=2, fontsize=8)
-    panel.set_xscale("log")
-    panel.set_xlim(50, max(values) * 2.5)
-    panel.set_title(f"{column}: microseconds for a run", loc="left")
+def bars(panel: Any, values: dict[str, float]) -> None:
+    values = dict(sorted(values.items(), key=lambda item: -item[1]))
+    colours = [colour(row) for row in values]
+    drawn = panel.barh(list(values), list(values.values()), color=colours)
+    labels = [f"{value:,.0f}" for value in values.values()]
+    panel.bar_label(drawn, labels, padding=2, fontsize=8)
     panel.spines[["top", "right"]].set_visible(False)
 
 

@@ -20,8 +20,15 @@ HOW = """The rows take turns in random order. In each round a row is run 3 to 10
 most), the first two runs are dropped, and the median of the others is the round's figure. The
 tables have the medians of all rounds; a ratio is taken within each round, and the brackets hold
 its bootstrap interval of 95 %. The command is a static program of 1 KB that writes "ok\\n"
-(`benchmarks/say.c`), with stdout and stderr captured; the caller is CPython with 50 MB more than
-it needs, unless a table says otherwise. `benchmarks/results/` has every value."""
+(`benchmarks/say.c`), with stdout and stderr captured; the caller is CPython with 50 MB more
+than it needs, unless a table says otherwise. "chroot" is a chroot and nothing else; "full" is a
+mount, pid, ipc, uts, cgroup and net namespace, pivot_root, a /proc and a /tmp of the run. The
+filter of system calls and the minimal /dev, both on by default, have rows of their own.
+`benchmarks/results/` has every value."""
+REPEAT = """It takes about ten minutes, root, a C compiler, `pip install -e '.[bench]'` and, for
+all peers, `apt-get install bubblewrap tcc gcc`. It installs the peers of PyPI into environments
+of their own. `--help` lists the single tables. `python -m sandboxlib bench` measures a few rows
+in seconds, as any user. A machine with busy neighbours changes all rows: believe the ratios."""
 BASES = (rows.STRAIGHT, rows.CORE, steps.BARE, output.KEEP, life.PLAIN, rows.ONE_SHOT)
 
 
@@ -109,7 +116,10 @@ def _rank(row: str) -> tuple[bool, int]:
 
 
 def goals_table(tables: dict[str, Table]) -> str:
-    lines = ["| goal | limit | measured | |", "| --- | ---: | ---: | --- |"]
+    """How many goals are met, and each with its figures."""
+    verdicts = [verdict.word for verdict in goals.judge_all(tables)]
+    lines = [f"{verdicts.count('met')} of {len(verdicts)} goals are met.", ""]
+    lines += ["| goal | limit | measured | |", "| --- | ---: | ---: | --- |"]
     for goal, figures, word in goals.judge_all(tables):
         strong = f"**{word}**" if word == "MISSED" else word
         lines.append(
@@ -146,7 +156,8 @@ def write_docs(tables: dict[str, Table]) -> None:
     parts = [
         "<!-- SPDX-License-Identifier: Apache-2.0 -->",
         "# The benchmark",
-        "Written by `python benchmarks/run.py` (as root; README says how): do not edit.",
+        "`python benchmarks/run.py` writes this page: do not edit it.",
+        REPEAT,
         machine,
         HOW,
         "![What a run costs](benchmark.svg)",
@@ -184,27 +195,30 @@ def write_readme(tables: dict[str, Table]) -> None:
 
 
 def readme_block(tables: dict[str, Table]) -> str:
+    """The rows that somebody compares who has not decided yet; docs/benchmark.md has all."""
     table = tables["isolation"]
-    verdicts = goals.judge_all(tables)
-    words = [verdict.word for verdict in verdicts]
-    missed = [verdict.goal.words for verdict in verdicts if verdict.word == "MISSED"]
-    count = f"{words.count('met')} of {len(words)} goals are met."
-    listed = f" Missed: {'; '.join(missed)}." if missed else ""
-    return f"""Microseconds for one run of a static program of 1 KB with its output captured, called
-from CPython: medians of interleaved rounds, and the median of the ratios within them.
-{bases(table)}
-full: mount, pid, ipc, uts, cgroup and net namespaces, pivot_root, a /proc and a /tmp of the run;
-the filter of system calls and the minimal /dev, both on by default, have rows of their own.
+    lines = ["| | chroot | full isolation | |", "| --- | ---: | ---: | ---: |"]
+    for row in rows.FRONT:
+        chroot, full = (
+            number(table.median((column, row))) if table.has((column, row)) else "-"
+            for column in ("chroot", "full")
+        )
+        ratio = ""
+        if table.has(("full", row)) and row != rows.PREPARED:
+            middle = spread(table.ratios(("full", row), ("full", rows.PREPARED)))[0]
+            ratio = f"{middle:.1f} x"
+        lines.append(f"| {row} | {chroot} | {full} | {ratio} |")
+    table_text = "\n".join(lines)
+    return f"""Microseconds for one run of a static program of 1 KB with its output captured,
+called from CPython; in the last column how many times as long as `Sandbox.run` takes, with full
+isolation: mount, pid, ipc, uts, cgroup and net namespaces, pivot_root, a /proc and a /tmp of
+the run.
 
-{markdown_table(table, short=True)}
+{table_text}
 
-{table.machine}.
+![What a run with full isolation costs](docs/speed.svg)
 
-{count}{listed}
-[docs/benchmark.md](docs/benchmark.md) has all tables (sizes of the caller, threads, host mounts,
-output, a build with tcc and gcc) and the words of every row; `benchmarks/results/` has every value.
-
-![What a run costs](docs/benchmark.svg)"""
+{table.machine}."""
 
 
 def write_all(tables: dict[str, Table]) -> None:
@@ -212,5 +226,6 @@ def write_all(tables: dict[str, Table]) -> None:
     import picture
 
     picture.draw(tables, DOCS / "benchmark.svg")
+    picture.draw_front(tables["isolation"], DOCS / "speed.svg")
     write_docs(tables)
     write_readme(tables)
