@@ -519,28 +519,68 @@ static long open_target(struct sbx_child *c, int i, long source) {
 }
 
 /* uid 0 may write these without any capability, and the kernel obeys (proc(5): core_pattern,
- * sysrq-trigger): read-only, as other sandboxes have them. Few kernels have those after "fs". */
-static int cover_proc(long proc) {
-    static const char names[][16] = {
-        "sys",  "sysrq-trigger", "irq",  "bus",           "fs",
-        "acpi", "asound",        "scsi", "dynamic_debug", "latency_stats"};
-#ifdef SBX_INSIDE /* a resident need not ask again for each run: they are the kernel's own */
+ * sysrq-trigger): read-only, as other sandboxes have them. */
+static const char covered[][16] = {
+    "sys",  "sysrq-trigger", "irq",  "bus",           "fs",
+    "acpi", "asound",        "scsi", "dynamic_debug", "latency_stats"};
+enum { N_COVERED = sizeof covered / sizeof *covered };
+#define ASK_AGAIN_NS 1000000000LL
+
+static int is_absent(long proc, const char *name) {
+    char entries[128];
+    long fd = raw(__NR_openat, proc, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return fd == -ENOENT;
+    long n = raw(__NR_getdents64, fd, entries, sizeof entries);
+    close_fd(fd);
+    return n == 48; /* "." and ".." */
+}
+
+/* Which of them the kernel does not have, or has with nothing in it (as /proc/acpi often is), a bit
+ * for each. They are the same in every proc, and to look up a name that is not there takes as long
+ * as a mount: so the answer serves all that share this memory for a second, in which a module may
+ * be loaded that brings one of them. */
+static uint32_t absent_parts(long new_proc) {
     static uint32_t absent;
-#else
-    uint32_t absent = 0;
-#endif
+    static int64_t asked;
+    struct {
+        int64_t seconds, nanoseconds;
+    } now = {0, 0};
+    raw(__NR_clock_gettime, 1 /* CLOCK_MONOTONIC */, &now);
+    int64_t ns = now.seconds * ASK_AGAIN_NS + now.nanoseconds;
+    int64_t before = __atomic_load_n(&asked, __ATOMIC_ACQUIRE);
+    if (before && ns - before < ASK_AGAIN_NS)
+        return __atomic_load_n(&absent, __ATOMIC_RELAXED);
+    uint32_t found = 0;
+    for (size_t i = 0; i < N_COVERED; i++)
+        found |= (uint32_t)is_absent(new_proc, covered[i]) << i;
+    __atomic_store_n(&absent, found, __ATOMIC_RELAXED);
+    __atomic_store_n(&asked, ns, __ATOMIC_RELEASE);
+    return found;
+}
+
+static int clear_read_only(long mount) {
+    struct raw_mount_attr attr = {.clear = ATTR_READ_ONLY};
+    return (int)raw(RAW_mount_setattr, mount, "", EMPTY_PATH, &attr, sizeof attr);
+}
+
+/* A bind mount is as read-only as what it is bound from. So a NEW proc, which has nothing mounted
+ * below it, is read-only while the covers are made, and needs no mount_setattr for each of them. */
+static int cover_proc(long proc, int is_new) {
+    struct raw_mount_attr attr = {.set = ATTR_READ_ONLY};
+    uint32_t absent = is_new ? absent_parts(proc) : 0; /* the caller may have mounted over some */
     long result = raw(__NR_fchdir, proc);
-    for (size_t i = 0; i < sizeof names / sizeof *names && result >= 0; i++) {
-        struct raw_mount_attr attr = {.set = ATTR_READ_ONLY};
+    if (result >= 0 && is_new)
+        result = sbx_add_flags(proc, ATTR_READ_ONLY, 0);
+    for (size_t i = 0; i < N_COVERED && result >= 0; i++) {
         if (absent >> i & 1)
             continue;
-        result = raw(__NR_mount, names[i], names[i], 0, MS_BIND | MS_REC, 0);
-        if (result >= 0)
-            result = raw(RAW_mount_setattr, proc, names[i], RECURSIVE, &attr, sizeof attr);
-        absent |= (uint32_t)(result == -ENOENT) << i;
+        result = raw(__NR_mount, covered[i], covered[i], 0, MS_BIND | (is_new ? 0 : MS_REC), 0);
+        if (result >= 0 && !is_new)
+            result = raw(RAW_mount_setattr, proc, covered[i], RECURSIVE, &attr, sizeof attr);
         result = result == -ENOENT ? 0 : result;
     }
-    return (int)result;
+    return (int)(result >= 0 && is_new ? clear_read_only(proc) : result);
 }
 
 /* File systems whose files command the kernel, or processes that are not of the run, and ask for no
@@ -590,7 +630,7 @@ static int seal(long tree) {
     if (result < 0)
         return (int)result;
     if (is_proc && top.inode == 1) /* PROC_ROOT_INO */
-        return cover_proc(tree);
+        return cover_proc(tree, 0);
     return is_proc || is_of_the_kernel(magic) ? sbx_add_flags(tree, ATTR_READ_ONLY, RECURSIVE) : 0;
 }
 
@@ -635,7 +675,7 @@ static int do_mount(struct sbx_child *c, int i) {
     if (result >= 0 && m->kind == SBX_DEV) /* of a run in a slot: the resident's lies beneath */
         result = sbx_fill_dev(m, tree, c->inside ? target : -1);
     if (result >= 0 && m->flags & SBX_COVER)
-        result = m->kind == SBX_PROC ? cover_proc(tree) : seal(tree);
+        result = m->kind == SBX_PROC ? cover_proc(tree, 1) : seal(tree);
     close_fd(target);
     if (m->kind == SBX_DEV && m->flags & SBX_READ_ONLY)
         c->dev = (int)tree;

@@ -240,8 +240,7 @@ static long clone_child(struct sbx_child *c, char *stack) {
     struct sbx_run *run = c->run;
     int64_t end = c->job->setup_ns ? sbx_now() + c->job->setup_ns : 0;
     struct raw_clone_args args = {
-        .flags =
-            CLONE_VM | CLONE_CHILD_CLEARTID | CLONE_PIDFD | CLEAR_SIGHAND | c->place->namespaces,
+        .flags = CLONE_VM | CLONE_PIDFD | CLEAR_SIGHAND | c->place->namespaces,
         .pidfd = (uint64_t)(uintptr_t)&run->pidfd,
         .child_tid = (uint64_t)(uintptr_t)&run->setting_up,
         .stack = (uint64_t)(uintptr_t)stack,
@@ -251,11 +250,11 @@ static long clone_child(struct sbx_child *c, char *stack) {
      * faster. And step OOM_SCORE would otherwise be about the caller as well, whose memory it is:
      * so there the calling thread stands still whatever END is; Python refuses it where the set-up
      * may hang. */
-    if (!end || c->place->limits.oom_score_adj)
-        args.flags |= CLONE_VFORK;
+    int waits = !end || c->place->limits.oom_score_adj;
+    args.flags |= waits ? CLONE_VFORK : CLONE_CHILD_CLEARTID;
     uint64_t all = RAW_ALL_SIGNALS, before;
     raw(__NR_rt_sigprocmask, SIG_SETMASK, &all, &before, RAW_SIGSET_SIZE);
-    run->setting_up = 1;
+    run->setting_up = !waits;
     long pid = run->orphan ? clone_orphan(c, &args, stack + args.stack_size)
                            : clone_any(&args, sbx_child_main, c);
     run->pid = pid < 0 ? 0 : (int)pid;
@@ -600,7 +599,7 @@ static void forget_our_peak(struct sbx_run *run) {
 /* The status, and no zombie. The process is known to be dead. */
 void sbx_reap(struct sbx_run *run) {
     siginfo_t info;
-    int64_t end = sbx_now() + LAST_NS;
+    int64_t end = 0;
     long error;
     for (;;) {
         struct timespec pause = {0, 1000000};
@@ -611,8 +610,9 @@ void sbx_reap(struct sbx_run *run) {
         if (error == 0 && (info.si_code == CLD_TRAPPED || info.si_code == CLD_STOPPED))
             continue;
         /* One that somebody else traces stays a zombie for as long as that one likes. */
-        if (error < 0 || info.si_pid || sbx_now() > end)
+        if (error < 0 || info.si_pid || (end && sbx_now() > end))
             break;
+        end = end ? end : sbx_now() + LAST_NS;
         raw(__NR_nanosleep, &pause, 0);
     }
     error = error == 0 && !info.si_pid ? -EAGAIN : error;

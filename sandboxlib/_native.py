@@ -28,6 +28,7 @@ STEPS: dict[int, str] = {
 SCRATCH_SIZE = 65536  # what a pipe holds (pipe(7)): most commands write less
 GROWTH = 1 << 20
 VEC_SIZE = 256  # pointers to argv, environment and paths; more are made where they are needed
+MOUNTS_SIZE = 32  # descriptors, of one mount each; more are made where they are needed
 _EMPTY = ffi.new("unsigned char[1]")
 
 
@@ -139,7 +140,7 @@ class Workspace:
         self.rare: tuple[Any, ...] | None = None
         self.out, self.err = Stream(self.run.out), Stream(self.run.err)
         self.vec = ffi.new("const char *[]", VEC_SIZE)
-        self.source = ffi.new("int[1]")
+        self.sources = ffi.new("int[]", MOUNTS_SIZE)
 
 
 # ---- what SIGKILL did not end ----------------------------------------------------------------
@@ -151,7 +152,7 @@ def end_run(struct: Any, *keep: object) -> int:
     keep: what that process may use until it is gone.
     """
     lib.sbx_end(struct)
-    return _take_over(struct, (struct, *keep))
+    return _take_over(struct, (struct, *keep)) if struct.stuck else 0
 
 
 def close_slot(struct: Any) -> int:
@@ -211,7 +212,8 @@ def give_back(workspace: Workspace) -> None:
     """The workspace of a run that was ended by end_run()."""
     if workspace.alive() is None:  # garbage, whose stack may be gone already
         return
-    if any(workspace in keep for _, _, keep in _stuck):  # its child may still use it
+    # The child of one that is stuck may still use it.
+    if _stuck and any(workspace in keep for _, _, keep in _stuck):
         return
     workspace.slot = None
     if workspace.rare is not None:
@@ -565,7 +567,7 @@ def fill_job(
     strings = ffi.from_buffer(blob)
     job.cwd, job.strings, job.vec, job.held = strings, strings + cwd_size, vec, held
     job.size, job.cwd_size = len(blob), cwd_size
-    sources = ffi.new("int[]", len(held)) if len(held) > 1 else workspace.source
+    sources = workspace.sources if len(held) <= MOUNTS_SIZE else ffi.new("int[]", len(held))
     job.stdio = stdio
     job.init_fd, job.mapper, job.sources = init_fd, mapper, sources
     return (vec, strings, held, sources)

@@ -148,7 +148,13 @@ class Run:
         follow.
         """
         is_plain = pump and self._rare is None and not self.plan.mapped_outside
-        self._workspace.job.pump_ns = self.wait() if is_plain else 0
+        pump_ns = setup_ns = 0
+        if is_plain:  # of the struct nothing is read: it still tells of the run before
+            pump_ns = LONGEST_WAIT if self.deadline is None else self._wait_until(self.deadline)
+        if self.deadline is not None:
+            setup_ns = int(self._setup_time() * 1e9)
+        job = self._workspace.job
+        job.pump_ns, job.setup_ns = pump_ns, setup_ns
         if self._rare is not None:
             self._stdio = self._rare.prepare(self._workspace, self._stdio)
             fresh = fresh or self._rare.needs_fresh
@@ -197,8 +203,9 @@ class Run:
         for index in plan.stubs:
             self._hold(index)
         held = plan.stubs
-        self._check_oom_score()
-        work.job.setup_ns = int(self._setup_time() * 1e9)
+        if self.deadline is not None:
+            self._check_oom_score()
+            work.job.setup_ns = int(self._setup_time() * 1e9)
         while _spawn(work, plan, self._job, self._stdio, plan.held(held)) != 0:
             step, index, error = _failure(work)
             missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
@@ -211,7 +218,7 @@ class Run:
     def _check_oom_score(self) -> None:
         """Until the exec the calling thread has to stand still for it, and can end nothing."""
         limits = self.plan.box.limits
-        if self.deadline is None or limits is None or limits.oom_score_adj is None:
+        if limits is None or limits.oom_score_adj is None:
             return
         if self.plan.may_hang():
             raise errors.UnsupportedError(
@@ -253,7 +260,11 @@ class Run:
         """How long to pump before looking up, in ns."""
         if self.deadline is None and not self.struct.killed:
             return LONGEST_WAIT
-        return max(0, min(LONGEST_WAIT, int((self.due() - monotonic()) * 1e9)))
+        return self._wait_until(self.due())
+
+    @staticmethod
+    def _wait_until(due: float) -> int:
+        return max(0, min(LONGEST_WAIT, int((due - monotonic()) * 1e9)))
 
     def due(self) -> float:
         """When something has to be done for it, whatever happens until then; by monotonic()."""
@@ -300,7 +311,9 @@ class Run:
         """Kills what is left, waits for its end as long as the kernel may take, closes everything.
         If it does not end, `unkillable` is the exception that says so.
         """
-        self._note(_native.end_run(self.struct, self._workspace))
+        work = self._workspace
+        if stuck := _native.end_run(work.run, work):
+            self._note(stuck)
 
     def _note(self, stuck: int) -> None:
         if stuck:

@@ -40,6 +40,8 @@ AUDIT = {
 SELDOM = (AUDIT["i386"], AUDIT["arm"])
 X32_BIT = 0x40000000
 MANY = 480  # calls of an ABI
+UNIFORM = 424  # the first number that means the same call in every ABI
+MOST_ALONE = 4  # comparisons of single calls, one after the other
 WIDE = ("x86_64", "aarch64")  # arguments have 64 bits
 
 TYPE_CHECKING = False
@@ -207,16 +209,40 @@ def _merged(ways: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _tree(program: Program, ways: Sequence[tuple[int, int]], end: int) -> int:
-    """Finds the stretch of a number; about half of the calls that there are go either way."""
-    if len(ways) == 1:
-        return ways[0][1]
-    if len(ways) == 3 and ways[0][1] == ways[2][1] and ways[2][0] == ways[1][0] + 1:
-        return program.test(NUMBER, ALL, EQUAL, ways[1][0], ways[1][1], ways[0][1])
+    """Finds the stretch of a number; about half of the calls that there are go either way.
+
+    A single call within a stretch takes one comparison there, and two if it were a stretch of its
+    own. From UNIFORM on numbers are the same in all ABIs: a tree of these alone is made once.
+    """
+    alone = [way for i, way in enumerate(ways) if _is_alone(ways, i)]
+    rest = _merged(way for way in ways if way not in alone)
+    if len(rest) == 1 and len(alone) <= MOST_ALONE:
+        found = rest[0][1]
+        for number, node in reversed(alone):
+            found = program.test(NUMBER, ALL, EQUAL, number, node, found)
+        return found
+    starts = [way[0] for way in (rest if len(rest) > 1 else ways)][1:]
     middle = (_calls_below(ways[0][0]) + _calls_below(end)) / 2
-    split = min(range(1, len(ways)), key=lambda i: abs(_calls_below(ways[i][0]) - middle))
-    no = _tree(program, ways[:split], ways[split][0])
-    yes = _tree(program, ways[split:], end)
-    return program.test(NUMBER, ALL, AT_LEAST, ways[split][0], yes, no)
+    split = min(starts, key=lambda number: abs(_calls_below(number) - middle))
+    shared = [number for number in starts if number >= UNIFORM]
+    if shared and ways[0][0] < UNIFORM and _calls_below(end) - _calls_below(ways[0][0]) < MANY / 2:
+        split = shared[0]
+    no = _tree(program, [way for way in ways if way[0] < split], split)
+    yes = _tree(program, _from(ways, split), end)
+    return program.test(NUMBER, ALL, AT_LEAST, split, yes, no)
+
+
+def _from(ways: Sequence[tuple[int, int]], first: int) -> list[tuple[int, int]]:
+    """The stretches from a number on, which may be in the middle of one."""
+    before = [node for number, node in ways if number <= first]
+    return [(first, before[-1]), *(way for way in ways if way[0] > first)]
+
+
+def _is_alone(ways: Sequence[tuple[int, int]], i: int) -> bool:
+    """Whether a stretch is a single call, with the same answer on both sides of it."""
+    if not 0 < i < len(ways) - 1 or ways[i + 1][0] != ways[i][0] + 1:
+        return False
+    return ways[i - 1][1] == ways[i + 1][1]
 
 
 def _calls_below(number: int) -> float:

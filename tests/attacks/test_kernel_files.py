@@ -103,6 +103,33 @@ def test_all_capabilities_leave_them_as_they_are() -> None:
     assert set(look(box, [*of_cgroups(), "/sys/power/state"])) == {"writable"}
 
 
+PARTS = """
+import os
+for name in os.listdir("/proc"):
+    if not name.isdigit():
+        flags = os.statvfs("/proc/" + name).f_flag
+        print(name, "read-only" if flags & os.ST_RDONLY else "writable")
+print("itself", "read-only" if os.statvfs("/proc").f_flag & os.ST_RDONLY else "writable")
+"""
+
+
+@pytest.mark.parametrize("way", ["slot", "fresh", "map", "chroot"])
+def test_parts_of_a_new_proc_that_command_the_kernel_are_read_only(way: str) -> None:
+    """Also where one that another proc lacked, or had empty, was asked for just before."""
+    parts = "sys sysrq-trigger irq bus fs acpi asound scsi dynamic_debug latency_stats".split()
+    there = {
+        name
+        for name in parts
+        if os.path.isfile(f"/proc/{name}")
+        or (os.path.isdir(f"/proc/{name}") and os.listdir(f"/proc/{name}"))
+    }
+    with Sandbox("/") as box:
+        out = WAYS[way](box, [PYTHON, "-I", "-S", "-c", PARTS]).decode()
+    found = dict(line.split() for line in out.splitlines())
+    assert there == {name for name, flags in found.items() if flags == "read-only"}
+    assert found["itself"] == "writable"
+
+
 def test_other_files_stay_writable(tmp_path: Any) -> None:
     file = tmp_path / "file"
     file.write_text("x")

@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lib.machine import needs_root, require
 from lib.waiting import late, processes, wait_until
 
-from sandboxlib import CommandFailed, Mount, Policy, Result, Sandbox, _native, _slots
+from sandboxlib import CommandFailed, Mount, Policy, Result, Sandbox, _native, _process, _slots
 from sandboxlib._plan import plan_for
 
 PYTHON = os.path.realpath(sys.executable)
@@ -228,6 +229,25 @@ def test_no_signal_to_the_reaper_is_an_order(mode: dict[str, Any], signum: int) 
                 break
         beside.join()
         assert [r.out for r in found] == [b"beside\n"]
+
+
+def test_a_run_long_after_another_waits_in_the_call_that_starts_it(
+    shared_rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of the run before, whose process group got SIGKILL, says when that was."""
+    place = Place(shared_rootfs, MODES["processes=undefined"])
+    place.run(["true"])
+    time.sleep(_process.LAST + 0.1)
+    core = {name: getattr(_process.lib, name) for name in dir(_process.lib)}
+    waits: list[int] = []
+
+    def spawn(where: Any, job: Any, *rest: Any) -> int:
+        waits.append(job.pump_ns)
+        return int(core["sbx_spawn"](where, job, *rest))
+
+    monkeypatch.setattr(_process, "lib", SimpleNamespace(**{**core, "sbx_spawn": spawn}))
+    assert place.sh("echo x").out == b"x\n"
+    assert waits == [_process.LONGEST_WAIT]
 
 
 def reaper_of(place: Place) -> int:

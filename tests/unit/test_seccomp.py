@@ -212,7 +212,7 @@ def test_programs_are_small_and_made_once() -> None:
     for settings in SETTINGS.values():
         for machine in ("x86_64", "aarch64"):
             program = _seccomp.builds(**settings, machine=machine)
-            assert len(program) / 8 < 180
+            assert len(program) / 8 < 145  # each takes 0.12 us to install
             assert _seccomp.builds(**settings, machine=machine) is program
     # a capability that opens nothing makes no other program
     program = _seccomp.builds(frozenset({"net_raw"}), machine="x86_64")
