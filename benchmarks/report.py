@@ -177,7 +177,7 @@ def _all_words(tables: dict[str, Table]) -> str:
     """ROOT is a directory with /say in it, PLACE the one above, CACHE where PyPI's peers are."""
     lines = [
         "ROOT has /say in it; PLACE is above ROOT; CACHE is where the peers of PyPI are.",
-        "```",
+        "```text",
     ]
     for name in ("isolation", "binds", "build"):
         if name in tables:

@@ -20,7 +20,7 @@ from lib.sample import beyond_the_sample
 from sandboxlib import _slots
 
 #: They ask of the core what the others ask of it, and are about something else.
-ROOMS_BEYOND_THE_CORE = {"unit", "executors", "images", "cli", "storms"}
+ROOMS_BEYOND_THE_CORE = {"unit", "executors", "images", "cli", "examples", "storms"}
 NOT_OF_THE_CORE = {"test_nesting", "test_messages"}
 
 
