@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -53,6 +54,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def pytest_collection_finish() -> None:
+    # Many tests collect garbage to look for what is left. Thousands of tests are none, and looking
+    # through them takes 0.1 s each time.
+    import hypothesis  # noqa: F401  it looks for referrers, which it does not find frozen
+
+    gc.collect()
+    gc.freeze()
 
 
 def _is_not_of_the_core(item: pytest.Item) -> bool:
