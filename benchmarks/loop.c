@@ -5,11 +5,14 @@
  * captured pipes take; and a reader that keeps all that a command writes.
  */
 #define _GNU_SOURCE
-#include <stdlib.h>
+#include "../csrc/internal.h"
 
-#include "../csrc/child.c"
-#include "../csrc/pump.c"
-#include "../csrc/spawn.c"
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
 
 static int64_t now_ns(void) {
     struct timespec now;

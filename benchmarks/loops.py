@@ -33,7 +33,8 @@ def build(place: Path) -> None:
     init = Path(_native.__file__).with_name("_init")
     flags = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-Wl,-z,now", f'-DSBX_INIT="{init}"']
     for name in ("loop", "straight"):
-        rest = [str(HERE.parent / "csrc" / "dev.c")] if name == "loop" else []
+        folders = ("caller", "child") if name == "loop" else ()
+        rest = [str(path) for f in folders for path in (HERE.parent / "csrc" / f).glob("*.c")]
         argv = ["cc", *flags, "-o", str(place / f"{name}.so"), str(HERE / f"{name}.c"), *rest]
         subprocess.run(argv, check=True)
 

@@ -12,19 +12,37 @@
 #include <stddef.h>
 #include <stdint.h>
 
-static inline long raw6(long number, long a, long b, long c, long d, long e, long f) {
+/* Registers of arguments that a call does not have are not set: most calls have few. */
 #if defined(__x86_64__)
-    long result;
+#define RAW_CALL(...)                                                                              \
+    long result;                                                                                   \
+    __asm__ volatile("syscall" : "=a"(result) : __VA_ARGS__ : "rcx", "r11", "memory");             \
+    return result
+
+static inline long raw0(long n) { RAW_CALL("a"(n)); }
+static inline long raw1(long n, long a) { RAW_CALL("a"(n), "D"(a)); }
+static inline long raw2(long n, long a, long b) { RAW_CALL("a"(n), "D"(a), "S"(b)); }
+static inline long raw3(long n, long a, long b, long c) {
+    RAW_CALL("a"(n), "D"(a), "S"(b), "d"(c));
+}
+static inline long raw4(long n, long a, long b, long c, long d) {
+    register long r10 __asm__("r10") = d;
+    RAW_CALL("a"(n), "D"(a), "S"(b), "d"(c), "r"(r10));
+}
+static inline long raw5(long n, long a, long b, long c, long d, long e) {
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    RAW_CALL("a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8));
+}
+static inline long raw6(long n, long a, long b, long c, long d, long e, long f) {
     register long r10 __asm__("r10") = d;
     register long r8 __asm__("r8") = e;
     register long r9 __asm__("r9") = f;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-                     : "rcx", "r11", "memory");
-    return result;
+    RAW_CALL("a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9));
+}
 #elif defined(__aarch64__)
-    register long x8 __asm__("x8") = number;
+static inline long raw6(long n, long a, long b, long c, long d, long e, long f) {
+    register long x8 __asm__("x8") = n;
     register long x0 __asm__("x0") = a;
     register long x1 __asm__("x1") = b;
     register long x2 __asm__("x2") = c;
@@ -36,14 +54,27 @@ static inline long raw6(long number, long a, long b, long c, long d, long e, lon
                      : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
                      : "memory", "cc");
     return x0;
+}
+#define raw0(n) raw6(n, 0, 0, 0, 0, 0, 0)
+#define raw1(n, a) raw6(n, a, 0, 0, 0, 0, 0)
+#define raw2(n, a, b) raw6(n, a, b, 0, 0, 0, 0)
+#define raw3(n, a, b, c) raw6(n, a, b, c, 0, 0, 0)
+#define raw4(n, a, b, c, d) raw6(n, a, b, c, d, 0, 0)
+#define raw5(n, a, b, c, d, e) raw6(n, a, b, c, d, e, 0)
 #else
 #error "sandboxlib knows x86_64 and aarch64"
 #endif
-}
 
-#define RAW_PICK(n, a, b, c, d, e, f, ...)                                                         \
+#define RAW_0(n) raw0(n)
+#define RAW_1(n, a) raw1(n, (long)(a))
+#define RAW_2(n, a, b) raw2(n, (long)(a), (long)(b))
+#define RAW_3(n, a, b, c) raw3(n, (long)(a), (long)(b), (long)(c))
+#define RAW_4(n, a, b, c, d) raw4(n, (long)(a), (long)(b), (long)(c), (long)(d))
+#define RAW_5(n, a, b, c, d, e) raw5(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e))
+#define RAW_6(n, a, b, c, d, e, f)                                                                 \
     raw6(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
-#define raw(...) RAW_PICK(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
+#define RAW_PICK(n, a, b, c, d, e, f, name, ...) name
+#define raw(...) RAW_PICK(__VA_ARGS__, RAW_6, RAW_5, RAW_4, RAW_3, RAW_2, RAW_1, RAW_0)(__VA_ARGS__)
 
 /* Calls younger than the kernel headers of old build images; the numbers are the same on every
  * architecture from 424 on. */
@@ -72,6 +103,14 @@ struct raw_sigaction {
 };
 #define RAW_SIGSET_SIZE 8
 #define RAW_ALL_SIGNALS (~(uint64_t)0)
+
+struct raw_mount_attr { /* mount_setattr(2) */
+    uint64_t set, clear, propagation, userns_fd;
+};
+
+struct raw_open_how { /* openat2(2) */
+    uint64_t flags, mode, resolve;
+};
 
 struct raw_clone_args { /* clone3(2), its first version */
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
@@ -124,6 +163,8 @@ static inline long clone_by(long number, long a, long b, long c, int (*entry)(vo
 #endif
     return result;
 }
+
+static inline void close_fd(long fd) { raw(__NR_close, fd); }
 
 static inline long clone_onto(struct raw_clone_args *args, int (*entry)(void *), void *argument) {
     return clone_by(RAW_clone3, (long)args, sizeof *args, 0, entry, argument);
@@ -179,63 +220,5 @@ struct sbx_order {
     int32_t stays;  /* SBX_PLACE: of a resident */
     int32_t signum; /* SBX_SIGNAL */
 };
-
-/* Runs the first of PATHS that can be run, as execvp(3) would: a path that does not exist, or may
- * not be run, gives way to the next one. Unlike execvp it hands no text file to /bin/sh. Returns
- * only to tell why not: -errno, and in INDEX the path that it is about, or -1.
- * A file that some other thread's fork still holds open for writing is ETXTBSY for a moment
- * (golang.org/issue/22315): wait for it, 500 ms at most. */
-static inline int exec_first(const char *const *paths, int n, const char *const *argv,
-                             const char *const *envp, int32_t *index) {
-    int result = -ENOENT;
-    *index = -1;
-    for (int i = 0; i < n; i++) {
-        long error = raw(__NR_execve, paths[i], argv, envp);
-        for (int tries = 0; error == -ETXTBSY && tries < 50; tries++) {
-            struct {
-                long seconds, nanoseconds;
-            } pause = {0, 10000000};
-            raw(__NR_nanosleep, &pause, 0);
-            error = raw(__NR_execve, paths[i], argv, envp);
-        }
-        int gone = error == -ENOENT || error == -ENOTDIR;
-        /* A program that is there, but whose interpreter is not, is ENOENT as well. */
-        if (gone && raw(__NR_faccessat, -100 /* AT_FDCWD */, paths[i], 0) != 0)
-            continue;
-        if (*index < 0 || !gone) {
-            *index = i;
-            result = (int)error;
-        }
-        if (!gone && error != -EACCES)
-            break;
-    }
-    return result;
-}
-
-/* The same behind a filter that may allow execve(2) alone: what exec_first looks at is looked at
- * before. FIRST: of first_there, or n. */
-static inline int first_there(const char *const *paths, int n) {
-    int i = 0;
-    while (i < n && raw(__NR_faccessat, -100 /* AT_FDCWD */, paths[i], 0) != 0)
-        i++;
-    return i;
-}
-
-static inline int exec_alone(const char *const *paths, int first, int n, const char *const *argv,
-                             const char *const *envp, int32_t *index) {
-    int result = -ENOENT;
-    *index = -1;
-    for (int i = first; i < n; i++) {
-        int error = (int)raw(__NR_execve, paths[i], argv, envp);
-        int gone = i > first && (error == -ENOENT || error == -ENOTDIR);
-        if (!gone) {
-            *index = i;
-            result = error;
-        }
-        if (!gone && error != -EACCES)
-            break;
-    }
-    return result;
-}
 
 #endif

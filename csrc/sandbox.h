@@ -300,12 +300,13 @@ void sbx_free_stack(char *stack);
  * opened, and nothing was mounted or unmounted in the caller's namespace since then. `seen` has
  * room for three numbers each. */
 void sbx_open_watch(const char *paths, int n, uint64_t *seen, struct sbx_watch *watch);
-int sbx_see(const char *paths, int n, uint64_t *seen, const struct sbx_watch *watch);
+int sbx_is_watch_same(const char *paths, int n, uint64_t *seen, const struct sbx_watch *watch);
 void sbx_close_watch(struct sbx_watch *watch);
 
 /* Whether the file system answers in which PATH's directory lies, a path inside ROOT: a child
  * looks, for NS at most. 0, or -errno: -ETIMEDOUT. sbx_end(RUN) has to follow. */
-int sbx_look(struct sbx_run *run, const char *root, const char *path, int64_t ns, char *stack);
+int sbx_filesystem_answers(struct sbx_run *run, const char *root, const char *path, int64_t ns,
+                           char *stack);
 
 /* Whether PATH is a directory, as far as it is known without asking a server. */
 int sbx_is_directory(const char *path);

@@ -279,7 +279,7 @@ def answers(root: str, path: str, seconds: float) -> bool:
     work = take_workspace()
     words = text(root), text(path)
     try:
-        result: int = lib.sbx_look(work.run, *words, int(seconds * 1e9), work.stack)
+        result: int = lib.sbx_filesystem_answers(work.run, *words, int(seconds * 1e9), work.stack)
         return result != -errno.ETIMEDOUT
     finally:
         end_run(work.run, work, words)
@@ -530,7 +530,7 @@ class Watch:
 
     def is_same(self) -> bool:
         """Whether nothing changed since."""
-        return bool(lib.sbx_see(*self._seen, self._watch))
+        return bool(lib.sbx_is_watch_same(*self._seen, self._watch))
 
     def close(self) -> None:
         lib.sbx_close_watch(self._watch)

@@ -228,7 +228,7 @@ def _minimal_dev(box: Sandbox) -> list[PlannedMount]:
     return found
 
 
-# As is_of_the_kernel() in child.c has them, by their names in mountinfo.
+# As is_of_the_kernel() in csrc/child/seals.c has them, by their names in mountinfo.
 _OF_THE_KERNEL = frozenset(
     "sysfs cgroup cgroup2 debugfs tracefs securityfs configfs efivarfs pstore bpf selinuxfs "
     "smackfs fusectl binfmt_misc resctrl proc".split()

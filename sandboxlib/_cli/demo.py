@@ -193,8 +193,8 @@ def _project(words: argparse.Namespace) -> Project:
         if not csrc.is_dir():
             raise
         print(f"{error}\nWithout it the demo builds sandboxlib's own csrc/.", file=sys.stderr)
-        # The reaper's program, which spawn.c takes in, is not built here: any file does.
-        flags = ["-std=gnu11", '-DSBX_INIT="/src/init.c"']
+        # The reaper's program, which host.c takes in, is not built here: any file does.
+        flags = ["-std=gnu11", '-DSBX_INIT="/src/freestanding.c"']
         return Project("sandboxlib's csrc", csrc, _c_files(csrc), flags)
 
 

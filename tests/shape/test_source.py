@@ -64,7 +64,13 @@ ORDER = [
     {"__main__"},
 ]
 LICENSED = [
-    *("sandboxlib/**/*.py", "sandboxlib/*.pyi", "csrc/*", "tests/**/*.[pc]*", "benchmarks/*.[pc]*"),
+    *(
+        "sandboxlib/**/*.py",
+        "sandboxlib/*.pyi",
+        "csrc/**/*.[ch]",
+        "tests/**/*.[pc]*",
+        "benchmarks/*.[pc]*",
+    ),
     *("examples/*.py", "*.py", "*.md", "*.toml", "*.in", "docs/*.md", ".ci/*", ".clang-format"),
 ]
 # Steps without a line in the table: the caller's own, one that MOUNT tells apart, the reaper's.
@@ -156,18 +162,24 @@ def test_every_file_names_its_licence() -> None:
 # ---- the core --------------------------------------------------------------------------------
 
 
-def test_the_child_calls_nothing_that_could_lock(tmp_path: Path) -> None:
+def undefined(tmp_path: Path, flags: list[str], sources: list[Path]) -> set[str]:
+    """The names that these files take from elsewhere, once they are linked into one."""
+    objects = [tmp_path / f"{number}.o" for number in range(len(sources))]
+    for source, made in zip(sources, objects, strict=True):
+        subprocess.run(["cc", "-std=gnu11", *flags, "-c", source, "-o", made], check=True)
+    subprocess.run(["ld", "-r", "-o", tmp_path / "all.o", *objects], check=True)
+    nm = ["nm", "-u", tmp_path / "all.o"]
+    listed = subprocess.run(nm, capture_output=True, text=True, check=True).stdout
+    return {line.split()[-1] for line in listed.splitlines()}
+
+
+@pytest.mark.parametrize("level", ["-O0", "-O2", "-O3"])
+def test_the_child_and_the_reaper_call_nothing_that_could_lock(tmp_path: Path, level: str) -> None:
     require(shutil.which("cc") and shutil.which("nm"), "there is no compiler, or no nm")
-    for level in ("-O0", "-O2", "-O3"):
-        flags = ["-std=gnu11", "-fPIC", level, "-c"]
-        for name in ("child", "dev"):
-            source = str(CSRC / f"{name}.c")
-            subprocess.run(["cc", *flags, source, "-o", tmp_path / f"{name}.o"], check=True)
-        objects = [tmp_path / "child.o", tmp_path / "dev.o"]
-        subprocess.run(["ld", "-r", "-o", tmp_path / "both.o", *objects], check=True)
-        nm = ["nm", "-u", tmp_path / "both.o"]
-        listed = subprocess.run(nm, capture_output=True, text=True, check=True).stdout
-        assert {line.split()[-1] for line in listed.splitlines()} <= PURE_LIBC
+    child, reaper = (sorted((CSRC / name).glob("*.c")) for name in ("child", "reaper"))
+    assert undefined(tmp_path, ["-fPIC", level], child) <= PURE_LIBC
+    flags = [level, "-fno-pie", "-ffreestanding", "-fno-stack-protector", "-DSBX_IN_REAPER"]
+    assert not undefined(tmp_path, flags, [CSRC / "freestanding.c", *child, *reaper])
 
 
 def test_the_extension_binds_everything_when_it_is_loaded() -> None:
@@ -180,8 +192,8 @@ def test_the_extension_binds_everything_when_it_is_loaded() -> None:
 
 
 def test_the_order_of_the_steps_is_the_order_of_the_table() -> None:
-    table = (CSRC / "child.c").read_text().partition("} steps[] = {")[2]
-    names = re.findall(r"\{SBX_STEP_(\w+),", table)
+    table = (CSRC / "child/steps.c").read_text().partition("} steps[] = {")[2]
+    names = re.findall(r"[{(]SBX_STEP_(\w+),", table)
     order = [_native.STEPS[number].upper() for number in sorted(_native.STEPS)]
     assert names == [name for name in order if name not in NOT_IN_THE_TABLE]
 
@@ -195,7 +207,7 @@ def test_the_contract_is_declarations_only() -> None:
 def test_every_field_of_the_plan_is_set_and_used() -> None:
     contract = (CSRC / "sandbox.h").read_text()
     python = "".join((PACKAGE / f"{n}.py").read_text() for n in ("_plan", "_native", "_process"))
-    core = "".join((CSRC / name).read_text() for name in ("child.c", "dev.c", "spawn.c"))
+    core = "".join(path.read_text() for path in CSRC.glob("*/*.c"))
     for struct in ("sbx_mount", "sbx_place", "sbx_job"):
         body = re.search(rf"struct {struct} {{(.*?)\n}};", contract, re.DOTALL)
         assert body
@@ -207,10 +219,19 @@ def test_every_field_of_the_plan_is_set_and_used() -> None:
             assert re.search(rf"(->|\.){name}\b", core), f"{struct}.{name} is never read"
 
 
-def test_the_core_stays_small() -> None:
-    lines = sum(len(path.read_text().splitlines()) for path in CSRC.iterdir())
-    assert lines < 4100
-    assert os.stat(PACKAGE / "_init").st_size <= 6 * 4096  # pages
+def test_files_and_functions_of_the_core_fit_a_screen() -> None:
+    for path in CSRC.glob("**/*.[ch]"):
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 400, path
+        start = 0
+        for number, line in enumerate(lines):
+            if line[:1].isalpha():  # a declaration, or where a function begins
+                start = number
+            assert line != "}" or number - start < 45, f"{path}:{start + 1}"
+
+
+def test_the_reaper_s_program_is_four_pages_at_most() -> None:
+    assert os.stat(PACKAGE / "_init").st_size <= 16384
 
 
 def test_the_reaper_is_static() -> None:

@@ -1,113 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The minimal /dev: what it has, and how a resident keeps one for all its runs.
- *
- * Filled in the caller's memory or by the reaper, so the rules of child.c hold: raw calls alone.
+ * The /dev that all runs of a resident share. A run cannot write to the /dev itself. Its shm and
+ * its pts it can: so both are looked at after each run, and one that was used gives way to a new
+ * one.
  */
 #define _GNU_SOURCE
-#include "internal.h"
-#include "raw.h"
+#include "reaper.h"
 
 #include <fcntl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-
-static void close_fd(long fd) { raw(__NR_close, fd); }
-
-/* A user namespace may make no device, and lends the caller's. Read-only, so that uid 0 changes
- * nothing of a node that is the caller's; it can be opened for writing all the same. */
-static long lend_device(long lender, long dev, const char *name) {
-    long host =
-        lender < 0 ? raw(__NR_openat, AT_FDCWD, "/dev", O_PATH | O_DIRECTORY | O_CLOEXEC) : lender;
-    if (host < 0)
-        return host;
-    long tree = raw(RAW_open_tree, host, name, O_CLOEXEC | TREE_CLONE);
-    if (lender < 0)
-        close_fd(host);
-    if (tree < 0)
-        return tree;
-    long result = sbx_add_flags(tree, ATTR_READ_ONLY, 0);
-    if (result >= 0)
-        result = raw(__NR_mknodat, dev, name, S_IFREG | 0666, 0);
-    if (result >= 0)
-        result = raw(RAW_move_mount, tree, "", dev, name, FROM_EMPTY_PATH);
-    close_fd(tree);
-    return result;
-}
-
-/* What a program may count on in /dev, and no disk, no memory, no console. */
-static long make_devices(const struct sbx_mount *m, long dev, long lender) {
-    static const struct {
-        char name[8];
-        unsigned number; /* Documentation/admin-guide/devices.txt: major 1 or 5 */
-    } nodes[] = {{"null", 0x103}, {"zero", 0x105},   {"full", 0x107},
-                 {"tty", 0x500},  {"random", 0x108}, {"urandom", 0x109}};
-    long result = 0;
-    for (size_t i = 0; i < sizeof nodes / sizeof *nodes && result >= 0; i++) {
-        result = raw(__NR_mknodat, dev, nodes[i].name, S_IFCHR | 0666, nodes[i].number);
-        if (result == -EPERM)
-            result = lend_device(lender, dev, nodes[i].name);
-        if (result == -ENOENT && m->flags & SBX_OPTIONAL) /* the caller has none to lend */
-            result = 0;
-    }
-    return result;
-}
-
-static long make_links(long dev) {
-    static const char links[][2][16] = {{"/proc/self/fd", "fd"},
-                                        {"/proc/self/fd/0", "stdin"},
-                                        {"/proc/self/fd/1", "stdout"},
-                                        {"/proc/self/fd/2", "stderr"},
-                                        {"pts/ptmx", "ptmx"}};
-    long result = 0;
-    for (size_t i = 0; i < sizeof links / sizeof *links && result >= 0; i++)
-        result = raw(__NR_symlinkat, links[i][0], dev, links[i][1]);
-    return result;
-}
-
-/* Its size is the kernel's default, as programs expect it. What reads it leaves no trace. */
-static long new_shm(const struct sbx_mount *m) {
-    const char *options[] = {"nr_inodes", m->inodes, "mode", "1777", NULL};
-    return sbx_new_filesystem("tmpfs", options, ATTR_NOSUID | ATTR_NODEV | ATTR_NOATIME);
-}
-
-static long new_pts(const struct sbx_mount *m) {
-    static const char *const options[] = {"ptmxmode", "666", "mode", "620", "max", "1024", NULL};
-    (void)m;
-    return sbx_new_filesystem("devpts", options, ATTR_NOSUID | ATTR_NOEXEC | ATTR_NOATIME);
-}
-
-static long mount_part(const struct sbx_mount *m, long dev, const char *name,
-                       long (*make)(const struct sbx_mount *)) {
-    long tree = make(m);
-    if (tree < 0)
-        return tree;
-    long result = raw(RAW_move_mount, tree, "", dev, name, FROM_EMPTY_PATH);
-    close_fd(tree);
-    return result;
-}
-
-int sbx_fill_dev(const struct sbx_mount *m, long dev, long lender) {
-    long mask = raw(__NR_umask, 0); /* the caller's would take something away from each mode */
-    long result = make_devices(m, dev, lender);
-    if (result >= 0)
-        result = make_links(dev);
-    if (result >= 0)
-        result = raw(__NR_mkdirat, dev, "shm", 01777);
-    if (result >= 0)
-        result = raw(__NR_mkdirat, dev, "pts", 0755);
-    if (result >= 0)
-        result = mount_part(m, dev, "shm", new_shm);
-    if (result >= 0)
-        result = mount_part(m, dev, "pts", new_pts);
-    raw(__NR_umask, mask);
-    return (int)result;
-}
-
-/* ---- one that is kept ------------------------------------------------------------------------
- *
- * A run cannot write to the /dev itself. Its shm and its pts it can; so both are looked at after
- * each run, and one that was used gives way to a new one. */
 
 /* All that a run could leave in a directory of a file system of its own. */
 struct state {
@@ -191,7 +93,7 @@ static int is_hidden(int *fd) {
     return 0;
 }
 
-static int begin_shm(void) {
+static int open_shm(void) {
     static const int64_t times[4]; /* of last access and change: 0 */
     kept.shm = (int)open_part("shm");
     if (kept.shm >= 0 && is_hidden(&kept.shm))
@@ -202,7 +104,7 @@ static int begin_shm(void) {
     return 0;
 }
 
-static int begin_pts(void) {
+static int open_pts(void) {
     kept.pts = (int)open_part("pts");
     if (kept.pts >= 0 && is_hidden(&kept.pts))
         return 0;
@@ -221,11 +123,11 @@ int sbx_watch_dev(const struct sbx_mount *m, struct sbx_seen mounted, const stru
     struct sbx_seen there = seen_at(kept.dev);
     if (there.inode != mounted.inode || there.device != mounted.device)
         return -1;
-    return begin_shm() < 0 ? -1 : begin_pts();
+    return open_shm() < 0 ? -1 : open_pts();
 }
 
 /* Of the template: the next run has a copy of it. */
-static int replace(const char *name, int fd, long (*make)(const struct sbx_mount *)) {
+static int replace_part(const char *name, int fd, long (*make)(const struct sbx_mount *)) {
     close_fd(fd);
     long result = raw(__NR_fchdir, kept.dev);
     if (result >= 0)
@@ -241,14 +143,14 @@ static int renew_shm(void) {
     look_at_shm(&now);
     kept.shm_then.inode++; /* every look takes a number */
     return is_same(&now, &kept.shm_then)
-           || (replace("shm", kept.shm, new_shm) >= 0 && begin_shm() >= 0);
+           || (replace_part("shm", kept.shm, new_shm) >= 0 && open_shm() >= 0);
 }
 
 static int renew_pts(void) {
     struct state now = {.inode = 0};
     look_at_pts(&now);
     return is_same(&now, &kept.pts_then)
-           || (replace("pts", kept.pts, new_pts) >= 0 && begin_pts() >= 0);
+           || (replace_part("pts", kept.pts, new_pts) >= 0 && open_pts() >= 0);
 }
 
 int sbx_renew_dev(void) {

@@ -8,8 +8,7 @@
  * ever. What a pipe holds at that moment is counted once, read, and no more.
  */
 #define _GNU_SOURCE
-#include "internal.h"
-#include "raw.h"
+#include "caller.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -34,30 +33,30 @@ static int read_some(struct sbx_stream *s) {
     return n > 0 || n == -EINTR;
 }
 
-static void take(struct sbx_stream *s, int events) {
+static void read_ready(struct sbx_stream *s, int events) {
     if (events & POLLIN)
         read_some(s);
     else if (events)
         sbx_close(&s->fd); /* at its end, and empty */
 }
 
-static int is_full(struct sbx_stream *s) {
+static int is_buffer_full(struct sbx_stream *s) {
     return s->fd >= 0 && (s->length == s->size || (s->eager && s->length > 0));
 }
 
 /* A stream that filled its first buffer is a large one: fewer, larger reads from now on. */
-static enum sbx_pump_result full(struct sbx_stream *s) {
+static enum sbx_pump_result report_full(struct sbx_stream *s) {
     if (s->length == s->size && s->length <= LARGE_PIPE)
         raw(__NR_fcntl, s->fd, F_SETPIPE_SZ, LARGE_PIPE);
     return SBX_PUMP_FULL;
 }
 
-static int holds(int fd) {
+static int bytes_in(int fd) {
     int bytes = 0;
     return fd >= 0 && raw(__NR_ioctl, fd, FIONREAD, &bytes) == 0 ? bytes : 0;
 }
 
-static void obey(struct sbx_run *run, const struct sbx_record *record) {
+static void take_record(struct sbx_run *run, const struct sbx_record *record) {
     run->wait_status = record->wait_status;
     run->has_usage = 1;
     for (size_t i = 0; i < sizeof run->usage / sizeof *run->usage; i++)
@@ -73,10 +72,10 @@ static void read_record(struct sbx_run *run) {
     if (run->status < 0)
         return;
     run->has_usage = 0; /* the reaper's own: it did not wait for those that died with it */
-    if (holds(run->status) == sizeof record)
+    if (bytes_in(run->status) == sizeof record)
         raw(__NR_recvfrom, run->status, &record, sizeof record, MSG_DONTWAIT, 0, 0);
     if (record.magic == SBX_RECORD_MAGIC && record.run == 1)
-        obey(run, &record);
+        take_record(run, &record);
     else if (WIFEXITED(run->wait_status))
         run->wait_status = -ECHILD;
 }
@@ -92,7 +91,7 @@ static int read_answer(struct sbx_run *run) {
     struct timespec at_once = {0, 0};
     long n = raw(__NR_recvfrom, run->slot->control, &record, sizeof record, MSG_DONTWAIT, 0, 0);
     if (record.magic == SBX_RECORD_MAGIC && record.run == run->slot->runs) {
-        obey(run, &record);
+        take_record(run, &record);
         return 1;
     }
     if (n == -ECONNRESET && run->slot->signalled != run->slot->runs)
@@ -123,13 +122,13 @@ void sbx_collect(struct sbx_run *run) {
         read_record(run);
     }
     run->ended = 1;
-    run->out.left = run->out.is_terminal ? MOST_OF_TERMINAL : holds(run->out.fd);
-    run->err.left = holds(run->err.fd);
+    run->out.left = run->out.is_terminal ? MOST_OF_TERMINAL : bytes_in(run->out.fd);
+    run->err.left = bytes_in(run->err.fd);
 }
 
 /* Of a terminal, FIONREAD tells only what can be read at once; more is on its way there, and only
  * poll(2) waits for that. */
-static int is_empty(struct sbx_stream *s) {
+static int is_terminal_empty(struct sbx_stream *s) {
     struct pollfd fd = {s->fd, POLLIN, 0};
     struct timespec at_once = {0, 0};
     return s->is_terminal
@@ -137,12 +136,12 @@ static int is_empty(struct sbx_stream *s) {
 }
 
 /* Reads what is left of S; 1: the buffer is too small for it. */
-static int drain(struct sbx_stream *s) {
+static int read_rest(struct sbx_stream *s) {
     while (s->fd >= 0 && s->left > 0) {
         size_t before = s->length;
-        if (is_full(s))
+        if (is_buffer_full(s))
             return 1;
-        if (is_empty(s) || !read_some(s))
+        if (is_terminal_empty(s) || !read_some(s))
             break;
         s->left -= (int)(s->length - before);
     }
@@ -151,18 +150,18 @@ static int drain(struct sbx_stream *s) {
 }
 
 /* What a run needs of Python before there can be another wait for it; AGAIN: nothing. */
-static enum sbx_pump_result look(struct sbx_run *run) {
+static enum sbx_pump_result what_it_needs(struct sbx_run *run) {
     if (!run->ended) {
-        if (is_full(&run->out))
-            return full(&run->out);
-        return is_full(&run->err) ? full(&run->err) : SBX_PUMP_AGAIN;
+        if (is_buffer_full(&run->out))
+            return report_full(&run->out);
+        return is_buffer_full(&run->err) ? report_full(&run->err) : SBX_PUMP_AGAIN;
     }
     if (run->failure.step != SBX_STEP_NONE)
         return SBX_PUMP_ERROR;
-    return drain(&run->out) || drain(&run->err) ? SBX_PUMP_FULL : SBX_PUMP_DONE;
+    return read_rest(&run->out) || read_rest(&run->err) ? SBX_PUMP_FULL : SBX_PUMP_DONE;
 }
 
-static void watch(const struct sbx_run *run, struct pollfd fds[4]) {
+static void fill_pollfds(const struct sbx_run *run, struct pollfd fds[4]) {
     fds[0].fd = run->slot ? run->slot->pidfd : run->pidfd;
     fds[1].fd = run->slot ? run->slot->control : -1;
     fds[2].fd = run->out.fd;
@@ -171,9 +170,9 @@ static void watch(const struct sbx_run *run, struct pollfd fds[4]) {
         fds[i].events = POLLIN;
 }
 
-static void move(struct sbx_run *run, const struct pollfd fds[4]) {
-    take(&run->out, fds[2].revents);
-    take(&run->err, fds[3].revents);
+static void move_bytes(struct sbx_run *run, const struct pollfd fds[4]) {
+    read_ready(&run->out, fds[2].revents);
+    read_ready(&run->err, fds[3].revents);
     if (fds[0].revents || fds[1].revents)
         sbx_collect(run);
 }
@@ -183,7 +182,7 @@ static void move(struct sbx_run *run, const struct pollfd fds[4]) {
  */
 static void notice_record(struct sbx_run *run) {
     if (!run->ended && !run->killed && run->status >= 0
-        && holds(run->status) >= (int)sizeof(struct sbx_record))
+        && bytes_in(run->status) >= (int)sizeof(struct sbx_record))
         run->killed = sbx_now() + LAST_WITHOUT_HASTE_NS;
 }
 
@@ -197,9 +196,9 @@ int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, vo
     for (int over = 0;; over = !(wait.seconds || wait.nanoseconds)) {
         int found = 0;
         for (int i = 0; i < n; i++) {
-            results[i] = look(runs[i]);
+            results[i] = what_it_needs(runs[i]);
             found += results[i] != SBX_PUMP_AGAIN;
-            watch(runs[i], fds + 4 * i);
+            fill_pollfds(runs[i], fds + 4 * i);
         }
         if (found || over)
             return found;
@@ -209,7 +208,7 @@ int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, vo
             return 0;
         }
         for (int i = 0; i < n; i++)
-            move(runs[i], fds + 4 * i);
+            move_bytes(runs[i], fds + 4 * i);
     }
 }
 
@@ -218,4 +217,11 @@ enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns) {
     struct pollfd room[4];
     sbx_pump_any(&run, 1, &result, room, wait_ns);
     return result;
+}
+
+int sbx_open_bell(struct sbx_run *bell) {
+    reset_run(bell, NULL);
+    long fd = move_above(raw(__NR_eventfd2, 0, O_CLOEXEC | O_NONBLOCK), 3);
+    bell->out.fd = fd < 0 ? -1 : (int)fd;
+    return fd < 0 ? (int)fd : 0;
 }

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Puts each descriptor where the command expects it.
+ */
+#define _GNU_SOURCE
+#include "child.h"
+
+#include <fcntl.h>
+#include <string.h>
+
+void sbx_point_at_strings(const struct sbx_job *job) {
+    const char **slot = job->vec, *string = job->strings;
+    int n_words = job->n_candidates + job->n_args;
+    for (int i = 0; i < n_words + job->n_env; i++) {
+        if (i == n_words)
+            *slot++ = NULL;
+        *slot++ = string;
+        string += strlen(string) + 1;
+    }
+    if (job->n_env == 0)
+        *slot++ = NULL;
+    *slot = NULL;
+}
+
+static int is_among(long fd, const int *numbers, int n) {
+    for (int i = 0; i < n; i++)
+        if (numbers[i] == fd)
+            return 1;
+    return 0;
+}
+
+/* A copy of FD that is none of the N numbers. Copies on the way to it stay, until what belongs
+ * there takes their place or the exec closes them. */
+static long move_away(long fd, const int *numbers, int n) {
+    long copy = -1;
+    do
+        copy = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, copy + 1);
+    while (copy >= 0 && is_among(copy, numbers, n));
+    return copy == -EINVAL ? -EMFILE : copy; /* fcntl(2): beyond RLIMIT_NOFILE */
+}
+
+/* Which of them is still to go elsewhere, and stands where number I belongs; -1: none. */
+static int in_the_way(int i, const int *from, const int *to, int n, uint64_t is_put) {
+    for (int j = 0; j < n; j++)
+        if (j != i && !(is_put >> j & 1) && from[j] == to[i] && from[j] != to[j])
+            return j;
+    return -1;
+}
+
+/* Puts every descriptor where it belongs, open over an exec: first those that replace none which is
+ * still to go elsewhere. Where there is no such one they stand in a ring, and one is moved away. */
+int put_descriptors(struct sbx_child *c, int *from, const int *to, int n) {
+    uint64_t is_put = 0;
+    int in_ring = -1;
+    for (c->index = 0; c->index < n; c->index++) {
+        int *fd = &from[c->index];
+        if (*fd == SBX_NULL)
+            *fd = (int)raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
+        if (*fd < 0)
+            return *fd;
+    }
+    for (int left = n, before = n + 1; left > 0;) {
+        if (left == before) {
+            c->index = in_ring;
+            from[in_ring] = (int)move_away(from[in_ring], to, n);
+            if (from[in_ring] < 0)
+                return from[in_ring];
+        }
+        before = left;
+        for (c->index = 0; c->index < n; c->index++) {
+            int i = c->index, other = in_the_way(i, from, to, n, is_put);
+            if (other >= 0 && !(is_put >> i & 1))
+                in_ring = other;
+            if (other >= 0 || is_put >> i & 1)
+                continue;
+            long result = from[i] == to[i] ? raw(__NR_fcntl, to[i], F_SETFD, 0)
+                                           : raw(__NR_dup3, from[i], to[i], 0);
+            if (result < 0)
+                return (int)result;
+            is_put |= (uint64_t)1 << i;
+            left--;
+        }
+    }
+    c->index = 0;
+    return 0;
+}
+
+/* 0, 1, 2 and, for the reaper, its two; then what it is to pass on to the command. What else is
+ * used later may stand in the way as well: the reaper's program, and cgroups. */
+int place_stdio(struct sbx_child *c) {
+    const struct sbx_job *job = c->job;
+    int from[REAPER_FDS + SBX_MOST_PASSED], to[REAPER_FDS + SBX_MOST_PASSED], n = 3;
+    const int first[REAPER_FDS] = {c->stdio[0], c->stdio[1], c->stdio[2], c->status, c->lifeline};
+    if (c->place->reaper)
+        n = REAPER_FDS + job->n_passed;
+    for (int i = 0; i < n; i++) {
+        from[i] = i < REAPER_FDS ? first[i] : job->passed[i - REAPER_FDS];
+        to[i] = i;
+    }
+    for (int i = -1; i < job->n_cgroups; i++) {
+        int *fd = i < 0 ? &c->init : &c->cgroups[i];
+        if (i >= 0)
+            *fd = job->cgroups[i];
+        if (!is_among(*fd, to, n))
+            continue;
+        *fd = (int)move_away(*fd, to, n);
+        if (*fd < 0)
+            return *fd;
+    }
+    return put_descriptors(c, from, to, n);
+}
+
+/* The host's /dev/null is there now only; a reaper's child has it already, or gets what it gets
+ * later, with the order. */
+int do_stdio(struct sbx_child *c) { return IN_REAPER ? 0 : place_stdio(c); }

@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Mounts what the run asks for: opens every source first, then mounts one after the other.
+ */
+#define _GNU_SOURCE
+#include "child.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+static int is_device(long fd) {
+    struct raw_statx status;
+    return status_of(fd, &status) >= 0 && (S_ISCHR(status.mode) || S_ISBLK(status.mode));
+}
+
+/* A bind, or a hole: of the caller's own root, as the copy is read-only by now. */
+static long open_source(struct sbx_child *c, const struct sbx_mount *m) {
+    int flags = O_CLOEXEC | TREE_CLONE | (m->flags & SBX_RECURSIVE ? RECURSIVE : 0);
+    long hole = m->kind == SBX_HOLE ? sbx_open_in_root(c->root, m->target, O_PATH) : 0;
+    if (hole < 0)
+        return hole;
+    long tree = hole ? raw(RAW_open_tree, hole, "", flags | EMPTY_PATH)
+                     : raw(RAW_open_tree, AT_FDCWD, m->source, flags);
+    if (hole)
+        close_fd(hole);
+    if (tree < 0)
+        return tree;
+    uint64_t attributes = (m->flags & SBX_READ_ONLY ? ATTR_READ_ONLY : 0)
+                          | (m->flags & SBX_NO_DEVICES ? ATTR_NODEV : 0);
+    long error = 0;
+    if (m->flags & SBX_DEVICE && !is_device(tree))
+        error = -ENODEV;
+    if (error >= 0 && attributes)
+        error = sbx_add_flags(tree, attributes, RECURSIVE);
+    if (error >= 0)
+        return tree;
+    close_fd(tree);
+    return error;
+}
+
+/* There is a descriptor for each source. The limit is the child's own, and its caller's is not
+ * touched; the command gets it back as it was. */
+static long raise_open_files(struct sbx_child *c) {
+    uint64_t *limit = c->open_files;
+    if (limit[1])
+        return -EMFILE;
+    long error = raw(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, 0, limit);
+    uint64_t raised[] = {limit[1], limit[1]};
+    return error < 0 ? error : raw(__NR_prlimit64, 0, 7, raised, 0);
+}
+
+/* All of them before the copy lies over the root: a name with more ".." than there are directories,
+ * or a link of that kind, would lead into the copy afterwards. */
+int do_sources(struct sbx_child *c) {
+    for (int i = 0; i < c->place->n_mounts && !IN_REAPER; i++) {
+        const struct sbx_mount *m = &c->place->mounts[i];
+        if (m->kind != SBX_BIND && m->kind != SBX_HOLE)
+            continue;
+        c->run->at.index = c->index = i;
+        long tree = open_source(c, m);
+        if (tree == -EMFILE && raise_open_files(c) >= 0)
+            tree = open_source(c, m);
+        if (tree < 0)
+            return (int)tree;
+        c->job->sources[i] = (int)tree;
+    }
+    c->index = 0;
+    return 0;
+}
+
+/* What is mounted: opened before, or a file system of the run's own. */
+static long take_source(struct sbx_child *c, int i) {
+    const struct sbx_mount *m = &c->place->mounts[i];
+    const char *none[] = {NULL};
+    const char *tmpfs[] = {"size", m->size, "nr_inodes", m->inodes, "mode", m->mode, NULL};
+    static const char *const dev[] = {"size", "1048576", "nr_inodes", "1024", "mode", "755", NULL};
+    switch (m->kind) {
+    case SBX_BIND:
+    case SBX_HOLE:
+        return c->job->sources[i];
+    case SBX_TMPFS:
+        return sbx_new_filesystem("tmpfs", tmpfs, ATTR_NOSUID | ATTR_NODEV);
+    case SBX_PROC:
+        return sbx_new_filesystem("proc", none, ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
+    case SBX_DEV:
+        return sbx_new_filesystem("tmpfs", dev, ATTR_NOSUID | ATTR_NOEXEC);
+    case SBX_SEAL:
+        break;
+    }
+    return -EINVAL;
+}
+
+static int do_mount(struct sbx_child *c, int i) {
+    const struct sbx_mount *m = &c->place->mounts[i];
+    enum sbx_step *step = &c->run->at.step;
+    int optional = m->flags & SBX_OPTIONAL;
+    c->run->at.index = i;
+    if (m->kind == SBX_SEAL)
+        return do_seal(c, m);
+    *step = SBX_STEP_TARGET;
+    long target = optional ? open_target(c, i, -1) : -1;
+    if (optional && (target == -ENOENT || target == -ENOTDIR || target == -ESTALE))
+        return 0;
+    if (optional && target < 0)
+        return (int)target;
+    *step = SBX_STEP_SOURCE;
+    long tree = take_source(c, i);
+    if (tree < 0)
+        return (int)tree;
+    *step = SBX_STEP_TARGET;
+    if (!optional)
+        target = open_target(c, i, tree);
+    if (target < 0)
+        return (int)target;
+    *step = SBX_STEP_MOUNT;
+    long result = raw(RAW_move_mount, tree, "", target, "", FROM_EMPTY_PATH | TO_EMPTY_PATH);
+    if (result >= 0 && m->kind == SBX_DEV) /* of a run in a slot: the resident's lies beneath */
+        result = sbx_fill_dev(m, tree, IN_REAPER ? target : -1);
+    if (result >= 0 && m->flags & SBX_COVER)
+        result = m->kind == SBX_PROC ? cover_proc(tree, 1) : seal_tree(tree);
+    close_fd(target);
+    if (m->kind == SBX_DEV && m->flags & SBX_READ_ONLY)
+        c->dev = (int)tree;
+    else
+        close_fd(tree);
+    return (int)result;
+}
+
+struct sbx_seen sbx_see_mount(const char *path) {
+    struct raw_statx there;
+    struct sbx_seen seen = {0, 0};
+    long error = raw(__NR_statx, AT_FDCWD, path, 0x800 /* AT_NO_AUTOMOUNT */ | DONT_SYNC,
+                     WANT_INODE, &there);
+    if (error < 0 || !(there.attributes & IS_MOUNT_ROOT))
+        return seen;
+    seen.device = (uint64_t)there.device[0] << 32 | there.device[1];
+    seen.inode = there.inode;
+    return seen;
+}
+
+/* Another command in the same root may have renamed or removed a target meanwhile, and with it what
+ * is mounted there: then nothing may run. */
+int check_mounts(struct sbx_child *c, const struct sbx_seen *expected, int only) {
+    for (int i = 0; i < c->place->n_mounts; i++) {
+        const struct sbx_mount *m = &c->place->mounts[i];
+        if (m->kind == SBX_SEAL || (only && !(m->flags & only)))
+            continue;
+        struct sbx_seen now = sbx_see_mount(m->target);
+        if (now.inode != expected[i].inode || now.device != expected[i].device)
+            return sbx_fail(c->run, SBX_STEP_TARGET, i, -ESTALE);
+    }
+    return 0;
+}
+
+/* Steps TARGET and MOUNT, mount by mount: later ones may lie in earlier ones. */
+int do_mounts(struct sbx_child *c) {
+    if (c->template_seen && check_mounts(c, c->template_seen, SBX_KEPT) < 0)
+        return -1;
+    for (int i = 0; i < c->place->n_mounts; i++) {
+        int error = c->place->mounts[i].flags & SBX_KEPT ? 0 : do_mount(c, i);
+        if (error < 0)
+            return sbx_fail(c->run, c->run->at.step, i, error);
+    }
+    if (c->dev >= 0) {
+        int error = sbx_add_flags(c->dev, ATTR_READ_ONLY, 0);
+        close_fd(c->dev);
+        if (error < 0)
+            return error;
+    }
+    if (c->open_files[1])
+        raw(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, c->open_files, 0);
+    for (int i = 0; c->run_seen && i < c->place->n_mounts; i++) /* of a seal nobody looks at it */
+        c->run_seen[i] = sbx_see_mount(c->place->mounts[i].target);
+    return 0;
+}

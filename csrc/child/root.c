@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The root directory of a run: a copy of its tree, which becomes the root of the mount namespace.
+ */
+#define _GNU_SOURCE
+#include "child.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/mount.h>
+
+int do_private(struct sbx_child *c) {
+    if (!(c->place->namespaces & CLONE_NEWNS))
+        return 0;
+    return (int)raw(__NR_mount, 0, "/", 0, MS_REC | MS_PRIVATE, 0);
+}
+
+int do_root(struct sbx_child *c) {
+    long fd;
+    if (IN_REAPER) { /* mounts go below the root that is there already */
+        fd = c->place->n_mounts ? raw(__NR_openat, AT_FDCWD, "/", O_SEARCH_DIR) : -1;
+        c->tree = (int)fd;
+        return fd < -1 ? (int)fd : 0;
+    }
+    if (!c->place->root)
+        return 0;
+    if (!(c->place->namespaces & CLONE_NEWNS))
+        return (int)raw(__NR_chdir, c->place->root);
+    fd = raw(__NR_openat, AT_FDCWD, c->place->root, O_SEARCH_DIR);
+    if (fd < 0)
+        return (int)fd;
+    c->root = (int)fd;
+    fd = raw(RAW_open_tree, c->root, "", O_CLOEXEC | EMPTY_PATH | RECURSIVE | TREE_CLONE);
+    if (fd >= 0)
+        c->tree = (int)fd;
+    return fd < 0 ? (int)fd : 0;
+}
+
+int do_read_only(struct sbx_child *c) {
+    uint64_t flags =
+        (c->place->read_only ? ATTR_READ_ONLY : 0) | (c->place->no_devices ? ATTR_NODEV : 0);
+    return c->tree >= 0 && flags ? sbx_add_flags(c->tree, flags, RECURSIVE) : 0;
+}
+
+/* Mounts can be mounted on one that is attached somewhere, and on top of the old root no name leads
+ * to the copy but ".." at the root. So all that the caller names is opened before. */
+int do_attach(struct sbx_child *c) {
+    if (c->root < 0)
+        return 0;
+    return (int)raw(RAW_move_mount, c->tree, "", AT_FDCWD, "/", FROM_EMPTY_PATH);
+}
+
+/* pivot_root(2), NOTES: with "." twice the old root ends up on top of the new one, and goes. */
+int do_pivot(struct sbx_child *c) {
+    if (c->root < 0)
+        return 0;
+    long result = raw(__NR_fchdir, c->tree);
+    if (result >= 0)
+        result = raw(__NR_pivot_root, ".", ".");
+    if (result >= 0)
+        result = raw(__NR_umount2, ".", MNT_DETACH);
+    if (result >= 0)
+        result = raw(__NR_chdir, "/");
+    return result < 0 ? (int)result : do_seals(c);
+}
+
+/* Step ROOT went there. */
+int do_chroot(struct sbx_child *c) {
+    return c->place->root && c->tree < 0 ? (int)raw(__NR_chroot, ".") : 0;
+}
+
+/* Symbolic links that the root holds stay inside; those of /proc, which could lead anywhere a
+ * descriptor does, are not followed at all (CVE-2024-21626). */
+int do_cwd(struct sbx_child *c) {
+    const char *cwd = c->job->cwd;
+    if (!cwd)
+        return 0;
+    if (!c->place->root)
+        raw(__NR_chdir, "/");
+    if (strcmp(cwd, "/") == 0) /* there already */
+        return 0;
+    long fd = sbx_open_in_root(AT_FDCWD, cwd, O_SEARCH_DIR);
+    if (fd < 0)
+        return (int)fd;
+    long result = raw(__NR_fchdir, fd);
+    close_fd(fd);
+    return (int)result;
+}

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The child's side of a run: the table of its steps, in the order in which they are done.
+ *
+ * This code runs in the caller's memory while the calling thread waits for its exec and every other
+ * thread goes on (clone with CLONE_VM). So it calls nothing of libc but strlen and the like:
+ * another thread may hold a lock, and errno belongs to the caller. A step returns 0 or -errno. All
+ * that a step opens is closed with the process or by the exec: every descriptor here is
+ * close-on-exec.
+ */
+#define _GNU_SOURCE
+#include "child.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+
+static int do_order(struct sbx_child *c) {
+    if (!c->await_order)
+        return 0;
+    int error = c->await_order(c);
+    if (error == 0)
+        error = place_stdio(c);
+    return error < 0 ? error : check_mounts(c, c->run_seen, 0);
+}
+
+/* The session of the command is its own: a terminal of the caller's is out of its reach. */
+static int do_terminal(struct sbx_child *c) {
+    if (!c->job->terminal || c->place->reaper)
+        return 0;
+    return (int)raw(__NR_ioctl, 0, TIOCSCTTY, 0);
+}
+
+/* The reaper's program does without the steps that the command's process does not take there. */
+#ifdef SBX_IN_REAPER
+#define BEFORE_REAPER(name, act)
+#else
+#define BEFORE_REAPER(name, act) {name, act},
+#endif
+
+/* The order of work: sources before the root changes, privilege before exec, signals last. */
+/* clang-format off */
+static const struct {
+    enum sbx_step name;
+    int (*act)(struct sbx_child *);
+} steps[] = {
+    BEFORE_REAPER(SBX_STEP_IDS, do_ids)
+    BEFORE_REAPER(SBX_STEP_STDIO, do_stdio)
+    {SBX_STEP_SESSION, do_session},
+    {SBX_STEP_KEYRING, do_keyring},
+    BEFORE_REAPER(SBX_STEP_OOM_SCORE, do_oom_score)
+    BEFORE_REAPER(SBX_STEP_LOOPBACK, do_loopback)
+    BEFORE_REAPER(SBX_STEP_WATCH, do_watch)
+    BEFORE_REAPER(SBX_STEP_HOSTNAME, do_hostname)
+    BEFORE_REAPER(SBX_STEP_PRIVATE, do_private)
+    {SBX_STEP_ROOT, do_root},
+    BEFORE_REAPER(SBX_STEP_READ_ONLY, do_read_only)
+    BEFORE_REAPER(SBX_STEP_SOURCE, do_sources)
+    BEFORE_REAPER(SBX_STEP_ATTACH, do_attach)
+    {SBX_STEP_MOUNT, do_mounts},
+    BEFORE_REAPER(SBX_STEP_PIVOT, do_pivot)
+    BEFORE_REAPER(SBX_STEP_CHROOT, do_chroot)
+    {SBX_STEP_ORDER, do_order},
+    {SBX_STEP_TERMINAL, do_terminal},
+    {SBX_STEP_CWD, do_cwd},
+    {SBX_STEP_CGROUP, do_cgroup},
+    {SBX_STEP_LIMITS, do_limits},
+    {SBX_STEP_NO_NEW_PRIVS, do_no_new_privs},
+    BEFORE_REAPER(SBX_STEP_PARENT_KEYRING, do_parent_keyring)
+    {SBX_STEP_SECCOMP, do_seccomp},
+    {SBX_STEP_CAPABILITIES, do_capabilities},
+    BEFORE_REAPER(SBX_STEP_PARENT_DEATH, do_parent_death)
+    {SBX_STEP_SIGNALS, do_signals},
+    BEFORE_REAPER(SBX_STEP_REAPER, do_reaper)
+    {SBX_STEP_USER, do_user},
+    {SBX_STEP_EXEC, do_exec},
+};
+/* clang-format on */
+
+int sbx_child_main(void *child) {
+    struct sbx_child *c = child;
+    /* A set-up that hangs ends with its caller as well. A resident's parent ends at once. */
+    if (!IN_REAPER && c->place->reaper != SBX_RESIDENT)
+        raw(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        c->run->at.step = steps[i].name;
+        c->run->at.index = 0;
+        int error = steps[i].act(c);
+        if (error < 0) {
+            sbx_fail(c->run, steps[i].name, c->index, error);
+            break;
+        }
+    }
+    return 127; /* of the process; nobody reads it */
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Starts a command, and waits for it and for all that it leaves behind.
+ */
+#define _GNU_SOURCE
+#include "reaper.h"
+
+#include <linux/capability.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+volatile int is_rung;
+
+/* SIGCHLD is handled only so that it ends a wait. */
+void on_signal(int signum) {
+    if (signum == RESIDENT_BELL)
+        is_rung = 1;
+}
+
+/* Not inlined: parent and vfork child share start_command's frame until the exec. */
+static void run_child(struct sbx_child *c) __attribute__((noinline, noreturn));
+static void run_child(struct sbx_child *c) {
+    int status = sbx_child_main(c);
+    for (;;)
+        raw(__NR_exit, status);
+}
+
+long start_command(struct sbx_child *c, uint64_t namespaces) {
+    long pid = raw(__NR_clone, namespaces | CLONE_VM | CLONE_VFORK | SIGCHLD, 0, 0, 0, 0);
+    if (pid == 0)
+        run_child(c);
+    if (pid < 0)
+        sbx_fail(c->run, SBX_STEP_FORK, 0, pid);
+    return c->run->failure.step == SBX_STEP_NONE ? pid : -1;
+}
+
+void write_record(uint32_t magic) {
+    struct sbx_record record = {.magic = magic, .run = run_number};
+    if (magic == SBX_RECORD_MAGIC) {
+        raw(__NR_getrusage, -1 /* RUSAGE_CHILDREN */, record.usage);
+        record.step = (int32_t)run.failure.step;
+        record.index = run.failure.index;
+        record.error = run.failure.error;
+        record.wait_status = run.wait_status;
+    }
+    raw(__NR_write, REAPER_STATUS_FD, &record, sizeof record);
+}
+
+/* Sends on what signals came for this run; 0: the caller hung up, or says something else. */
+int pass_signals(void) {
+    struct sbx_order message;
+    long n;
+    while ((n = raw(__NR_recvfrom, REAPER_STATUS_FD, &message, sizeof message, MSG_DONTWAIT, 0, 0))
+           == sizeof message) {
+        if (message.kind != SBX_SIGNAL)
+            return 0;
+        if (message.run == run_number)
+            raw(__NR_kill, -1, message.signum);
+    }
+    return n == -EAGAIN;
+}
+
+/* Waits until something happens to a child, and passes on signals; 0: the caller died, or it hung
+ * up: it became another program by exec, and then nobody is left to read the status. By
+ * pselect6(2), because ppoll(2) fails under a low RLIMIT_NOFILE, which a command may set on pid 1.
+ */
+static int caller_lives(void) {
+    unsigned long readable = 1UL << REAPER_LIFELINE_FD | 1UL << REAPER_STATUS_FD;
+    uint64_t blocked = RAW_ALL_SIGNALS & ~CHILD_SIGNAL;
+    struct {
+        const uint64_t *set;
+        size_t size;
+    } mask = {&blocked, RAW_SIGSET_SIZE};
+    if (raw(__NR_pselect6, REAPER_FDS, &readable, 0, 0, 0, &mask) <= 0)
+        return 1;
+    return !(readable >> REAPER_LIFELINE_FD & 1) && pass_signals();
+}
+
+/* PTRACE_TRACEME makes the parent the tracer, so wait4 reports a stop to us at each signal of such
+ * a process. We trace nobody: detach, and deliver the signal. The exceptions are stops that only
+ * wait for a tracer: SIGTRAP (after an exec), and a stop signal from within the run. One that we
+ * send ourselves (Process.suspend) has the sender 1, or 0 if it comes from another pid namespace.
+ */
+static void detach_tracee(long pid, int status) {
+    siginfo_t info = {0};
+    int signum = WSTOPSIG(status);
+    int is_stop = signum == SIGSTOP || signum == SIGTSTP || signum == SIGTTIN || signum == SIGTTOU;
+    raw(__NR_ptrace, PTRACE_GETSIGINFO, pid, 0, &info);
+    if (signum == SIGTRAP || (is_stop && info.si_pid > 1))
+        signum = 0;
+    raw(__NR_ptrace, PTRACE_DETACH, pid, 0, signum);
+}
+
+/* wait4(2) for any child, of which stops are no end: its pid, 0: none ended (WNOHANG), or -errno.
+ */
+long wait_for_child(int *status, int flags) {
+    for (;;) {
+        long pid = raw(__NR_wait4, -1, status, flags, 0);
+        if (pid > 0 && WIFSTOPPED(*status))
+            detach_tracee(pid, *status);
+        else if (pid != -EINTR)
+            return pid;
+    }
+}
+
+/* Reaps whatever ends, until it is `command`: its status, or -errno if the kernel does not tell. */
+int reap_until(long command) {
+    for (;;) {
+        int status;
+        long pid;
+        while ((pid = wait_for_child(&status, WNOHANG)) > 0)
+            if (pid == command)
+                return status;
+        if (pid < 0)
+            return (int)pid;
+        if (!caller_lives())
+            exit_reaper();
+    }
+}
+
+/* Whether a signal reaches all processes of a run: by CAP_KILL, or as none can have other ids. */
+static int may_kill(void) {
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct sets[2] = {{0}};
+    raw(__NR_capget, &header, sets);
+    if (sets[0].effective >> CAP_KILL & 1)
+        return 1;
+    return !run_place.change_ids && run_place.no_new_privs;
+}
+
+/* Waits for the end of a child; 0: none ends in SBX_LAST_MS. */
+static int await_child(void) {
+    struct {
+        int64_t seconds, nanoseconds;
+    } most = {SBX_LAST_MS / 1000, SBX_LAST_MS % 1000 * 1000000};
+    uint64_t signals = CHILD_SIGNAL; /* which is blocked, and so pending once one ended */
+    return raw(__NR_rt_sigtimedwait, &signals, 0, &most, RAW_SIGSET_SIZE) != -EAGAIN;
+}
+
+/* All that is left in the pid namespace; waiting for some counts it in what was used. Processes
+ * that we may not signal are killed by the kernel when pid 1 exits. 0: some that got SIGKILL do not
+ * end, as they wait in the kernel for something that does not come. */
+int kill_and_reap(void) {
+    long pid;
+    int status;
+    while ((pid = wait_for_child(&status, WNOHANG)) > 0)
+        ;
+    if (pid == -ECHILD) /* so there is nobody, and kill(2) need not look for them everywhere */
+        return 1;
+    if (raw(__NR_getpid, 0) == 1) /* never of another's */
+        raw(__NR_kill, -1, SIGKILL);
+    int may = may_kill();
+    while ((pid = wait_for_child(&status, WNOHANG)) >= 0) {
+        if (pid == 0 && !may)
+            return 1;
+        if (pid == 0 && !await_child())
+            return 0;
+    }
+    return 1;
+}

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The reaper: pid 1 of an isolated run, a static program without libc. It starts the command,
+ * reaps what the command leaves behind, passes on the command's true status, and ends. Its end is
+ * the end of the namespace: the kernel kills whatever is still in it.
+ *
+ * It is given
+ * - as descriptor 3 a socket to the caller. Every message from there begins with a struct
+ * sbx_order: first what is done for each run (a struct sbx_place and all that it points to), then a
+ * command with its strings, later signals. It answers with one struct sbx_record for each command;
+ * - as descriptor 4 the lifeline: a pidfd of the caller, readable when that process is dead;
+ * - from 5 on the descriptors that are passed on to the command;
+ * - and every signal blocked.
+ *
+ * Pid 1 gets no signal that it does not handle, so nothing sent from inside stops or kills it. It
+ * is not dumpable, so nothing inside can trace it; and it keeps all capabilities of the caller, so
+ * that a command with fewer can neither renice nor reschedule it. No command can reach the socket.
+ *
+ * Each run has a number, which every message about it carries. What is meant for another run is
+ * never obeyed: a signal is ignored, an order breaks off.
+ *
+ * A resident gets a SBX_TEMPLATE as its first message, and stays: it asks for one command after the
+ * other (SBX_READY_MAGIC). Each runs in a pid namespace and a mount namespace made for it, below
+ * and copied from the resident's own: the command cannot name the resident, and what it could
+ * change in the other namespaces, which are the resident's, is looked at after the run. If anything
+ * was changed the resident ends, and all of it with it.
+ *
+ *     resident        pid namespace, mount namespace (the template), network, ipc, uts, cgroup
+ *       reaper        pid and mount namespace of the run; a fork, which ends with the command
+ *         command     the steps of child.c that belong to a run, then exec
+ */
+#define _GNU_SOURCE
+#include "reaper.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+#if defined(__x86_64__)
+__asm__(".globl _start\n_start:\n"
+        "xor %ebp, %ebp\nand $-16, %rsp\ncall reaper\nhlt\n"
+        ".globl return_from_signal\nreturn_from_signal:\nmov $15, %eax\nsyscall\n");
+#elif defined(__aarch64__)
+__asm__(".globl _start\n_start:\nmov x29, #0\nbl reaper\n"
+        ".globl return_from_signal\nreturn_from_signal:\nmov x8, #139\nsvc #0\n");
+#endif
+#define RESTORER 0x04000000 /* SA_RESTORER: x86_64 leaves the way back to the program */
+
+void return_from_signal(void);
+void reaper(void) __attribute__((noreturn, used));
+
+struct sbx_place run_place;
+uint32_t run_number;
+struct sbx_run run; /* shared by the processes of a resident, as all of their memory */
+
+void exit_reaper(void) {
+    for (;;)
+        raw(__NR_exit_group, 0);
+}
+
+void fail_and_exit(enum sbx_step step, int index, long error) {
+    sbx_fail(&run, step, index, error);
+    write_record(SBX_RECORD_MAGIC);
+    exit_reaper();
+}
+
+static void run_once(void) __attribute__((noreturn));
+static void run_once(void) {
+    static struct sbx_order order;
+    static struct sbx_job job;
+    static struct sbx_child c;
+    long error = read_place();
+    if (error < 0)
+        fail_and_exit(SBX_STEP_CAPABILITIES, 0, error);
+    error = receive_message(SBX_ORDER, &order, 0);
+    if (error < 0)
+        fail_and_exit(SBX_STEP_EXEC, -1, error);
+    read_job(&order, &job, &c);
+    run_place.reaper = 0;
+    c.run = &run;
+    c.place = &run_place;
+    c.root = c.tree = c.dev = -1;
+    for (int i = 0; i < 3; i++)
+        c.stdio[i] = i;
+    long command = start_command(&c, 0);
+    if (command >= 0 && order.announce)
+        write_record(SBX_READY_MAGIC);
+    if (command >= 0)
+        run.wait_status = reap_until(command);
+    if (!kill_and_reap()) /* waiting counts their usage; the kernel would kill them as well */
+        sbx_fail(&run, SBX_STEP_KILL, 0, -ETIMEDOUT);
+    write_record(SBX_RECORD_MAGIC);
+    exit_reaper();
+}
+
+void reaper(void) {
+    struct raw_sigaction action = {on_signal, RESTORER, return_from_signal, RAW_ALL_SIGNALS};
+    struct sbx_order order;
+    raw(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    raw(RAW_close_range, REAPER_STATUS_FD, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
+    raw(__NR_rt_sigaction, SIGCHLD, &action, 0, RAW_SIGSET_SIZE);
+    use_small_buffer();
+    run_number = 1;
+    if (receive_message(SBX_PLACE, &order, 0) < 0)
+        exit_reaper();
+    if (!order.stays)
+        run_once();
+    run_number = 0;
+    raw(__NR_rt_sigaction, RESIDENT_BELL, &action, 0, RAW_SIGSET_SIZE);
+    resident_main();
+}

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the files of the reaper's program share. It has one thread; a resident shares its memory
+ * with the reaper and the command's process of the run under way.
+ */
+#ifndef SBX_REAPER_H
+#define SBX_REAPER_H
+
+#include "../child/child.h"
+
+#define CHILD_SIGNAL ((uint64_t)1 << (SIGCHLD - 1))
+#define BELL_SIGNAL ((uint64_t)1 << (RESIDENT_BELL - 1))
+
+extern struct sbx_place run_place; /* what is done for each run */
+extern uint32_t run_number;        /* the first is 1 */
+extern struct sbx_run run;
+
+void exit_reaper(void) __attribute__((noreturn));
+/* Tells the caller why there is no command, and exits. */
+void fail_and_exit(enum sbx_step step, int index, long error) __attribute__((noreturn));
+
+/* ---- messages ------------------------------------------------------------------------------ */
+
+extern char *contents;       /* what came with the last order, then the pointers to its strings */
+extern int is_message_large; /* a resident: it did not fit into the memory for messages */
+
+void use_small_buffer(void);
+/* Of a resident: all of it is in memory from now on. */
+void use_large_buffer(void);
+
+long get_memory(size_t size);
+
+/* Reads the next message of KIND. Whoever sends it is the caller's core. Returns 0 or -errno:
+ * -ECANCELED if the caller hung up, or sent something else. A signal for a run that is over may
+ * come first. FDS: room for the descriptors that come with an order for a slot. */
+long receive_message(uint32_t kind, struct sbx_order *order, int *fds);
+/* Fills JOB with what an order asks for: its descriptors, the cwd and the strings lie one after the
+ * other. */
+void read_job(const struct sbx_order *order, struct sbx_job *job, struct sbx_child *c);
+/* Reads the first message, the place of the runs, whose pointers are offsets. */
+long read_place(void);
+
+/* ---- a run --------------------------------------------------------------------------------- */
+
+extern volatile int is_rung; /* a resident: the caller says that there is a message */
+
+void on_signal(int signum);
+/* Clones the command's process, as vfork does: if it fails before its exec, that is known when this
+ * returns. The command's pid, or < 0. */
+long start_command(struct sbx_child *c, uint64_t namespaces);
+void write_record(uint32_t magic);
+/* Sends on the signals that came for this run; 0: the caller hung up, or says something else. */
+int pass_signals(void);
+/* Waits for any child (wait4(2)), of which a stop is not the end: returns its pid, 0: none ended
+ * (WNOHANG), or -errno. */
+long wait_for_child(int *status, int flags);
+/* Reaps whatever ends, until it is COMMAND: returns its status, or -errno if the kernel does not
+ * tell. */
+int reap_until(long command);
+/* Kills all that is left in the pid namespace. 0: some that got SIGKILL do not end, as they wait in
+ * the kernel for something that does not come. */
+int kill_and_reap(void);
+
+/* ---- a resident ---------------------------------------------------------------------------- */
+
+void resident_main(void) __attribute__((noreturn));
+
+/* Whether the counters of the namespaces are what they were. FIRST: remembers them. */
+int are_counts_same(int first);
+int is_ipc_empty(int queues);
+void open_keyrings(void);
+int are_keyrings_same(void);
+long open_queues(void);
+
+/* Looks from now on at the dev that all runs share, which MOUNTED says where to find. Below 0: it
+ * does not. MOUNTS: all that lies in the template, some of it in that dev. */
+int sbx_watch_dev(const struct sbx_mount *m, struct sbx_seen mounted, const struct sbx_seen *mounts,
+                  int n_mounts);
+/* Whether a run left nothing in it; what was used is replaced. 0: the dev is of no use any more. */
+int sbx_renew_dev(void);
+
+#endif
