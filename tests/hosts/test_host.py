@@ -11,13 +11,12 @@ import itertools
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from lib.hosts import BY_MAP
+from lib import hosts
 from lib.machine import needs_root, require
 from lib.waiting import processes, wait_until
 
@@ -36,15 +35,6 @@ MODES = {
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 
 HEAD = """
-import ctypes, os, signal, sys, threading, time
-from sandboxlib import Sandbox, SetupError, StatusLost, run_sandbox, CAPTURE
-root, mode = sys.argv[1], eval(sys.argv[2])
-if mode.pop("fresh", False):
-    leased = Sandbox.run
-    Sandbox.run = lambda *words, **more: leased(*words, **{"fresh": True, **more})
-"""
-HEAD += BY_MAP
-HEAD += """
 box = Sandbox(root, **mode)
 def check(count):
     for i in range(count):
@@ -54,13 +44,8 @@ def check(count):
 """
 
 
-def host(script: str, root: Path, mode: object = None, timeout: float = 100, **words: object):
-    argv = [sys.executable, "-c", HEAD + script, str(root), repr(mode or {})]
-    done = subprocess.run(
-        argv, capture_output=True, text=True, check=False, timeout=timeout, **words
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def host(script: str, root: Path, mode: object = None, **words: object) -> str:
+    return hosts.run(HEAD + script, root, mode, **words)
 
 
 @pytest.mark.slow
@@ -99,7 +84,7 @@ def test_the_status_is_true_whatever_the_host_does_with_children(
     shared_rootfs: Path, mode: dict[str, object], trick: str
 ) -> None:
     require(_kernel() >= (6, 15) or mode == {}, "without the reaper that takes Linux 6.15")
-    host(trick + "\ncheck(200)\nos._exit(0)", shared_rootfs, mode)
+    host(trick + "\ncheck(many(40, 200))\nos._exit(0)", shared_rootfs, mode)
 
 
 def _kernel() -> tuple[int, ...]:
@@ -116,7 +101,7 @@ def handler(*_):
     seen.append(1); pids.add(os.getpid())
 signal.signal(signal.SIGALRM, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-check(150)
+check(many(50, 150))
 signal.setitimer(signal.ITIMER_REAL, 0)
 assert len(seen) > 20 and pids == {os.getpid()}
 """
@@ -141,7 +126,7 @@ try:
     while not pids:
         time.sleep(0.001)
     end = time.monotonic() + 8
-    for _ in range(150):
+    for _ in range(many(40, 150)):
         assert isolated.run(["echo", "x"]) == (0, b"x\\n", b"")
         if time.monotonic() > end:
             break
@@ -189,7 +174,7 @@ os._exit(0 if good[:2] == (0, b"out\\n4\\n") and good.err == b"err\\n" else 1)
     for closed in itertools.chain.from_iterable(
         itertools.combinations(range(3), count) for count in range(4)
     ):
-        argv = [sys.executable, "-c", HEAD + script, str(shared_rootfs), repr(mode), repr(closed)]
+        argv = hosts.command(HEAD + script, shared_rootfs, mode, repr(closed))
         assert subprocess.run(argv, check=False).returncode == 0, closed
 
 
@@ -207,7 +192,7 @@ def opener():
 thread = threading.Thread(target=opener)
 thread.start()
 try:
-    for _ in range(100):
+    for _ in range(many(25, 100)):
         # 3 is the directory that ls reads.
         assert run_sandbox("/", ["ls", "/proc/self/fd"], **mode).out == b"0\\n1\\n2\\n3\\n"
 finally:
@@ -253,8 +238,8 @@ assert state() == before, [pair for pair in zip(state(), before) if pair[0] != p
 # ---- the end of the host ---------------------------------------------------------------------
 
 
-def start_host(script: str, *words: object) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-c", HEAD + script, *map(str, words)]
+def start_host(script: str, root: Path, mode: object = None) -> subprocess.Popen[bytes]:
+    argv = hosts.command(HEAD + script, root, mode)
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -314,7 +299,7 @@ def test_a_worker_thread_that_ends_leaves_the_runs_of_others(
     shared_rootfs: Path, mode: dict[str, object]
 ) -> None:
     script = """
-for _ in range(20):
+for _ in range(many(6, 20)):
     results = []
     slow = threading.Thread(target=lambda: results.append(box.run(["usleep", "50000"])))
     quick = threading.Thread(target=lambda: results.append(box.run(["true"])))
@@ -371,7 +356,8 @@ box.close()
 import random
 before = os.listdir("/proc/self/fd")
 hits = 0
-for i in range(400):
+count = many(80, 400)
+for i in range(count):
     timer = threading.Timer(random.random() * 0.003, os.kill, (os.getpid(), signal.SIGINT))
     try:
         timer.start()
@@ -382,7 +368,7 @@ for i in range(400):
     timer.join()
 import gc; gc.collect()
 box.close()
-assert hits == 400
+assert hits == count
 assert os.listdir("/proc/self/fd") == before
 assert open(f"/proc/self/task/{os.getpid()}/children").read() == ""
 """
@@ -406,7 +392,8 @@ def work():
 box.run(["true"])
 box.close()
 before = os.listdir("/proc/self/fd")
-for _ in range(40):
+count = many(10, 40)
+for _ in range(count):
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -418,7 +405,7 @@ for _ in range(40):
     [thread.join() for thread in threads]
 import gc; gc.collect()
 box.close()
-assert raised == 320
+assert raised == 8 * count
 assert os.listdir("/proc/self/fd") == before
 assert open(f"/proc/self/task/{os.getpid()}/children").read() == ""
 """
@@ -449,7 +436,7 @@ thread = threading.Thread(target=forker)
 thread.start()
 start = time.monotonic()
 try:
-    for i in range(100):
+    for i in range(many(30, 100)):
         assert box.run(["sh", "-c", "echo x"]) == (0, b"x\\n", b"")
         assert i % 10 or box.run(["sleep", "60"], timeout=0.02).timed_out
     assert time.monotonic() - start < 60
@@ -495,7 +482,7 @@ def one(i):
     assert box.run([f"/tmp/program{i}", "true"]).exit in (0, 127)
     os.unlink(path)
 with ThreadPoolExecutor(8) as pool:
-    list(pool.map(one, range(400)))
+    list(pool.map(one, range(many(100, 400))))
 """
     host(script, rootfs)
 
@@ -505,9 +492,9 @@ def test_a_machine_that_forbids_programs_in_memory_uses_the_file(shared_rootfs: 
     script = 'echo 2 > /proc/sys/vm/memfd_noexec && exec "$@"'
     host_script = HEAD + "print(box.run(['echo', 'x']).out, os.readlink('/proc/self/fd/'"
     host_script += " + str(__import__('sandboxlib')._native.init_descriptor())))"
-    argv = ["unshare", "-pf", "--mount-proc", "sh", "-c", script, "sh", sys.executable]
+    argv = ["unshare", "-pf", "--mount-proc", "sh", "-c", script, "sh"]
     done = subprocess.run(
-        [*argv, "-c", host_script, str(shared_rootfs), "{}"],
+        [*argv, *hosts.command(host_script, shared_rootfs)],
         capture_output=True,
         text=True,
         check=True,

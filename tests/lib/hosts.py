@@ -1,12 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hosts, which are Python processes of their own, begin with."""
+"""Hosts: programs that use sandboxlib, as Python processes of their own.
+
+A host knows `root` and `mode`, the words of a Sandbox; {"fresh": True} in it makes each run of a
+Sandbox one without a slot, {"map": True} a map of one command. `many` is that of lib.machine.
+"""
 
 from __future__ import annotations
 
-#: For hosts: with {"map": True} in `mode`, Sandbox.run is a map of one command.
-BY_MAP = """
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PROLOGUE = """
+import ctypes, gc, itertools, json, os, shutil, signal, sys, threading, time
+import sandboxlib
+from sandboxlib import (
+    CAPTURE, STDOUT, Mount, Policy, Sandbox, SetupError, SpecError, StatusLost, run_sandbox)
+root, mode = sys.argv[1], json.loads(sys.argv[2])
+if mode.pop("fresh", False):
+    leased = Sandbox.run
+    Sandbox.run = lambda *words, **more: leased(*words, **{"fresh": True, **more})
+
+def many(quick, deep):
+    return deep if "SANDBOXLIB_DEEP" in os.environ else quick
+
 def by_map(box, command, cwd=None, extra_env=None, **words):
-    import threading
     from sandboxlib import _process
     if threading.get_ident() in _process.stops:  # a thread of a map, which runs what has no slot
         return run_itself(box, command, cwd, extra_env, **words)
@@ -20,3 +40,22 @@ if mode.pop("map", False):
     from sandboxlib import _map  # not first of all in a signal handler
     Sandbox.run = by_map
 """
+
+
+def command(script: str, root: Path, mode: object = None, *more: str) -> list[str]:
+    """The words that start a host."""
+    return [sys.executable, "-c", PROLOGUE + script, str(root), json.dumps(mode or {}), *more]
+
+
+def run(script: str, root: Path, mode: object = None, wrapper: Any = (), **words: Any) -> str:
+    """What a host prints; it has to succeed."""
+    done = subprocess.run(
+        [*wrapper, *command(script, root, mode)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+        **words,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

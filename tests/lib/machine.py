@@ -19,6 +19,11 @@ not_sanitized = pytest.mark.skipif(
 )
 
 
+def many(quick: int, deep: int) -> int:
+    """How often a test repeats something: a few times, or, with --all, for depth."""
+    return deep if "SANDBOXLIB_DEEP" in os.environ else quick
+
+
 def require(present: object, reason: str) -> None:
     """Skips the test where something is missing; SANDBOXLIB_MUST_WORK=1 makes that a failure."""
     if present:
