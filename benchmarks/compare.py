@@ -68,7 +68,7 @@ def rows(root: str) -> dict[str, Callable[[], float]]:
     def run(box: Any, fresh: bool) -> Callable[[], float]:
         def once() -> float:
             start = time.perf_counter_ns()
-            result = box.run(["/say"], "/", fresh=fresh)
+            result = box.run(["/say"], cwd="/", fresh=fresh)
             end = time.perf_counter_ns()
             assert result.out == b"ok\n", result
             return (end - start) / 1000
@@ -90,7 +90,7 @@ def rows(root: str) -> dict[str, Callable[[], float]]:
 def _two_threads(box: Any) -> float:
     def work() -> None:
         for _ in range(2 * BLOCK):
-            box.run(["/say"], "/")
+            box.run(["/say"], cwd="/")
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     start = time.perf_counter_ns()

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sandboxlib import Sandbox, _native, _slots
-from sandboxlib._plan import Job, plan_for
+from sandboxlib import Command, Sandbox, _native, _slots
+from sandboxlib._plan import Job, job_of, plan_for
 
 HERE = Path(__file__).resolve().parent
 CONTRACT = (HERE.parent / "csrc" / "sandbox.h").read_text()
@@ -69,7 +69,7 @@ class Loops:
 
     def core(self, box: Sandbox) -> Once:
         """The library's core, everything fresh in each run."""
-        plan, job, work = plan_for(box), Job(["/say"], "/", None), _native.Workspace()
+        plan, job, work = plan_for(box), job_of(Command("/say", "/"), box), _native.Workspace()
         init = _native.init_descriptor() if plan.reaper else -1
         kept = self._fill(work, plan, job, init)
         place = self._ours("struct sbx_place *", plan.place)
@@ -83,7 +83,7 @@ class Loops:
 
     def slot(self, box: Sandbox) -> Once | str:
         """The library's core in slots that are kept, taking turns; or why there are none."""
-        plan, job, work = plan_for(box), Job(["/say"], "/", None), _native.Workspace()
+        plan, job, work = plan_for(box), job_of(Command("/say", "/"), box), _native.Workspace()
         if not _slots.can_stay(plan):
             return "such a sandbox keeps no slot"
         slots = _slots.Slots(plan)

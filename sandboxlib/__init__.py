@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
-from . import _ladder, chroot, sandbox
+from . import _calls, _ladder, _types, chroot, sandbox
 from ._ladder import executor_for_platform, get_executor
-from ._streams import Lines, Tee
+from ._streams import CAPTURE, STDOUT, Lines, Tee
+from ._types import overload
+from .command import BASE_ENVIRONMENT, Command, environment_vars
 from .errors import (
     CommandFailed,
     ImageError,
@@ -23,35 +25,31 @@ from .errors import (
 from .limits import Limits
 from .policy import Policy
 from .result import Result, Usage
-from .sandbox import BASE_ENVIRONMENT, CAPTURE, STDOUT, Mount, Sandbox, environment_vars
+from .sandbox import Mount, Sandbox
 from .user import User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, overload
+    from typing import Any
 
     from . import bubblewrap, linux_user_chroot, load, user_namespace, utils
     from ._async import AsyncProcess
     from ._handle import Process
     from ._pool import SandboxExecutor
-    from .policy import Seccomp
-    from .sandbox import Command, Path, Stream
-else:
+    from ._typing import Argv, CommandOptions, Runner
 
-    def overload(function):
-        """What typing has, which takes 2 ms to import."""
-        return function
-
-
-sandbox.runner = _ladder.run_in
+sandbox.runner = _ladder.run_command
 
 __version__ = "1.0.0.dev0"
 __all__ = [
     "BASE_ENVIRONMENT",
     "CAPTURE",
     "STDOUT",
+    "Argv",
     "AsyncProcess",
+    "Command",
     "CommandFailed",
+    "CommandOptions",
     "ImageError",
     "Limits",
     "Lines",
@@ -60,6 +58,7 @@ __all__ = [
     "Process",
     "ProgramNotFound",
     "Result",
+    "Runner",
     "Sandbox",
     "SandboxError",
     "SandboxExecutor",
@@ -93,7 +92,14 @@ __all__ = [
 
 #: Modules that are imported when they are asked for.
 _LATER = ("bubblewrap", "linux_user_chroot", "load", "user_namespace", "utils")
-_NAMES_LATER = {"AsyncProcess": "_async", "Process": "_handle", "SandboxExecutor": "_pool"}
+_NAMES_LATER = {
+    "Argv": "_typing",
+    "AsyncProcess": "_async",
+    "CommandOptions": "_typing",
+    "Process": "_handle",
+    "Runner": "_typing",
+    "SandboxExecutor": "_pool",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -113,9 +119,9 @@ maximum_possible_isolation = _ladder.api.maximum_possible_isolation
 
 @overload
 def run_sandbox(
-    rootfs_path: Path,
-    command: Command,
-    cwd: Path | None = None,
+    rootfs_path: _types.Path,
+    command: _types.Argv | Command,
+    cwd: _types.Path | None = None,
     extra_env: Mapping[str, str] | None = None,
     network: str = "undefined",
     *,
@@ -124,11 +130,11 @@ def run_sandbox(
     ipc: str = "isolated",
     hostname: str | None = None,
     extra_mounts: Iterable[Mount | Sequence[object]] | None = (),
-    filesystem_writable_paths: str | Iterable[Path] | None = "all",
-    devices: str | Iterable[Path] = "minimal",
+    filesystem_writable_paths: str | Iterable[_types.Path] | None = "all",
+    devices: str | Iterable[_types.Path] = "minimal",
     capabilities: str | Iterable[str] = "default",
     no_new_privs: bool = True,
-    seccomp: Seccomp = "default",
+    seccomp: _types.Seccomp = "default",
     nesting: bool = False,
     policy: Policy = ...,
     init: bool = True,
@@ -137,32 +143,31 @@ def run_sandbox(
     limits: Limits | None = None,
     deterministic: bool = False,
     env: Mapping[str, str] | None = None,
-    stdin: Stream | bytes = None,
-    stdout: Stream = CAPTURE,
-    stderr: Stream = CAPTURE,
+    stdin: _types.Stdin = None,
+    stdout: _types.Sink = CAPTURE,
+    stderr: _types.Sink = CAPTURE,
     timeout: float | None = None,
     grace: float = 0.0,
-    cpu_time: int | None = None,
     max_output: int | None = None,
     on_overflow: str = "truncate",
     pass_fds: Iterable[int] = (),
     pty: bool | tuple[int, int] = False,
 ) -> Result: ...
 @overload
-def run_sandbox(  # noqa: F811
-    command: Command,
-    cwd: Path | None = None,
+def run_sandbox(
+    command: _types.Argv | Command,
+    cwd: _types.Path | None = None,
     env: Mapping[str, str] | None = None,
-    filesystem_root: Path = "/",
-    filesystem_writable_paths: str | Iterable[Path] | None = "all",
+    filesystem_root: _types.Path = "/",
+    filesystem_writable_paths: str | Iterable[_types.Path] | None = "all",
     mounts: str = "undefined",
     extra_mounts: Iterable[Mount | Sequence[object]] | None = None,
     network: str = "undefined",
-    stdout: Stream = CAPTURE,
-    stderr: Stream = CAPTURE,
-    **options: Any,
+    stdout: _types.Sink = CAPTURE,
+    stderr: _types.Sink = CAPTURE,
+    **options: _types.Any,
 ) -> Result: ...
-def run_sandbox(*words: Any, **options: Any) -> Result:  # noqa: F811
+def run_sandbox(*words: _types.Any, **options: _types.Any) -> Result:
     """Runs a command in a sandbox of its own, and returns `(exit, out, err)`.
 
         run_sandbox(rootfs_path, command, cwd=None, extra_env=None, network='undefined', *, ...)
@@ -181,7 +186,7 @@ def run_sandbox(*words: Any, **options: Any) -> Result:  # noqa: F811
     timeout        seconds; then everything in the sandbox is killed, and Result.timed_out is True.
 
     The other keyword arguments are those of Sandbox; capabilities, no_new_privs, seccomp and
-    nesting are those of Policy, and stand for policy=; grace, cpu_time, max_output, on_overflow,
+    nesting are those of Policy, and stand for policy=; grace, max_output, on_overflow,
     pass_fds and pty are those of Sandbox.run. The form of sandboxlib 0.3 is understood too:
 
         run_sandbox(command, cwd=None, env=None, filesystem_root='/', ...)
@@ -206,22 +211,26 @@ def run_sandbox(*words: Any, **options: Any) -> Result:  # noqa: F811
 
 
 async def run_sandbox_async(
-    rootfs_path: Path,
-    command: Command,
-    cwd: Path | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    rootfs_path: _types.Path,
+    command: _types.Argv | Command,
+    cwd: _types.Path | None = None,
+    extra_env: _types.Env | None = None,
     network: str = "undefined",
-    **options: Any,
+    **options: _types.Any,
 ) -> Result:
-    """As run_sandbox, in an event loop; see Sandbox.run_async. The words are those of run_sandbox's
-    first form.
+    """As run_sandbox, in an event loop; see Sandbox.run_async. The arguments are those of
+    run_sandbox's first form.
     """
     from . import _async
 
-    return await _async.run_once(rootfs_path, command, cwd, extra_env, network, options)
+    options["network"] = network
+    box, made = _calls.of_first_form(
+        "run_sandbox_async", rootfs_path, command, cwd, extra_env, options
+    )
+    return await _async.run(box, made, True)
 
 
-def run_sandbox_with_redirection(*words: Any, **options: Any) -> int:
+def run_sandbox_with_redirection(*words: _types.Any, **options: _types.Any) -> int:
     """Runs a command as run_sandbox does, and returns its exit status alone.
 
     stdout and stderr are files or descriptors, or None (the default): discarded.
@@ -230,29 +239,52 @@ def run_sandbox_with_redirection(*words: Any, **options: Any) -> int:
 
 
 # Not in __all__: `from sandboxlib import *` leaves the builtin of this name alone.
+@overload
 def map(
-    calls: Iterable[tuple[Sandbox, Command | Mapping[str, Any]]],
+    calls: Iterable[tuple[Sandbox, _types.Argv | Command]],
+    jobs: int | None = None,
+    *,
+    ordered: bool = True,
+    on_failure: _types.Literal["stop"] = "stop",
+    progress: Callable[[int, Result], object] | None = None,
+    fresh: bool = False,
+    **options: _types.Unpack[_types.CommandOptions],
+) -> Generator[Result, None, None]: ...
+@overload
+def map(
+    calls: Iterable[tuple[Sandbox, _types.Argv | Command]],
+    jobs: int | None = None,
+    *,
+    ordered: bool = True,
+    on_failure: _types.Literal["continue"],
+    progress: Callable[[int, Result | SandboxError], object] | None = None,
+    fresh: bool = False,
+    **options: _types.Unpack[_types.CommandOptions],
+) -> Generator[Result | SandboxError, None, None]: ...
+def map(
+    calls: Iterable[tuple[Sandbox, _types.Argv | Command]],
     jobs: int | None = None,
     *,
     ordered: bool = True,
     on_failure: str = "stop",
-    progress: Callable[[int, Any], object] | None = None,
-    **words: Any,
-) -> Generator[Any, None, None]:
+    progress: _types.Progress | None = None,
+    fresh: bool = False,
+    **options: _types.Unpack[_types.CommandOptions],
+) -> Generator[_types.Any, None, None]:
     """Runs many commands in several Sandboxes, a few at a time; yields a Result for each.
 
-        sandboxlib.map([(box, ["make"]), (other, {"command": ["make"], "cwd": "/src"})], jobs=2)
+        sandboxlib.map([(box, ["make"]), (other, Command(["make"], "/src"))], jobs=2)
 
-    calls: an iterable of (Sandbox, command). All else is as in Sandbox.map, which see.
+    calls: an iterable of (Sandbox, command). All else is as in Sandbox.map.
     """
     from . import _map
 
-    return _map.start(calls, jobs, ordered, on_failure, progress, words)
+    return _map.start(calls, jobs, ordered, on_failure, progress, {**options, "fresh": fresh})
 
 
 def degrade_config_for_capabilities(
-    in_config: Mapping[str, Any], warn: bool = True
-) -> dict[str, Any]:
+    in_config: Mapping[str, _types.Any], warn: bool = True
+) -> dict[str, _types.Any]:
     """A copy of a configuration that asks for no more than can be had on this machine.
 
     in_config: keyword arguments of run_sandbox. What cannot be had of network, mounts, processes
@@ -287,7 +319,7 @@ def argv_to_string(argv: Sequence[str]) -> str:
     return shlex.join(argv)
 
 
-def doctor() -> list[dict[str, Any]]:
+def doctor() -> list[dict[str, _types.Any]]:
     """What works on this machine: for each executor a dict.
 
     name: str; usable: bool; reason: str, why not; isolation: dict, as maximum_possible_isolation,

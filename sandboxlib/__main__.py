@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from . import SandboxError, __version__, _ladder
+from ._streams import CAPTURE
 from .errors import SpecError, printable
 from .policy import Policy
-from .sandbox import CAPTURE, Mount, Sandbox
+from .sandbox import Mount, Sandbox
 from .user import WORDS, User
 
 TYPE_CHECKING = False

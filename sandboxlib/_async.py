@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from time import monotonic
 
-from . import _executor, _handle, _ladder, _native, _process
+from . import _handle, _ladder, _native, _plan, _process
+from .command import Command
 from .result import Result
-from .sandbox import CAPTURE, Sandbox, take_more
+from .sandbox import Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,14 +115,13 @@ class _Watch:
 # ---- a run -------------------------------------------------------------------------------------
 
 
-async def run(
-    box: Sandbox, fresh: bool, words: Mapping[str, Any], more: Mapping[str, Any]
-) -> Result:
+async def run(box: Sandbox, command: Command, fresh: bool) -> Result:
     """A run in the caller's loop; see Sandbox.run_async."""
     began = monotonic()
+    box = box._for(command)
     executor = _ladder.executor_of(box, native=True)
     loop = _loop()
-    run = _executor.new_run(executor.plan_of(box), **words, more=more)
+    run = _process.Run(executor.plan_of(box), _plan.job_of(command, box), command)
     watch = _Watch(run)
     try:
         run.start(fresh)
@@ -137,23 +137,6 @@ async def run(
 def _patience(run: _process.Run) -> float:
     """How long to wait before looking up: what hangs at its end wakes nobody."""
     return max(0.0, min(_LONGEST_WAIT, run.due() - monotonic()))
-
-
-async def run_once(
-    rootfs_path: Any,
-    command: Any,
-    cwd: Any,
-    extra_env: Mapping[str, str] | None,
-    network: str,
-    options: dict[str, Any],
-) -> Result:
-    """What run_sandbox_async does."""
-    names = ("env", "stdin", "stdout", "stderr", "timeout")
-    words = {name: options.pop(name) for name in names if name in options}
-    more = take_more(options)
-    box = _executor.sandbox_for(rootfs_path, {"network": network, **options})
-    words |= {"command": command, "cwd": cwd, "extra_env": extra_env}
-    return await run(box, True, words, more)
 
 
 # ---- a handle ----------------------------------------------------------------------------------
@@ -362,16 +345,7 @@ _SAME = frozenset(
 )
 
 
-def start(
-    box: Sandbox,
-    command: Any,
-    cwd: Any = None,
-    extra_env: Mapping[str, str] | None = None,
-    stdin: Any = None,
-    stdout: Any = CAPTURE,
-    stderr: Any = CAPTURE,
-    more: Mapping[str, Any] | None = None,
-) -> AsyncProcess:
+def start(box: Sandbox, command: Command) -> AsyncProcess:
     """What starts a command when it is entered; see Sandbox.start_async."""
-    words = (box, command, cwd, extra_env, stdin, stdout, stderr, more or {})
-    return AsyncProcess(lambda: _handle.start(*words))
+    _handle.check_startable("start_async", command)
+    return AsyncProcess(lambda: _handle.start(box, command))

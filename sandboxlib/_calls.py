@@ -14,23 +14,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 
-from . import _executor
+from . import _executor, _types
+from ._streams import CAPTURE
+from .command import OPTIONS, Command, command_of, unknown_option
+from .errors import SpecTypeError
 from .policy import ALL, Policy
 from .result import Result
-from .sandbox import CAPTURE, take_more
+from .sandbox import Sandbox
 from .user import User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .sandbox import Command, Path, Stream
-
-RunIn = Callable[..., Result]
+#: The keyword arguments of run_sandbox that are the Command's; limits are those of the Sandbox.
+_OPTIONS = OPTIONS - {"limits"}
+_OF_A_SANDBOX = (*Sandbox._fields[1:], "ids", "group", "groups", *Policy._fields)
+_KNOWN = _OPTIONS | set(_OF_A_SANDBOX)
 
 
 class Api:
-    """The public functions of an executor, made of its run_in.
+    """The public functions of an executor, made of its run_command.
 
     possible: what it can isolate here, as its maximum_possible_isolation says.
     processes: the default of the form of 0.3; there was none then, and where one can be had it is
@@ -40,12 +44,12 @@ class Api:
     def __init__(
         self,
         name: str,
-        run_in: RunIn,
+        run_command: _executor.RunCommand,
         possible: Callable[[], dict[str, str]],
         processes: str = "isolated",
     ) -> None:
         self._name = name
-        self._run_in = run_in
+        self._run = run_command
         self._possible = possible
         self._processes = processes
 
@@ -56,14 +60,27 @@ class Api:
         """
         return self._possible()
 
-    def run_sandbox(self, *words: Any, **options: Any) -> Result:
+    def run_in(
+        self,
+        box: Sandbox,
+        command: _types.Argv | Command,
+        /,
+        *,
+        fresh: bool = True,
+        **options: _types.Unpack[_types.CommandOptions],
+    ) -> Result:
+        """Runs a command in a Sandbox, by this executor; see Sandbox.run."""
+        made = command_of("run_in", command, options, "fresh")
+        return self._run(box._for(made), made, fresh)
+
+    def run_sandbox(self, *words: _types.Any, **options: _types.Any) -> Result:
         """Runs a command in a sandbox of its own; see sandboxlib.run_sandbox."""
         if _is_form_of_0_3(words, options):
             options.setdefault("processes", self._processes)
-            return _form_of_0_3(self._run_in, *words, **options)
-        return _first_form(self._run_in, *words, **options)
+            return _form_of_0_3(self._run, *words, **options)
+        return _first_form(self._run, *words, **options)
 
-    def run_sandbox_with_redirection(self, *words: Any, **options: Any) -> int:
+    def run_sandbox_with_redirection(self, *words: _types.Any, **options: _types.Any) -> int:
         """The same for the exit status alone; see sandboxlib.run_sandbox_with_redirection."""
         for name in ("stdout", "stderr"):
             if options.get(name, CAPTURE) == CAPTURE:
@@ -71,8 +88,8 @@ class Api:
         return self.run_sandbox(*words, **options).exit
 
     def degrade_config_for_capabilities(
-        self, in_config: Mapping[str, Any], warn: bool = True
-    ) -> dict[str, Any]:
+        self, in_config: Mapping[str, _types.Any], warn: bool = True
+    ) -> dict[str, _types.Any]:
         """A copy of a configuration that asks for no more than can be isolated here.
 
         With warn=True (the default) there is a UserWarning for each thing that is given up.
@@ -90,44 +107,59 @@ def _is_form_of_0_3(words: tuple[Any, ...], options: dict[str, Any]) -> bool:
 
 
 def _first_form(
-    run_in: RunIn,
-    rootfs_path: Path,
-    command: Command,
-    cwd: Path | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    run_command: _executor.RunCommand,
+    rootfs_path: _types.Path,
+    command: _types.Argv | Command,
+    cwd: _types.Path | None = None,
+    extra_env: _types.Env | None = None,
     network: str = "undefined",
-    *,
-    env: Mapping[str, str] | None = None,
-    stdin: Stream | bytes = None,
-    stdout: Stream = CAPTURE,
-    stderr: Stream = CAPTURE,
-    timeout: float | None = None,
     **options: Any,
 ) -> Result:
-    more = take_more(options)
-    box = _executor.sandbox_for(rootfs_path, {"network": network, **options})
-    return run_in(box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, True, more)
+    options["network"] = network
+    box, made = of_first_form("run_sandbox", rootfs_path, command, cwd, extra_env, options)
+    return run_command(box, made, True)
+
+
+def of_first_form(
+    call: str,
+    rootfs_path: _types.Path,
+    command: _types.Argv | Command,
+    cwd: _types.Path | None,
+    extra_env: _types.Env | None,
+    options: dict[str, Any],
+) -> tuple[Sandbox, Command]:
+    """The Sandbox and the Command of a call. options: those of both. SpecError."""
+    if not options.keys() <= _KNOWN:
+        raise unknown_option(call, options, *_OF_A_SANDBOX)
+    given = {name: options.pop(name) for name in _OPTIONS & options.keys()}
+    given |= {k: v for k, v in (("cwd", cwd), ("extra_env", extra_env)) if v is not None}
+    made = command_of(call, command, given)
+    return _executor.sandbox_for(rootfs_path, options)._for(made), made
 
 
 def _form_of_0_3(
-    run_in: RunIn,
-    command: Command,
-    cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
-    filesystem_root: Path = "/",
-    filesystem_writable_paths: str | Iterable[Path] | None = "all",
+    run_command: _executor.RunCommand,
+    command: _types.Argv,
+    cwd: _types.Path | None = None,
+    env: _types.Env | None = None,
+    filesystem_root: _types.Path = "/",
+    filesystem_writable_paths: str | Iterable[_types.Path] | None = "all",
     mounts: str = "undefined",
     extra_mounts: Iterable[Any] | None = None,
     network: str = "undefined",
-    stdout: Stream = CAPTURE,
-    stderr: Stream = CAPTURE,
-    *,
-    extra_env: Mapping[str, str] | None = None,
-    stdin: Stream | bytes = None,
-    timeout: float | None = None,
+    stdout: _types.Sink = CAPTURE,
+    stderr: _types.Sink = CAPTURE,
     **options: Any,
 ) -> Result:
-    more = take_more(options)
+    if isinstance(command, Command):
+        raise SpecTypeError(
+            "the form of sandboxlib 0.3 takes no Command: run_sandbox(root, command)"
+        )
+    if not options.keys() <= _KNOWN:
+        raise unknown_option("run_sandbox", options, *_OF_A_SANDBOX)
+    given = {name: options.pop(name) for name in _OPTIONS & options.keys()}
+    given |= {"cwd": cwd or "/", "env": os.environ if env is None else env}
+    made = Command(command, stdout=stdout, stderr=stderr, **given)
     extra_mounts = tuple(extra_mounts or ())
     # They were mounted where everybody saw them; here, where the command alone does.
     if extra_mounts or filesystem_writable_paths != "all":
@@ -145,9 +177,7 @@ def _form_of_0_3(
             **options,
         },
     )
-    env = os.environ if env is None else env
-    words = (cwd or "/", extra_env, stdin, stdout, stderr, timeout, env)
-    return run_in(box, command, *words, True, more)
+    return run_command(box, made, True)
 
 
 def _policy(options: Mapping[str, Any]) -> Mapping[str, Any]:

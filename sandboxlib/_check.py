@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 
 from .errors import SpecChoiceError, SpecError, SpecTypeError
@@ -93,6 +93,22 @@ def check_descriptor(name: str, value: Any) -> int:
     if not 0 <= fd < 1 << 31:
         raise SpecError(f"{name} is {fd}, which is no descriptor")
     return int(fd)
+
+
+def unknown_keyword(
+    call: str, options: Iterable[str], known: Iterable[str], hint: str = ""
+) -> SpecTypeError:
+    """The error for keyword arguments that a call does not have; it names the nearest of those
+    that there are. hint: what to say in place of that.
+    """
+    names = list(known)
+    name = next(each for each in options if each not in names)
+    if not hint:
+        import difflib
+
+        near = difflib.get_close_matches(str(name), names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}"
+    return SpecTypeError(f"{call} has no keyword argument {name}: {hint}")
 
 
 class Value:

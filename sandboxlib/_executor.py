@@ -7,7 +7,9 @@ An executor is a module with these names:
     CAPABILITIES                    the earlier table: keyword -> values that it can deliver
     why_not() -> str                "" where it works on this machine, otherwise why not
     refusals(box) -> list[str]      what of a Sandbox it cannot promise
-    run_in(box, command, ...)       runs a command, or raises UnsupportedError
+    run_command(box, command, fresh)   runs a Command, or raises UnsupportedError; the limits of
+                                    the Command are in those of the Sandbox already
+    run_in(box, command, ...)       the same of an argv and options too: see Sandbox.run
     plan_of(box) -> Plan            native ones: how the C core runs a command in a Sandbox
     maximum_possible_isolation(), run_sandbox(), run_sandbox_with_redirection(),
     degrade_config_for_capabilities()
@@ -21,19 +23,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
-from . import _plan, _process, _rare, errors
-from ._check import check_seconds
+from . import _plan, _process, errors
 from ._host import machine as _machine
+from .command import Command
 from .limits import Limits
 from .policy import ALL, CAPABILITIES, DEFAULT_CAPABILITIES, Policy
 from .result import Result
-from .sandbox import CAPTURE, Mount, Sandbox, caller_directory
+from .sandbox import Mount, Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .sandbox import Command, Path, Stream
+    from ._types import Path
 
 ISOLATED = {
     "network": "isolated",
@@ -43,47 +45,13 @@ ISOLATED = {
 }
 UNDEFINED = dict.fromkeys(ISOLATED, "undefined")
 
-
-def new_run(
-    plan: _plan.Plan,
-    command: Command,
-    cwd: Path | None = None,
-    extra_env: Mapping[str, str] | None = None,
-    stdin: Stream | bytes = None,
-    stdout: Stream = CAPTURE,
-    stderr: Stream = CAPTURE,
-    timeout: float | None = None,
-    env: Mapping[str, str] | None = None,
-    more: Mapping[str, Any] | None = None,
-) -> _process.Run:
-    """A run of the C core, checked and not yet started; SpecError."""
-    if timeout is not None:
-        check_seconds("timeout", timeout)
-    if cwd is None:
-        cwd = caller_directory() if plan.box.root == "/" else "/"
-    if plan.box.deterministic:
-        extra_env = _plan.deterministic_environment(extra_env, env)
-    job = _plan.Job(command, cwd, extra_env, env)
-    return _process.Run(plan, job, stdin, stdout, stderr, timeout, more)
+RunCommand = Callable[[Sandbox, Command, bool], Result]
 
 
-def run_native(
-    executor: str,
-    plan: _plan.Plan,
-    command: Command,
-    cwd: Path | None,
-    extra_env: Mapping[str, str] | None,
-    stdin: Stream | bytes,
-    stdout: Stream,
-    stderr: Stream,
-    timeout: float | None,
-    env: Mapping[str, str] | None = None,
-    fresh: bool = True,
-    more: Mapping[str, Any] | None = None,
-) -> Result:
+def run_native(executor: str, plan: _plan.Plan, command: Command, fresh: bool) -> Result:
     """Runs a command through the C core."""
     began = monotonic()
-    run = new_run(plan, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, more)
+    run = _process.Run(plan, _plan.job_of(command, plan.box), command)
     return _process.complete(run, fresh, executor, began, plan.isolation)
 
 
@@ -100,30 +68,25 @@ def _bare_plan(keyring: bool, limits: Limits | None, umask: int | None) -> _plan
 def run_tool(
     executor: str,
     box: Sandbox,
-    argv: Sequence[bytes | str],
-    env: Mapping[str, str],
-    stdin: Stream | bytes,
-    stdout: Stream,
-    stderr: Stream,
-    timeout: float | None,
+    job: _plan.Job,
+    command: Command,
     start: float,
     isolation: Mapping[str, str],
-    more: Mapping[str, Any] | None = None,
+    moved: Mapping[int, int],
     began: Callable[[_process.Run], None] | None = None,
 ) -> Result:
     """Runs the program of an executor through the C core, in a session of its own.
 
-    start: of monotonic(), when the call began. began: see _process.complete.
+    job: the program. command: what it runs, whose streams and times are those of the run.
+    start: of monotonic(), when the call began. moved: see Rare. began: see _process.complete.
     """
-    size = _rare.terminal_size((more or {}).get("pty", False), stdin, stdout, stderr)
-    if size is not None:
+    if command.pty:
         raise errors.UnsupportedError(f"{executor}: a terminal takes an executor without a program")
-    if (more or {}).get("grace"):  # SIGTERM would end the program, and with it all the rest
+    if command.grace:  # SIGTERM would end the program, and with it all the rest
         raise errors.UnsupportedError(f"{executor}: grace takes an executor without a program")
-    job = _plan.Job(list(argv), "/", None, env)
     # No such program makes a session keyring of its own, which belongs to the isolation of IPC.
     plan = _bare_plan(box.ipc == "isolated", box.limits, box.umask)
-    run = _process.Run(plan, job, stdin, stdout, stderr, timeout, more)
+    run = _process.Run(plan, job, command, moved=moved)
     return _process.complete(run, True, executor, start, dict(isolation), began)
 
 
@@ -183,8 +146,8 @@ def sandbox_for(root: Path, options: dict[str, Any]) -> Sandbox:
 
 # ---- what works here -------------------------------------------------------------------------
 
-#: What a trial runs: it is not there. That it is missed proves all the steps before it.
-_TRIAL = "/sandboxlib-trial"
+#: A program that does not exist: failing at step 'exec' proves that every step before it works.
+_TRIAL = Command("/sandboxlib-trial", "/")
 
 #: These say nothing about the machine, and are not remembered.
 TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
@@ -192,7 +155,7 @@ TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 @functools.lru_cache(maxsize=256)
 def trial(
-    run_in: Callable[..., Result],
+    run_command: RunCommand,
     isolated: tuple[str, ...],
     user: str,
     euid: int,
@@ -202,7 +165,7 @@ def trial(
     words: dict[str, Any] = {**UNDEFINED, **dict.fromkeys(isolated, "isolated")}
     words["policy"] = Policy(seccomp=seccomp)
     try:
-        result = run_in(Sandbox("/", **words, user=user), [_TRIAL], "/")
+        result = run_command(Sandbox("/", **words, user=user), _TRIAL, True)
     except errors.SetupError as error:
         if error.errno in TRANSIENT:
             raise
@@ -298,21 +261,21 @@ def _capabilities_of(box: Sandbox) -> Sequence[str]:
     return [name for name in names if have >> CAPABILITIES.index(name) & 1]
 
 
-def native_refusals(run_in: Callable[..., Result], box: Sandbox) -> list[str]:
+def native_refusals(run_command: RunCommand, box: Sandbox) -> list[str]:
     """What of a Sandbox the machine denies to an executor that takes filters."""
     isolated = tuple(name for name, value in box.isolation().items() if value == "isolated")
     euid = os.geteuid()
-    reason = trial(run_in, isolated, box._user_kind, euid)
+    reason = trial(run_command, isolated, box._user_kind, euid)
     if not reason and box.policy.seccomp != "none":
-        reason = trial(run_in, (), "caller", euid, "builds")
+        reason = trial(run_command, (), "caller", euid, "builds")
     return [reason] if reason else []
 
 
-def possible_isolation(run_in: Callable[..., Result]) -> dict[str, str]:
+def possible_isolation(run_command: RunCommand) -> dict[str, str]:
     """All that an executor can isolate on this machine, as keywords of run_sandbox."""
     euid = os.geteuid()
-    seccomp = {"seccomp": "none" if trial(run_in, (), "caller", euid, "builds") else "builds"}
-    if not trial(run_in, tuple(ISOLATED), "caller", euid):
+    seccomp = {"seccomp": "none" if trial(run_command, (), "caller", euid, "builds") else "builds"}
+    if not trial(run_command, tuple(ISOLATED), "caller", euid):
         return ISOLATED | seccomp
     found: tuple[str, ...] = ()
     for name in (
@@ -321,6 +284,6 @@ def possible_isolation(run_in: Callable[..., Result]) -> dict[str, str]:
         "ipc",
         "processes",
     ):  # the last takes a /proc where mounts are
-        if not trial(run_in, (*found, name), "caller", euid):
+        if not trial(run_command, (*found, name), "caller", euid):
             found = (*found, name)
     return {name: "isolated" if name in found else "undefined" for name in ISOLATED} | seccomp

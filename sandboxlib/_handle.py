@@ -9,20 +9,22 @@ import io
 import os
 import select
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from threading import Condition, Thread, current_thread, main_thread
 from time import monotonic
+from typing import IO, Any
 from weakref import ref
 
-from . import _executor, _ladder, _native, _process, _rare, _streams
+from . import _ladder, _native, _plan, _process, _rare, _streams
+from ._streams import is_capture
+from .command import Command
 from .errors import SandboxError, SpecTypeError, Unkillable, UnsupportedError
 from .result import Result
-from .sandbox import MORE, Sandbox, is_capture
+from .sandbox import Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
-    from typing import IO, Any
 
 lib = _native.lib
 
@@ -81,7 +83,7 @@ class Process:
                 ...
         process.returncode
 
-    args           the command, as it was given.
+    args           a list of str: Command.argv.
     pid: int       of the first process of the run, as the caller sees it; with a reaper that is the
                    reaper. To send signals by it would miss the others.
     returncode     None while it runs; then as Result.exit.
@@ -100,7 +102,7 @@ class Process:
     stdout: IO[bytes] | None = None
     stderr: IO[bytes] | None = None
 
-    def __init__(self, run: _process.Run, args: object, executor: str, began: float) -> None:
+    def __init__(self, run: _process.Run, args: list[str], executor: str, began: float) -> None:
         self.args = args
         self.result: Result | None = None
         self._run = run
@@ -138,7 +140,7 @@ class Process:
         if not self._until(lambda: False, timeout):
             from subprocess import TimeoutExpired
 
-            raise TimeoutExpired(self.args, timeout or 0.0)  # type: ignore[arg-type]
+            raise TimeoutExpired(self.args, timeout or 0.0)
         code = self._code()
         assert code is not None
         return code
@@ -346,33 +348,37 @@ class _Terminal(_Input):
         _rare.set_window(self.fileno(), rows, columns)
 
 
-def start(
-    box: Sandbox,
-    command: Any,
-    cwd: Any,
-    extra_env: Mapping[str, str] | None,
-    stdin: Any,
-    stdout: Any,
-    stderr: Any,
-    more: Mapping[str, Any],
-) -> Process:
+def check_startable(call: str, command: Command) -> None:
+    """SpecTypeError if a Command has options that nobody would keep: what a Process writes is moved
+    by whoever reads or waits, and that may be nobody for a long time.
+    """
+    for name in ("timeout", "grace"):
+        if getattr(command, name):
+            text = "Process.wait(timeout), terminate() and kill() do that"
+            raise SpecTypeError(f"{call} takes no {name}: {text}")
+    if command.max_output is not None:
+        raise SpecTypeError(f"{call} takes no max_output: read as much as you like")
+    for name in ("stdout", "stderr"):
+        if isinstance(getattr(command, name), (_streams.Lines, _streams.Tee)):
+            text = "read Process.stdout and .stderr, which are files"
+            raise SpecTypeError(f"{call} takes neither Lines nor Tee: {text}")
+
+
+def start(box: Sandbox, command: Command) -> Process:
     """A command that was started; see Sandbox.start."""
-    more = dict(more)
-    env = more.pop("env", None)
-    if unknown := [name for name in more if name not in MORE or name == "grace"]:
-        raise SpecTypeError(f"start has no keyword argument {', '.join(unknown)}")
     began = monotonic()
+    check_startable("start", command)
+    box = box._for(command)
     executor = _ladder.executor_of(box, native=True)
-    queues = [Queue() if is_capture(value) else value for value in (stdout, stderr)]
-    if more.get("pty"):
-        queues[1] = stderr
-    pipe = os.pipe() if is_capture(stdin) else (-1, -1)
+    plan = executor.plan_of(box)
+    outputs = [Queue() if is_capture(v) else v for v in (command.stdout, command.stderr)]
+    if command.pty:
+        outputs[1] = command.stderr
+    pipe = os.pipe() if is_capture(command.stdin) else (-1, -1)
     try:
-        first = pipe[0] if pipe[0] >= 0 else stdin
-        more["announce"] = True
-        words = (command, cwd, extra_env, first, *queues, None, env, more)
-        run = _executor.new_run(executor.plan_of(box), *words)
-        process = _begin(run, command, executor.NAME, began)
+        stdio = (pipe[0] if pipe[0] >= 0 else command.stdin, outputs[0], outputs[1])
+        run = _process.Run(plan, _plan.job_of(command, box), command, stdio, announce=True)
+        process = _begin(run, list(command.argv), executor.NAME, began)
     except BaseException:
         if pipe[1] >= 0:
             os.close(pipe[1])
@@ -382,21 +388,21 @@ def start(
             os.close(pipe[0])
     if pipe[1] >= 0:
         process.stdin = io.BufferedWriter(_Input(pipe[1], process))
-    elif more.get("pty"):
+    elif command.pty:
         process.stdin = _Terminal(os.dup(run.struct.out.fd), process)
-    for name, queue in zip(("stdout", "stderr"), queues, strict=True):
+    for name, queue in zip(("stdout", "stderr"), outputs, strict=True):
         if isinstance(queue, Queue):
             setattr(process, name, io.BufferedReader(_Reader(process, queue)))
     return process
 
 
-def _begin(run: _process.Run, command: Any, executor: str, began: float) -> Process:
+def _begin(run: _process.Run, args: list[str], executor: str, began: float) -> Process:
     try:
         if run.plan.reaper or current_thread() is main_thread():
             run.start(fresh=True)
         else:
             _start_in_keeper(run)
-        return Process(run, command, executor, began)
+        return Process(run, args, executor, began)
     except BaseException:
         run.end()
         run.release()

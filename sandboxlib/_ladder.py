@@ -9,15 +9,10 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from . import _calls, _executor
+from .command import Command
 from .errors import UnsupportedError
 from .result import Result
-from .sandbox import CAPTURE, Sandbox
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .sandbox import Command, Path, Stream
+from .sandbox import Sandbox
 
 #: From the most to the least direct way.
 EXECUTORS = ("chroot", "linux_user_chroot", "user_namespace", "bubblewrap")
@@ -80,28 +75,15 @@ def choose(box: Sandbox, native: bool = False) -> ModuleType:
     raise UnsupportedError("no executor can promise this\n  " + "\n  ".join(reasons))
 
 
-def run_in(
-    box: Sandbox,
-    command: Command,
-    cwd: Path | None = None,
-    extra_env: Mapping[str, str] | None = None,
-    stdin: Stream | bytes = None,
-    stdout: Stream = CAPTURE,
-    stderr: Stream = CAPTURE,
-    timeout: float | None = None,
-    env: Mapping[str, str] | None = None,
-    fresh: bool = True,
-    more: Mapping[str, Any] | None = None,
-) -> Result:
-    """Runs a command in a Sandbox, by the executor that is chosen; see run_sandbox."""
-    words = (box, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh, more)
-    result: Result = executor_of(box, needs_native(more)).run_in(*words)
+def run_command(box: Sandbox, command: Command, fresh: bool = True) -> Result:
+    """Runs a Command in a Sandbox, by the executor that is chosen; see run_sandbox."""
+    result: Result = executor_of(box, needs_native(command)).run_command(box, command, fresh)
     return result
 
 
-def needs_native(more: Mapping[str, Any] | None) -> bool:
-    """Whether a run has words that no executor which drives a program can keep."""
-    return bool(more and (more.get("pty") or more.get("grace")))
+def needs_native(command: Command) -> bool:
+    """Whether a Command has options that no executor which drives a program can keep."""
+    return bool(command.pty or command.grace)
 
 
 def executor_of(box: Sandbox, native: bool = False) -> ModuleType:
@@ -124,4 +106,4 @@ def _possible() -> dict[str, str]:
     return best
 
 
-api = _calls.Api("sandboxlib", run_in, _possible)
+api = _calls.Api("sandboxlib", run_command, _possible)

@@ -16,11 +16,12 @@ from queue import SimpleQueue
 from threading import Event, Thread, get_ident
 from time import monotonic
 
-from . import _executor, _ladder, _native, _process
-from ._check import check_seconds
+from . import _ladder, _native, _plan, _process
+from ._check import check_flag
+from .command import Command, command_of
 from .errors import CommandFailed, SandboxError, SpecError, SpecTypeError
 from .result import Result
-from .sandbox import MORE, Sandbox, take_more
+from .sandbox import Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 lib = _native.lib
 
 AHEAD = 4  # times jobs: results that are not handed over, and commands that run
-_WORDS = frozenset([*"cwd extra_env env stdin stdout stderr timeout fresh".split(), *MORE])
 _AGAIN: int = lib.SBX_PUMP_AGAIN
 _SIGKILL = 9
 
@@ -50,7 +50,7 @@ def start(
     ordered: bool,
     on_failure: str,
     progress: Progress | None,
-    words: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> Generator[Any, None, None]:
     """Results of (Sandbox, command) pairs; see Sandbox.map. SpecError."""
     _check_iterable(calls)
@@ -66,27 +66,26 @@ def start(
         raise SpecTypeError(f"ordered is not a bool: {ordered!r}")
     if progress is not None and not callable(progress):
         raise SpecTypeError(f"progress is not a function: {progress!r}")
-    _check_words(words, _WORDS)
-    if words.get("timeout") is not None:
-        check_seconds("timeout", words["timeout"])
+    options = dict(options)
+    fresh = options.pop("fresh", False)
+    check_flag("fresh", fresh)
+    names = ("jobs", "ordered", "on_failure", "progress", "fresh")
+    # Its argv is replaced by that of each command.
+    model = command_of("map", "/", options, *names)
     stop = on_failure == "stop"
-    return _Map(iter(calls), _Group(jobs, stop), ordered, stop, progress, words).results()
+    group = _Group(jobs, stop, fresh)
+    return _Map(iter(calls), group, ordered, stop, progress, model, options).results()
 
 
 def _is_failure(outcome: object) -> bool:
     if isinstance(outcome, Result):
-        return outcome.exit != 0 or outcome.timed_out
+        return not outcome.ok
     return isinstance(outcome, SandboxError)
 
 
 def _check_iterable(commands: object) -> None:
     if isinstance(commands, (str, bytes, Mapping)) or not isinstance(commands, Iterable):
         raise SpecTypeError(f"not several commands: {commands!r}")
-
-
-def _check_words(words: Mapping[str, object], known: frozenset[str]) -> None:
-    if unknown := [name for name in words if name not in known]:
-        raise SpecTypeError(f"a command has no keyword argument {', '.join(map(repr, unknown))}")
 
 
 def _as_error(failure: Result | SandboxError) -> SandboxError:
@@ -103,14 +102,15 @@ class _Map:
         ordered: bool,
         stop: bool,
         progress: Progress | None,
-        words: Mapping[str, Any],
+        model: Command,
+        options: Mapping[str, Any],
     ) -> None:
         self._calls: Iterator[object] | None = calls  # None: no other is started
         self._group = group
         self._ordered = ordered
         self._stop = stop
         self._progress = progress
-        self._words = words
+        self._model, self._options = model, options
         self._commands: dict[int, object] = {}  # of those that run
         self._ended: dict[int, Result | SandboxError] = {}
         self._failed: int | None = None  # stop: the first that failed
@@ -163,15 +163,14 @@ class _Map:
         try:
             if not (isinstance(call, tuple) and len(call) == 2 and isinstance(call[0], Sandbox)):
                 raise SpecTypeError(f"not a Sandbox and a command: {call!r}")
-            box, command = call
+            box, argv = call
+            self._commands[number] = argv
+            if isinstance(argv, Command):
+                command = command_of("map", argv, self._options)
+            else:
+                command = self._model._with_argv(argv)
             self._commands[number] = command
-            words = {**self._words, "command": command}
-            if isinstance(command, Mapping):
-                _check_words(command, _WORDS | {"command"})
-                words.update(command)
-                if words["command"] is command:
-                    raise SpecError(f"there is no 'command': {command!r}")
-            self._group.start(number, box, **words)
+            self._group.start(number, box, command)
         except SandboxError as error:
             self._note(number, error.with_traceback(None))
 
@@ -190,7 +189,9 @@ class _Map:
             raise outcome
         if self._failed is not None and (number > self._failed or not self._ordered):
             return
-        outcome.number, outcome.command = number, command
+        outcome.number = number
+        if isinstance(outcome, SandboxError):
+            outcome.command = command
         self._ended[number] = outcome
         self._n_ended += 1
         if self._stop and _is_failure(outcome):
@@ -211,8 +212,9 @@ class _Group:
     stop: none is taken up once one failed.
     """
 
-    def __init__(self, jobs: int, stop: bool) -> None:
+    def __init__(self, jobs: int, stop: bool, fresh: bool) -> None:
         self.jobs = jobs
+        self._fresh = fresh
         self._stop = stop
         self._last: float = float("inf")  # threads take up none of a higher number
         self._owner = os.getpid()
@@ -233,18 +235,18 @@ class _Group:
         """
         return len(self) < (self.jobs if self._runs else 2 * self.jobs)
 
-    def start(self, number: int, box: Sandbox, fresh: bool = False, **words: Any) -> None:
-        """Starts a run; SandboxError where it cannot be. The words are those of Sandbox.run."""
+    def start(self, number: int, box: Sandbox, command: Command) -> None:
+        """Starts a run; SandboxError if it cannot be started."""
         began = monotonic()
-        executor = _ladder.executor_of(box, _ladder.needs_native(words))
-        plan = executor.plan_of(box) if hasattr(executor, "plan_of") else None
+        limited = box._for(command)
+        executor = _ladder.executor_of(limited, _ladder.needs_native(command))
+        plan = executor.plan_of(limited) if hasattr(executor, "plan_of") else None
         is_full = len(self) >= self.jobs
-        in_time = words.get("timeout") is not None
-        if fresh or is_full or plan is None or _process.slots_of(plan, in_time) is None:
-            self._start_thread(number, box, {**words, "fresh": fresh})
+        in_time = command.timeout is not None
+        if self._fresh or is_full or plan is None or _process.slots_of(plan, in_time) is None:
+            self._start_thread(number, box, command)
             return
-        more = take_more(words)
-        run = _executor.new_run(plan, **words, more=more)
+        run = _process.Run(plan, _plan.job_of(command, limited), command)
         self._runs[number] = run, executor.NAME, began
         try:
             run.start(fresh=False)
@@ -330,11 +332,11 @@ class _Group:
 
     # ---- runs in threads ---------------------------------------------------------------------
 
-    def _start_thread(self, number: int, box: Sandbox, words: dict[str, Any]) -> None:
+    def _start_thread(self, number: int, box: Sandbox, command: Command) -> None:
         if self._bell is None:
             self._bell = _native.Bell()
         event = self._threads[number] = Event()
-        self._tasks.put((number, event, box, words))
+        self._tasks.put((number, event, box, command))
         if len(self._workers) < min(len(self._threads), self.jobs):
             # A daemon: at the end of the interpreter a map that nobody ended keeps nobody.
             self._workers.append(Thread(target=self._work, name="sandboxlib-map", daemon=True))
@@ -344,12 +346,12 @@ class _Group:
         while (task := self._tasks.get()) is not None:
             self._run(*task)
 
-    def _run(self, number: int, event: Event, box: Sandbox, words: dict[str, Any]) -> None:
+    def _run(self, number: int, event: Event, box: Sandbox, command: Command) -> None:
         assert self._bell is not None
         _process.stops[get_ident()] = event
         try:
             is_over = event.is_set() or number > self._last
-            self._tell(number, None if is_over else box.run(**words))
+            self._tell(number, None if is_over else box.run(command, fresh=self._fresh))
         except _process.Stopped:
             self._tell(number, None)
         except BaseException as error:  # it is the caller's, in whose thread it is raised

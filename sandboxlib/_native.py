@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 from _thread import allocate_lock
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from weakref import ref
 
@@ -137,7 +137,7 @@ class Workspace:
         self._memory, self.run = _ending("struct sbx_run *", lib.sbx_end)
         self.slot: Slot | None = None  # C has a pointer to it
         self.job = ffi.new("struct sbx_job *")
-        self.rare: tuple[Any, ...] | None = None
+        self.rare: tuple[list[Any], tuple[str, ...]] | None = None  # of fill_rare()
         self.out, self.err = Stream(self.run.out), Stream(self.run.err)
         self.vec = ffi.new("const char *[]", VEC_SIZE)
         self.sources = ffi.new("int[]", MOUNTS_SIZE)
@@ -217,9 +217,10 @@ def give_back(workspace: Workspace) -> None:
         return
     workspace.slot = None
     if workspace.rare is not None:
+        _, numbers = workspace.rare
         workspace.rare = None
-        job = workspace.job
-        job.n_passed = job.n_cgroups = job.terminal = job.announce = job.cpu_seconds = 0
+        for name in ("n_passed", "n_cgroups", *numbers):
+            setattr(workspace.job, name, 0)
     for stream in (workspace.out, workspace.err):
         if stream.is_long:
             stream.reset()
@@ -578,13 +579,15 @@ def fill_rare(
     passed: Sequence[int],
     passed_from: Sequence[int],
     cgroups: Sequence[int],
-    terminal: bool,
-    announce: bool,
-    cpu_time: int,
+    numbers: Mapping[str, int],
 ) -> None:
-    """What few jobs have, until the workspace is given back."""
+    """What few jobs have, until the workspace is given back. numbers: fields of struct sbx_job that
+    are numbers, each 0 otherwise.
+    """
     job = workspace.job
-    workspace.rare = tuple(ffi.new("int[]", fds) for fds in (passed, passed_from, cgroups))
-    job.passed, job.passed_from, job.cgroups = workspace.rare
+    arrays = [ffi.new("int[]", fds) for fds in (passed, passed_from, cgroups)]
+    job.passed, job.passed_from, job.cgroups = arrays
     job.n_passed, job.n_cgroups = len(passed), len(cgroups)
-    job.terminal, job.announce, job.cpu_seconds = int(terminal), int(announce), cpu_time
+    for name, number in numbers.items():
+        setattr(job, name, number)
+    workspace.rare = arrays, tuple(numbers)

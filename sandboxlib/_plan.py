@@ -9,12 +9,13 @@ import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from . import _native, errors, sandbox
-from ._check import ENCODING, check_path
+from . import _native, errors
+from ._check import ENCODING
 from ._host import machine as _machine
+from .command import Command, encode_environment
 from .limits import RLIMITS, SCHEDULERS, Limits
 from .policy import CAPABILITIES, DEFAULT_CAPABILITIES, Policy, Profile, filter_of, program_of
-from .sandbox import Mount, Sandbox
+from .sandbox import Mount, Sandbox, caller_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,9 +57,8 @@ class Plan:
         self.mapped_outside = ids is not None and box._user_kind == "ranges"
         self.values = values
         self.place, self._kept = _native.new_place(values, [m.values for m in self.mounts])
-        self.slots: Any = (
-            None  # of _slots; False: no run of this plan may leave its place to others
-        )
+        self.slots: Any = None  # of _slots; False: every run of this plan is a fresh one
+        self.base: Plan | None = None  # in whose slots the runs of this plan can be made
         self.reaper = bool(values["reaper"])
         self.cgroups = _cgroups_of(box)
         self.is_limited = box.limits is not None
@@ -438,41 +438,61 @@ def plan_for(box: Sandbox, ids: tuple[int, int] | None = None) -> Plan:
     """The Plan of a Sandbox, made once for each kind of caller."""
     plan: Plan | None = box._plans.get(ids)
     if plan is None:
-        plan = box._plans[ids] = Plan(box, ids)
+        plan = Plan(box, ids)
+        if box._base is not None:
+            base = plan_for(box._base, ids)
+            if _serves(base, plan):
+                plan.base = base
+            else:
+                plan.slots = False
+        box._plans[ids] = plan
     return plan
+
+
+def _serves(base: Plan, plan: Plan) -> bool:
+    """Whether a slot of one plan can serve runs of another, which has other limits: cgroups and the
+    limit of CPU time come with each run, all others are those of the slot.
+    """
+    (has, its_time), (wants, time) = (_without_cpu_time(p.values["limits"]) for p in (base, plan))
+    if has != wants or time > _MOST_SECONDS:
+        return False
+    return time == its_time or (time > 0 and (its_time == 0 or time < its_time))
+
+
+_MOST_SECONDS = (1 << 31) - 2  # struct sbx_job has an int for them
+
+
+def _without_cpu_time(limits: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """Values of struct sbx_limits without RLIMIT_CPU; and that, 0 if there is none."""
+    number = RLIMITS["cpu_time"]
+    rlimit = list(limits["rlimit"])
+    seconds = rlimit[number][0]
+    rlimit[number] = [0, 0]
+    return {**limits, "rlimit": rlimit, "rlimits": limits["rlimits"] & ~(1 << number)}, seconds
 
 
 # ---- the job ---------------------------------------------------------------------------------
 
 
 class Job:
-    """One command: checked, looked up, and encoded as one blob of NUL-ended strings."""
+    """One command as the core takes it: one blob of NUL-ended strings.
+
+    argv, settings, search: as Command has them, encoded and checked.
+    """
 
     def __init__(
-        self,
-        command: sandbox.Command,
-        cwd: sandbox.Path,
-        extra_env: Mapping[str, str] | None,
-        env: Mapping[str, str] | None = None,
+        self, argv: Sequence[bytes], cwd: str, settings: Sequence[bytes], search: Sequence[bytes]
     ) -> None:
-        words = command_words(command)
-        if extra_env is None and env is None:
-            settings, places = _BASE
-        else:
-            settings, places = _settings(extra_env, env)
-        self._program = program = words[0]
+        self._program = program = argv[0]
         if b"/" in program:
             self._paths = [program]
         else:
-            self._paths = [place + program for place in places]
-        self.cwd = check_path("cwd", cwd)
-        inside = self.cwd.encode(ENCODING, "surrogateescape")
-        self.counts = len(self._paths), len(words), len(settings)
-        strings = [inside, *self._paths, *words, *settings, b""]
-        self.blob = b"\0".join(strings)
-        self.cwd_size = len(inside) + 1
-        if self.blob.count(b"\0") != len(strings) - 1:
-            raise errors.SpecError("the command or its environment contains a NUL byte")
+            self._paths = [directory + program for directory in search]
+        self.cwd = cwd
+        encoded = cwd.encode(ENCODING, "surrogateescape")
+        self.counts = len(self._paths), len(argv), len(settings)
+        self.blob = b"\0".join([encoded, *self._paths, *argv, *settings, b""])
+        self.cwd_size = len(encoded) + 1
 
     @property
     def program(self) -> str:
@@ -485,24 +505,18 @@ class Job:
         return [os.fsdecode(path) for path in self._paths]
 
 
-def command_words(command: object) -> list[bytes]:
-    """The argv of a command, encoded; SpecError where it is none."""
-    if not isinstance(command, (list, tuple)):
-        if not isinstance(command, (str, bytes, os.PathLike)):
-            raise errors.SpecTypeError(f"the command is neither a list nor a str: {command!r}")
-        command = (command,)
-    try:
-        words = [
-            word.encode(ENCODING, "surrogateescape") if type(word) is str else os.fsencode(word)
-            for word in command
-        ]
-    except TypeError:
-        raise errors.SpecTypeError("a word of the command is neither str, bytes nor path") from None
-    except UnicodeEncodeError as error:
-        raise errors.SpecError(f"a word of the command cannot be encoded: {error}") from None
-    if not words or not words[0]:
-        raise errors.SpecError("the command is empty")
-    return words
+def job_of(command: Command, box: Sandbox) -> Job:
+    """The Job of a Command in a Sandbox. SetupError if the caller's directory is needed, and was
+    removed.
+    """
+    cwd = command.cwd
+    if cwd is None:
+        cwd = caller_directory() if box.root == "/" else "/"
+    settings, search = command._settings, command._search
+    if box.deterministic:
+        extra_env = deterministic_environment(command.extra_env, command.env)
+        settings, search = encode_environment(extra_env, command.env)
+    return Job(command._argv, cwd, settings, search)
 
 
 def deterministic_environment(
@@ -511,48 +525,7 @@ def deterministic_environment(
     """The extra_env of a deterministic Sandbox: what the caller says comes first."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "315532800")  # 1980, the first year of a zip file
     fixed = {"TZ": "UTC", "LC_ALL": "C", "SOURCE_DATE_EPOCH": epoch}
-    _check_mappings(extra_env, env)
     return {**{k: v for k, v in fixed.items() if k not in (env or ())}, **(extra_env or {})}
-
-
-def environment(
-    extra_env: Mapping[str, str] | None, env: Mapping[str, str] | None
-) -> dict[str, str]:
-    """The environment of a command, checked: `env`, or else BASE_ENVIRONMENT, and extra_env."""
-    _check_mappings(extra_env, env)
-    whole = sandbox.environment_vars(extra_env) if env is None else {**env, **(extra_env or {})}
-    for name, value in whole.items():
-        # The values may be secret: no message holds one.
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise errors.SpecTypeError(f"the variable {name!r} or its value is not a str")
-        if not name or "=" in name:
-            raise errors.SpecError(f"not the name of a variable: {name!r}")
-    return whole
-
-
-def _check_mappings(extra_env: object, env: object) -> None:
-    for name, words in (("extra_env", extra_env), ("env", env)):
-        if words is not None and not isinstance(words, (dict, Mapping)):
-            raise errors.SpecTypeError(f"{name} is not a mapping")
-
-
-def _settings(
-    extra_env: Mapping[str, str] | None, env: Mapping[str, str] | None = None
-) -> tuple[list[bytes], list[bytes]]:
-    """The environment as NAME=VALUE, and the directories of its PATH, ready to be put together."""
-    whole = environment(extra_env, env)
-    try:
-        # As in execvp(3): an empty entry is the current directory, and there is a default.
-        path = whole.get("PATH", "/bin:/usr/bin")
-        places = [os.fsencode(place + "/") if place else b"" for place in path.split(":")]
-        if len(places) > 9999:
-            raise errors.SpecError(f"PATH has {len(places)} entries")
-        return [os.fsencode(f"{name}={value}") for name, value in whole.items()], places
-    except UnicodeEncodeError:
-        raise errors.SpecError("a variable of the environment cannot be encoded") from None
-
-
-_BASE = _settings(None)
 
 
 # ---- words for what failed -------------------------------------------------------------------

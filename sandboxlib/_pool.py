@@ -9,16 +9,12 @@ import os
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-from . import sandbox
+from ._types import Argv, Path, Sink
+from .command import Command, command_of
 from .errors import SpecError, SpecTypeError
 from .sandbox import Sandbox
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .sandbox import Command, Path, Stream
 
 
 def _itself() -> None:
@@ -46,10 +42,10 @@ class SandboxExecutor(ThreadPoolExecutor):
         super().__init__(workers, "sandboxlib-pool")
         self._box = box
 
-    def submit(self, command: Any, /, *args: Any, **words: Any) -> Future[Any]:
-        """A command, and words of Sandbox.run: a Future of its Result.
+    def submit(self, command: Any, /, *args: Any, **options: Any) -> Future[Any]:
+        """A Command, or an argv and keyword arguments of Sandbox.run: a Future of its Result.
 
-        Or subprocess.run, and words of that: a Future of a CompletedProcess, or of the exceptions
+        Or subprocess.run, and its arguments: a Future of a CompletedProcess, or of the exceptions
         of subprocess.run. Differences: cwd is inside the root; with env=None the environment is
         BASE_ENVIRONMENT; shell, preexec_fn, pass_fds and the like are refused (TypeError).
 
@@ -58,10 +54,14 @@ class SandboxExecutor(ThreadPoolExecutor):
         if command is _itself:
             command, *args = args  # type: ignore[assignment]
         if command is subprocess.run:
-            return super().submit(_run_as_subprocess, self._box, *args, **words)
+            return super().submit(_run_as_subprocess, self._box, *args, **options)
         if callable(command):
             raise SpecTypeError(f"neither a command nor subprocess.run: {command!r}")
-        return super().submit(self._box.run, command, *args, **words)
+        if args:
+            raise SpecTypeError(f"submit takes one command; cwd and the rest by keyword: {args!r}")
+        own = {name: options.pop(name) for name in ("fresh", "check") if name in options}
+        made = command_of("submit", command, options, "fresh", "check")
+        return super().submit(self._box.run, made, **own)
 
     def map(
         self, commands: Any, *iterables: Any, timeout: float | None = None, chunksize: int = 1
@@ -81,12 +81,12 @@ class SandboxExecutor(ThreadPoolExecutor):
 
 def _run_as_subprocess(
     box: Sandbox,
-    args: Command,
+    args: Argv,
     *,
-    stdin: Stream = None,
+    stdin: Sink = None,
     input: str | bytes | None = None,
-    stdout: Stream = None,
-    stderr: Stream = None,
+    stdout: Sink = None,
+    stderr: Sink = None,
     capture_output: bool = False,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
@@ -113,8 +113,8 @@ def _run_as_subprocess(
     ]
     if content == subprocess.PIPE:
         content = None
-    assert sandbox.runner is not None
-    result = sandbox.runner(box, args, cwd, None, content, *streams, timeout, env, False)
+    stdio = {"stdin": content, "stdout": streams[0], "stderr": streams[1]}
+    result = box.run(Command(args, cwd, env=env, timeout=timeout, **stdio))
     out, err = result.out, result.err
     if result.timed_out and timeout is not None:
         raise subprocess.TimeoutExpired(args, timeout, out, err)
@@ -125,7 +125,7 @@ def _run_as_subprocess(
     return subprocess.CompletedProcess(args, result.exit, out, err)
 
 
-def _inherited(number: int, stream: Stream) -> Stream:
+def _inherited(number: int, stream: Sink) -> Sink:
     """None is the caller's own, and DEVNULL is nothing."""
     if stream is None:
         return number

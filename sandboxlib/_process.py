@@ -14,17 +14,16 @@ from ._check import check_descriptor
 from ._host import machine as _machine
 from ._plan import Job, Plan
 from ._rare import SINK, Rare
+from ._streams import STDOUT, is_capture
 from ._stubs import LEAST_SETUP, Silent, Stubs
+from .command import Command
 from .result import Result
-from .sandbox import STDOUT, is_capture
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from threading import Event
     from typing import Any
-
-    from .sandbox import Stream
 
 lib = _native.lib
 
@@ -93,11 +92,13 @@ class Run:
     """One run: `start`, then pump its `struct` until `follow` says that it is over, then `result`;
     in any case `end` and `release`. SpecError for a stdio that is none.
 
-    more: what few runs have: see Rare.
+    job: what is executed, the Command's own or a program that runs it. stdio: in place of the
+    Command's. more: the keyword arguments of Rare.
     """
 
     __slots__ = (
         *("plan", "_job", "_stdio", "_captures", "deadline", "_timed_out", "_content", "_rare"),
+        "_command",
         *("_workspace", "_slots", "_slot", "_stubs", "unkillable"),
     )
 
@@ -105,15 +106,15 @@ class Run:
         self,
         plan: Plan,
         job: Job,
-        stdin: Stream | bytes,
-        stdout: Stream,
-        stderr: Stream,
-        timeout: float | None,
-        more: Mapping[str, Any] | None = None,
+        command: Command,
+        stdio: tuple[Any, Any, Any] | None = None,
+        **more: Any,
     ) -> None:
+        timeout = command.timeout
         self.plan = plan
         self.deadline = None if timeout is None else monotonic() + timeout
-        self._job = job
+        self._job, self._command = job, command
+        stdin, stdout, stderr = stdio or (command.stdin, command.stdout, command.stderr)
         self._timed_out = False
         self._slots: _slots.Slots | None = None
         self._slot: _slots.Slot | None = None
@@ -122,12 +123,14 @@ class Run:
         self.unkillable: errors.Unkillable | None = None
         self._content = -1
         outputs = _output("stdout", stdout), _output("stderr", stderr)
-        if more or plan.is_limited or SINK in outputs:
-            self._rare = Rare(plan, stdin, stdout, stderr, more or {})
+        if more or plan.is_limited or SINK in outputs or not command._is_plain:
+            self._rare = Rare(plan, command, stdout, stderr, **more)
             outputs = self._rare.outputs(outputs)
         first = _NULL
-        if isinstance(stdin, (bytes, bytearray, memoryview)):
+        if isinstance(stdin, bytes):
             first = self._content = _memory_file(stdin)
+        elif is_capture(stdin):
+            raise errors.SpecError("stdin=CAPTURE takes start(): here nobody could write to it")
         elif stdin is not None:
             first = check_descriptor("stdin", stdin)
         self._stdio = (first, *outputs)
@@ -341,6 +344,7 @@ class Run:
             out, err = rare.finish(out, err)
         exit = _exit_status(struct.wait_status)
         result = Result(exit, out, err, self._timed_out, 0.0, executor, isolation)
+        result.command = self._command
         result._rusage = _native.usage_of(struct)
         if rare is not None:
             rare.tell(result)
@@ -368,6 +372,8 @@ def slots_of(plan: Plan, in_time: bool = False) -> _slots.Slots | None:
     """Those that runs of a plan follow one another in; None where they may not. in_time: or where
     to find out might take for ever.
     """
+    if plan.base is not None:
+        return slots_of(plan.base, in_time)
     slots: _slots.Slots | bool | None = plan.slots
     if slots is None:
         if in_time and plan.may_hang():
@@ -379,7 +385,7 @@ def slots_of(plan: Plan, in_time: bool = False) -> _slots.Slots | None:
 # ---- descriptors -----------------------------------------------------------------------------
 
 
-def _output(name: str, value: Stream) -> int:
+def _output(name: str, value: Any) -> int:
     if value is None:
         return _NULL
     if is_capture(value):
@@ -389,12 +395,11 @@ def _output(name: str, value: Stream) -> int:
     return SINK if _streams.is_sink(value) else check_descriptor(name, value)
 
 
-def _memory_file(content: bytes | bytearray | memoryview) -> int:
+def _memory_file(content: bytes) -> int:
     """A file in memory, not a pipe: nobody has to feed it while the command runs."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
     try:
-        whole = memoryview(content)
-        rest = whole.cast("B") if whole.c_contiguous else memoryview(whole.tobytes())
+        rest = memoryview(content)
         while rest:
             rest = rest[os.write(fd, rest) :]
         os.lseek(fd, 0, os.SEEK_SET)

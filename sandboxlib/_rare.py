@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from . import _native, _streams, errors
-from ._check import check_choice, check_descriptor, check_number, check_seconds, check_size
 from ._plan import Plan
+from ._streams import STDOUT, is_capture
+from .command import Command
 from .limits import Limits
 from .result import Result
-from .sandbox import CAPTURE, STDOUT, is_capture
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from typing import Any
 
 lib = _native.lib
@@ -23,53 +24,47 @@ _SIGKILL, _SIGXCPU, _SIGXFSZ = 9, 24, 25  # signal(7)
 _NULL: int = lib.SBX_NULL
 _CAPTURED: int = lib.SBX_CAPTURE
 _NO_LIMITS = Limits()
-MOST_PASSED: int = lib.SBX_MOST_PASSED
 SINK = -99  # an output that is captured, but not as bytes of a Result
 
 
 class Rare:
-    """What few runs have, so that the others need not look for it.
+    """What few runs have, so that the others need not look for it: what a Command says beside its
+    streams and its timeout, sinks, and the cgroup of Limits.
 
-    grace: seconds between SIGTERM and SIGKILL when the time is over. cpu_time, max_output,
-    on_overflow: see Sandbox.run. pass_fds: more descriptors of the command. pty: (rows, columns) of
-    a terminal.
-    announce: the start fails where the command does not begin. moved: more descriptors, without a
-    reaper: their numbers in the command, and the caller's.
+    stdout, stderr: of the run; start() puts its own in the place of CAPTURE. announce: the start
+    fails if the command does not begin. moved: more descriptors, without a reaper: their numbers in
+    the command, and the caller's.
     """
 
     def __init__(
-        self, plan: Plan, stdin: Any, stdout: Any, stderr: Any, more: Mapping[str, Any]
+        self,
+        plan: Plan,
+        command: Command,
+        stdout: Any,
+        stderr: Any,
+        announce: bool = False,
+        moved: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         self._plan = plan
-        self.grace = check_seconds("grace", more.get("grace", 0.0))
-        self._cpu_time = more.get("cpu_time")
-        if self._cpu_time is not None:
-            check_number("cpu_time", self._cpu_time, 1, (1 << 31) - 2)
-        most = more.get("max_output")
-        if most is not None:
-            most = check_size("max_output", most, 0, 1 << 62)
-        policy = more.get("on_overflow", "truncate")
-        check_choice("on_overflow", policy, ("truncate", "kill"))
-        if policy == "kill" and most is None:
-            raise errors.SpecError("on_overflow='kill' takes max_output")
-        self._kills = policy == "kill"
-        self._passed = passed_descriptors(more.get("pass_fds", ()))
-        moved: Mapping[int, int] = more.get("moved", {})
-        self._passed_from = (*self._passed, *moved.values())
-        self._passed = (*self._passed, *moved)
-        _check_room(self._passed, plan.box.limits)
-        self._pty = terminal_size(more.get("pty", False), stdin, stdout, stderr)
-        self._announce = bool(more.get("announce"))
+        self.grace = command.grace
+        self._limits = plan.box.limits or _NO_LIMITS
+        self._cpu_time = self._limits.cpu_time
+        self._kills = command.on_overflow == "kill"
+        self._passed_from = (*command.pass_fds, *moved.values())
+        self._passed = (*command.pass_fds, *moved)
+        check_passed(command.pass_fds)
+        _check_room(self._passed, self._limits)
+        self._pty = command.pty
+        self._numbers = command._job_numbers()
+        self._announce = announce
         wanted = [stdout, None if self._pty or stderr == STDOUT else stderr]
         self._sinks = [
-            _streams.sink_for(value, most, self._kills)
+            _streams.sink_for(value, command.max_output, self._kills)
             if is_capture(value) or _streams.is_sink(value)
             else None
             for value in wanted
         ]
         self._has_sinks = any(sink is not None for sink in self._sinks)
-        if most is not None and not self._has_sinks:
-            raise errors.SpecError("max_output takes an output that is captured, or goes to a sink")
         self._overflowed = False
         self._cgroup: Any = None
         self._terminal: tuple[int, int] | None = None
@@ -93,11 +88,13 @@ class Rare:
             self._cgroup = cgroups.take()
             self._cgroup.begin()
         procs: Sequence[int] = () if self._cgroup is None else self._cgroup.procs
-        if self._pty and self._terminal is None:
+        if isinstance(self._pty, tuple) and self._terminal is None:
             self._terminal = _open_pty(*self._pty)
             stdio = (self._terminal[1],) * 3
-        words = (self._pty is not None, self._announce, self._cpu_time or 0)
-        _native.fill_rare(work, self._passed, self._passed_from, procs, *words)
+        numbers = {**self._numbers, "announce": int(self._announce)}
+        if self._cpu_time is not None and self._cpu_time < 1 << 31:  # else the place has it
+            numbers["cpu_seconds"] = math.ceil(self._cpu_time)
+        _native.fill_rare(work, self._passed, self._passed_from, procs, numbers)
         return stdio
 
     def count_reaper(self) -> None:
@@ -142,8 +139,7 @@ class Rare:
         if self._cgroup is not None:
             told = result._cgroup = self._cgroup.report()
             hit += [name for name, key in _HITS if told.get(key)]
-        limits = self._plan.box.limits or _NO_LIMITS
-        cpu_time = self._cpu_time or limits.cpu_time
+        limits, cpu_time = self._limits, self._cpu_time
         killed = "memory" in hit or result.timed_out or self._overflowed
         if cpu_time is not None and _ran_out(result, cpu_time, killed):
             hit.append("cpu_time")
@@ -191,45 +187,20 @@ def _ran_out(result: Result, seconds: float, killed: bool) -> bool:
     return bool(usage.user + usage.system >= seconds / 2)
 
 
-def passed_descriptors(value: Any) -> tuple[int, ...]:
-    """Those of pass_fds, checked and in order. SpecError."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise errors.SpecTypeError(f"pass_fds is not several descriptors: {value!r}")
-    found = tuple(sorted({check_descriptor("a descriptor of pass_fds", fd) for fd in value}))
-    if len(found) > lib.SBX_MOST_PASSED:
-        raise errors.SpecError(f"pass_fds has {len(found)} descriptors, and may have 32")
-    if found and found[0] < 3:
-        raise errors.SpecError("pass_fds has 0, 1 or 2, which are stdin, stdout and stderr")
-    for fd in found:
+def check_passed(passed: Sequence[int]) -> None:
+    """SpecError if one of pass_fds is closed."""
+    for fd in passed:
         try:
             os.fstat(fd)
         except OSError as error:
             raise errors.SpecError(f"pass_fds has {fd}: {error.strerror}") from None
-    return found
 
 
-def _check_room(passed: tuple[int, ...], limits: Limits | None) -> None:
+def _check_room(passed: tuple[int, ...], limits: Limits) -> None:
     """Each is put in its place when the limit holds already."""
     most: int | None = getattr(limits, "open_files", None)
     if passed and most is not None and passed[-1] >= most:
         raise errors.SpecError(f"pass_fds has {passed[-1]}, and open_files is {most}")
-
-
-def terminal_size(value: Any, stdin: Any, stdout: Any, stderr: Any) -> tuple[int, int] | None:
-    """(rows, columns) of a pty, None where there is none; True is that of a VT100. SpecError."""
-    if value is False:
-        return None
-    if value is not True and (not isinstance(value, (tuple, list)) or len(value) != 2):
-        raise errors.SpecTypeError(f"pty is neither a bool nor (rows, columns): {value!r}")
-    if stdin is not None:
-        raise errors.SpecError("with a pty stdin is the terminal, and cannot be given")
-    if not (_streams.is_sink(stdout) or is_capture(stdout)):
-        raise errors.SpecError("the output of a pty is captured, or goes to a function or sink")
-    if not (type(stderr) is int and stderr in (CAPTURE, STDOUT)):
-        raise errors.SpecError("a pty has one output, which is stdout: stderr goes there as well")
-    size = (24, 80) if value is True else value
-    rows, columns = (check_number("a number of pty", n, 1, 65535) for n in size)
-    return rows, columns
 
 
 def _open_pty(rows: int, columns: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Callable
 
+from . import _types
 from ._check import check_number
 from .errors import SpecError, SpecTypeError
 
@@ -14,7 +15,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import IO, Any
 
+#: The values of subprocess, without importing it.
+CAPTURE = -1
+STDOUT = -2
+
 _MOST = 1 << 62
+
+
+def is_capture(value: object) -> bool:
+    """Whether an output is CAPTURE: the number, which no descriptor is equal to by chance."""
+    return type(value) is int and value == CAPTURE
 
 
 class Sink:
@@ -154,7 +164,9 @@ class Tee(Output):
         None. Where something in the middle is missing, a line between the two says how many bytes.
     """
 
-    def __init__(self, file: IO[Any] | int, keep_head: int = 0, keep_tail: int = 0) -> None:
+    def __init__(
+        self, file: _types.IO[_types.Any] | int, keep_head: int = 0, keep_tail: int = 0
+    ) -> None:
         self.keep_head = check_number("keep_head", keep_head, 0, 1 << 40)
         self.keep_tail = check_number("keep_tail", keep_tail, 0, 1 << 40)
         self._text: Any = file if hasattr(file, "buffer") else None

@@ -15,21 +15,19 @@ import contextlib
 import errno
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from time import monotonic
 
 from . import _bwrap, _calls, _executor, _plan, _process, _rare, errors
-from ._check import check_seconds
 from ._host import machine
+from .command import Command, encode_argv, whole_environment
 from .policy import DEFAULT_CAPABILITIES, filter_of, program_of
 from .result import Result
-from .sandbox import CAPTURE, Sandbox, caller_directory
+from .sandbox import Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-    from .sandbox import Command, Path, Stream
+    pass
 
 NAME = "bubblewrap"
 _MOST_PASSED = 29
@@ -42,12 +40,12 @@ CAPABILITIES = {
 
 def why_not() -> str:
     """The empty string where it works on this machine, otherwise why not."""
-    return _executor.trial(run_in, (), "caller", os.geteuid())
+    return _executor.trial(run_command, (), "caller", os.geteuid())
 
 
 def refusals(box: Sandbox) -> list[str]:
     """What of a Sandbox it cannot promise on this machine, in words."""
-    return _promises_not(box) or _executor.native_refusals(run_in, box)
+    return _promises_not(box) or _executor.native_refusals(run_command, box)
 
 
 def _promises_not(box: Sandbox) -> list[str]:
@@ -115,36 +113,19 @@ def _capabilities(box: Sandbox) -> list[str]:
 # ---- a run -----------------------------------------------------------------------------------
 
 
-def run_in(
-    box: Sandbox,
-    command: Command,
-    cwd: Path | None = None,
-    extra_env: Mapping[str, str] | None = None,
-    stdin: Stream | bytes = None,
-    stdout: Stream = CAPTURE,
-    stderr: Stream = CAPTURE,
-    timeout: float | None = None,
-    env: Mapping[str, str] | None = None,
-    fresh: bool = True,
-    more: Mapping[str, Any] | None = None,
-) -> Result:
-    """Runs a command in a Sandbox; see run_sandbox."""
+def run_command(box: Sandbox, command: Command, fresh: bool = True) -> Result:
+    """Runs a Command in a Sandbox; every run of bwrap is a fresh one."""
     start = monotonic()
-    if timeout is not None:
-        check_seconds("timeout", timeout)
-    if cwd is None:
-        cwd = caller_directory() if box.root == "/" else "/"
-    inside = _plan.Job(command, cwd, extra_env, env).cwd  # checks all of them
-    words = _plan.command_words(command)
-    whole = _plan.environment(extra_env, env)
-    more = more or {}
-    passed = _rare.passed_descriptors(more.get("pass_fds", ()))
+    inside = _plan.job_of(command, box).cwd
+    argv = command._argv
+    passed = command.pass_fds
+    _rare.check_passed(passed)
     refused = _promises_not(box)
     if len(passed) > _MOST_PASSED:
         refused.append(f"pass_fds of {len(passed)}: three of 32 are bwrap's own")
     if refused:
         raise errors.UnsupportedError(f"{NAME}: {'; '.join(refused)}")
-    deadline = None if timeout is None else start + timeout
+    deadline = None if command.timeout is None else start + command.timeout
     with contextlib.ExitStack() as undo:
         tool = _bwrap.find_tool(deadline)
         descriptors = _bwrap.Descriptors(passed)
@@ -152,18 +133,18 @@ def run_in(
         options = [*gate.options(descriptors.take), *_options(box)]
         covers = box.policy.capabilities != "all"
         layout = _bwrap.Layout(box, tool, covers, descriptors, undo, deadline)
-        options += [*layout.options(), *_environment(whole)]
+        options += [*layout.options(), *_environment(command)]
         options += ["--chdir", "/" + inside.lstrip("/")]
-        arguments = descriptors.take(_arguments(options, len(words), undo))
-        argv: list[bytes | str] = [tool.path, "--args", arguments, "--", *words]
-        more = {**more, "moved": descriptors.moved}
+        arguments = descriptors.take(_arguments(options, len(argv), undo))
+        front = encode_argv([tool.path, "--args", str(arguments), "--"])
+        job = _plan.Job([*front, *argv], "/", [], [])
         began = functools.partial(_let_go, gate, layout)
-        rest = (stdin, stdout, stderr, timeout, start, _isolation(box), more, began)
-        result = _executor.run_tool(NAME, box, argv, {}, *rest)
+        rest = (start, _isolation(box), descriptors.moved, began)
+        result = _executor.run_tool(NAME, box, job, command, *rest)
         result._rusage = b""  # bwrap's own: it does not wait for the last of its processes
         is_killed = result.exit == -9 and "output" in result.limits_hit
         if not (result.timed_out or is_killed) and _could_not_begin(gate, result):
-            raise _failure(result, box.root, os.fsdecode(words[0]))
+            raise _failure(result, box.root, command.argv[0])
     return result
 
 
@@ -183,9 +164,10 @@ def _arguments(options: list[str], more: int, undo: contextlib.ExitStack) -> int
     return fd
 
 
-def _environment(env: Mapping[str, str]) -> list[str]:
+def _environment(command: Command) -> list[str]:
     """The command's: bwrap itself runs without, as some of it would steer its loader and libc."""
-    return [word for name, value in env.items() for word in ("--setenv", name, value)]
+    whole = whole_environment(command.extra_env, command.env)
+    return [word for name, value in whole.items() for word in ("--setenv", name, value)]
 
 
 def _let_go(gate: _bwrap.Gate, layout: _bwrap.Layout, run: _process.Run) -> None:
@@ -237,7 +219,8 @@ def _failure(result: Result, root: str, program: str) -> errors.SetupError:
     return errors.setup_error(failure.errno or 0, filename, step, text)
 
 
-_api = _calls.Api(NAME, run_in, functools.partial(_executor.possible_isolation, run_in))
+_api = _calls.Api(NAME, run_command, functools.partial(_executor.possible_isolation, run_command))
+run_in = _api.run_in
 maximum_possible_isolation = _api.maximum_possible_isolation
 run_sandbox = _api.run_sandbox
 run_sandbox_with_redirection = _api.run_sandbox_with_redirection

@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
 
 from . import _calls, _executor, _plan
 from ._host import machine
+from .command import Command
 from .errors import UnsupportedError
 from .result import Result
-from .sandbox import CAPTURE, Sandbox
+from .sandbox import Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-    from .sandbox import Command, Path, Stream
+    pass
 
 NAME = "chroot"
 CAPABILITIES = {
@@ -29,12 +27,12 @@ CAPABILITIES = {
 
 def why_not() -> str:
     """The empty string where it works on this machine, otherwise why not."""
-    return _executor.trial(run_in, ("mounts",), "caller", os.geteuid())
+    return _executor.trial(run_command, ("mounts",), "caller", os.geteuid())
 
 
 def refusals(box: Sandbox) -> list[str]:
     """What of a Sandbox it cannot promise on this machine, in words."""
-    return _promises_not(box) or _executor.native_refusals(run_in, box)
+    return _promises_not(box) or _executor.native_refusals(run_command, box)
 
 
 def _promises_not(box: Sandbox) -> list[str]:
@@ -59,27 +57,13 @@ def plan_of(box: Sandbox) -> _plan.Plan:
     return _plan.plan_for(box)
 
 
-def run_in(
-    box: Sandbox,
-    command: Command,
-    cwd: Path | None = None,
-    extra_env: Mapping[str, str] | None = None,
-    stdin: Stream | bytes = None,
-    stdout: Stream = CAPTURE,
-    stderr: Stream = CAPTURE,
-    timeout: float | None = None,
-    env: Mapping[str, str] | None = None,
-    fresh: bool = True,
-    more: Mapping[str, Any] | None = None,
-) -> Result:
-    """Runs a command in a Sandbox; see run_sandbox."""
-    plan = plan_of(box)
-    return _executor.run_native(
-        NAME, plan, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh, more
-    )
+def run_command(box: Sandbox, command: Command, fresh: bool = True) -> Result:
+    """Runs a Command in a Sandbox."""
+    return _executor.run_native(NAME, plan_of(box), command, fresh)
 
 
-_api = _calls.Api(NAME, run_in, functools.partial(_executor.possible_isolation, run_in))
+_api = _calls.Api(NAME, run_command, functools.partial(_executor.possible_isolation, run_command))
+run_in = _api.run_in
 maximum_possible_isolation = _api.maximum_possible_isolation
 run_sandbox = _api.run_sandbox
 run_sandbox_with_redirection = _api.run_sandbox_with_redirection

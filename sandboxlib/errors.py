@@ -25,9 +25,13 @@ from __future__ import annotations
 import errno as _errno
 import os as _os
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .result import Result
+from . import _types
+
+
+def _lasting(state: dict[str, object]) -> dict[str, object]:
+    """The state of an error for pickle: without a Command that cannot be pickled."""
+    passing = getattr(state.get("command"), "_passing", "")
+    return {name: value for name, value in state.items() if name != "command" or not passing}
 
 
 def printable(text: str, kept: str = "") -> str:
@@ -46,11 +50,16 @@ def printable(text: str, kept: str = "") -> str:
 class SandboxError(Exception):
     """The base of every error that sandboxlib raises of its own.
 
-    number, command: from a map, which of its commands it was; see Result.
+    number: int, from a map: which of its commands it was. command: the Command, or what the map
+    was given where that is none; a copy by pickle lacks one that cannot be pickled.
     """
 
     number = -1
     command: object = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        made = super().__reduce__()
+        return (made[0], made[1], _lasting(self.__dict__))
 
 
 class SpecError(SandboxError, ValueError):
@@ -109,7 +118,7 @@ class SetupError(SandboxError, OSError, RuntimeError):
 
     def __reduce__(self) -> tuple[object, ...]:
         words = (self.errno, self.filename, self.step, self.what, self.hint)
-        return (type(self), words, self.__dict__)
+        return (type(self), words, _lasting(self.__dict__))
 
 
 class SetupNotFound(SetupError, FileNotFoundError):
@@ -188,7 +197,7 @@ class CommandFailed(SandboxError):
     result: its Result. number, command: which of the commands it was.
     """
 
-    def __init__(self, result: Result) -> None:
+    def __init__(self, result: _types.Result) -> None:
         super().__init__(result)
         self.result = result
         self.number = result.number
@@ -198,7 +207,7 @@ class CommandFailed(SandboxError):
         result = self.result
         late = ", when its time was over" if result.timed_out else ""
         hit = f" (limits: {', '.join(result.limits_hit)})" if result.limits_hit else ""
-        name = "the command" if self.command is None else repr(self.command)
+        name = "the command" if self.command is None else str(self.command)
         text = f"{name} ended with exit status {result.exit}{late}{hit}"
         said = (self.result.err or b"").strip()[-1000:].decode(errors="replace")
         return f"{text}: {printable(said, _LAYOUT)}" if said else text

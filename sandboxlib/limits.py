@@ -5,14 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ._check import Value, check_choice, check_number, check_size, check_text
+from . import _types
+from ._check import Value, check_choice, check_number, check_size, check_text, unknown_keyword
 from .errors import SpecError, SpecTypeError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import NoReturn
-
-    from .sandbox import Path
 
 #: Limits of setrlimit(2), each of one process, by their numbers in asm-generic/resource.h.
 RLIMITS = {
@@ -131,8 +126,8 @@ class Limits(Value):
         cpus: float | None = None,
         cpu_weight: int | None = None,
         io_weight: int | None = None,
-        cgroup: bool | Path | None = None,
-        **unknown: NoReturn,
+        cgroup: bool | _types.Path | None = None,
+        **unknown: _types.NoReturn,
     ) -> None:
         if unknown:
             raise _unknown(unknown)
@@ -174,10 +169,8 @@ _ELSEWHERE = {
 
 
 def _unknown(names: Iterable[str]) -> SpecTypeError:
-    for name in names:
-        if name in _ELSEWHERE:
-            return SpecTypeError(f"Limits has no keyword argument {name}: {_ELSEWHERE[name]}")
-    return SpecTypeError(f"Limits has no keyword argument {', '.join(names)}")
+    hint = next((_ELSEWHERE[name] for name in names if name in _ELSEWHERE), "")
+    return unknown_keyword("Limits", names, Limits._fields, hint)
 
 
 def _scheduler(value: object) -> str:

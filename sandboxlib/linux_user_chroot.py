@@ -29,19 +29,17 @@ from collections.abc import Mapping
 from time import monotonic
 
 from . import _calls, _executor, _plan, _rare, errors
-from ._check import check_seconds
 from ._host import tools
 from ._luc_mounts import Recipe, View, doubts, takes_stage
+from .command import MOST_PASSED, Command, encode_argv, encode_environment, whole_environment
 from .errors import UnsupportedError
 from .policy import Policy
-from .sandbox import CAPTURE, Sandbox, caller_directory
+from .result import Result
+from .sandbox import Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-    from .result import Result
-    from .sandbox import Command, Path, Stream
 
 NAME = "linux_user_chroot"
 CAPABILITIES = {
@@ -341,28 +339,12 @@ class _Report:
 # ---- a run -----------------------------------------------------------------------------------
 
 
-def run_in(
-    box: Sandbox,
-    command: Command,
-    cwd: Path | None = None,
-    extra_env: Mapping[str, str] | None = None,
-    stdin: Stream | bytes = None,
-    stdout: Stream = CAPTURE,
-    stderr: Stream = CAPTURE,
-    timeout: float | None = None,
-    env: Mapping[str, str] | None = None,
-    fresh: bool = True,
-    more: Mapping[str, Any] | None = None,
-) -> Result:
-    """Runs a command in a Sandbox; see run_sandbox."""
+def run_command(box: Sandbox, command: Command, fresh: bool = True) -> Result:
+    """Runs a Command in a Sandbox; every run of the program is a fresh one."""
     start = monotonic()
-    if timeout is not None:
-        check_seconds("timeout", timeout)
-    if cwd is None:
-        cwd = caller_directory() if box.root == "/" else "/"
-    place = _plan.Job(command, cwd, extra_env, env).cwd  # checks all of them
-    settings = dict(_plan.environment(extra_env, env))
-    words: list[bytes | str] = [*_plan.command_words(command)]
+    cwd = _plan.job_of(command, box).cwd
+    settings = whole_environment(command.extra_env, command.env)
+    argv: list[bytes | str] = [*command._argv]
     tool = _tool()
     if isinstance(tool, str):
         raise (UnsupportedError if find_tool() else errors.ProgramNotFound)(tool)
@@ -370,24 +352,25 @@ def run_in(
     if refused:
         raise UnsupportedError("; ".join(refused))
     with contextlib.ExitStack() as undo:
-        deadline = None if timeout is None else start + timeout
+        deadline = None if command.timeout is None else start + command.timeout
         recipe = Recipe(box, undo, deadline, takes_stage(box))
         _check_leaks(tool, recipe)
-        run = _Run(os.fsdecode(words[0]), place, recipe.view)
+        run = _Run(command.argv[0], cwd, recipe.view)
         run.check_first(settings)
-        words = with_stripped(recipe.view, words, settings)
-        more = dict(more or {})
-        passed = _rare.passed_descriptors(more.get("pass_fds", ()))
+        argv = with_stripped(recipe.view, argv, settings)
+        moved: dict[int, int] = {}
+        passed = command.pass_fds
+        _rare.check_passed(passed)
         free = next((number for number in range(9, 2, -1) if number not in passed), 0)
         has_shell = _executable(recipe.view, "/bin/sh") is not None
-        if free and has_shell and _passes_a_shell(settings) and len(passed) < _rare.MOST_PASSED:
+        if free and has_shell and _passes_a_shell(settings) and len(passed) < MOST_PASSED:
             run.report = _Report(free, undo)
-            words = with_report(words, settings, free)
-            more["moved"] = {free: run.report.writer}
-        argv = command_line(tool, recipe, words, place)
+            argv = with_report(argv, settings, free)
+            moved = {free: run.report.writer}
+        whole = encode_argv(command_line(tool, recipe, argv, cwd))
+        job = _plan.Job(whole, "/", *encode_environment(None, settings))
         isolation = {**box.isolation(), "mounts": "isolated", "seccomp": _filter(tool, box)}
-        rest = (stdin, stdout, stderr, timeout, start, isolation, more)
-        result = _executor.run_tool(NAME, box, argv, settings, *rest)
+        result = _executor.run_tool(NAME, box, job, command, start, isolation, moved)
         if result.exit == 1 and not result.timed_out:
             run.check_setup(result)
         return result
@@ -472,7 +455,8 @@ def _possible_isolation() -> dict[str, str]:
 
 
 # In the form of 0.3 the command is not made pid 1, which has nobody here to reap for it.
-_api = _calls.Api(NAME, run_in, _possible_isolation, processes="undefined")
+_api = _calls.Api(NAME, run_command, _possible_isolation, processes="undefined")
+run_in = _api.run_in
 maximum_possible_isolation = _api.maximum_possible_isolation
 run_sandbox = _api.run_sandbox
 run_sandbox_with_redirection = _api.run_sandbox_with_redirection

@@ -7,15 +7,14 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 
+from . import _types
 from ._check import Value, check_choice, check_flag, check_text
 from ._seccomp import filters
 from .errors import SpecError, SpecTypeError, setup_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypeAlias
-
-    Seccomp: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Profile"
+    from typing import Any
 
 #: linux/capability.h, in the order of their numbers.
 CAPABILITIES = (
@@ -42,7 +41,7 @@ class Profile(Value):
     _fields = ("text",)
     text: str
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
+    def __init__(self, content: Mapping[str, _types.Any]) -> None:
         import json
 
         try:
@@ -75,7 +74,7 @@ class Profile(Value):
             raise SpecError(f"the seccomp profile {name} is longer than {_MOST_BYTES} bytes")
         return cls(_parsed(data, f"the seccomp profile {name}"))
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, _types.Any]:
         """The profile as json.loads gives it."""
         import json
 
@@ -145,7 +144,7 @@ class Policy(Value):
         *,
         capabilities: str | Iterable[str] = "default",
         no_new_privs: bool = True,
-        seccomp: Seccomp = "default",
+        seccomp: _types.Seccomp = "default",
         nesting: bool = False,
     ) -> None:
         check_flag("no_new_privs", no_new_privs)
@@ -162,7 +161,7 @@ class Policy(Value):
                 raise SpecError("nesting says what a filter leaves open, and there is a profile")
             _check_program(program_of(self))
 
-    def replace(self, **changes: Any) -> Policy:
+    def replace(self, **changes: _types.Any) -> Policy:
         """The same with other values: policy.replace(nesting=True). SpecError."""
         return Policy(**{**{name: getattr(self, name) for name in self._fields}, **changes})
 

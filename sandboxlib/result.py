@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from struct import unpack
 
+from . import _types
+from .command import Command
 from .errors import CommandFailed
 
 TYPE_CHECKING = False
@@ -33,7 +35,7 @@ class Usage:
     100 ms in which Limits.cpus made it wait. pressure: dict of pressure stall information.
     """
 
-    def __init__(self, rusage: bytes, cgroup: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, rusage: bytes, cgroup: Mapping[str, _types.Any] | None = None) -> None:
         values = unpack("18q", rusage)  # getrusage(2)
         self.user = values[0] + values[1] / 1e6
         self.system = values[2] + values[3] / 1e6
@@ -62,7 +64,9 @@ class Result(tuple[int, bytes | None, bytes | None]):
     """`(exit, out, err)`, with more as attributes.
 
     exit: int     the command's exit status; -n where signal n ended it.
-    out, err      what the command wrote, bytes; None where it was not captured.
+    ok: bool      whether exit is 0 and timed_out is False.
+    out, err      what the command wrote, bytes; None if it was not captured.
+    stdout, stderr   the same, but ValueError if it was not captured.
     out_size, err_size   how many bytes the command wrote there, also where out and err hold fewer;
                   None where sandboxlib did not see them.
     timed_out     bool: the timeout ended it; out and err hold what there was until then.
@@ -78,7 +82,8 @@ class Result(tuple[int, bytes | None, bytes | None]):
                   filter of system calls: 'builds' (that of sandboxlib), 'profile' (one that was
                   given), 'tool' (that of the executor's program) or 'none'.
     number: int   from a map: which of its commands it was, from 0 on; otherwise -1.
-    command       from a map: the command as the map was given it; otherwise None.
+    command       the Command that was run. A copy by pickle has it too, unless it holds files,
+                  functions or descriptors: then None.
     """
 
     timed_out: bool
@@ -86,10 +91,10 @@ class Result(tuple[int, bytes | None, bytes | None]):
     executor: str
     isolation: Mapping[str, str]
     number: int = -1
-    command: object = None
+    command: Command | None = None
     limits_hit: tuple[str, ...] = ()
     _rusage: bytes = b""
-    _cgroup: Mapping[str, Any] | None = None
+    _cgroup: Mapping[str, _types.Any] | None = None
     _sizes: tuple[int | None, int | None] = (None, None)
 
     def __new__(
@@ -110,7 +115,30 @@ class Result(tuple[int, bytes | None, bytes | None]):
         return self
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), tuple(self), {**self.__dict__, "isolation": dict(self.isolation)})
+        state = {**self.__dict__, "isolation": dict(self.isolation)}
+        if self.command is not None and self.command._passing:
+            del state["command"]
+        return (type(self), tuple(self), state)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the exit status is 0, and the time was not over."""
+        return self[0] == 0 and not self.timed_out
+
+    @property
+    def stdout(self) -> bytes:
+        """out; ValueError if it was not captured."""
+        return self._captured("stdout", self[1])
+
+    @property
+    def stderr(self) -> bytes:
+        """err; ValueError if it was not captured."""
+        return self._captured("stderr", self[2])
+
+    def _captured(self, name: str, content: bytes | None) -> bytes:
+        if content is None:
+            raise ValueError(f"{name} was not captured: it went elsewhere, or nowhere")
+        return content
 
     @property
     def exit(self) -> int:
@@ -141,10 +169,8 @@ class Result(tuple[int, bytes | None, bytes | None]):
         return Usage(self._rusage, self._cgroup) if self._rusage else None
 
     def check(self) -> Result:
-        """This Result where the exit status is 0, and the time was not over; otherwise raises
-        CommandFailed, which has it.
-        """
-        if self.exit != 0 or self.timed_out:
+        """This Result if it is ok; otherwise raises CommandFailed, which has it."""
+        if not self.ok:
             raise CommandFailed(self)
         return self
 

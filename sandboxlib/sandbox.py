@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
+from . import _types
 from ._check import (
     Value,
     check_choice,
@@ -15,50 +16,21 @@ from ._check import (
     check_path,
     check_size,
     check_text,
+    unknown_keyword,
 )
-from .errors import SpecChoiceError, SpecError, SpecTypeError, setup_error
+from ._types import overload
+from .command import Command, command_of
+from .errors import SandboxError, SpecChoiceError, SpecError, SpecTypeError, setup_error
 from .limits import Limits
 from .policy import DEFAULT, Policy
+from .result import Result
 from .user import User, check_user
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing takes 2 ms to import
-    from typing import IO, Any, NoReturn, TypeAlias
+if TYPE_CHECKING:
+    from typing import Any
 
-    from ._async import AsyncProcess
-    from ._handle import Process
-    from ._streams import Output
-    from .result import Result
-
-    Path: TypeAlias = str | os.PathLike[str]
-    Command: TypeAlias = Path | bytes | Sequence[Path | bytes]
-    Stream: TypeAlias = int | IO[Any] | Callable[[bytes], object] | Output | None
-
-#: The values of subprocess, without importing it.
-CAPTURE = -1
-STDOUT = -2
-
-#: Words of Sandbox.run that few runs have.
-MORE = ("grace", "cpu_time", "max_output", "on_overflow", "pass_fds", "pty")
-
-
-def take_more(words: dict[str, Any]) -> dict[str, Any]:
-    """Takes MORE out of the words."""
-    return {name: words.pop(name) for name in MORE if name in words}
-
-
-def is_capture(value: object) -> bool:
-    """Whether an output is CAPTURE: the number, which no descriptor is equal to by chance."""
-    return type(value) is int and value == CAPTURE
-
-
-#: All that a command finds in its environment, unless extra_env says more.
-BASE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-
-
-def environment_vars(extra_env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a command: BASE_ENVIRONMENT, updated by extra_env."""
-    return {**BASE_ENVIRONMENT, **(extra_env or {})}
+MOST_LIMITED = 64  # sets of limits of Commands for which a Sandbox keeps a plan
 
 
 _MOST_BYTES = (1 << 63) - 1
@@ -119,8 +91,8 @@ class Mount(Value):
 
     def __init__(
         self,
-        target: Path,
-        source: Path | None = None,
+        target: _types.Path,
+        source: _types.Path | None = None,
         type: str = "bind",
         read_only: bool = False,
         recursive: bool = True,
@@ -146,23 +118,27 @@ class Mount(Value):
 
     @classmethod
     def bind(
-        cls, source: Path, target: Path, read_only: bool = False, recursive: bool = True
+        cls,
+        source: _types.Path,
+        target: _types.Path,
+        read_only: bool = False,
+        recursive: bool = True,
     ) -> Mount:
         """The caller's `source` at `target`."""
         return cls(target, source, "bind", read_only, recursive)
 
     @classmethod
-    def tmpfs(cls, target: Path, size: int | str | None = None, mode: int = 0o1777) -> Mount:
+    def tmpfs(cls, target: _types.Path, size: int | str | None = None, mode: int = 0o1777) -> Mount:
         """An empty directory in memory."""
         return cls(target, None, "tmpfs", size=size, mode=mode)
 
     @classmethod
-    def proc(cls, target: Path = "/proc") -> Mount:
+    def proc(cls, target: _types.Path = "/proc") -> Mount:
         """proc(5): of the run's own processes where they are isolated."""
         return cls(target, None, "proc")
 
     @classmethod
-    def dev(cls, target: Path = "/dev") -> Mount:
+    def dev(cls, target: _types.Path = "/dev") -> Mount:
         """null, zero, full, random, urandom, tty, pts, shm and the links to /proc/self/fd.
 
         It is the run's own, and can be written to; shm is a tmpfs, pts has 1,024 terminals at most.
@@ -256,9 +232,9 @@ def _devices(value: object) -> str | tuple[str, ...]:
     return tuple(paths) or "minimal"
 
 
-#: What runs a command in a Sandbox: an executor's run_in. The package sets it, so that no arrow
-#: leads from the value to those who use it.
-runner: Callable[..., Result] | None = None
+#: Runs a Command in a Sandbox: an executor's run_command. The package sets it, so that the value
+#: imports none of those that use it.
+runner: Callable[[Sandbox, Command, bool], Result] | None = None
 
 
 class Sandbox(Value):
@@ -344,11 +320,13 @@ class Sandbox(Value):
     _user_kind: str  # 'caller', 'root' or 'ranges'
     _ids: tuple[int, int] | None  # of the User
     _groups: tuple[int, ...]
-    _plans: dict[object, Any]
+    _plans: dict[object, _types.Any]
+    _limited: dict[Limits, Sandbox]  # by the limits of Commands
+    _base: Sandbox | None = None  # of one of those: the Sandbox that it was made of
 
     def __init__(
         self,
-        root: Path,
+        root: _types.Path,
         *,
         network: str = "undefined",
         mounts: str = "isolated",
@@ -356,15 +334,15 @@ class Sandbox(Value):
         ipc: str = "isolated",
         hostname: str | None = None,
         extra_mounts: Iterable[Mount | Sequence[object]] | None = (),
-        filesystem_writable_paths: str | Iterable[Path] | None = "all",
-        devices: str | Iterable[Path] = "minimal",
+        filesystem_writable_paths: str | Iterable[_types.Path] | None = "all",
+        devices: str | Iterable[_types.Path] = "minimal",
         policy: Policy = DEFAULT,
         init: bool = True,
         user: int | str | User | None = None,
         umask: int | None = None,
         limits: Limits | None = None,
         deterministic: bool = False,
-        **unknown: NoReturn,
+        **unknown: _types.NoReturn,
     ) -> None:
         if unknown:
             raise _unknown(unknown)
@@ -399,6 +377,7 @@ class Sandbox(Value):
             raise SpecTypeError(f"limits is no Limits: {limits!r}")
         put("limits", limits)
         put("_plans", {})
+        put("_limited", {})
         self._check_together()
 
     def _check_together(self) -> None:
@@ -420,7 +399,7 @@ class Sandbox(Value):
         """The four kinds of isolation, by name."""
         return {name: getattr(self, name) for name in ("network", "mounts", "processes", "ipc")}
 
-    def replace(self, **changes: Any) -> Sandbox:
+    def replace(self, **changes: _types.Any) -> Sandbox:
         """The same with other values: box.replace(network='undefined'). SpecError.
 
         What was left to a default that depends on other values is left to it again.
@@ -441,123 +420,105 @@ class Sandbox(Value):
             found |= {"_ids": (user.uid, user.gid), "_groups": user.groups}
         self.__dict__.update(found)
 
+    def _for(self, command: Command) -> Sandbox:
+        """The Sandbox that a Command runs in: this one, with the limits of the Command over its
+        own. Its runs share the slots of this one where they can (see _plan.plan_for).
+        """
+        if command.limits is None:
+            return self
+        box = self._limited.get(command.limits)
+        if box is None:
+            limits = command.limits if self.limits is None else self.limits | command.limits
+            box = self.replace(limits=limits)
+            box.__dict__["_base"] = self
+            if len(self._limited) >= MOST_LIMITED:
+                self._limited.clear()
+            self._limited[command.limits] = box
+        return box
+
     def run(
         self,
-        command: Command,
-        cwd: Path | None = None,
-        extra_env: Mapping[str, str] | None = None,
+        command: _types.Argv | Command,
+        /,
         *,
-        stdin: Stream | bytes = None,
-        stdout: Stream = CAPTURE,
-        stderr: Stream = CAPTURE,
-        timeout: float | None = None,
-        grace: float = 0.0,
-        cpu_time: int | None = None,
-        max_output: int | None = None,
-        on_overflow: str = "truncate",
-        pass_fds: Iterable[int] = (),
-        pty: bool | tuple[int, int] = False,
         fresh: bool = False,
-        env: Mapping[str, str] | None = None,
+        check: bool = False,
+        **options: _types.Unpack[_types.CommandOptions],
     ) -> Result:
-        """Runs a command in the sandbox and waits for its end. The arguments that are not listed
-        here are described in run_sandbox.
+        """Runs a command in the sandbox and waits for its end.
 
-        grace: seconds. When the time is over every process gets SIGTERM, and only after so many
-            more seconds SIGKILL. 0 (the default): SIGKILL at once.
-        cpu_time: int, seconds of CPU time of each process; then SIGXCPU, a second later SIGKILL.
-            It comes before Limits.cpu_time. None (the default): no limit of this run.
-        stdout, stderr: also a function, which is called with bytes as they come; Lines(function),
-            line by line; or Tee(file): written there as it comes. What a function raises ends the
-            run. docs/streams.md has more.
-        max_output: int, bytes of stdout, and of stderr, that are kept or passed on; None (the
-            default): all. on_overflow: 'truncate' (the default): the rest is read and counted only;
-            'kill': it ends the run. Result.limits_hit has 'output' in both cases.
-        pass_fds: up to 32 more descriptors, which the command gets by the same numbers.
-        pty: True, or (rows, columns): stdin, stdout and stderr are a terminal, of 24 rows and 80
-            columns, and the command's own; Result.out is what was written there.
-        fresh: True makes every namespace anew for this run, as run_sandbox does. False (the
-            default): those that a command cannot change are leased to one run after the other.
+            box.run(["cc", "-c", "a.c"], cwd="/src", timeout=60)
+            box.run(Command(["cc", "-c", "a.c"], "/src", timeout=60))
+
+        command: a Command; or its argv, a list of str, bytes or paths, or a str that names one
+            program.
+        fresh: bool. True: every namespace is made anew for this run, as by run_sandbox. False (the
+            default): those that a command cannot change serve one run after the other.
+        check: bool. True: CommandFailed unless Result.ok. False (the default): the Result says it.
+        options: the keyword arguments of Command: cwd, extra_env, env, stdin, stdout, stderr,
+            limits, timeout, grace, max_output, on_overflow, pass_fds, pty. A Command has its own,
+            and none is given beside it.
 
         Raises SpecError, UnsupportedError and SetupError as run_sandbox does; Unkillable if the
         kernel does not end what was killed; StatusLost if nobody knows how the command ended.
         """
+        if options or type(command) is not Command:
+            command = command_of("run", command, options, "fresh", "check")
         assert runner is not None
-        words = (self, command, cwd, extra_env, stdin, stdout, stderr, timeout, env, fresh)
-        is_plain = type(grace) is float and not grace and max_output is cpu_time is None
-        if is_plain and on_overflow == "truncate" and pass_fds == () and pty is False:
-            return runner(*words)
-        rest = (grace, cpu_time, max_output, on_overflow, pass_fds, pty)
-        return runner(*words, dict(zip(MORE, rest, strict=True)))
+        result = runner(self._for(command), command, fresh)
+        return result.check() if check else result
 
     def start(
         self,
-        command: Command,
-        cwd: Path | None = None,
-        extra_env: Mapping[str, str] | None = None,
-        *,
-        stdin: Stream | bytes = None,
-        stdout: Stream = CAPTURE,
-        stderr: Stream = CAPTURE,
-        **words: Any,
-    ) -> Process:
+        command: _types.Argv | Command,
+        /,
+        **options: _types.Unpack[_types.CommandOptions],
+    ) -> _types.Process:
         """Starts a command and returns a Process, which is much like a subprocess.Popen.
 
-        stdin: as in run(), or CAPTURE: a pipe, whose other end is Process.stdin.
-        stdout, stderr: as in run(); where they are captured Process.stdout and .stderr are files.
-        words: env, cpu_time, max_output, on_overflow, pass_fds and pty, as in run(). With pty all
-            that is written to Process.stdin is what somebody types.
+        command: a Command, or its argv.
+        options: those of Command, see run(); but no timeout and no grace, as Process.wait() has a
+            timeout, and no max_output, Lines or Tee, which take somebody who always reads. With
+            stdin=CAPTURE the command reads from a pipe, whose other end is Process.stdin; outputs
+            that are captured are files, Process.stdout and .stderr. With pty all that is written
+            to Process.stdin is what somebody types.
 
         Every namespace is made anew. Raises as run() does, also where there is no such program; and
-        UnsupportedError where the executor drives a program of its own (linux_user_chroot,
+        UnsupportedError if the executor drives a program of its own (linux_user_chroot,
         bubblewrap).
         """
         from . import _handle
 
-        return _handle.start(self, command, cwd, extra_env, stdin, stdout, stderr, words)
+        return _handle.start(self, command_of("start", command, options))
 
     async def run_async(
         self,
-        command: Command,
-        cwd: Path | None = None,
-        extra_env: Mapping[str, str] | None = None,
+        command: _types.Argv | Command,
+        /,
         *,
-        stdin: Stream | bytes = None,
-        stdout: Stream = CAPTURE,
-        stderr: Stream = CAPTURE,
-        timeout: float | None = None,
         fresh: bool = False,
-        env: Mapping[str, str] | None = None,
-        **words: Any,
+        check: bool = False,
+        **options: _types.Unpack[_types.CommandOptions],
     ) -> Result:
         """As run(), in an event loop: of asyncio, or of what anyio knows (`sandboxlib[anyio]`).
 
-        No thread is made; the loop waits for many of them at once. To start one takes the loop as
+        No thread is made; the loop waits for many runs at once. To start one takes the loop as
         long as a run takes to start, below a millisecond mostly. A cancellation kills the run, and
-        waits for its end. UnsupportedError as in start().
+        waits for its end. The arguments are those of run(); UnsupportedError as in start().
         """
         from . import _async
 
-        more = take_more(words)
-        if words:
-            raise SpecTypeError(f"run_async has no keyword argument {', '.join(words)}")
-        given: dict[str, Any] = {"command": command, "cwd": cwd, "extra_env": extra_env}
-        given |= {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-        given |= {"timeout": timeout, "env": env}
-        return await _async.run(self, fresh, given, more)
+        made = command_of("run_async", command, options, "fresh", "check")
+        result = await _async.run(self, made, fresh)
+        return result.check() if check else result
 
     def start_async(
         self,
-        command: Command,
-        cwd: Path | None = None,
-        extra_env: Mapping[str, str] | None = None,
-        *,
-        stdin: Stream | bytes = None,
-        stdout: Stream = CAPTURE,
-        stderr: Stream = CAPTURE,
-        **words: Any,
-    ) -> AsyncProcess:
-        """As start(), in an event loop; what starts when it is entered:
+        command: _types.Argv | Command,
+        /,
+        **options: _types.Unpack[_types.CommandOptions],
+    ) -> _types.AsyncProcess:
+        """As start(), in an event loop; the command starts when it is entered:
 
         async with box.start_async(["make"]) as process:
             async for line in process.stdout:
@@ -565,30 +526,54 @@ class Sandbox(Value):
         """
         from . import _async
 
-        return _async.start(self, command, cwd, extra_env, stdin, stdout, stderr, words)
+        return _async.start(self, command_of("start_async", command, options))
 
+    @overload
     def map(
         self,
-        commands: Iterable[Command | Mapping[str, Any]],
+        commands: Iterable[_types.Argv | Command],
+        jobs: int | None = None,
+        *,
+        ordered: bool = True,
+        on_failure: _types.Literal["stop"] = "stop",
+        progress: Callable[[int, Result], object] | None = None,
+        fresh: bool = False,
+        **options: _types.Unpack[_types.CommandOptions],
+    ) -> Generator[Result, None, None]: ...
+    @overload
+    def map(
+        self,
+        commands: Iterable[_types.Argv | Command],
+        jobs: int | None = None,
+        *,
+        ordered: bool = True,
+        on_failure: _types.Literal["continue"],
+        progress: Callable[[int, Result | SandboxError], object] | None = None,
+        fresh: bool = False,
+        **options: _types.Unpack[_types.CommandOptions],
+    ) -> Generator[Result | SandboxError, None, None]: ...
+    def map(
+        self,
+        commands: Iterable[_types.Argv | Command],
         jobs: int | None = None,
         *,
         ordered: bool = True,
         on_failure: str = "stop",
-        progress: Callable[[int, Any], object] | None = None,
-        **words: Any,
-    ) -> Generator[Any, None, None]:
+        progress: _types.Progress | None = None,
+        fresh: bool = False,
+        **options: _types.Unpack[_types.CommandOptions],
+    ) -> Generator[_types.Any, None, None]:
         """Runs many commands in the sandbox, a few at a time; yields a Result for each.
 
             for result in box.map((["cc", "-c", name] for name in names), jobs=8, cwd="/src"):
                 print(names[result.number], result.wall)
 
-        commands: any iterable, read little by little. A command is one as run() takes it, or a dict
-            of words of run(): {'command': ['cc', ...], 'cwd': '/src', 'timeout': 60}.
+        commands: any iterable of Commands or argvs, read little by little.
         jobs: how many run at once; None: as many as there are CPUs for this process.
         ordered: True (the default): results come in the order of the commands. False: as the
             commands end. Result.number and Result.command say which one it was.
-        on_failure: what happens when a command ends with another exit status than 0, also by its
-            timeout, or cannot be run (a SandboxError).
+        on_failure: what happens when the Result of a command is not ok (another exit status than 0,
+            or a timeout), or a command cannot be run (a SandboxError).
             'stop' (the default): no other is started, and the failure is raised: CommandFailed,
             which has the Result, or the error itself. Commands that run are killed; in order only
             those after the one that failed: all results before it come first, as if one command
@@ -597,8 +582,9 @@ class Sandbox(Value):
             not be run its SandboxError, in its place.
         progress: called with the number of commands that ended so far and the Result, or the
             SandboxError, of each as it ends. What it raises ends the map.
-        words: those of run() for all commands: cwd, extra_env, env, stdin, stdout, stderr, timeout
-            (seconds, of each command), fresh.
+        fresh: as in run(), for each of them.
+        options: those of Command, see run(), for every argv; a Command has its own, and none is
+            given beside it. timeout is in seconds of each command.
 
         All is done in next(): nothing is started before the first, and while the caller does
         something else commands that run go on, but few new ones begin. At most `jobs` commands run.
@@ -609,11 +595,12 @@ class Sandbox(Value):
         dropped) kills what still runs, and waits until it is gone. Several threads may use a
         Sandbox, each with iterators of its own.
 
-        Raises SpecError, at once, for words that make no sense.
+        Raises SpecError, at once, for arguments that make no sense.
         """
         from . import _map
 
-        return _map.start(_map.each_in(self, commands), jobs, ordered, on_failure, progress, words)
+        given = {**options, "fresh": fresh}
+        return _map.start(_map.each_in(self, commands), jobs, ordered, on_failure, progress, given)
 
     def close(self) -> None:
         """Ends what is kept from run to run; the next run makes it anew."""
@@ -634,7 +621,7 @@ def _unknown(words: Mapping[str, object]) -> SpecTypeError:
             return SpecTypeError(f"{name} belongs to User: Sandbox(user=User(uid, gid, groups))")
         if name in Policy._fields:
             return SpecTypeError(f"{name} belongs to Policy: Sandbox(policy=Policy({name}=...))")
-    return SpecTypeError(f"Sandbox has no keyword argument {', '.join(words)}")
+    return unknown_keyword("Sandbox", words, Sandbox._fields)
 
 
 def _root(value: object) -> str:

@@ -100,15 +100,15 @@ def _rows(root: str, command: str) -> tuple[dict[str, Row], str]:
     """The rows, and the name of the executor."""
     words: dict[str, Any] = {"network": "isolated", "extra_mounts": (Mount.tmpfs("/tmp"),)}
     box = Sandbox(root, **words)
-    first = box.run([command], "/")
+    first = box.run([command], cwd="/")
 
     def tool(*argv: str) -> Row:
         return lambda: subprocess.run(argv, capture_output=True, check=True)
 
     rows: dict[str, Row] = {
         BARE: tool(command if root == "/" else root + command),
-        ONE_SHOT: lambda: run_sandbox(root, [command], "/", **words),
-        PREPARED: lambda: box.run([command], "/"),
+        ONE_SHOT: lambda: run_sandbox(root, [command], cwd="/", **words),
+        PREPARED: lambda: box.run([command], cwd="/"),
     }
     if bwrap := shutil.which("bwrap"):
         kinds = [f"--unshare-{kind}" for kind in ("pid", "ipc", "uts", "net", "cgroup")]

@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
+from ..command import BASE_ENVIRONMENT
 from ..errors import SandboxError
-from ..sandbox import BASE_ENVIRONMENT, Mount, Sandbox
+from ..sandbox import Mount, Sandbox
 from . import demo_source
 
 PROBE = r"""

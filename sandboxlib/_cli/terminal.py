@@ -21,19 +21,19 @@ from ..sandbox import Sandbox
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._handle import Process
+    from .._types import Argv
     from ..result import Result
-    from ..sandbox import Command
 
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def run(box: Sandbox, command: Command, cwd: str | None, env: Mapping[str, str]) -> Result:
+def run(box: Sandbox, command: Argv, cwd: str | None, env: Mapping[str, str]) -> Result:
     """Runs a command on the terminal that is stdin, to its end. SpecError where it is none."""
     if not os.isatty(0):
         raise SpecError("--tty takes a terminal as stdin")
     with (
         _ended_by_signals(),
-        box.start(command, cwd, env, stdout=_show, pty=_size()) as process,
+        box.start(command, cwd=cwd, extra_env=env, stdout=_show, pty=_size()) as process,
         _raw(),
         _resized(process),
     ):

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from .. import chroot, user_namespace
 from .._check import check_flag, check_seconds, check_text
 from .._host import machine
+from ..command import Command
 from ..errors import (
     ImageError,
     SetupError,
@@ -39,7 +40,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..sandbox import Path
+    from .._types import Path
 
 MAX_SIZE = 16 << 30  # bytes of content
 MAX_MEMBERS = 1_000_000
@@ -166,7 +167,7 @@ class Child:
     """The program that unpacks, and how it is confined. UnsupportedError."""
 
     def __init__(self, request: Request) -> None:
-        self._run_in, self.user = executor()
+        self._run, self.user = executor()
         self._name, self._path = request.name, request.path
         self.settings = dict(request.settings)
         self._timeout = request.timeout
@@ -215,10 +216,17 @@ class Child:
             policy=Policy(capabilities=_capabilities(self.user)),
         )
         argv = [sys.executable, "-I", "-S", "-B", extract.__file__, json.dumps(settings)]
-        more = {"max_output": MAX_ANSWER, "on_overflow": "kill"}
-        words = {"env": _LOADER, "stdin": self.stdin, "timeout": timeout, "more": more}
+        command = Command(
+            argv,
+            "/",
+            env=_LOADER,
+            stdin=self.stdin,
+            timeout=timeout,
+            max_output=MAX_ANSWER,
+            on_overflow="kill",
+        )
         try:
-            result = self._run_in(box, argv, "/", **words)
+            result = self._run(box, command, True)
         except UnsupportedError as error:
             raise _uncontained(error) from error
         except SetupError:
@@ -270,14 +278,14 @@ def holds_image(path: Path) -> bool:
 
 
 def executor() -> tuple[Any, str]:
-    """What confines the child, and as whom it runs: (run_in, user). UnsupportedError."""
+    """What confines the child, and as whom it runs: (run_command, user). UnsupportedError."""
     if os.geteuid() == 0 and not chroot.why_not():
-        return chroot.run_in, "caller"
+        return chroot.run_command, "caller"
     reason = user_namespace.why_not()
     if reason:
         raise _uncontained(reason)
     ranges = user_namespace.refusals(Sandbox("/", user="ranges"))
-    return user_namespace.run_in, "root" if ranges else "ranges"
+    return user_namespace.run_command, "root" if ranges else "ranges"
 
 
 def _capabilities(user: str) -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from .. import _types
 from ..errors import ImageError
 from ..user import User
 from .command import Process
@@ -21,7 +22,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from ..sandbox import Path
     from . import appc, oci
 
 __all__ = ["ImageError", "Process", "appc", "is_image", "oci", "open_image"]
@@ -35,7 +35,7 @@ def __getattr__(name: str) -> ModuleType:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: _types.Path) -> bool:
     """Whether a path names an image of either kind."""
     from . import appc, oci
 
@@ -44,7 +44,7 @@ def is_image(path: Path) -> bool:
 
 @contextlib.contextmanager
 def open_image(
-    path: Path, ref: str | None = None, timeout: float | None = 600.0
+    path: _types.Path, ref: str | None = None, timeout: float | None = 600.0
 ) -> Iterator[tuple[str, Process]]:
     """Unpacks an image of either kind: (rootfs_path, process). It is removed at the end.
 

@@ -8,27 +8,22 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from .. import sandbox
+from .. import _types
 from .._check import check_text
 from .._images import unpack
 from .._images.child import documents
+from ..command import BASE_ENVIRONMENT
 from .command import Process
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..sandbox import Path
 
-BASE_ENVIRONMENT = sandbox.BASE_ENVIRONMENT
-
-
-def is_app_container_image(path: Path) -> bool:
+def is_app_container_image(path: _types.Path) -> bool:
     """Whether the name says so: it ends in .aci."""
     return check_text("the path of an image", path).endswith(".aci")
 
 
 @contextlib.contextmanager
 def unpack_app_container_image(
-    image_file: Path,
+    image_file: _types.Path,
     max_size: int = unpack.MAX_SIZE,
     max_members: int = unpack.MAX_MEMBERS,
     timeout: float | None = unpack.TIMEOUT,

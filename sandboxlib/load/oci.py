@@ -8,19 +8,16 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from .. import sandbox
+from .. import _types
 from .._check import check_text
 from .._images import unpack
 from .._images.child import documents
+from ..command import BASE_ENVIRONMENT
 from ..errors import ImageError, SetupError
 from .command import Process
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..sandbox import Path
 
-
-def is_oci_image(path: Path) -> bool:
+def is_oci_image(path: _types.Path) -> bool:
     """Whether it is a directory or a tar that holds an image.
 
     A tar is looked at by a confined child: UnsupportedError if this caller cannot have one.
@@ -36,9 +33,9 @@ def is_oci_image(path: Path) -> bool:
 
 @contextlib.contextmanager
 def unpack_oci_image(
-    path: Path,
+    path: _types.Path,
     ref: str | None = None,
-    into: Path | None = None,
+    into: _types.Path | None = None,
     max_size: int = unpack.MAX_SIZE,
     max_members: int = unpack.MAX_MEMBERS,
     timeout: float | None = unpack.TIMEOUT,
@@ -77,7 +74,7 @@ def process(config: dict[str, Any]) -> Process:
     """What a config says about its command. ImageError."""
     with unpack.refusals():
         settings = documents.checked(config.get("config") or {}, dict, "config")
-        env = dict(sandbox.BASE_ENVIRONMENT)
+        env = dict(BASE_ENVIRONMENT)
         for setting in documents.strings(settings.get("Env"), "Env"):
             name, equals, value = setting.partition("=")
             unpack.set_variable(env, name if equals else "", value)

@@ -24,7 +24,17 @@ from lib.roots import find_busybox, make_rootfs
 from lib.waiting import wait_until
 
 import sandboxlib
-from sandboxlib import CAPTURE, Mount, Process, Result, Sandbox, Unkillable, _native, _slots
+from sandboxlib import (
+    CAPTURE,
+    Command,
+    Mount,
+    Process,
+    Result,
+    Sandbox,
+    Unkillable,
+    _native,
+    _slots,
+)
 
 pytestmark = needs_root
 Way = Callable[..., Result]
@@ -444,15 +454,13 @@ def test_the_end_of_the_interpreter_waits_for_nothing(hanging: Hanging) -> None:
 @pytest.mark.slow
 def test_a_map_goes_on_beside_it(hanging: Hanging) -> None:
     with Sandbox(hanging.root, **without_filter()) as box, open(hanging.said, "ab") as file:
-        commands: list[dict[str, Any]] = [
-            {"command": ["/bin/probe"], "timeout": 0.5, "fresh": fresh, "stdout": file}
-            for fresh in (False, True)
-        ]
-        commands += [{"command": ["/bin/busybox", "echo", str(i)]} for i in range(20)]
-        found = list(box.map(commands, jobs=3, on_failure="continue"))
-    assert [type(each) for each in found[:2]] == [Unkillable] * 2
-    assert [each.number for each in found] == list(range(22))
-    assert [each.out for each in found[2:]] == [b"%d\n" % i for i in range(20)]
+        commands = [Command(["/bin/probe"], timeout=0.5, stdout=file)]
+        commands += [Command(["/bin/busybox", "echo", str(i)]) for i in range(20)]
+        for fresh in (False, True):
+            found: list[Any] = [*box.map(commands, 3, on_failure="continue", fresh=fresh)]
+            assert type(found[0]) is Unkillable
+            assert [each.number for each in found] == list(range(21))
+            assert [each.out for each in found[1:]] == [b"%d\n" % i for i in range(20)]
 
 
 # ---- attacks on the end ------------------------------------------------------------------------

@@ -154,12 +154,12 @@ Record = dict[str, str]
 
 
 def python(box: Sandbox, script: str, fresh: bool, **words: Any) -> Result:
-    return box.run([PYTHON, "-I", "-S", "-c", script], "/", fresh=fresh, timeout=120, **words)
+    return box.run([PYTHON, "-I", "-S", "-c", script], cwd="/", fresh=fresh, timeout=120, **words)
 
 
 def record(box: Sandbox, fresh: bool, *words: str) -> Record:
     argv = [PYTHON, "-I", "-S", "-c", RECORDER, *words]
-    result = box.run(argv, "/", fresh=fresh, timeout=300)
+    result = box.run(argv, cwd="/", fresh=fresh, timeout=300)
     assert result.exit == 0, result.err.decode()
     found: Record = json.loads(result.out)
     return found

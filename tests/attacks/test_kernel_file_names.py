@@ -53,9 +53,9 @@ for place in (root, f"{root}.link", f"{root}/../{os.path.basename(root)}"):
     with Sandbox(place, extra_mounts=[Mount.bind(place, "/mnt")]) as box:
         for fresh in (True, False):
             if executor:
-                result = bubblewrap.run_in(box, argv, "/")
+                result = bubblewrap.run_in(box, argv, cwd="/")
             else:
-                result = box.run(argv, "/", fresh=fresh)
+                result = box.run(argv, cwd="/", fresh=fresh)
             assert result.out == b"30\\n30\\n", (place, result)
 print("sealed")
 """
@@ -108,7 +108,7 @@ with Sandbox(root, filesystem_writable_paths=eval(words)) as box:
     look = lambda place, fresh: box.run([*argv, f"/srv/{place}/cgroup/cgroup.procs",
         f"/srv/{place}/proc/sys/kernel/core_pattern"], "/", fresh=fresh).out
     assert look("a", True) == look("a", False) == b"30\\n30\\n"
-    assert box.run(["mv", "/srv/a", "/srv/b"], "/").exit == 0
+    assert box.run(["mv", "/srv/a", "/srv/b"], cwd="/").exit == 0
     assert look("b", True) == look("b", False) == b"30\\n30\\n", look("b", True)
     box.close()
     assert look("b", False) == b"30\\n30\\n"
@@ -144,7 +144,7 @@ os.chmod(place, 0o700)
 program = '''
 from sandboxlib import Sandbox, user_namespace
 for user in ("caller", "root"):
-    assert user_namespace.run_in(Sandbox("/", user=user), ["true"], "/").exit == 0
+    assert user_namespace.run_in(Sandbox("/", user=user), ["true"], cwd="/").exit == 0
 print("ran")
 '''
 os.environ["PYTHONPATH"] = package

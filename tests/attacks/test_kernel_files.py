@@ -34,17 +34,17 @@ pytestmark = needs_root
 
 
 def by_start(box: Sandbox, argv: list[str]) -> bytes:
-    return box.start(argv, "/").communicate()[0]
+    return box.start(argv, cwd="/").communicate()[0]
 
 
 WAYS: dict[str, Callable[[Sandbox, list[str]], Any]] = {
-    "slot": lambda box, argv: [box.run(argv, "/").out for _ in range(2)][1],
-    "fresh": lambda box, argv: box.run(argv, "/", fresh=True).out,
+    "slot": lambda box, argv: [box.run(argv, cwd="/").out for _ in range(2)][1],
+    "fresh": lambda box, argv: box.run(argv, cwd="/", fresh=True).out,
     "map": lambda box, argv: next(iter(box.map([{"command": argv, "cwd": "/"}]))).out,
     "start": by_start,
-    "chroot": lambda box, argv: chroot.run_in(box, argv, "/").out,
-    "bubblewrap": lambda box, argv: bubblewrap.run_in(box, argv, "/").out,
-    "user_namespace": lambda box, argv: user_namespace.run_in(box, argv, "/").out,
+    "chroot": lambda box, argv: chroot.run_in(box, argv, cwd="/").out,
+    "bubblewrap": lambda box, argv: bubblewrap.run_in(box, argv, cwd="/").out,
+    "user_namespace": lambda box, argv: user_namespace.run_in(box, argv, cwd="/").out,
 }
 
 
@@ -147,7 +147,7 @@ def test_a_run_with_a_cgroup_sees_no_other(fresh: bool, init: bool) -> None:
     argv = ["cat", "/proc/self/cgroup"]
     with Sandbox("/", limits=Limits(cgroup=True), init=init) as box:
         for _ in range(2):
-            result = box.run(argv, "/", fresh=fresh)
+            result = box.run(argv, cwd="/", fresh=fresh)
             lines = result.out.decode().splitlines()
             assert lines
             assert all(line.endswith(":/") for line in lines), lines

@@ -77,7 +77,7 @@ def box_of(way: str, limits: Limits, **words: Any) -> Sandbox:
 
 
 def run(way: str, box: Sandbox, script: str, **words: Any) -> Result:
-    return box.run([PYTHON, "-I", "-S", "-c", script], "/", fresh=WAYS[way][1], **words)
+    return box.run([PYTHON, "-I", "-S", "-c", script], cwd="/", fresh=WAYS[way][1], **words)
 
 
 # ---- each, hit and told ----------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_one_that_could_not_begin(way: str) -> None:
     with box_of(way, Limits(cgroup=True)) as box:
         for _ in range(3):
             with pytest.raises(SetupError):
-                box.run(["/no/such"], "/", fresh=WAYS[way][1])
+                box.run(["/no/such"], cwd="/", fresh=WAYS[way][1])
             assert run(way, box, "pass").exit == 0
 
 
@@ -274,10 +274,10 @@ def test_through_every_executor(monkeypatch: pytest.MonkeyPatch, tool_path: str)
         limits = Limits(memory=100 << 20, pids=20)
         box = Sandbox("/", limits=limits, policy=Policy(capabilities="all"))
         argv = [PYTHON, "-I", "-S", "-c"]
-        result = executor.run_in(box, [*argv, "x = b'x' * (200 << 20)"], "/")
+        result = executor.run_in(box, [*argv, "x = b'x' * (200 << 20)"], cwd="/")
         assert result.exit in (-9, 137, 1)
         assert result.limits_hit == ("memory",)
-        result = executor.run_in(box, [*argv, FORK], "/")
+        result = executor.run_in(box, [*argv, FORK], cwd="/")
         assert result.limits_hit == ("pids",)
         assert 15 < int(result.out) < 20
 
@@ -314,7 +314,7 @@ if reason := user_namespace.why_not():
 for words in ({}, {"processes": "undefined"}):
     with Sandbox("/", limits=Limits(cgroup=sys.argv[1]), **words) as box:
         for fresh in (True, False):
-            result = user_namespace.run_in(box, ["sh", "-c", sys.argv[2]], "/", fresh=fresh)
+            result = user_namespace.run_in(box, ["sh", "-c", sys.argv[2]], cwd="/", fresh=fresh)
             assert (result.exit, result.err) == (0, b""), result
             assert result.usage.cpu is not None
 """
@@ -354,7 +354,7 @@ def test_a_map_and_a_handle(way: str) -> None:
         words: dict[str, Any] = {"cwd": "/", "fresh": WAYS[way][1]}
         found = list(box.map([large, small] * 3, jobs=3, on_failure="continue", **words))
         assert [result.limits_hit for result in found] == [("memory",), ()] * 3
-        with box.start(large, "/") as process:
+        with box.start(large, cwd="/") as process:
             assert process.wait(30) == -9
         assert process.result is not None
         assert process.result.limits_hit == ("memory",)

@@ -17,6 +17,7 @@ from lib.waiting import processes, wait_until
 
 from sandboxlib import STDOUT, Mount, Policy, Result, Sandbox, SetupError, UnsupportedError
 from sandboxlib import linux_user_chroot as luc
+from sandboxlib._plan import Job
 from sandboxlib.linux_user_chroot import Recipe, Tool, View, command_line
 
 TYPE_CHECKING = False
@@ -127,8 +128,10 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the executor tells the program, token by token; the program itself does not run."""
     said: list[str] = []
 
-    def run_tool(name: str, box: Sandbox, argv: list[bytes | str], *rest: object) -> Result:
-        said[:] = map(os.fsdecode, argv)
+    def run_tool(name: str, box: Sandbox, job: Job, *rest: object) -> Result:
+        n_paths, n_args, _ = job.counts
+        words = job.blob[job.cwd_size :].split(b"\0")
+        said[:] = map(os.fsdecode, words[n_paths : n_paths + n_args])
         return Result(0, None, None, False, 0.0, name, {})
 
     monkeypatch.setattr(Tool, "denied", lambda tool, box: "")

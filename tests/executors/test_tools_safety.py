@@ -84,8 +84,7 @@ def bwrap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def run(box: Sandbox, *command: str, **words: Any) -> sandboxlib.Result:
-    more = {"pass_fds": words.pop("pass_fds", ())}
-    return bubblewrap.run_in(box, list(command), more=more, **words)
+    return bubblewrap.run_in(box, list(command), **words)
 
 
 def tree(path: Path) -> list[str]:

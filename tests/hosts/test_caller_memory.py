@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from lib.machine import needs_root, python, require
 
-from sandboxlib import CAPTURE, Mount, Policy, Sandbox, chroot, user_namespace
+from sandboxlib import CAPTURE, Command, Mount, Policy, Sandbox, chroot, user_namespace
 
 pytestmark = needs_root
 pytest_plugins = ["lib.probes"]
@@ -82,12 +82,12 @@ def test_a_command_that_sees_all_processes_cannot_reach_the_caller_s_memory(
             assert attack.stdout is not None
             assert attack.stdout.readline() == b"ready\n"
             for _ in range(300):
-                executor.run_in(box, ["true"], "/")
+                executor.run_in(box, ["true"], cwd="/")
                 if attack.poll() is not None:
                     break
             with box:
                 for _ in range(20):
-                    executor.run_in(box, ["true"], "/", fresh=False)
+                    executor.run_in(box, ["true"], cwd="/", fresh=False)
             assert attack.poll() is None
             assert secret.value == b"SECRET"
             attack.kill()
@@ -101,7 +101,7 @@ def test_the_caller_is_as_dumpable_afterwards_as_before(rootfs: Path) -> None:
         try:
             assert prctl(4, value, 0, 0, 0) == 0  # PR_SET_DUMPABLE
             threads = [
-                threading.Thread(target=user_namespace.run_in, args=(box, ["true"], "/"))
+                threading.Thread(target=user_namespace.run_in, args=(box, Command(["true"], "/")))
                 for _ in range(4)
             ]
             for thread in threads:

@@ -145,7 +145,7 @@ def test_a_program_that_cannot_be_run_is_told_by_the_start(
 
 def test_a_cwd_that_is_not_there_is_told_by_the_start(box: Sandbox) -> None:
     with pytest.raises(SetupError, match="working directory"):
-        box.start(["true"], "/nonsuch")
+        box.start(["true"], cwd="/nonsuch")
 
 
 @pytest.mark.parametrize(

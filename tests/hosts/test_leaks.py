@@ -297,7 +297,7 @@ print(points)
     assert int(host(script, rootfs)) > 30
 
 
-@pytest.mark.parametrize("call", ['run(["nonesuch"])', 'run(["true"], "/none")'])
+@pytest.mark.parametrize("call", ['run(["nonesuch"])', 'run(["true"], cwd="/none")'])
 def test_an_interrupt_at_any_point_of_a_failure_leaves_nothing(rootfs: Path, call: str) -> None:
     script = (
         INJECT
@@ -343,7 +343,7 @@ def test_a_child_that_is_killed_in_its_set_up_is_no_success(
 ) -> None:
     # As an out-of-memory killer would: the k-th call of the child is its last.
     script = """
-sandboxlib.sandbox.runner = sandboxlib.chroot.run_in  # no trial, which would be killed as well
+sandboxlib.sandbox.runner = sandboxlib.chroot.run_command  # no trial, which would be killed as well
 box = Sandbox(root, filesystem_writable_paths="none", extra_mounts=[Mount.tmpfs("/tmp")], **mode)
 gc.disable()
 before = None

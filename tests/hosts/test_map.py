@@ -25,6 +25,7 @@ from lib.waiting import processes, wait_until
 import sandboxlib
 from sandboxlib import (
     STDOUT,
+    Command,
     CommandFailed,
     Mount,
     Policy,
@@ -32,6 +33,7 @@ from sandboxlib import (
     SandboxExecutor,
     SetupError,
     SpecError,
+    SpecTypeError,
     UnsupportedError,
 )
 
@@ -115,14 +117,14 @@ def test_results_come_in_the_order_of_the_commands(place: Place) -> None:
     results = list(place.map(commands, jobs=4))
     assert results == [(0, b"%d\n" % n, b"err\n") for n in range(9)]
     assert [result.number for result in results] == list(range(9))
-    assert [result.command for result in results] == commands
+    assert [result.command for result in results] == [Command(argv) for argv in commands]
     assert all(result.wall > 0 and result.executor for result in results)
     assert results[0].isolation == place.box.run(["true"]).isolation
 
 
 def test_results_come_as_commands_end(place: Place) -> None:
     reader, writer = os.pipe()
-    commands = [{"command": sh("read x; echo slow"), "stdin": reader}, *echo(1, 2, 3)]
+    commands = [Command(sh("read x; echo slow"), stdin=reader), *echo(1, 2, 3)]
     results = place.map(commands, jobs=2, ordered=False)
     assert [next(results).out for _ in range(3)] == [b"1\n", b"2\n", b"3\n"]
     os.write(writer, b"\n")
@@ -180,7 +182,7 @@ def test_results_that_wait_for_their_turn_are_bounded(place: Place) -> None:
             read.append(n)
             if n == 4 * 2 - 1:  # the last that may be read before the first one ends
                 threading.Timer(0.3, os.write, (writer, b"\n")).start()
-            yield {"command": sh("read x"), "stdin": reader} if n == 0 else ["true"]
+            yield Command(sh("read x"), stdin=reader) if n == 0 else ["true"]
 
     results = place.map(commands(), jobs=2)
     assert next(results).number == 0
@@ -190,17 +192,33 @@ def test_results_that_wait_for_their_turn_are_bounded(place: Place) -> None:
     os.close(writer)
 
 
-def test_a_command_may_have_words_of_its_own(place: Place) -> None:
+def test_a_command_has_options_of_its_own(place: Place) -> None:
     commands = [
-        {"command": ["pwd"], "cwd": "/tmp"},
+        Command(["pwd"], "/tmp"),
         ["pwd"],
-        {"command": ["cat"], "stdin": b"own"},
-        {"command": sh("echo $X; echo $X >&2"), "extra_env": {"X": "1"}, "stderr": STDOUT},
+        Command(["cat"], stdin=b"own"),
+        Command(sh("echo $X; echo $X >&2"), extra_env={"X": "1"}, stderr=STDOUT),
         "pwd",
     ]
-    results = list(place.map(commands, jobs=2, cwd="/etc"))
-    assert [r.out for r in results] == [b"/tmp\n", b"/etc\n", b"own", b"1\n1\n", b"/etc\n"]
+    results = list(place.map(commands, jobs=2))
+    assert [r.out for r in results] == [b"/tmp\n", b"/\n", b"own", b"1\n1\n", b"/\n"]
     assert results[2].command is commands[2]
+    assert [r.out for r in place.map(["pwd", ["pwd"]], cwd="/etc")] == [b"/etc\n"] * 2
+
+
+def test_options_of_a_map_are_refused_beside_a_command(place: Place) -> None:
+    commands = [["pwd"], Command("pwd")]
+    results = list(place.map(commands, cwd="/etc", on_failure="continue"))
+    assert results[0].out == b"/etc\n"
+    assert isinstance(results[1], SpecTypeError)
+    assert results[1].command is commands[1]
+    with pytest.raises(SpecTypeError, match=r"has its options itself: command\.replace"):
+        list(place.map(commands, cwd="/etc"))
+
+
+def test_a_dict_is_no_command(place: Place) -> None:
+    with pytest.raises(SpecTypeError, match="the command is neither a list nor a str"):
+        list(place.map([{"command": ["true"]}]))
 
 
 def test_megabytes_from_several_at_once_are_whole(place: Place) -> None:
@@ -216,12 +234,12 @@ def test_each_command_has_its_own_deadline(place: Place) -> None:
     much = sh("yes | head -c 100000; sleep 100")
     for factor in (1, 20):  # a busy machine is given longer
         commands = [
-            {"command": ["sleep", "100"], "timeout": 0.3 * factor},
-            {"command": chatty, "timeout": 0.4 * factor},
-            {"command": much, "timeout": 0.2 * factor},
+            Command(["sleep", "100"], timeout=0.3 * factor),
+            Command(chatty, timeout=0.4 * factor),
+            Command(much, timeout=0.2 * factor),
             ["echo", "x"],
         ]
-        results = list(place.map(commands, jobs=4, on_failure="continue", timeout=60))
+        results = list(place.map(commands, jobs=4, on_failure="continue"))
         assert [result.timed_out for result in results] == [True, True, True, False]
         if results[1].out and results[2].out:
             break
@@ -250,7 +268,7 @@ def test_a_failure_stops_and_is_raised(place: Place) -> None:
     with pytest.raises(CommandFailed, match=r"exit status 3: no$") as raised:
         list(results)
     assert raised.value.number == 1
-    assert raised.value.command is commands[1]
+    assert raised.value.command == Command(commands[1])
     assert raised.value.result == (3, b"", b"no\n")
     assert len(started) < 20
     assert is_gone(place, mark)
@@ -309,7 +327,7 @@ def test_a_command_that_cannot_be_run_stops_with_its_error(place: Place) -> None
     assert next(results).out == b"1\n"
     with pytest.raises(SetupError) as raised:
         list(results)
-    assert (raised.value.number, raised.value.command) == (1, ["/none/such"])
+    assert (raised.value.number, raised.value.command) == (1, Command("/none/such"))
 
 
 def test_with_continue_everything_comes_in_its_place(place: Place) -> None:
@@ -333,7 +351,7 @@ def test_progress_hears_of_every_end(place: Place) -> None:
         if count == 3:
             os.write(writer, b"\n")
 
-    first = {"command": sh("read x"), "stdin": reader}
+    first = Command(sh("read x"), stdin=reader)
     commands = [first, ["true"], ["/none/such"], ["false"]]
     list(place.map(commands, jobs=2, on_failure="continue", progress=progress))
     os.close(reader)
@@ -383,10 +401,10 @@ def test_words_that_make_no_sense_are_refused_at_once(box: Sandbox, words: dict[
 def test_several_sandboxes_take_part(shared_rootfs: Path, box: Sandbox) -> None:
     bare = Sandbox(shared_rootfs, **BARE)
     other = Sandbox(shared_rootfs, hostname="other")
-    calls = [(bare, ["echo", "bare"]), (other, ["hostname"]), (box, {"command": ["echo", "x"]})]
+    calls = [(bare, ["echo", "bare"]), (other, ["hostname"]), (box, Command(["echo", "x"]))]
     results = list(sandboxlib.map(calls * 10, jobs=3))
     assert [r.out for r in results] == [b"bare\n", b"other\n", b"x\n"] * 10
-    assert results[1].command == ["hostname"]
+    assert results[1].command == Command("hostname")
     with pytest.raises(SpecError, match="not a Sandbox and a command"):
         list(sandboxlib.map([["true"]]))
     other.close()

@@ -71,7 +71,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip(user_namespace.why_not())
     if refused := user_namespace.refusals(sandboxlib.Sandbox("/", user=name)):
         pytest.skip(refused[0])
-    monkeypatch.setattr(unpack, "executor", lambda: (user_namespace.run_in, name))
+    monkeypatch.setattr(unpack, "executor", lambda: (user_namespace.run_command, name))
     return name
 
 
@@ -303,8 +303,8 @@ def test_a_child_that_never_ends_is_killed(
 
 def _single_id() -> tuple[Any, str]:
     if IS_ROOT:
-        return sandboxlib.chroot.run_in, "caller"
-    return user_namespace.run_in, "root"
+        return sandboxlib.chroot.run_command, "caller"
+    return user_namespace.run_command, "root"
 
 
 def test_a_removal_that_takes_for_ever_is_told(place: Path, public: Path) -> None:

@@ -102,7 +102,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip("an .aci shows it")
     if refused := user_namespace.refusals(sandboxlib.Sandbox("/", user=name)):
         pytest.skip(refused[0])
-    monkeypatch.setattr(unpack, "executor", lambda: (user_namespace.run_in, name))
+    monkeypatch.setattr(unpack, "executor", lambda: (user_namespace.run_command, name))
     return name
 
 

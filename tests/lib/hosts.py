@@ -26,12 +26,11 @@ if mode.pop("fresh", False):
 def many(quick, deep):
     return deep if "SANDBOXLIB_DEEP" in os.environ else quick
 
-def by_map(box, command, cwd=None, extra_env=None, **words):
+def by_map(box, command, **words):
     from sandboxlib import _process
     if threading.get_ident() in _process.stops:  # a thread of a map, which runs what has no slot
-        return run_itself(box, command, cwd, extra_env, **words)
-    call = {"command": command, "cwd": cwd, "extra_env": extra_env, **words}
-    (found,) = box.map([call], jobs=2, on_failure="continue")
+        return run_itself(box, command, **words)
+    (found,) = box.map([command], jobs=2, on_failure="continue", **words)
     if isinstance(found, BaseException):
         raise found
     return found

@@ -33,6 +33,6 @@ def test_none_is_made_by_clone(words: dict[str, Any], fresh: bool) -> None:
     file = f"/proc/self/task/{os.getpid()}/children"
     with Sandbox("/", **words) as box, open(file) as children:
         before = children.read()
-        assert box.run([PYTHON, "-I", "-S", "-c", CLONE], "/", fresh=fresh).out == b"EPERM\n"
+        assert box.run([PYTHON, "-I", "-S", "-c", CLONE], cwd="/", fresh=fresh).out == b"EPERM\n"
         children.seek(0)
         assert children.read() == before

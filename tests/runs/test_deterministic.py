@@ -99,7 +99,7 @@ def test_addresses_are_the_same(executor: ModuleType, fresh: bool) -> None:
     for deterministic in (True, False):
         with Sandbox("/", deterministic=deterministic, extra_mounts=[]) as box:
             for _ in range(3):
-                result = executor.run_in(box, argv, "/", fresh=fresh)
+                result = executor.run_in(box, argv, cwd="/", fresh=fresh)
                 assert result.exit == 0, result
                 seen[deterministic].add(result.out)
     (same,) = seen[True]

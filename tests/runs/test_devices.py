@@ -41,16 +41,16 @@ def _start(box: Sandbox, command: list[str]) -> Result:
 
 
 def _slot(box: Sandbox, command: list[str]) -> Result:
-    box.run(command, "/")
-    return box.run(command, "/")
+    box.run(command, cwd="/")
+    return box.run(command, cwd="/")
 
 
 WAYS: dict[str, Callable[[Sandbox, list[str]], Result]] = {
-    "fresh": lambda box, command: box.run(command, "/", fresh=True),
+    "fresh": lambda box, command: box.run(command, cwd="/", fresh=True),
     "slot": _slot,
     "map": _map,
     "start": _start,
-    "async": lambda box, command: asyncio.run(box.run_async(command, "/")),
+    "async": lambda box, command: asyncio.run(box.run_async(command, cwd="/")),
 }
 
 
@@ -408,7 +408,7 @@ MARKS = {
 
 
 def python(box: Sandbox, program: str) -> Result:
-    return box.run([PYTHON, "-c", "import os\n" + program], "/")
+    return box.run([PYTHON, "-c", "import os\n" + program], cwd="/")
 
 
 @pytest.mark.parametrize("mark", MARKS)
@@ -485,11 +485,11 @@ def test_a_slot_leaves_what_the_caller_binds_into_dev_alone(
     before = source.stat()
     with Sandbox(rootfs, extra_mounts=[Mount.bind(source, place)]) as box:
         for _ in range(4):
-            assert box.run(["true"], "/").exit == 0
+            assert box.run(["true"], cwd="/").exit == 0
         after = source.stat()
         assert after.st_mtime == 1
         assert after.st_ctime == before.st_ctime
         for name in ("a", "b", "c"):
-            seen = box.run(["sh", "-c", f"touch {place}/{name} && ls {place}"], "/").out.split()
+            seen = box.run(["sh", "-c", f"touch {place}/{name} && ls {place}"], cwd="/").out.split()
             assert seen[-1] == name.encode()
         assert len(os.listdir(source)) == 3

@@ -366,7 +366,7 @@ for words in ({}, {"user": "root"}, {"init": False}):
     with Sandbox("/", **words) as box:
         for fresh in (True, False, False):
             argv = [python, "-I", "-S", "-c", script, json.dumps(calls)]
-            result = box.run(argv, "/", fresh=fresh)
+            result = box.run(argv, cwd="/", fresh=fresh)
             assert result.exit == 0, result
             assert result.isolation["seccomp"] == "builds"
             found.append(json.loads(result.out))

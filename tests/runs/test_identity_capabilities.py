@@ -152,7 +152,7 @@ def escape(box: Sandbox, tmp_path: Path, uid: int) -> str:
     try:
         pids = [str(victim.pid), str(os.getpid())]
         argv = [PYTHON, "-I", "-S", "-c", ESCAPE, str(uid), str(file), *pids]
-        chroot.run_in(box, argv, "/")
+        chroot.run_in(box, argv, cwd="/")
     finally:
         victim.kill()
         victim.wait()

@@ -77,7 +77,7 @@ class Place:
     def run(self, script: str, limits: Limits | None, timeout: float = 100, **words: Any) -> Result:
         argv = [PYTHON, "-I", "-S", "-c", script]
         result: Result = self.executor.run_in(
-            self.box(limits, **words), argv, "/", fresh=self._fresh, timeout=timeout
+            self.box(limits, **words), argv, cwd="/", fresh=self._fresh, timeout=timeout
         )
         return result
 
@@ -293,9 +293,9 @@ def test_what_the_command_is_told(place: Place, limits: Limits, script: str, err
 
 def test_arguments_beyond_the_stack(place: Place) -> None:
     argv = ["/bin/true", *["x" * 60000] * 10]
-    assert place.executor.run_in(place.box(None), argv, "/").exit == 0
+    assert place.executor.run_in(place.box(None), argv, cwd="/").exit == 0
     with pytest.raises((SetupError, AssertionError)) as caught:  # by a program in between: its exit
-        assert place.executor.run_in(place.box(Limits(stack=1 << 20)), argv, "/").exit == 0
+        assert place.executor.run_in(place.box(Limits(stack=1 << 20)), argv, cwd="/").exit == 0
     if place.is_native:
         assert isinstance(caught.value, SetupError)
         assert caught.value.errno == errno.E2BIG

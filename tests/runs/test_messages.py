@@ -113,7 +113,7 @@ def test_the_command_line_refuses_other_users(text: str) -> None:
 
 
 def test_ids_and_a_user_that_is_a_number_are_told_what_they_need() -> None:
-    with pytest.raises(SpecError, match=r"processes='isolated'.*a user that is a number"):
+    with pytest.raises(SpecError, match=r"user= with a uid needs processes='isolated'"):
         Sandbox("/", user=1000, processes="undefined")
 
 

@@ -27,7 +27,7 @@ from sandboxlib import Sandbox
 script = "id -u; set -- /proc/[0-9]*; echo $#"
 with Sandbox("/") as box:
     for fresh in (True, False, False):
-        result = box.run(["sh", "-c", script], "/", fresh=fresh)
+        result = box.run(["sh", "-c", script], cwd="/", fresh=fresh)
         uid, processes = result.out.split()
         assert int(processes) < 6, result
         assert result.executor == "user_namespace"
@@ -54,7 +54,7 @@ for nesting in (True, False):
     with Sandbox("/", policy=Policy(nesting=nesting), **words) as box:
         for name, (argv, most) in commands.items():
             for fresh in (True, False, False):
-                result = box.run(argv, "/", fresh=fresh)
+                result = box.run(argv, cwd="/", fresh=fresh)
                 assert (result.exit == 0) == nesting, (name, fresh, result)
                 if nesting and most:
                     assert int(result.out) <= most, (name, result)
@@ -159,11 +159,11 @@ def test_the_covers_of_proc_stay_where_they_protect() -> None:
         nested = default.replace(policy=Policy(nesting=True))
         for fresh in (True, False):
             with default, nested:
-                assert default.run(["sh", "-c", script], "/", fresh=fresh).out == b"1\n"
+                assert default.run(["sh", "-c", script], cwd="/", fresh=fresh).out == b"1\n"
                 if not userns_works():
                     continue
-                assert nested.run(["sh", "-c", script], "/", fresh=fresh).out == b"0\n"
-                shut = nested.run(["sh", "-c", "echo x > /proc/sys/kernel/core_pattern"], "/")
+                assert nested.run(["sh", "-c", script], cwd="/", fresh=fresh).out == b"0\n"
+                shut = nested.run(["sh", "-c", "echo x > /proc/sys/kernel/core_pattern"], cwd="/")
                 assert shut.exit != 0
 
 
@@ -172,7 +172,7 @@ from sandboxlib import Policy, Sandbox
 script = "cat /proc/sys/kernel/shmmni; echo 77 > /proc/sys/kernel/shmmni"
 for user in ("root", 0):
     with Sandbox("/", user=user, policy=Policy(nesting=True)) as box:
-        seen = {box.run(["sh", "-c", script], "/").out for _ in range(4)}
+        seen = {box.run(["sh", "-c", script], cwd="/").out for _ in range(4)}
         assert len(seen) == 1, seen
 """
 

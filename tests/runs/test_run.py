@@ -17,8 +17,8 @@ from lib.waiting import late
 
 import sandboxlib
 from sandboxlib import (
-    CAPTURE,
     STDOUT,
+    Command,
     Mount,
     Sandbox,
     SetupError,
@@ -27,7 +27,7 @@ from sandboxlib import (
     _process,
     run_sandbox,
 )
-from sandboxlib._plan import Job, plan_for
+from sandboxlib._plan import job_of, plan_for
 
 pytestmark = needs_root
 BARE = {"mounts": "undefined", "processes": "undefined", "ipc": "undefined"}
@@ -173,8 +173,8 @@ def test_every_byte_of_the_output_is_returned(box: Sandbox, size: int) -> None:
 
 def test_what_the_pipe_still_holds_at_the_end_is_read(box: Sandbox) -> None:
     # The command is dead before the first look, and its output is larger than the buffer.
-    job = Job(["sh", "-c", "echo $(seq 500)"], "/", None)
-    run = _process.Run(plan_for(box), job, None, CAPTURE, None, None)
+    command = Command(["sh", "-c", "echo $(seq 500)"], "/", stderr=None)
+    run = _process.Run(plan_for(box), job_of(command, box), command)
     run.struct.out.size = 16
     run.start(fresh=True)
     select.select([run.struct.pidfd], [], [])

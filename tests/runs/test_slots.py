@@ -619,23 +619,24 @@ import sys
 from sandboxlib import Mount, Policy, Sandbox, _slots
 _slots.MOST_SPARE = 0
 box = Sandbox("/", network="isolated", filesystem_writable_paths="none")
-ns = [box.run(["readlink", "/proc/self/ns/net", "/proc/self/ns/user"], "/") for _ in range(3)]
+ns = [box.run(["readlink", "/proc/self/ns/net", "/proc/self/ns/user"], cwd="/") for _ in range(3)]
 assert ns[0].executor == "user_namespace", ns[0]
 assert ns[0].out == ns[1].out == ns[2].out != box.run(
-    ["readlink", "/proc/self/ns/net", "/proc/self/ns/user"], "/", fresh=True).out
-assert box.run(["id", "-u"], "/").out == b"65534\\n"
-assert b"CapEff:\\t0000000000000000" in box.run(["cat", "/proc/self/status"], "/").out
+    ["readlink", "/proc/self/ns/net", "/proc/self/ns/user"], cwd="/", fresh=True).out
+assert box.run(["id", "-u"], cwd="/").out == b"65534\\n"
+assert b"CapEff:\\t0000000000000000" in box.run(["cat", "/proc/self/status"], cwd="/").out
 root = box.replace(user="root")
-assert root.run(["id", "-u"], "/").out == b"0\\n"
+assert root.run(["id", "-u"], cwd="/").out == b"0\\n"
 dev = box.replace(extra_mounts=[Mount.dev(), Mount.tmpfs("/tmp")])
 box = box.replace(policy=Policy(seccomp="none"))
 for _ in range(3):
-    assert dev.run(["sh", "-c", "echo x > /dev/null; head -c 3 /dev/zero"], "/").out == b"\\0\\0\\0"
+    out = dev.run(["sh", "-c", "echo x > /dev/null; head -c 3 /dev/zero"], cwd="/").out
+    assert out == b"\\0\\0\\0"
 (slots,) = [plan.slots for plan in dev._plans.values() if getattr(plan, "slots", None)]
 assert slots._shared.slots == 1
 def key(script):
     result = box.run([sys.executable, "-I", "-S", "-c", "import ctypes as c, struct\\n"
-        "k = c.CDLL(None).syscall\\n" + script], "/")
+        "k = c.CDLL(None).syscall\\n" + script], cwd="/")
     assert result.exit == 0, result
     return result.out
 find = "print(max(0, k(249, b'user', b'left', 0, 0)), k(250, 10, %s, b'user', b'left', 0) > 0)"

@@ -332,7 +332,7 @@ def test_a_failure_is_the_same_the_second_time_and_then_it_works(
     for _ in range(2):
         for command, cwd in ((["nonesuch"], None), (["true"], "/none"), (["/etc"], None)):
             with pytest.raises(SetupError):
-                box.run(command, cwd)
+                box.run(command, cwd=cwd)
         assert box.run(["echo", "x"]) == (0, b"x\n", b"")
 
 

@@ -28,6 +28,7 @@ import sandboxlib
 from sandboxlib import (
     CAPTURE,
     STDOUT,
+    Command,
     Limits,
     Lines,
     Policy,
@@ -43,7 +44,7 @@ from sandboxlib import (
     _process,
     run_sandbox,
 )
-from sandboxlib._plan import Job
+from sandboxlib._plan import job_of
 
 IS_ROOT = os.geteuid() == 0
 PYTHON = [os.path.realpath(sys.executable), "-I", "-S", "-c"]
@@ -634,8 +635,8 @@ def test_all_that_a_terminal_holds_at_the_end_is_read(count: int) -> None:
     box = Sandbox("/")
     plan = _ladder.executor_of(box, native=True).plan_of(box)
     script = f"import os\nassert os.write(1, b'x' * {count}) == {count}"
-    job = Job([*PYTHON, script], "/", None)
-    run = _process.Run(plan, job, None, CAPTURE, CAPTURE, None, {"pty": True})
+    command = Command([*PYTHON, script], "/", pty=True)
+    run = _process.Run(plan, job_of(command, plan.box), command)
     run.start(fresh=True)
     assert select.select([run.struct.pidfd], [], [], 30)[0]
     while not run.follow(_native.lib.sbx_pump(run.struct, run.wait())):
@@ -762,7 +763,7 @@ def test_what_makes_no_sense_is_refused(words: dict[str, Any], tmp_path: Path) -
         {"grace": None},
         {"max_output": 1.5},
         {"max_output": True},
-        {"max_output": "1k"},
+        {"max_output": b"1k"},
         {"on_overflow": None},
         {"pass_fds": 3},
         {"pass_fds": None},
@@ -860,14 +861,14 @@ def test_the_words_of_a_map() -> None:
     said: dict[str, list[bytes]] = {"a": [], "b": []}
     reader, writer = os.pipe()
     commands: list[Any] = [
-        ["seq", "9"],
-        {"command": ["echo", "a"], "stdout": Lines(said["a"].append)},
-        {"command": ["yes"], "max_output": 4, "on_overflow": "kill", "stdout": said["b"].append},
-        {"command": ["stty", "size"], "pty": (5, 6), "max_output": None},
-        {"command": ["sh", "-c", f"echo x > /proc/self/fd/{writer}"], "pass_fds": [writer]},
+        Command(["seq", "9"], max_output=3),
+        Command(["echo", "a"], stdout=Lines(said["a"].append)),
+        Command(["yes"], max_output=4, on_overflow="kill", stdout=said["b"].append),
+        Command(["stty", "size"], pty=(5, 6)),
+        Command(["sh", "-c", f"echo x > /proc/self/fd/{writer}"], pass_fds=[writer]),
     ]
     with Sandbox("/") as box:
-        results = list(box.map(commands, jobs=2, on_failure="continue", max_output=3))
+        results = list(box.map(commands, jobs=2, on_failure="continue"))
     assert [result.exit for result in results] == [0, 0, -9, 0, 0]
     assert [result.out for result in results] == [b"1\n2", None, None, b"5 6\r\n", b""]
     assert results[0].out_size == 18

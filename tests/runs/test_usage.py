@@ -38,7 +38,7 @@ def run(way: str, script: str, **words: Any) -> Result:
     place, fresh = WAYS[way]
     with Sandbox("/", extra_mounts=[Mount.tmpfs("/tmp")], **place) as box:
         argv = [PYTHON, "-I", "-S", "-c", script]
-        return chroot.run_in(box, argv, "/", fresh=fresh, **words)
+        return chroot.run_in(box, argv, cwd="/", fresh=fresh, **words)
 
 
 def usage_of(result: Result) -> Usage:
@@ -136,9 +136,9 @@ def test_nothing_of_one_run_counts_for_the_next() -> None:
     with Sandbox("/", extra_mounts=[Mount.tmpfs("/tmp")]) as box:
         script = "import time\nx = b'x' * (300 << 20)\nwhile time.process_time() < 0.6: pass"
         burn = [PYTHON, "-I", "-S", "-c", script]
-        before = usage_of(box.run(["true"], "/"))
-        much = usage_of(box.run(burn, "/"))
-        after = usage_of(box.run(["true"], "/"))
+        before = usage_of(box.run(["true"], cwd="/"))
+        much = usage_of(box.run(burn, cwd="/"))
+        after = usage_of(box.run(["true"], cwd="/"))
     assert much.user + much.system > 0.4
     assert after.user + after.system < 0.2
     assert before.peak_memory is not None
@@ -160,13 +160,13 @@ def test_it_is_a_value(way: str) -> None:
 def test_of_a_command_that_could_not_begin_there_is_none(way: str) -> None:
     place, fresh = WAYS[way]
     with Sandbox("/", **place) as box, pytest.raises(sandboxlib.SetupError):
-        chroot.run_in(box, ["/no/such"], "/", fresh=fresh)
+        chroot.run_in(box, ["/no/such"], cwd="/", fresh=fresh)
 
 
 def test_of_a_run_that_was_killed(way: str) -> None:
     """The reaper dies with the rest, and nobody has counted; a command alone is waited for."""
     burn = "while True: pass"
-    for words in ({"timeout": 0.5}, {"more": {"max_output": 1, "on_overflow": "kill"}}):
+    for words in ({"timeout": 0.5}, {"max_output": 1, "on_overflow": "kill"}):
         script = burn if "timeout" in words else f"print('xx', flush=True)\n{burn}"
         result = run(way, script, **words)
         assert result.exit == -9
@@ -218,13 +218,13 @@ def test_bubblewrap_tells_none() -> None:
     executor = sandboxlib.get_executor("bubblewrap")
     if reason := executor.why_not():
         pytest.skip(reason)
-    result = executor.run_in(Sandbox("/"), ["true"], "/")
+    result = executor.run_in(Sandbox("/"), ["true"], cwd="/")
     assert (result.exit, result.usage) == (0, None)
 
 
 def test_a_limit_changes_nothing_of_it(way: str) -> None:
     place, fresh = WAYS[way]
     with Sandbox("/", limits=Limits(open_files=100), **place) as box:
-        result = chroot.run_in(box, ["true"], "/", fresh=fresh)
+        result = chroot.run_in(box, ["true"], cwd="/", fresh=fresh)
     assert usage_of(result).minor_faults > 0
     assert result.limits_hit == ()

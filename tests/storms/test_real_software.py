@@ -26,7 +26,7 @@ def inside(script: str, *mounts: Mount, timeout: float = 250, network: str = "is
     env = {"PATH": os.environ["PATH"], "HOME": "/tmp"}
     tmp = [Mount.tmpfs("/tmp")]
     with Sandbox("/", extra_mounts=[*tmp, *mounts], network=network) as box:
-        result = box.run(["sh", "-ec", script], "/tmp", env=env, stderr=STDOUT, timeout=timeout)
+        result = box.run(["sh", "-ec", script], cwd="/tmp", env=env, stderr=STDOUT, timeout=timeout)
     assert result.isolation["seccomp"] == "builds"
     assert (result.exit, result.timed_out) == (0, False), (result.out or b"")[-3000:]
     return result.out or b""
@@ -83,7 +83,7 @@ def test_pythons_own_tests(name: str, tmp_path: Path) -> None:
     )
     outside = failed(done.stdout + done.stderr)
     with Sandbox("/", extra_mounts=[Mount.tmpfs("/tmp")]) as box:
-        result = box.run(argv, "/tmp", stderr=STDOUT, timeout=250)
+        result = box.run(argv, cwd="/tmp", stderr=STDOUT, timeout=250)
     text = result.out or b""
     assert b"Total tests: run=" in text or b"Ran " in text, text[-2000:]
     assert failed(text) - outside == set()
@@ -181,7 +181,7 @@ def test_apt_installs_a_package(debian: Path) -> None:
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"}
     script = "apt-get -q update && apt-get -qy install hello && hello && dpkg -s hello"
     with Sandbox(debian, network="undefined") as box:
-        result = box.run(["sh", "-ec", script], "/", env=env, stderr=STDOUT, timeout=300)
+        result = box.run(["sh", "-ec", script], cwd="/", env=env, stderr=STDOUT, timeout=300)
     text = (result.out or b"").decode(errors="replace")
     assert result.isolation["seccomp"] == "builds"
     assert (result.exit, result.timed_out) == (0, False), text[-3000:]
@@ -219,7 +219,7 @@ def test_configure_make_check(name: str, scratch: Path, archive: Archive) -> Non
     writable = [str(builds[1]), "/tmp"]
     tmp = [Mount.tmpfs("/tmp")]
     with Sandbox("/", extra_mounts=tmp, filesystem_writable_paths=writable) as box:
-        result = box.run(argv, builds[1], env=env, stderr=STDOUT, timeout=300)
+        result = box.run(argv, cwd=builds[1], env=env, stderr=STDOUT, timeout=300)
     assert result.isolation["seccomp"] == "builds"
 
     def sums(text: bytes) -> list[str]:

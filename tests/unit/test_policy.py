@@ -139,11 +139,11 @@ def test_a_call_takes_a_policy_or_its_words() -> None:
 def test_the_form_of_0_3_keeps_what_its_callers_had(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def run_in(box: Sandbox, *words: object) -> None:
+    def run_command(box: Sandbox, *words: object) -> None:
         seen.append(box.policy)
 
     for words in ({}, {"capabilities": "none"}, {"policy": Policy()}):
-        _calls._form_of_0_3(run_in, ["true"], **words)  # type: ignore[arg-type]
+        _calls._form_of_0_3(run_command, ["true"], **words)  # type: ignore[arg-type]
     assert seen[0] == Policy(capabilities="all", seccomp="none")
     assert seen[1] == Policy(capabilities="none", seccomp="none")
     assert seen[2] == Policy()
