@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What the child and the reaper share. Neither may touch libc (one lives in the caller's memory,
- * the other has none), so this is raw system calls and what both do with them.
- * Every call returns the kernel's own answer: a result, or -errno. errno is never written.
+ * System calls without libc, and the messages between caller and reaper. The child may not touch
+ * libc, because it lives in the caller's memory, and the reaper has none. Every call returns the
+ * kernel's own answer: a result, or -errno. errno is never written.
  */
 #ifndef SBX_RAW_H
 #define SBX_RAW_H
@@ -12,7 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Registers of arguments that a call does not have are not set: most calls have few. */
+/* One function for each number of arguments: most calls have few, and the other registers are not
+ * set. */
 #if defined(__x86_64__)
 #define RAW_CALL(...)                                                                              \
     long result;                                                                                   \
@@ -76,8 +77,8 @@ static inline long raw6(long n, long a, long b, long c, long d, long e, long f) 
 #define RAW_PICK(n, a, b, c, d, e, f, name, ...) name
 #define raw(...) RAW_PICK(__VA_ARGS__, RAW_6, RAW_5, RAW_4, RAW_3, RAW_2, RAW_1, RAW_0)(__VA_ARGS__)
 
-/* Calls younger than the kernel headers of old build images; the numbers are the same on every
- * architecture from 424 on. */
+/* The kernel headers of old build images lack these calls. From 424 on every architecture has the
+ * same numbers. */
 enum {
     RAW_pidfd_send_signal = 424,
     RAW_open_tree = 428,
@@ -94,7 +95,7 @@ enum {
 
 #define RAW_CLOSE_RANGE_CLOEXEC 4 /* close_range(2) */
 
-/* rt_sigaction(2) takes this, not libc's struct. */
+/* rt_sigaction(2) takes this struct, which is not libc's. */
 struct raw_sigaction {
     void (*handler)(int);
     unsigned long flags;
@@ -118,8 +119,8 @@ struct raw_clone_args { /* clone3(2), its first version */
 
 #define RAW_CLONE_PIDFD 0x1000
 
-/* A clone onto a stack of its own, by the system call NUMBER: no libc function does that. The
- * child's half never returns. */
+/* Clones a child onto a stack of its own, by the system call NUMBER: no function of libc does that.
+ * In the child this never returns: it calls ENTRY, and exits with what that returns. */
 static inline long clone_by(long number, long a, long b, long c, int (*entry)(void *),
                             void *argument) {
     long result;
@@ -170,54 +171,58 @@ static inline long clone_onto(struct raw_clone_args *args, int (*entry)(void *),
     return clone_by(RAW_clone3, (long)args, sizeof *args, 0, entry, argument);
 }
 
-/* The reaper finds its ends of the status pipe and of the lifeline here; one that stays, also what
- * it looks at after each run, as far as that is its own. */
+/* The descriptors of a reaper. A resident also has the files that it reads after each run, as far
+ * as the namespaces are its own. */
 enum {
     REAPER_STATUS_FD = 3,
     REAPER_LIFELINE_FD = 4,
     REAPER_FDS = 5,
-    RESIDENT_TRAFFIC_FD = 5,   /* /proc/net/dev */
-    RESIDENT_SOCKETS_FD = 6,   /* /proc/net/sockstat */
-    RESIDENT_LABELS_FD = 7,    /* /proc/net/ip6_flowlabel */
-    RESIDENT_MEMORY_FD = 8,    /* /proc/self/coredump_filter: of its memory, not of the process */
-    RESIDENT_OOM_FD = 9,       /* /proc/self/oom_score_adj: of all who share memory */
-    RESIDENT_PROJECTS_FD = 10, /* /proc/self/projid_map: anybody in a user namespace may write it */
+    RESIDENT_TRAFFIC_FD = 5, /* /proc/net/dev */
+    RESIDENT_SOCKETS_FD = 6, /* /proc/net/sockstat */
+    RESIDENT_LABELS_FD = 7,  /* /proc/net/ip6_flowlabel */
+    RESIDENT_MEMORY_FD =
+        8, /* /proc/self/coredump_filter, which belongs to the memory, not to the process */
+    RESIDENT_OOM_FD = 9, /* /proc/self/oom_score_adj, which all have that share memory */
+    RESIDENT_PROJECTS_FD =
+        10, /* /proc/self/projid_map, which anybody in a user namespace may write */
     RESIDENT_FDS = 11
 };
 
-/* SIGUSR1 wakes a resident to read a SBX_SIGNAL: while it waits for a run, it does not poll the
- * socket, on which the order comes. A standard signal, which RLIMIT_SIGPENDING does not stop. */
+/* SIGUSR1 tells a resident to read a SBX_SIGNAL: while it waits for a run, it cannot poll the
+ * socket, because the order comes there as well. It is a standard signal, because RLIMIT_SIGPENDING
+ * does not stop these. */
 enum { RESIDENT_BELL = 10 };
 
-/* What the reaper writes for each command: how it ended, or why it never began. */
+/* The reaper writes one for each command: how it ended, or why it did not begin. */
 struct sbx_record {
     uint32_t magic;
     uint32_t run;
     int32_t step; /* of enum sbx_step */
     int32_t index;
     int32_t error;
-    int32_t wait_status; /* or -errno: nobody knows it */
+    int32_t wait_status; /* or -errno, if nobody knows it */
     int64_t usage[18];
 };
 #define SBX_RECORD_MAGIC 0x53425831u
-#define SBX_READY_MAGIC 0x53425832u /* a resident: the next command, please; or: it began */
+#define SBX_READY_MAGIC                                                                            \
+    0x53425832u /* a resident asks for the next command; a reaper says that its command began */
 
-/* What a reaper is sent. */
+/* The kinds of messages that a reaper is sent. */
 enum sbx_message {
-    SBX_PLACE = 1, /* the first: a struct sbx_place follows, and all that it points to */
-    SBX_ORDER, /* a command: its descriptors' numbers, cwd and strings follow. To a resident come
-                * with it the descriptors of stdio and of the cgroups */
-    SBX_SIGNAL /* for every process of the run */
+    SBX_PLACE = 1, /* the first message: a struct sbx_place follows, and all that it points to */
+    SBX_ORDER, /* a command: the numbers of its descriptors, its cwd and strings follow. A resident
+                  also gets the descriptors of stdio and of the cgroups */
+    SBX_SIGNAL /* a signal for every process of the run */
 };
 
-/* Every message begins so. */
+/* Every message begins with this. */
 struct sbx_order {
     uint32_t kind; /* of enum sbx_message */
-    uint32_t run;  /* its number, from 1 on, as in the answer */
+    uint32_t run;  /* the number of the run, from 1 on; the record has it as well */
     uint32_t size; /* of what follows */
     uint32_t cwd_size;
     int32_t n_candidates, n_args, n_env, n_cgroups, n_passed, terminal, cpu_seconds, announce;
-    int32_t stays;  /* SBX_PLACE: of a resident */
+    int32_t stays;  /* SBX_PLACE: 1 for a resident */
     int32_t signum; /* SBX_SIGNAL */
 };
 

@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The contract between Python and C. build_ffi.py reads this very file as the cffi cdef, so it
- * holds declarations only: no #include, no attribute, no second copy of anything.
+ * holds declarations only: no #include and no attribute.
  *
- * Four structs, by how long they live:
+ * There are four structs, because their contents live for different times:
  *   sbx_place   the sandbox: compiled once, read by any number of threads at once
  *   sbx_slot    namespaces that are kept, with a resident reaper, for one run at a time
  *   sbx_job     one command in it: argv, environment, cwd, stdio
  *   sbx_run     one run under way: descriptors, buffers, and in the end the status or the error
  *
- * Python owns every byte of them, and all that they point to, for the length of each call.
- * A field that is zero asks for nothing: a zeroed place is plain vfork and exec.
+ * Python owns all of their memory, and all that they point to, and keeps it for the length of each
+ * call. A field that is zero asks for nothing: a zeroed place is plain vfork and exec.
  */
 
-/* The order of the steps is the order of execution. PIPE, LIFELINE and CLONE are the caller's own;
- * with a reaper, FORK and EXEC happen behind its exec. */
+/* The order of the steps is the order of execution. The caller does PIPE, LIFELINE and CLONE.
+ * A reaper's program does FORK, USER and EXEC. */
 enum sbx_step {
     SBX_STEP_NONE,
     SBX_STEP_PIPE,     /* pipes for the output, and the socket to the reaper */
@@ -37,7 +37,7 @@ enum sbx_step {
     SBX_STEP_MOUNT,     /* the mounting itself; index: mount */
     SBX_STEP_PIVOT,     /* into the copy, the old root detached */
     SBX_STEP_CHROOT,    /* without a mount namespace */
-    SBX_STEP_ORDER,     /* a resident's: all before is done ahead of the run */
+    SBX_STEP_ORDER,     /* a resident's: the steps before it are done ahead of the run */
     SBX_STEP_TERMINAL,  /* stdin becomes the terminal of the session */
     SBX_STEP_CWD,
     SBX_STEP_CGROUP, /* index: which */
@@ -55,8 +55,8 @@ enum sbx_step {
     SBX_STEP_KILL /* the end of what the command left: SIGKILL did not end it in SBX_LAST_MS */
 };
 
-/* A seal mounts nothing: if the target is a mount by which uid 0 commands the kernel (sysfs,
- * cgroup, the caller's proc), it becomes read-only, as SBX_COVER has it. */
+/* A seal mounts nothing: if its target is a mount by which uid 0 commands the kernel (sysfs,
+ * cgroup, the caller's proc), that mount becomes read-only, like one with SBX_COVER. */
 enum sbx_mount_kind { SBX_BIND, SBX_HOLE, SBX_TMPFS, SBX_PROC, SBX_DEV, SBX_SEAL };
 
 enum sbx_mount_flag {
@@ -80,14 +80,14 @@ struct sbx_mount {
     const char *mode;   /* tmpfs: octal */
 };
 
-/* Who is pid 1 of a pid namespace. */
+/* What pid 1 of a pid namespace is. */
 enum sbx_reaper {
     SBX_COMMAND, /* the command itself */
     SBX_REAPER,  /* a program of ours, which ends with the command */
     SBX_RESIDENT /* the same, but it stays and runs one command after the other: see sbx_slot */
 };
 
-/* Who installs the filter, and when. */
+/* Which process installs the filter, and when. */
 enum sbx_filter {
     SBX_FILTER_EARLY, /* the command's process, as step SECCOMP: it lets through what comes after */
     SBX_FILTER_LAST,  /* the command's process, with nothing but exec after it */
@@ -120,8 +120,7 @@ struct sbx_place {
     int no_devices; /* those of the root do not work */
     int session;
     int keyring;
-    int guard_keyring; /* no reaper: keyctl(2) must not reach the parent, and no filter says so yet
-                        */
+    int guard_keyring; /* no reaper: a filter of its own keeps keyctl(2) from the parent */
     int reaper;        /* of enum sbx_reaper */
     int change_ids;    /* the reaper gives these to the command, and no other group */
     uint32_t uid, gid;
@@ -150,18 +149,18 @@ struct sbx_job {
     size_t size;     /* of the cwd, with its NUL, and of the strings */
     size_t cwd_size;
     int stdio[3];
-    int init_fd;               /* place.reaper: the reaper's program */
-    const int *passed;         /* the numbers of more descriptors that the command gets */
-    const int *passed_from;    /* the caller's numbers of them: the same, if there is a reaper */
-    int n_passed;              /* SBX_MOST_PASSED at most; in a slot none */
-    const int *cgroups;        /* cgroup.procs of those that it joins, open for writing */
-    int n_cgroups;             /* SBX_MOST_CGROUPS at most */
-    int terminal;              /* 1: stdin is a terminal, and to be that of its session */
-    int cpu_seconds;           /* RLIMIT_CPU of this job; 0: that of the place */
-    int announce;              /* 1: sbx_spawn is to know whether the command began */
-    int64_t pump_ns;           /* who starts it goes on with sbx_pump, for so long; 0: not at all */
-    int64_t setup_ns;          /* steps that take longer are ended: ETIMEDOUT; 0: never */
-    int mapper;                /* user namespace without uid_map: a socket to who writes the maps */
+    int init_fd;            /* place.reaper: the reaper's program */
+    const int *passed;      /* the numbers of more descriptors that the command gets */
+    const int *passed_from; /* the caller's numbers of them: the same, if there is a reaper */
+    int n_passed;           /* SBX_MOST_PASSED at most; in a slot none */
+    const int *cgroups;     /* cgroup.procs of those that it joins, open for writing */
+    int n_cgroups;          /* SBX_MOST_CGROUPS at most */
+    int terminal;           /* 1: stdin is a terminal, and to be that of its session */
+    int cpu_seconds;        /* RLIMIT_CPU of this job; 0: that of the place */
+    int announce;           /* 1: sbx_spawn waits until the command began */
+    int64_t pump_ns;        /* how long sbx_spawn goes on with sbx_pump; 0: not at all */
+    int64_t setup_ns;       /* steps that take longer are ended: ETIMEDOUT; 0: never */
+    int mapper; /* user namespace without uid_map: a socket to the thread that writes the maps */
     const unsigned char *held; /* per mount: 1 where the caller holds the stub that is its target */
     int *sources;              /* per mount: room for a descriptor */
 };
@@ -178,7 +177,7 @@ struct sbx_stream {
     int is_terminal; /* 1: the caller's end of one, which does not tell what it holds */
 };
 
-/* The end of what gets SIGKILL: so long the kernel has for it, in ms. */
+/* How long the kernel may take, in ms, to end a process that got SIGKILL. */
 enum { SBX_LAST_MS = 1900 };
 
 struct sbx_slot {
@@ -203,7 +202,7 @@ struct sbx_failure { /* the step that failed */
     int error; /* errno */
 };
 
-/* What sbx_pump came back for. */
+/* Why sbx_pump returned. */
 enum sbx_pump_result {
     SBX_PUMP_DONE,  /* ended, and everything that it wrote is in the buffers */
     SBX_PUMP_FULL,  /* a buffer is full, or has something eager: make room */
@@ -218,101 +217,108 @@ struct sbx_run {
     int pidfd;  /* -1: over */
     int status; /* the socket to its reaper, -1: there is none */
     int group;  /* 1: no pid namespace: end the process group as well */
-    int orphan; /* 1: somebody else's child, who reaps it */
+    int orphan; /* 1: it is not the caller's child, and somebody else reaps it */
     int setting_up; /* 1: the child is in the caller's memory; the kernel clears it */
     int64_t killed; /* when SIGKILL was sent, in ns of CLOCK_MONOTONIC; 0: it was not */
     int stuck; /* after sbx_end: a pidfd of what SIGKILL did not end in SBX_LAST_MS, or 0. Python
                 * keeps it, and all of this memory, until that process is gone. */
     struct sbx_stream out;
     struct sbx_stream err;
-    enum sbx_pump_result first; /* what came of job.pump_ns; DONE: after sbx_end */
+    enum sbx_pump_result
+        first; /* the result of the pump of job.pump_ns; DONE: sbx_end was called as well */
     int ended;
-    int wait_status;   /* as of wait(2), once ended; negative: -errno of the wait for it, where
-                        * ECHILD means that somebody else took it */
+    int wait_status;   /* of wait(2), once ended; negative: -errno of the wait for it: -ECHILD means
+                          that somebody else took the status */
     int has_usage;     /* whether there is any, once ended */
-    int64_t usage[18]; /* struct rusage of getrusage(2): all of the run that was waited for; of a
-                        * peak memory that is not known 0 */
+    int64_t usage[18]; /* struct rusage of getrusage(2), for all processes of the run that were
+                          waited for; a peak memory that is not known is 0 */
     struct sbx_failure failure; /* SBX_STEP_NONE: none did */
-    struct sbx_failure at;      /* the step under way, as the failure that its timeout is */
+    struct sbx_failure at;      /* the step under way: the failure if the time is over */
 };
 
 enum { SBX_STACK_SIZE = 65536, SBX_PEAK = 4 /* ru_maxrss in struct rusage */ };
 
-/* Whether a mount point of this mode was made for a run (see _stubs.py): set-user-ID, sticky, and
- * writable by nobody but its owner; or still in the making: sticky, and open to its owner alone. */
+/* Tells whether a mount point of this mode is a stub, which was made for a run: it is set-user-ID,
+ * sticky, and writable by its owner only; or, while it is being made, sticky, and open to its owner
+ * only. */
 int sbx_is_stub(int mode);
 
-/* Starts JOB in PLACE: 0, or -1 and run->failure. */
+/* Starts JOB in PLACE. Returns 0, or -1 and run->failure. */
 int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
               char *stack);
 
-/* Opens a slot for runs in PLACE, whose reaper is SBX_RESIDENT; `inside` is what the resident does
- * for each run: a struct sbx_place without namespaces and root, whose pointers are offsets from its
- * start, with all that they point to. 0, or -1 and run->failure. */
+/* Opens a slot for runs in PLACE, whose reaper is SBX_RESIDENT. `inside` says what the resident
+ * does for each run: a struct sbx_place without namespaces and root, and all that it points to; its
+ * pointers are offsets from its start. Returns 0, or -1 and run->failure. */
 int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
                   char *stack, const char *inside, size_t size, struct sbx_slot *slot);
 
-/* Starts JOB in a slot: 0, or -1 and run->failure; 1: the slot is of no use any more, or cannot be
- * sent the job (ETOOMANYREFS, say): nothing runs there, and another or a fresh run may. */
+/* Starts JOB in a slot. Returns 0, or -1 and run->failure. 1: the slot is of no use any more, or
+ * the job cannot be sent (ETOOMANYREFS, say): nothing runs there, and the job may be started
+ * elsewhere. */
 int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run);
 
-/* Kills what is in it and waits for its end, SBX_LAST_MS at most: see slot->stuck. Does nothing the
- * second time; a fork of the caller closes only. */
+/* Kills all that is in a slot and waits for its end, SBX_LAST_MS at most: see slot->stuck. Does
+ * nothing the second time. In a fork of the caller it only closes the descriptors. */
 void sbx_close_slot(struct sbx_slot *slot);
 
 /* Moves bytes until the run is over, for WAIT_NS at most. */
 enum sbx_pump_result sbx_pump(struct sbx_run *run, int64_t wait_ns);
 
-/* The same for N runs, until something is to be done for one of them: for how many, and `results`
- * says what. `room` is for 4 * N struct pollfd, of 8 bytes each. */
+/* Does the same for N runs, until something is to be done for one of them. Returns for how many,
+ * and `results` says what. `room` has room for 4 * N struct pollfd, of 8 bytes each. */
 int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, void *room,
                  int64_t wait_ns);
 
-/* A run that is nothing but an output, which is eventfd(2): by it a thread wakes one that pumps. 0
- * or -errno. */
+/* Opens an eventfd in the shape of a run, so that sbx_pump_any can wait for it: another thread
+ * wakes the pump by writing to it. Returns 0 or -errno. */
 int sbx_open_bell(struct sbx_run *bell);
 
-/* Sends SIGNUM to every process of the run: its pid namespace, or its process group, also
- * where the command is pid 1 and there is no slot. 0 or -errno. */
+/* Sends SIGNUM to every process of the run: to its pid namespace, or, without a reaper and a slot,
+ * to its process group. Returns 0 or -errno. */
 int sbx_signal(struct sbx_run *run, int signum);
 
-/* Kills what is left, waits for its end, SBX_LAST_MS at most, and closes every descriptor but
- * run->stuck. Does nothing the second time, and in a fork of the caller closes only. */
+/* Kills what is left of a run, waits for its end, SBX_LAST_MS at most, and closes every descriptor
+ * but run->stuck. Does nothing the second time. In a fork of the caller it only closes the
+ * descriptors. */
 void sbx_end(struct sbx_run *run);
 
-/* Whether the process of a pidfd, as of run->stuck, is gone; reaps it, if it is ours. */
+/* Tells whether the process of a pidfd, like that of run->stuck, is gone; reaps it if it is our
+ * child. */
 int sbx_reap_stuck(int pidfd);
 
-/* PR_SET_DUMPABLE of prctl(2); what it was. */
+/* Sets PR_SET_DUMPABLE (prctl(2)). Returns what it was. */
 int sbx_set_dumpable(int dumpable);
 
-/* Which file is open there, as a number; 0: none. */
+/* Returns a number for the file that FD has open; 0: it is not open. */
 uint64_t sbx_file_of(int fd);
 
-/* The reaper's program in a sealed memfd: a descriptor >= 5, or -errno. */
+/* Opens the reaper's program in a sealed memfd. Returns a descriptor, or -errno. */
 int sbx_open_init(void);
 
-/* A stack of SBX_STACK_SIZE with a guard page below it, NULL where there is no memory. */
+/* Returns a stack of SBX_STACK_SIZE with a guard page below it, or NULL if there is no memory. */
 char *sbx_new_stack(void);
 void sbx_free_stack(char *stack);
 
-/* Whether N paths, one after the other and NUL-ended, name the same files as when the watch was
- * opened, and nothing was mounted or unmounted in the caller's namespace since then. `seen` has
- * room for three numbers each. */
+/* Watches N paths, one after the other and NUL-ended: sbx_is_watch_same tells whether they name the
+ * same files as when the watch was opened, and the caller's namespace has the same mounts. `seen`
+ * has room for three numbers each. */
 void sbx_open_watch(const char *paths, int n, uint64_t *seen, struct sbx_watch *watch);
 int sbx_is_watch_same(const char *paths, int n, uint64_t *seen, const struct sbx_watch *watch);
 void sbx_close_watch(struct sbx_watch *watch);
 
-/* Whether the file system answers in which PATH's directory lies, a path inside ROOT: a child
- * looks, for NS at most. 0, or -errno: -ETIMEDOUT. sbx_end(RUN) has to follow. */
+/* Tells whether the file system of PATH's directory, a path inside ROOT, answers: a child looks,
+ * for NS at most. Returns 0, or -errno: -ETIMEDOUT. The caller has to call sbx_end(RUN) afterwards.
+ */
 int sbx_filesystem_answers(struct sbx_run *run, const char *root, const char *path, int64_t ns,
                            char *stack);
 
-/* Whether PATH is a directory, as far as it is known without asking a server. */
+/* Tells whether PATH is a directory, as far as the kernel knows without asking a server. */
 int sbx_is_directory(const char *path);
 
-/* The magic number of the file system that FD is in (statfs(2)), or -errno. */
+/* Returns the magic number of the file system that FD is in (statfs(2)), or -errno. */
 long sbx_filesystem_of(int fd);
 
-/* openat2(2) of PATH as if DIRECTORY were the root, no magic links: a descriptor or -errno. */
+/* Opens PATH as if DIRECTORY were the root, without magic links (openat2(2)). Returns a descriptor,
+ * or -errno. */
 int sbx_open_in_root(int directory, const char *path, int flags);

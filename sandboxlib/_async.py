@@ -179,7 +179,7 @@ class AsyncReader:
 
     async def _more(self, most: int) -> bytes:
         await self._process._until(lambda: bool(self._queue))
-        return self._queue.pour(most)
+        return self._queue.take_at_most(most)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while line := await self.readline():

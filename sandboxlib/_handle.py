@@ -47,7 +47,7 @@ class Queue(_streams.Output, _streams.Sink):
     def __len__(self) -> int:
         return len(self._content)
 
-    def pour(self, most: int) -> bytes:
+    def take_at_most(self, most: int) -> bytes:
         """The next bytes, as many as there are, and not more than that."""
         data = bytes(self._content[:most])
         del self._content[:most]
@@ -70,7 +70,7 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         self._process._until(lambda: bool(self._queue), None)
-        data = self._queue.pour(len(buffer))
+        data = self._queue.take_at_most(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 

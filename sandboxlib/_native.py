@@ -64,13 +64,13 @@ class Stream:
         self._view = ffi.from_buffer("char[]", self._file.getbuffer())
         stream.buffer, stream.size = self._view, len(self._view)
 
-    def pour(self) -> bytes:
+    def take_chunk(self) -> bytes:
         """What there is; the buffer is empty then."""
         content: bytes = ffi.buffer(self._scratch, self._stream.length)[:]
         self._stream.length = 0
         return content
 
-    def be_eager(self, eager: bool) -> None:
+    def set_eager(self, eager: bool) -> None:
         """Whether what comes is handed over at once; until the next run."""
         self._stream.eager, self.is_long = int(eager), True
 

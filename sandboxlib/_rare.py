@@ -83,7 +83,7 @@ class Rare:
         """Before the start: the cgroup, the terminal, how outputs are read. Returns the stdio."""
         for stream, sink in zip((work.out, work.err), self._sinks, strict=True):
             if sink is not None:
-                stream.be_eager(sink.eager)
+                stream.set_eager(sink.eager)
         if (cgroups := self._plan.cgroups) is not None and self._cgroup is None:
             self._cgroup = cgroups.take()
             self._cgroup.begin()
@@ -118,7 +118,7 @@ class Rare:
             if sink is None:
                 stream.enlarge()
                 continue
-            sink.feed(stream.pour())
+            sink.feed(stream.take_chunk())
             if self._kills and sink.is_over and not self._overflowed:
                 self._overflowed = True
                 lib.sbx_signal(work.run, _SIGKILL)

@@ -19,8 +19,8 @@ int64_t sbx_now(void) {
     return now.tv_sec * NS + now.tv_nsec;
 }
 
-/* Seccomp filters of some containers know only clone(2). It leaves handlers as they are: so these
- * processes keep signals blocked, and the child of a run resets every disposition itself. */
+/* The seccomp filters of some containers know clone(2) only. Unlike clone3, it cannot clear
+ * handlers: so the child keeps its signals blocked, and resets every disposition itself. */
 static long clone_any(struct raw_clone_args *args, int (*entry)(void *), void *argument) {
     long pid = clone_onto(args, entry, argument);
     if (pid != -ENOSYS)
@@ -34,7 +34,7 @@ static long clone_any(struct raw_clone_args *args, int (*entry)(void *), void *a
     return pid;
 }
 
-/* What clone_orphan shares with the process between. */
+/* clone_orphan shares this with the process in between. */
 struct orphan {
     struct sbx_child *child;
     struct raw_clone_args args;
@@ -47,9 +47,9 @@ static int between_main(void *argument) {
     return 0;
 }
 
-/* A resident outlives the call, and must not be a child of the caller's: one that waits for any
- * child would wait for it, for ever. So there is a process between the two, which starts it and
- * ends. It shares the caller's descriptors, so that the pidfd arrives there. */
+/* A resident outlives the call. If it were a child of the caller, a caller that waits for any child
+ * would wait for it, for ever. So a process in between starts it, and ends. That process shares the
+ * caller's descriptors, so that the pidfd arrives there. */
 static long clone_orphan(struct sbx_child *c, struct raw_clone_args *args, char *stack) {
     struct orphan o = {c, *args, -ECHILD};
     args->flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLEAR_SIGHAND;
@@ -63,7 +63,8 @@ static long clone_orphan(struct sbx_child *c, struct raw_clone_args *args, char 
     return o.pid;
 }
 
-/* Until the child has left the caller's memory, or it is END (0: no end): whether it has. */
+/* Waits until the child has left the caller's memory, but not longer than END (0: no end). Returns
+ * whether it has. */
 static int await_exec(struct sbx_run *run, int64_t end) {
     while (__atomic_load_n(&run->setting_up, __ATOMIC_ACQUIRE)) {
         int64_t left = end ? end - sbx_now() : 0;
@@ -75,7 +76,8 @@ static int await_exec(struct sbx_run *run, int64_t end) {
     return 1;
 }
 
-/* exit_signal stays 0, so that the caller's SIGCHLD is quiet until the exec sets it. */
+/* exit_signal stays 0, so that a child that dies before its exec sends the caller no SIGCHLD; the
+ * exec sets it. */
 long clone_child(struct sbx_child *c, char *stack) {
     struct sbx_run *run = c->run;
     int64_t end = c->job->setup_ns ? sbx_now() + c->job->setup_ns : 0;
@@ -86,10 +88,9 @@ long clone_child(struct sbx_child *c, char *stack) {
         .stack = (uint64_t)(uintptr_t)stack,
         .stack_size = SBX_STACK_SIZE - BETWEEN_STACK_SIZE,
     };
-    /* Without an END there is nothing to look at a clock for, and standing still is a little
-     * faster. And step OOM_SCORE would otherwise be about the caller as well, whose memory it is:
-     * so there the calling thread stands still whatever END is; Python refuses it where the set-up
-     * may hang. */
+    /* Without an END the thread waits by CLONE_VFORK, which is a little faster. Step OOM_SCORE
+     * needs CLONE_VFORK whatever END is: otherwise it would change the caller's score as well,
+     * whose memory the child shares. Python refuses it if the set-up may hang. */
     int waits = !end || c->place->limits.oom_score_adj;
     args.flags |= waits ? CLONE_VFORK : CLONE_CHILD_CLEARTID;
     uint64_t all = RAW_ALL_SIGNALS, before;
@@ -100,7 +101,7 @@ long clone_child(struct sbx_child *c, char *stack) {
     run->pid = pid < 0 ? 0 : (int)pid;
     if (pid >= 0 && !await_exec(run, end)) {
         struct sbx_failure at = run->at;
-        if (kill_run(run) < 0) /* it may go on in our memory at any moment */
+        if (kill_run(run) < 0) /* the child may go on in our memory at any moment */
             await_exec(run, 0);
         else
             await_exec(run, run->killed + LAST_NS);
@@ -108,14 +109,14 @@ long clone_child(struct sbx_child *c, char *stack) {
     }
     raw(__NR_rt_sigprocmask, SIG_SETMASK, &before, 0, RAW_SIGSET_SIZE);
 #ifdef __SANITIZE_ADDRESS__
-    /* The child left its frames by exec; their red zones are still marked. */
+    /* The child left its frames by exec, and the red zones of these frames are still marked. */
     void __asan_unpoison_memory_region(void const volatile *, size_t);
     __asan_unpoison_memory_region(stack, SBX_STACK_SIZE);
 #endif
     return pid;
 }
 
-/* The looker lies on the child's stack, which Python keeps if the child does not end. */
+/* The looker lies on the child's stack. If the child does not end, Python keeps that stack. */
 int sbx_filesystem_answers(struct sbx_run *run, const char *root, const char *path, int64_t ns,
                            char *stack) {
     size_t size = SBX_STACK_SIZE - 64; /* a stack is aligned */

@@ -21,8 +21,9 @@ struct pidfd_info { /* ioctl_pidfd(2const), as first published */
     int32_t exit_code;
 };
 
-/* The child's peak begins with that of the memory that it shared with the caller until its exec
- * (exec_mmap in fs/exec.c). Of what is not above that nothing is known: 0. */
+/* The kernel counts the peak of the memory that the child shared with the caller, until its exec,
+ * as the child's own (exec_mmap in fs/exec.c). If the peak is not above the caller's, the command's
+ * is not known: 0. */
 static void forget_our_peak(struct sbx_run *run) {
     int64_t ours[18] = {0};
     raw(__NR_getrusage, 0 /* RUSAGE_SELF */, ours);
@@ -30,7 +31,7 @@ static void forget_our_peak(struct sbx_run *run) {
         run->usage[SBX_PEAK] = 0;
 }
 
-/* The status, and no zombie. The process is known to be dead. */
+/* Takes the status of a process that is known to be dead, and leaves no zombie. */
 void sbx_reap(struct sbx_run *run) {
     siginfo_t info;
     int64_t end = 0;
@@ -40,10 +41,11 @@ void sbx_reap(struct sbx_run *run) {
         info.si_pid = info.si_code = 0;
         error =
             raw(__NR_waitid, WAIT_PIDFD, run->pidfd, &info, WEXITED | WNOHANG | __WALL, run->usage);
-        /* A process that its parent traces is reported at each stop as well, unasked. */
+        /* If its parent traces a process, waitid reports each stop as well, unasked. */
         if (error == 0 && (info.si_code == CLD_TRAPPED || info.si_code == CLD_STOPPED))
             continue;
-        /* One that somebody else traces stays a zombie for as long as that one likes. */
+        /* If somebody else traces it, the process stays a zombie for as long as the tracer likes.
+         */
         if (error < 0 || info.si_pid || (end && sbx_now() > end))
             break;
         end = end ? end : sbx_now() + LAST_NS;
@@ -60,7 +62,8 @@ void sbx_reap(struct sbx_run *run) {
     }
     if (error == -EAGAIN)
         return;
-    /* Whoever was faster may still be at it: the kernel has the status once the process is gone. */
+    /* Another waiter is reaping it right now: ask the pidfd until the kernel publishes the exit
+     * status. */
     for (int tries = 0; tries < 1000; tries++) {
         struct pidfd_info told = {.mask = 1 << 3 /* PIDFD_INFO_EXIT */};
         struct timespec pause = {0, 100000};
@@ -75,14 +78,15 @@ void sbx_reap(struct sbx_run *run) {
     }
 }
 
-/* To a process (SIDE 1) or a group (-1). 0 and 1 are no child's number: to kill(2) they mean the
- * caller's own group, and everybody. */
+/* Signals a process (SIDE 1) or a group (-1). No child has the number 0 or 1: to kill(2) they mean
+ * the caller's own group, and everybody. */
 static long kill_by_number(int side, int pid, int signum) {
     return pid > 1 ? raw(__NR_kill, side * pid, signum) : -ESRCH;
 }
 
-/* The group by pidfd, where a recycled number cannot be hit (Linux 6.9); before that by number, as
- * long as the leader, dead or alive, is still there to hold it. */
+/* Signals the group by its pidfd, so that it cannot hit a number that was used again (Linux 6.9).
+ * Older kernels take the number: it is safe as long as the leader, dead or alive, has not been
+ * reaped. */
 static long signal_group(struct sbx_run *run, int signum) {
     siginfo_t info = {0};
     long error = raw(RAW_pidfd_send_signal, run->pidfd, signum, 0, SIGNAL_GROUP);
@@ -93,7 +97,7 @@ static long signal_group(struct sbx_run *run, int signum) {
     return error < 0 ? error : kill_by_number(-1, run->pid, signum);
 }
 
-/* Pid 1 is told, and sends the signal to all below it. */
+/* Tells pid 1, which sends the signal to all processes below it. */
 static int signal_through(struct sbx_run *run, int signum) {
     struct sbx_order order = {.kind = SBX_SIGNAL, .run = 1, .signum = signum};
     int socket = run->status;
@@ -107,10 +111,9 @@ static int signal_through(struct sbx_run *run, int signum) {
     return sent < 0 ? (int)sent : 0;
 }
 
-/* Until the process of PIDFD is dead, at most for the time that the kernel has: whether it is. */
 int wait_for_end(int pidfd, int64_t killed) {
     struct pollfd dead = {pidfd, POLLIN, 0};
-    for (;;) { /* signals: Python sees to them afterwards */
+    for (;;) { /* signals do not end this wait; Python handles them afterwards */
         int64_t left = killed + LAST_NS - sbx_now();
         struct timespec wait = {left / NS, left % NS};
         if (left < 0)
@@ -125,7 +128,7 @@ int wait_for_end(int pidfd, int64_t killed) {
 int sbx_reap_stuck(int pidfd) {
     siginfo_t info = {0};
     long error = raw(__NR_waitid, WAIT_PIDFD, pidfd, &info, WEXITED | WNOHANG | __WALL, 0);
-    if (error < 0) /* somebody else's child */
+    if (error < 0) /* it is somebody else's child */
         return wait_for_end(pidfd, 0);
     return info.si_pid != 0;
 }
@@ -137,18 +140,21 @@ long kill_run(struct sbx_run *run) {
         kill_slot(run->slot);
         return 0;
     }
-    /* Without a reaper the command leads its group, also as pid 1, whose death needs no more. */
+    /* Without a reaper the command leads its group. If it is also pid 1, this is enough. */
     if (run->group && signal_group(run, SIGKILL) == 0)
         return 0;
     long error = raw(RAW_pidfd_send_signal, run->pidfd, SIGKILL, 0, 0);
-    if (error < 0 && error != -ESRCH && !run->orphan) /* a seccomp filter; we have not reaped it */
+    if (error < 0 && error != -ESRCH
+        && !run->orphan) /* a seccomp filter forbids pidfd_send_signal; the number is safe, as we
+                            have not reaped it */
         error = kill_by_number(1, run->pid, SIGKILL);
     return error;
 }
 
 int sbx_signal(struct sbx_run *run, int signum) {
     int pidfd = run->slot ? run->slot->pidfd : run->pidfd;
-    if (run->owner == 0 || pidfd < 0 || run->ended) /* owner 0: it has not begun, all is zero */
+    if (run->owner == 0 || pidfd < 0
+        || run->ended) /* owner 0: no run began, and all fields are zero */
         return -ESRCH;
     if (run->slot)
         run->slot->signalled = run->slot->runs;
@@ -161,13 +167,13 @@ int sbx_signal(struct sbx_run *run, int signum) {
     return (int)raw(RAW_pidfd_send_signal, pidfd, signum, 0, 0);
 }
 
-/* A resident is the caller's to reap where the caller adopts orphans. */
+/* If the caller adopts orphans (PR_SET_CHILD_SUBREAPER), it has to reap a resident. */
 void reap_orphan(int pidfd) {
     raw(__NR_waitid, WAIT_PIDFD, pidfd, 0, WEXITED | WNOHANG | __WALL, 0);
 }
 
-/* Kills what runs, and waits for it; what does not end is left to Python. A reaper that cannot be
- * sent a signal ends when its caller hangs up. */
+/* Kills the process, and waits for it; if it does not end, Python keeps its pidfd. A reaper that
+ * cannot be signalled ends when its caller hangs up. */
 static void end_process(struct sbx_run *run) {
     long error = run->killed ? 0 : kill_run(run);
     if (error < 0 && error != -ESRCH)

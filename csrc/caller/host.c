@@ -28,7 +28,8 @@ int sbx_open_init(void) {
     long fd = raw(__NR_memfd_create, "sandboxlib-init", flags | 0x10 /* MFD_EXEC, Linux 6.3 */);
     if (fd == -EINVAL)
         fd = raw(__NR_memfd_create, "sandboxlib-init", flags);
-    fd = move_above(fd, RESIDENT_FDS); /* where the child will not put anything else */
+    fd = move_above(fd,
+                    RESIDENT_FDS); /* above all numbers that the child gives to other descriptors */
     long result = fd;
     while (result >= 0 && written < size) {
         result = raw(__NR_write, fd, sbx_init_start + written, size - written);
@@ -94,7 +95,7 @@ static int compare_files(const char *paths, int n, uint64_t *seen, int keep) {
     return same;
 }
 
-/* Without a mountinfo what the host mounts later is not noticed. */
+/* Without a mountinfo the watch does not notice what the host mounts later. */
 void sbx_open_watch(const char *paths, int n, uint64_t *seen, struct sbx_watch *watch) {
     int flags = O_RDONLY | O_CLOEXEC;
     watch->mountinfo =

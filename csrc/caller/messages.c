@@ -9,9 +9,6 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* Sends PARTS, and takes from them what went. Descriptors go with the first byte. A message that is
- * longer than the socket's buffer goes in several pieces, which a reaper takes as they come.
- * 0 or -errno; what was not sent is left in PARTS. */
 long send_all(int socket, struct iovec *parts, int n, const int *fds, int n_fds, int flags) {
     union {
         struct cmsghdr head;
@@ -62,7 +59,7 @@ struct sbx_order order_of(const struct sbx_job *job, uint32_t run) {
     return order;
 }
 
-/* Of the place all but what the child does before the exec of the reaper. */
+/* The place goes without what the child has done before the exec of the reaper. */
 void fill_first_messages(struct first_messages *l, const struct sbx_place *place,
                          const struct sbx_job *job) {
     l->place = *place;
@@ -73,7 +70,7 @@ void fill_first_messages(struct first_messages *l, const struct sbx_place *place
     l->place.limits.oom_score_adj = NULL;
     size_t filter = place->filter ? (size_t)place->filter_length * 8 : 0;
     if (filter)
-        l->place.filter = (const void *)sizeof l->place; /* an offset, as all pointers there */
+        l->place.filter = (const void *)sizeof l->place; /* in messages a pointer is an offset */
     l->orders[0] = (struct sbx_order){.kind = SBX_PLACE, .run = 1};
     l->orders[0].size = (uint32_t)(sizeof l->place + filter);
     l->orders[1] = order_of(job, 1);

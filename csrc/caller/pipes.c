@@ -16,13 +16,12 @@ void sbx_close(int *fd) {
     *fd = -1;
 }
 
-/* Out of the way of 0, 1 and 2: a caller may have closed its own. */
 long move_above(long fd, int lowest) {
     if (fd < 0 || fd >= lowest)
         return fd;
     long higher = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, lowest);
     raw(__NR_close, fd);
-    return higher == -EINVAL ? -EMFILE : higher; /* fcntl(2): beyond RLIMIT_NOFILE */
+    return higher == -EINVAL ? -EMFILE : higher; /* beyond RLIMIT_NOFILE (fcntl(2)) */
 }
 
 uint64_t sbx_file_of(int fd) {
@@ -31,8 +30,9 @@ uint64_t sbx_file_of(int fd) {
     return error ? 0 : (uint64_t)status.st_dev << 32 ^ status.st_ino;
 }
 
-/* Our end does not block: a command may take back what poll(2) told us of, by opening its own end
- * for reading. The two ends have flags of their own, so that the command's stays as it expects. */
+/* Our end does not block: the command may open its own end for reading, and take back what poll(2)
+ * has told us of. Each end has its own flags, so the command's end still blocks, as the command
+ * expects. */
 static int make_pipe(int *read_end, int *write_end) {
     int ends[2];
     long error = raw(__NR_pipe2, ends, O_CLOEXEC);
@@ -45,14 +45,12 @@ static int make_pipe(int *read_end, int *write_end) {
     return (int)(reader < 0 ? reader : writer < 0 ? writer : 0);
 }
 
-/* A reaper, or a resident, that does not answer within seconds is of no use. */
 void limit_patience(int socket) {
     struct timeval patience = {5, 0};
     raw(__NR_setsockopt, socket, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     raw(__NR_setsockopt, socket, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
 }
 
-/* To a reaper, and back. */
 static int make_socket(int *ours, int *theirs) {
     int ends[2];
     long error = raw(__NR_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends);
@@ -64,10 +62,9 @@ static int make_socket(int *ours, int *theirs) {
     return (int)(first < 0 ? first : second < 0 ? second : 0);
 }
 
-/* The caller's ends of the outputs, and in STDIO the command's. */
 int make_outputs(const struct sbx_job *job, struct sbx_run *run, int stdio[3]) {
     struct sbx_stream *streams[] = {&run->out, &run->err};
-    for (int i = 0; i < 3; i++) /* before a pipe takes the number of one that is closed */
+    for (int i = 0; i < 3; i++) /* before a pipe gets the number of one that is closed */
         if (job->stdio[i] >= 0 && raw(__NR_fcntl, job->stdio[i], F_GETFD) < 0)
             return sbx_fail(run, SBX_STEP_STDIO, i, -EBADF);
     for (int i = 0; i < job->n_passed; i++)
@@ -88,14 +85,12 @@ int make_outputs(const struct sbx_job *job, struct sbx_run *run, int stdio[3]) {
     return 0;
 }
 
-/* Once the command has them, or nobody will. */
 void close_outputs(const struct sbx_job *job, int stdio[3]) {
     for (int i = 1; i < 3; i++)
         if (job->stdio[i] == SBX_CAPTURE)
             sbx_close(&stdio[i]);
 }
 
-/* The caller's descriptors of the run, and in C the child's. */
 int make_pipes(const struct sbx_job *job, struct sbx_run *run, struct sbx_child *c) {
     if (make_outputs(job, run, c->stdio) < 0)
         return -1;
@@ -104,7 +99,8 @@ int make_pipes(const struct sbx_job *job, struct sbx_run *run, struct sbx_child 
         error = make_socket(&run->status, &c->status);
     if (error < 0)
         return sbx_fail(run, SBX_STEP_PIPE, REAPER_STATUS_FD, error);
-    /* Of this thread where the command dies with it (see do_parent_death), else of the process. */
+    /* Without a reaper the command dies with this thread (see do_parent_death), so the pidfd is the
+     * thread's; otherwise it is the process's. */
     long lifeline = -EINVAL;
     if (!c->place->reaper)
         lifeline = raw(RAW_pidfd_open, raw(__NR_gettid, 0), O_EXCL /* PIDFD_THREAD, Linux 6.9 */);

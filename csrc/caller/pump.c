@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Moves bytes out of runs until one is over. A call comes back when there is something for Python
- * to do, on every signal above all, because only Python can run handlers; and when its time is
- * over, however much there is to move.
+ * Moves the output of runs into their buffers, until one run is over. A call returns when Python
+ * has something to do, above all on every signal, because only Python can run handlers; and when
+ * its time is over, however much output there still is.
  *
- * The end of a run is the end of the command, not the end of its pipes: a daemon may hold those for
- * ever. What a pipe holds at that moment is counted once, read, and no more.
+ * A run ends with its command, not with its pipes: a daemon may hold those for ever. What a pipe
+ * holds at that moment is counted once and read, and nothing that comes later.
  */
 #define _GNU_SOURCE
 #include "caller.h"
@@ -18,12 +18,12 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#define LARGE_PIPE 1048576 /* pipe(7): what a user may have by default */
+#define LARGE_PIPE 1048576 /* what a user may have by default (pipe(7)) */
 #define LAST_WITHOUT_HASTE_NS 8000000000LL
-#define MOST_OF_TERMINAL 65536 /* more than one holds: drivers/tty/pty.c, n_tty.c */
+#define MOST_OF_TERMINAL 65536 /* more than a terminal holds (drivers/tty/pty.c, n_tty.c) */
 
-/* One read, which does not block: the command may have taken back what poll(2) told us of. Whether
- * there may be more; a stream that is over is closed. */
+/* Reads once, without blocking: the command may have taken back what poll(2) told us of. Closes the
+ * stream at its end. Returns whether there may be more. */
 static int read_some(struct sbx_stream *s) {
     long n = raw(__NR_read, s->fd, s->buffer + s->length, s->size - s->length);
     if (n > 0)
@@ -37,14 +37,15 @@ static void read_ready(struct sbx_stream *s, int events) {
     if (events & POLLIN)
         read_some(s);
     else if (events)
-        sbx_close(&s->fd); /* at its end, and empty */
+        sbx_close(&s->fd); /* the stream is at its end, and empty */
 }
 
 static int is_buffer_full(struct sbx_stream *s) {
     return s->fd >= 0 && (s->length == s->size || (s->eager && s->length > 0));
 }
 
-/* A stream that filled its first buffer is a large one: fewer, larger reads from now on. */
+/* A stream that fills its first buffer has much output: a larger pipe makes reads fewer and larger.
+ */
 static enum sbx_pump_result report_full(struct sbx_stream *s) {
     if (s->length == s->size && s->length <= LARGE_PIPE)
         raw(__NR_fcntl, s->fd, F_SETPIPE_SZ, LARGE_PIPE);
@@ -65,13 +66,15 @@ static void take_record(struct sbx_run *run, const struct sbx_record *record) {
         sbx_fail(run, (enum sbx_step)record->step, record->index, -(long)record->error);
 }
 
-/* What the reaper had to say. Nothing: it was killed from outside, and everything with it, so its
- * own status is the command's. It never exits without a word. */
+/* Reads the reaper's record. A reaper always writes a record before it exits, so no record means
+ * that it was killed from outside, and the command with it: then its own status is the command's.
+ */
 static void read_record(struct sbx_run *run) {
     struct sbx_record record = {0};
     if (run->status < 0)
         return;
-    run->has_usage = 0; /* the reaper's own: it did not wait for those that died with it */
+    run->has_usage =
+        0; /* the usage is the reaper's own: it did not wait for those that died with it */
     if (bytes_in(run->status) == sizeof record)
         raw(__NR_recvfrom, run->status, &record, sizeof record, MSG_DONTWAIT, 0, 0);
     if (record.magic == SBX_RECORD_MAGIC && record.run == 1)
@@ -80,11 +83,12 @@ static void read_record(struct sbx_run *run) {
         run->wait_status = -ECHILD;
 }
 
-/* From a resident there is one record for each run, once all of the run is gone. Nothing: it was
- * killed, by us or from outside, and the command with it; but it hangs up first, and is dead only
- * when the last process of the run is. Was it killed before anybody had read all of the order
- * (ECONNRESET: the other end was closed with something left in it), then no command began, and the
- * run can be made anew. Anything else: nobody knows. 0: nothing can be told yet. */
+/* Reads the resident's record of this run, which it writes once all of the run is gone. No record
+ * means that the resident was killed, and the command with it: first the socket is closed, and only
+ * when the last process of the run is dead the resident is dead. If it was killed before all of the
+ * order was read (ECONNRESET: the socket was closed with something left in it), no command began,
+ * and the run can be made again. Any other answer comes from somebody else, and the status is
+ * unknown. Returns 0 if nothing is known yet. */
 static int read_answer(struct sbx_run *run) {
     struct sbx_record record = {0};
     struct pollfd dead = {run->slot->pidfd, POLLIN, 0};
@@ -109,8 +113,8 @@ static int read_answer(struct sbx_run *run) {
     return 1;
 }
 
-/* The process is dead: whatever is left of its group goes, then its status is taken, and what the
- * pipes hold is counted, so that a writer that lives on cannot keep the caller. */
+/* The process is dead: kills what is left of its group, takes its status, and counts what the pipes
+ * hold, so that a writer that lives on cannot keep the caller. */
 void sbx_collect(struct sbx_run *run) {
     if (run->slot) {
         if (!read_answer(run))
@@ -126,7 +130,7 @@ void sbx_collect(struct sbx_run *run) {
     run->err.left = bytes_in(run->err.fd);
 }
 
-/* Of a terminal, FIONREAD tells only what can be read at once; more is on its way there, and only
+/* FIONREAD of a terminal counts only what can be read at once. More may be on its way, and only
  * poll(2) waits for that. */
 static int is_terminal_empty(struct sbx_stream *s) {
     struct pollfd fd = {s->fd, POLLIN, 0};
@@ -135,7 +139,7 @@ static int is_terminal_empty(struct sbx_stream *s) {
            && (raw(__NR_ppoll, &fd, 1, &at_once, 0, 0) != 1 || !(fd.revents & POLLIN));
 }
 
-/* Reads what is left of S; 1: the buffer is too small for it. */
+/* Reads what is left of S; 1: the buffer is too small. */
 static int read_rest(struct sbx_stream *s) {
     while (s->fd >= 0 && s->left > 0) {
         size_t before = s->length;
@@ -149,7 +153,7 @@ static int read_rest(struct sbx_stream *s) {
     return 0;
 }
 
-/* What a run needs of Python before there can be another wait for it; AGAIN: nothing. */
+/* Tells what Python has to do before a run can go on; AGAIN: nothing. */
 static enum sbx_pump_result what_it_needs(struct sbx_run *run) {
     if (!run->ended) {
         if (is_buffer_full(&run->out))
@@ -177,9 +181,9 @@ static void move_bytes(struct sbx_run *run, const struct pollfd fds[4]) {
         sbx_collect(run);
 }
 
-/* A reaper that told how the command ended goes at once, unless something keeps the end of its
- * namespace. Nothing is late yet, and mounts may take their time: the kernel has longer for that.
- */
+/* A reaper exits as soon as it has written its record, unless something delays the end of its
+ * namespace. Nothing is late yet, and mounts take time to go, so the kernel gets longer than after
+ * a SIGKILL. */
 static void notice_record(struct sbx_run *run) {
     if (!run->ended && !run->killed && run->status >= 0
         && bytes_in(run->status) >= (int)sizeof(struct sbx_record))
@@ -189,7 +193,7 @@ static void notice_record(struct sbx_run *run) {
 int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, void *room,
                  int64_t wait_ns) {
     struct pollfd *fds = room;
-    /* The kernel leaves in it what is left of it (poll(2), the system call). */
+    /* the system call leaves the rest of the time here (poll(2)) */
     struct {
         int64_t seconds, nanoseconds;
     } wait = {wait_ns / 1000000000, wait_ns % 1000000000};

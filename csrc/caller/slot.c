@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PATIENCE_NS (5 * NS) /* for a resident to be ready */
+#define PATIENCE_NS (5 * NS) /* how long a resident may take to be ready */
 
 int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
                   char *stack, const char *inside, size_t size, struct sbx_slot *slot) {
@@ -21,7 +21,8 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
     if (sbx_spawn(place, job, run, stack) != 0)
         return -1;
     slot->owner = run->owner;
-    slot->pidfd = (int)move_above(run->pidfd, 3); /* it stays, and must not be found as stdin */
+    slot->pidfd =
+        (int)move_above(run->pidfd, 3); /* the pidfd stays open, and nobody must find it as stdin */
     slot->control = run->status;
     slot->files[0] = sbx_file_of(slot->pidfd);
     slot->files[1] = sbx_file_of(slot->control);
@@ -38,7 +39,8 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
     return sbx_fail(run, SBX_STEP_REAPER, 0, error);
 }
 
-/* What is not ours any more is left alone. The resident ends when its socket is closed. */
+/* Forgets descriptors that the host has closed or replaced: the numbers are not ours any more. The
+ * resident ends when its socket is closed. */
 static void forget_foreign(struct sbx_slot *slot) {
     if (sbx_file_of(slot->pidfd) != slot->files[0])
         slot->pidfd = -1;
@@ -46,27 +48,29 @@ static void forget_foreign(struct sbx_slot *slot) {
         slot->control = -1;
 }
 
-/* Whether the resident has asked for this command and said nothing else; it has not asked when the
- * run before left something, or somebody outside killed a process of the slot. It is waited
- * for MOST_NS at most. */
+/* Waits, for MOST_NS at most, until the resident asks for a command. Returns whether it asked for
+ * this one, and said nothing else. It does not ask if the run before left something, or if somebody
+ * outside killed a process of the slot. */
 static int is_ready(const struct sbx_slot *slot, int64_t most_ns) {
-    struct sbx_record records[2]; /* room for one more than there may be */
+    struct sbx_record records[2]; /* one record more than the resident may have sent */
     struct pollfd fds[] = {{slot->control, POLLIN, 0}, {slot->pidfd, POLLIN, 0}};
     struct timespec patience = {most_ns / NS, most_ns % NS};
     long n = raw(__NR_recvfrom, slot->control, records, sizeof records, MSG_DONTWAIT, 0, 0);
-    /* A fork of the caller may have the resident's end as well, so its death is looked for. */
+    /* A fork of the caller may hold the resident's end open, so this waits for its death as well.
+     */
     long waited = n == -EAGAIN ? -EINTR : 0;
-    while (waited == -EINTR) /* the kernel counts PATIENCE down */
+    while (waited == -EINTR) /* the kernel counts PATIENCE down by itself */
         waited = raw(__NR_ppoll, fds, 2, &patience, 0, 0);
     if (waited > 0)
         n = raw(__NR_recvfrom, slot->control, records, sizeof records, MSG_DONTWAIT, 0, 0);
-    struct timespec at_once = {0, 0}; /* it may have died after it had asked */
+    struct timespec at_once = {0, 0}; /* it may have died after it asked */
     return n == sizeof *records && records->magic == SBX_READY_MAGIC
            && records->run == slot->runs + 1 && raw(__NR_ppoll, &fds[1], 1, &at_once, 0, 0) == 0;
 }
 
-/* The descriptors that go with an order: the command's, then those of the cgroups. NULL_FD is
- * opened where it is needed: its flags and locks are this run's alone. */
+/* Collects the descriptors that go with an order: those of the command, then those of the cgroups.
+ * NULL_FD is opened for this run, if it needs one, so that no other run shares its flags and locks.
+ */
 static int collect_descriptors(const struct sbx_job *job, struct sbx_run *run, const int stdio[3],
                                int *null_fd, int *fds) {
     for (int i = 0; i < 3; i++) {
@@ -85,7 +89,7 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
     int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3 + SBX_MOST_CGROUPS], null = -1;
     int is_sent = 0;
     reset_run(run, NULL);
-    if (job->size > INT32_MAX) { /* an order has no room for it, nor has an exec */
+    if (job->size > INT32_MAX) { /* too large for an order's size field, and for any exec */
         run->owner = 0;
         return sbx_fail(run, SBX_STEP_EXEC, -1, -E2BIG);
     }
@@ -110,12 +114,13 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
     sbx_close(&null);
     if (error == 0 && is_sent)
         return pump_at_once(job, run);
-    sbx_end(run); /* closes the slot, which may have a part of the order: nothing runs there */
+    sbx_end(run); /* also closes the slot: the resident may have a part of the order, but it runs
+                     nothing */
     return error == 0 ? 1 : -1;
 }
 
-/* If the host's seccomp filter forbids to send a signal, the resident ends when its socket is
- * closed. */
+/* If a seccomp filter of the host forbids signals, the socket is closed, and then the resident
+ * ends. */
 void kill_slot(struct sbx_slot *slot) {
     if (!slot->killed || slot->killed > sbx_now())
         slot->killed = sbx_now();

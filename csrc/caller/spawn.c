@@ -3,12 +3,12 @@
  * THEORY OF OPERATION
  *
  * sbx_spawn makes the pipes, blocks every signal, and clones a child that shares the caller's
- * memory (CLONE_VM) while the calling thread waits for its exec: nothing is copied, so a caller
- * of 4 GB pays what a small one pays. The child, born into its namespaces, does the steps of
- * child.c on a stack of its own and execs; if a step fails it writes which one into the shared
- * struct sbx_run and dies. Then the calling thread goes on.
+ * memory (CLONE_VM), while the calling thread waits for its exec. Nothing is copied, so a caller of
+ * 4 GB pays what a small one pays. The child is born into its namespaces, does the steps of
+ * child/steps.c on a stack of its own, and execs. If a step fails, the child writes which one into
+ * struct sbx_run, which both share, and dies. Then the calling thread goes on.
  *
- *     caller                        child                        reaper (init.c)
+ *     caller                        child                        reaper
  *     sbx_spawn: pipes, clone  -->  mounts, pivot_root, ...
  *                                   execveat(reaper)       -->   vfork, exec the command
  *     (Python: signals?)                                         wait, reap orphans, watch the
@@ -17,22 +17,23 @@
  *                              <--  pidfd: pid 1 and all of its namespace is gone
  *     sbx_end: reap, close
  *
- * Why signals are blocked around the clone: the child is born with the caller's handlers in the
- * caller's memory, and would run them there. CLONE_CLEAR_SIGHAND alone is not enough: then a
- * signal kills the child in the middle of its work. Raw rt_sigprocmask, because libc's leaves its
- * own two signals open.
+ * Signals are blocked around the clone because the child is born with the caller's handlers, in the
+ * caller's memory, and would run them there. CLONE_CLEAR_SIGHAND alone is not enough: then a signal
+ * kills the child in the middle of its work. This calls rt_sigprocmask itself, because libc's
+ * function leaves two signals of libc open.
  *
- * The status comes over a pipe from the reaper, because wait(2) may be answered to somebody else:
- * a caller that ignores SIGCHLD or waits for just any child. Without a reaper it comes from
- * waitid(2), and where somebody else was faster from the pidfd (Linux 6.15).
+ * The reaper sends the status over a socket, because wait(2) may give it to somebody else: to a
+ * caller that ignores SIGCHLD, or that waits for any child. Without a reaper the status comes from
+ * waitid(2), and, if somebody else was faster, from the pidfd (Linux 6.15).
  *
- * Where the run has a timeout, the calling thread waits on a futex that the kernel clears when the
- * child leaves the caller's memory (CLONE_CHILD_CLEARTID), and not by CLONE_VFORK, which knows no
- * time limit: a step may hang in a file system that does not answer. A child that even SIGKILL does
- * not end in time never runs another instruction of ours, so the thread may go on; the memory stays
+ * If the run has a timeout, the calling thread waits on a futex, which the kernel clears when the
+ * child leaves the caller's memory (CLONE_CHILD_CLEARTID). CLONE_VFORK has no time limit, and a
+ * step may hang in a file system that does not answer. If even SIGKILL does not end the child in
+ * time, it runs no instruction of ours any more, so the thread may go on; Python keeps the memory
  * until the child is gone.
  *
- * C owns nothing here: no malloc, no globals.
+ * C owns no memory here: there is no malloc, and the only global is what child/seals.c remembers of
+ * /proc for a second.
  */
 #define _GNU_SOURCE
 #include "caller.h"
@@ -63,8 +64,8 @@ void reset_run(struct sbx_run *run, const struct sbx_place *place) {
     run->failure.index = run->failure.error = 0;
 }
 
-/* The reaper tells that the command began, or why not. Killed before that, it is dead for the pump
- * to find. */
+/* Waits for the reaper's record that the command began, or why it did not. If the reaper is killed
+ * first, sbx_pump reports its death. */
 static void await_command(struct sbx_run *run, int64_t ns) {
     struct sbx_record record = {0};
     struct pollfd told = {run->status, POLLIN, 0};
@@ -72,7 +73,7 @@ static void await_command(struct sbx_run *run, int64_t ns) {
     long n = -EINTR;
     while (n == -EINTR)
         n = raw(__NR_ppoll, &told, 1, ns ? &left : NULL, 0, 0);
-    if (n == 0) { /* the program is on a file system that does not answer */
+    if (n == 0) { /* the program lies on a file system that does not answer */
         sbx_fail(run, SBX_STEP_EXEC, -1, -ETIMEDOUT);
         return;
     }
@@ -81,7 +82,6 @@ static void await_command(struct sbx_run *run, int64_t ns) {
         sbx_fail(run, (enum sbx_step)record.step, record.index, -(long)record.error);
 }
 
-/* Most runs end in the call that starts them: Python has its lock to take once only. */
 int pump_at_once(const struct sbx_job *job, struct sbx_run *run) {
     if (job->pump_ns)
         run->first = sbx_pump(run, job->pump_ns);
@@ -90,9 +90,9 @@ int pump_at_once(const struct sbx_job *job, struct sbx_run *run) {
     return 0;
 }
 
-/* The clone, and what the reaper is told. Most of that, and most often all, is in the socket before
- * there is a reaper: it never waits for it, and the caller does not wait for a reaper that is not
- * there yet. The rest goes once the reaper reads. */
+/* Sends as much as the socket takes before the clone, which is nearly always all: so the reaper
+ * never waits for its messages, and the caller never waits for the reaper's exec. The rest is sent
+ * once the reaper reads. */
 static void clone_and_send(struct sbx_child *c, char *stack, struct first_messages *l) {
     struct sbx_run *run = c->run;
     long sent = 0;
@@ -107,7 +107,7 @@ static void clone_and_send(struct sbx_child *c, char *stack, struct first_messag
         limit_patience(run->status);
         sent = send_all(run->status, l->parts, FIRST_PARTS, NULL, 0, 0);
         if (sent < 0 && sent != -EPIPE
-            && sent != -ECONNRESET) /* a dead one is the pump's to find */
+            && sent != -ECONNRESET) /* the reaper is dead: sbx_pump reports that */
             sbx_fail(run, SBX_STEP_REAPER, 0, sent);
     }
 }
@@ -119,7 +119,7 @@ int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct s
     child.stdio[0] = child.stdio[1] = child.stdio[2] = SBX_NULL;
     child.status = child.lifeline = child.root = child.tree = child.dev = -1;
     reset_run(run, place);
-    if (job->size > INT32_MAX) /* an order has no room for it, nor has an exec */
+    if (job->size > INT32_MAX) /* too large for an order's size field, and for any exec */
         sbx_fail(run, SBX_STEP_EXEC, -1, -E2BIG);
     if (!place->reaper)
         sbx_point_at_strings(job);

@@ -29,17 +29,18 @@ static int is_among(long fd, const int *numbers, int n) {
     return 0;
 }
 
-/* A copy of FD that is none of the N numbers. Copies on the way to it stay, until what belongs
- * there takes their place or the exec closes them. */
+/* Copies FD to a number that is none of the N. Copies that were made on the way stay open: another
+ * descriptor takes their place, or the exec closes them. */
 static long move_away(long fd, const int *numbers, int n) {
     long copy = -1;
     do
         copy = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC, copy + 1);
     while (copy >= 0 && is_among(copy, numbers, n));
-    return copy == -EINVAL ? -EMFILE : copy; /* fcntl(2): beyond RLIMIT_NOFILE */
+    return copy == -EINVAL ? -EMFILE : copy; /* beyond RLIMIT_NOFILE (fcntl(2)) */
 }
 
-/* Which of them is still to go elsewhere, and stands where number I belongs; -1: none. */
+/* Finds the descriptor that has the number where descriptor I belongs, and is still to be moved
+ * itself; -1: there is none. */
 static int in_the_way(int i, const int *from, const int *to, int n, uint64_t is_put) {
     for (int j = 0; j < n; j++)
         if (j != i && !(is_put >> j & 1) && from[j] == to[i] && from[j] != to[j])
@@ -47,8 +48,8 @@ static int in_the_way(int i, const int *from, const int *to, int n, uint64_t is_
     return -1;
 }
 
-/* Puts every descriptor where it belongs, open over an exec: first those that replace none which is
- * still to go elsewhere. Where there is no such one they stand in a ring, and one is moved away. */
+/* Moves first those descriptors whose place is free, or is one that was moved already. If there is
+ * no such one, the rest form a ring, and one of them is moved away to open it. */
 int put_descriptors(struct sbx_child *c, int *from, const int *to, int n) {
     uint64_t is_put = 0;
     int in_ring = -1;
@@ -85,8 +86,9 @@ int put_descriptors(struct sbx_child *c, int *from, const int *to, int n) {
     return 0;
 }
 
-/* 0, 1, 2 and, for the reaper, its two; then what it is to pass on to the command. What else is
- * used later may stand in the way as well: the reaper's program, and cgroups. */
+/* Places 0, 1 and 2; for a reaper also its socket, its lifeline, and what it passes on to the
+ * command. The reaper's program and the cgroups are used later: they are moved away first if they
+ * have one of these numbers. */
 int place_stdio(struct sbx_child *c) {
     const struct sbx_job *job = c->job;
     int from[REAPER_FDS + SBX_MOST_PASSED], to[REAPER_FDS + SBX_MOST_PASSED], n = 3;
@@ -110,6 +112,6 @@ int place_stdio(struct sbx_child *c) {
     return put_descriptors(c, from, to, n);
 }
 
-/* The host's /dev/null is there now only; a reaper's child has it already, or gets what it gets
- * later, with the order. */
+/* Opens the caller's /dev/null now, before the root changes. Under a reaper the descriptors are in
+ * place already, or arrive with the order. */
 int do_stdio(struct sbx_child *c) { return IN_REAPER ? 0 : place_stdio(c); }

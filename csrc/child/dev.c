@@ -8,8 +8,9 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
-/* A user namespace may make no device, and lends the caller's. Read-only, so that uid 0 changes
- * nothing of a node that is the caller's; it can be opened for writing all the same. */
+/* A user namespace cannot make a device, so the caller's node is bound. The bind is read-only, so
+ * that uid 0 cannot change the mode or the owner of the caller's node; the device itself can still
+ * be opened for writing. */
 static long lend_device(long lender, long dev, const char *name) {
     long host =
         lender < 0 ? raw(__NR_openat, AT_FDCWD, "/dev", O_PATH | O_DIRECTORY | O_CLOEXEC) : lender;
@@ -29,7 +30,7 @@ static long lend_device(long lender, long dev, const char *name) {
     return result;
 }
 
-/* What a program may count on in /dev, and no disk, no memory, no console. */
+/* Makes the devices that programs expect in /dev; no disk, no memory, no console. */
 static long make_devices(const struct sbx_mount *m, long dev, long lender) {
     static const struct {
         char name[8];
@@ -59,7 +60,8 @@ static long make_links(long dev) {
     return result;
 }
 
-/* Its size is the kernel's default, as programs expect it. What reads it leaves no trace. */
+/* Programs expect the kernel's default size. With noatime a reader leaves no trace, so only writers
+ * count as use. */
 long new_shm(const struct sbx_mount *m) {
     const char *options[] = {"nr_inodes", m->inodes, "mode", "1777", NULL};
     return sbx_new_filesystem("tmpfs", options, ATTR_NOSUID | ATTR_NODEV | ATTR_NOATIME);
@@ -82,7 +84,7 @@ long mount_part(const struct sbx_mount *m, long dev, const char *name,
 }
 
 int sbx_fill_dev(const struct sbx_mount *m, long dev, long lender) {
-    long mask = raw(__NR_umask, 0); /* the caller's would take something away from each mode */
+    long mask = raw(__NR_umask, 0); /* the caller's umask would take bits away from each mode */
     long result = make_devices(m, dev, lender);
     if (result >= 0)
         result = make_links(dev);

@@ -7,11 +7,11 @@
 
 #include <fcntl.h>
 
-/* Runs the first of PATHS that can be run, as execvp(3) would: a path that does not exist, or may
- * not be run, gives way to the next one. Unlike execvp it hands no text file to /bin/sh. Returns
- * only to tell why not: -errno, and in INDEX the path that it is about, or -1.
- * A file that some other thread's fork still holds open for writing is ETXTBSY for a moment
- * (golang.org/issue/22315): wait for it, 500 ms at most. */
+/* Runs the first of PATHS that can be run, like execvp(3): if a path does not exist, or may not be
+ * run, it tries the next one. Unlike execvp it gives no text file to /bin/sh. Returns only on
+ * failure: -errno, and in INDEX the path that failed, or -1. If a fork of another thread still
+ * holds the file open for writing, execve fails with ETXTBSY for a moment (golang.org/issue/22315):
+ * this waits for it, 500 ms at most. */
 static int exec_first(const char *const *paths, int n, const char *const *argv,
                       const char *const *envp, int32_t *index) {
     int result = -ENOENT;
@@ -26,7 +26,7 @@ static int exec_first(const char *const *paths, int n, const char *const *argv,
             error = raw(__NR_execve, paths[i], argv, envp);
         }
         int gone = error == -ENOENT || error == -ENOTDIR;
-        /* A program that is there, but whose interpreter is not, is ENOENT as well. */
+        /* ENOENT may also be about the interpreter of a program that exists. */
         if (gone && raw(__NR_faccessat, -100 /* AT_FDCWD */, paths[i], 0) != 0)
             continue;
         if (*index < 0 || !gone) {
@@ -39,8 +39,8 @@ static int exec_first(const char *const *paths, int n, const char *const *argv,
     return result;
 }
 
-/* The same behind a filter that may allow execve(2) alone: what exec_first looks at is looked at
- * before. FIRST: of first_there, or n. */
+/* After a filter is installed that may allow execve(2) only, exec_alone does the same without
+ * looking at files. So first_there looks before for the first path that exists, or returns N. */
 static int first_there(const char *const *paths, int n) {
     int i = 0;
     while (i < n && raw(__NR_faccessat, -100 /* AT_FDCWD */, paths[i], 0) != 0)
@@ -81,7 +81,7 @@ int do_exec(struct sbx_child *c) {
     const char *const *paths = job->vec, *const *argv = paths + job->n_candidates;
     long result = raw(RAW_close_range, 3, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     int from[SBX_MOST_PASSED];
-    for (int i = 0; i < job->n_passed; i++) /* the reaper has them in a row */
+    for (int i = 0; i < job->n_passed; i++) /* the reaper has them one after the other */
         from[i] = IN_REAPER ? REAPER_FDS + i : job->passed_from[i];
     if (result >= 0)
         result = put_descriptors(c, from, job->passed, job->n_passed);

@@ -12,15 +12,17 @@
 enum {
     FS_SET_STRING = 1, /* fsconfig(2) */
     FS_CREATE = 6,
-    RESOLVE_INSIDE = 0x10 | 0x02 /* openat2(2), RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS */
+    RESOLVE_INSIDE = 0x10 | 0x02 /* openat2(2), RESOLVE_IN_ROOT and RESOLVE_NO_MAGICLINKS */
 };
-#define MOST_TRIES 10000 /* of a path while others rename and mount: some 50 ms */
+#define MOST_TRIES                                                                                 \
+    10000 /* how often a look-up is repeated while others rename and mount: some 50 ms */
 
 int sbx_open_in_root(int directory, const char *path, int flags) {
     struct raw_open_how how = {(uint64_t)flags | O_CLOEXEC, 0, RESOLVE_INSIDE};
     long fd;
     int tries = 0;
-    do /* -EAGAIN: something was renamed or mounted meanwhile, and ".." might have led outside */
+    do /* -EAGAIN: somebody renamed or mounted something meanwhile, and ".." might have led outside
+        */
         fd = raw(RAW_openat2, directory, path, &how, sizeof how);
     while (fd == -EAGAIN && ++tries < MOST_TRIES);
     return (int)fd;
@@ -63,7 +65,7 @@ int sbx_answers_main(void *looker) {
     size_t length = strlen(l->path);
     while (length && l->path[length - 1] != '/')
         length--;
-    raw(RAW_close_range, 0, ~0U, 0); /* one that hangs keeps none of the caller's open */
+    raw(RAW_close_range, 0, ~0U, 0); /* a child that hangs keeps nothing of the caller open */
     l->result = length < sizeof above ? 0 : -ENAMETOOLONG;
     if (l->result < 0)
         return 0;

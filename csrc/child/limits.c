@@ -7,12 +7,13 @@
 
 #include <sched.h>
 
-/* A cgroup namespace is rooted where its maker is: one that was made with the other namespaces
- * shows the caller's cgroup, and below it those of other runs. So one more is made behind the join.
- */
+/* The root of a cgroup namespace is the cgroup of the process that makes it. The one that was made
+ * by the clone shows the caller's cgroup, and below it those of other runs. So another one is made
+ * after the child has joined its cgroups. */
 int do_cgroup(struct sbx_child *c) {
     for (c->index = 0; c->index < c->job->n_cgroups; c->index++) {
-        long result = raw(__NR_write, c->cgroups[c->index], "0", 1); /* whoever writes */
+        long result =
+            raw(__NR_write, c->cgroups[c->index], "0", 1); /* "0" means the process that writes */
         if (result < 0)
             return (int)result;
     }
@@ -21,7 +22,7 @@ int do_cgroup(struct sbx_child *c) {
     return c->job->n_cgroups && has_namespace ? (int)raw(__NR_unshare, CLONE_NEWCGROUP) : 0;
 }
 
-/* The kernel leaves out what the cpuset, or the machine, does not have. */
+/* sched_setaffinity(2) leaves out silently the CPUs that the cpuset, or the machine, lacks. */
 static long set_cpus(const uint64_t *cpus, size_t size) {
     uint64_t have[16] = {0};
     long result = raw(__NR_sched_setaffinity, 0, size, cpus);
@@ -50,8 +51,8 @@ static long set_limit(const struct sbx_limits *l, enum sbx_limit which) {
     return -EINVAL;
 }
 
-/* Before the capabilities go that some of them take, and inherited by all that follows. A reaper
- * sets them for its command, and not for itself. */
+/* This comes before step CAPABILITIES, because some limits take a capability. All that the process
+ * starts inherits them. A reaper sets them for its command, not for itself. */
 int do_limits(struct sbx_child *c) {
     const struct sbx_limits *l = &c->place->limits;
     if (c->place->reaper)

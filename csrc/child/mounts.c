@@ -13,7 +13,8 @@ static int is_device(long fd) {
     return status_of(fd, &status) >= 0 && (S_ISCHR(status.mode) || S_ISBLK(status.mode));
 }
 
-/* A bind, or a hole: of the caller's own root, as the copy is read-only by now. */
+/* Opens the source of a bind or of a hole. A hole comes from the caller's root, because the copy is
+ * read-only by now. */
 static long open_source(struct sbx_child *c, const struct sbx_mount *m) {
     int flags = O_CLOEXEC | TREE_CLONE | (m->flags & SBX_RECURSIVE ? RECURSIVE : 0);
     long hole = m->kind == SBX_HOLE ? sbx_open_in_root(c->root, m->target, O_PATH) : 0;
@@ -38,8 +39,8 @@ static long open_source(struct sbx_child *c, const struct sbx_mount *m) {
     return error;
 }
 
-/* There is a descriptor for each source. The limit is the child's own, and its caller's is not
- * touched; the command gets it back as it was. */
+/* Each source takes a descriptor. This limit is the child's own: the caller keeps its limit, and
+ * do_mounts gives the command the old one. */
 static long raise_open_files(struct sbx_child *c) {
     uint64_t *limit = c->open_files;
     if (limit[1])
@@ -49,8 +50,8 @@ static long raise_open_files(struct sbx_child *c) {
     return error < 0 ? error : raw(__NR_prlimit64, 0, 7, raised, 0);
 }
 
-/* All of them before the copy lies over the root: a name with more ".." than there are directories,
- * or a link of that kind, would lead into the copy afterwards. */
+/* Opens all sources before the copy lies over the root. Later, a name with more ".." than there are
+ * directories above it, or such a link, would lead into the copy. */
 int do_sources(struct sbx_child *c) {
     for (int i = 0; i < c->place->n_mounts && !IN_REAPER; i++) {
         const struct sbx_mount *m = &c->place->mounts[i];
@@ -68,7 +69,7 @@ int do_sources(struct sbx_child *c) {
     return 0;
 }
 
-/* What is mounted: opened before, or a file system of the run's own. */
+/* Returns what mount I mounts: a source that was opened before, or a new file system. */
 static long take_source(struct sbx_child *c, int i) {
     const struct sbx_mount *m = &c->place->mounts[i];
     const char *none[] = {NULL};
@@ -114,7 +115,9 @@ static int do_mount(struct sbx_child *c, int i) {
         return (int)target;
     *step = SBX_STEP_MOUNT;
     long result = raw(RAW_move_mount, tree, "", target, "", FROM_EMPTY_PATH | TO_EMPTY_PATH);
-    if (result >= 0 && m->kind == SBX_DEV) /* of a run in a slot: the resident's lies beneath */
+    if (result >= 0
+        && m->kind
+               == SBX_DEV) /* in a slot the resident's /dev lies below it, and lends its devices */
         result = sbx_fill_dev(m, tree, IN_REAPER ? target : -1);
     if (result >= 0 && m->flags & SBX_COVER)
         result = m->kind == SBX_PROC ? cover_proc(tree, 1) : seal_tree(tree);
@@ -138,8 +141,8 @@ struct sbx_seen sbx_see_mount(const char *path) {
     return seen;
 }
 
-/* Another command in the same root may have renamed or removed a target meanwhile, and with it what
- * is mounted there: then nothing may run. */
+/* Another command in the same root may have renamed or removed a target meanwhile, and the mount
+ * went along: then the command must not run. */
 int check_mounts(struct sbx_child *c, const struct sbx_seen *expected, int only) {
     for (int i = 0; i < c->place->n_mounts; i++) {
         const struct sbx_mount *m = &c->place->mounts[i];
@@ -152,7 +155,8 @@ int check_mounts(struct sbx_child *c, const struct sbx_seen *expected, int only)
     return 0;
 }
 
-/* Steps TARGET and MOUNT, mount by mount: later ones may lie in earlier ones. */
+/* Does the steps TARGET and MOUNT for one mount after the other, because later ones may lie in
+ * earlier ones. */
 int do_mounts(struct sbx_child *c) {
     if (c->template_seen && check_mounts(c, c->template_seen, SBX_KEPT) < 0)
         return -1;
@@ -169,7 +173,7 @@ int do_mounts(struct sbx_child *c) {
     }
     if (c->open_files[1])
         raw(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, c->open_files, 0);
-    for (int i = 0; c->run_seen && i < c->place->n_mounts; i++) /* of a seal nobody looks at it */
+    for (int i = 0; c->run_seen && i < c->place->n_mounts; i++) /* check_mounts leaves out seals */
         c->run_seen[i] = sbx_see_mount(c->place->mounts[i].target);
     return 0;
 }

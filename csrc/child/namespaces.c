@@ -22,8 +22,8 @@ static int write_file(const char *path, const char *text) {
     return (int)written;
 }
 
-/* One's own id may be mapped by oneself, once setgroups(2) is given up (user_namespaces(7)); for
- * more, somebody outside has to do it: a thread of the caller's, while this one waits. */
+/* A process may map its own id itself, once it gives up setgroups(2) (user_namespaces(7)). More ids
+ * have to be mapped from outside: a thread of the caller does it while the child waits. */
 int do_ids(struct sbx_child *c) {
     static const char *const files[] = {"/proc/self/setgroups", "/proc/self/uid_map",
                                         "/proc/self/gid_map"};
@@ -34,7 +34,7 @@ int do_ids(struct sbx_child *c) {
     if (!c->place->uid_map) {
         raw(__NR_write, c->job->mapper, "", 1);
         long n = raw(__NR_read, c->job->mapper, &answer, sizeof answer);
-        if (n == -EAGAIN) /* the time that _mapper.py gave the socket is over */
+        if (n == -EAGAIN) /* the socket's time limit is over, which the mapper set */
             return -ETIMEDOUT;
         return n == sizeof answer ? -answer : -ECANCELED;
     }
@@ -56,15 +56,15 @@ int do_keyring(struct sbx_child *c) {
     if (!c->place->keyring)
         return 0;
     long serial = raw(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0);
-    /* A kernel without keyrings has none to share. Where every call is refused, a filter does it,
-     * and the command has inherited that as well. */
+    /* A kernel without keyrings has none to share. If every keyctl call is refused, a filter of the
+     * caller refuses it, and the command inherits that filter. */
     if (serial == -ENOSYS || (serial == -EPERM && raw(__NR_keyctl, -1) == -EPERM))
         return 0;
     return serial < 0 ? (int)serial : 0;
 }
 
-/* Of a process that shares its memory, and whose parent waits for its exec, the kernel changes this
- * alone (__set_oom_adj in fs/proc/base.c); a resident does it for all its runs. */
+/* Between vfork and exec the kernel applies oom_score_adj to this process only, not to all that
+ * share its memory (__set_oom_adj in fs/proc/base.c). A resident sets it once for all its runs. */
 int do_oom_score(struct sbx_child *c) {
     const char *score = c->place->limits.oom_score_adj;
     return score ? write_file("/proc/self/oom_score_adj", score) : 0;
@@ -83,7 +83,7 @@ int do_loopback(struct sbx_child *c) {
     return (int)result;
 }
 
-/* What a resident looks at after each run, put where it expects it. */
+/* Opens the files that a resident reads after each run, at the numbers where it expects them. */
 int do_watch(struct sbx_child *c) {
     static const char *const files[] = {
         "/proc/self/net/dev",         "/proc/self/net/sockstat",  "/proc/self/net/ip6_flowlabel",
@@ -99,7 +99,8 @@ int do_watch(struct sbx_child *c) {
             result = raw(__NR_dup3, fd, wanted, 0);
             close_fd(fd);
         }
-        if (result < 0 && !(result == -ENOENT && wanted == RESIDENT_LABELS_FD)) /* no IPv6 */
+        if (result < 0
+            && !(result == -ENOENT && wanted == RESIDENT_LABELS_FD)) /* a kernel without IPv6 */
             return (int)result;
     }
     c->index = 0;

@@ -13,7 +13,7 @@ int sbx_cut_bounding_set(uint64_t keep) {
         if (keep >> cap & 1)
             continue;
         long result = raw(__NR_prctl, PR_CAPBSET_DROP, cap, 0, 0, 0);
-        if (result == -EINVAL) /* one more than the kernel knows */
+        if (result == -EINVAL) /* the kernel knows no more of them */
             break;
         if (result < 0)
             return (int)result;
@@ -21,8 +21,8 @@ int sbx_cut_bounding_set(uint64_t keep) {
     return 0;
 }
 
-/* Of uid 0 exec gives to the program what the bounding set lets through; of another, and of uid 0
- * under SECBIT_NOROOT, only what is ambient (capabilities(7)). */
+/* If the uid is 0, an exec gives the program all of the bounding set. If it is not, or with
+ * SECBIT_NOROOT, the program keeps only what is ambient (capabilities(7)). */
 static int keeps_ambient_only(void) {
     return raw(__NR_geteuid, 0) || raw(__NR_prctl, PR_GET_SECUREBITS, 0, 0, 0, 0) & 1 /* NOROOT */;
 }
@@ -35,14 +35,13 @@ static int raise_ambient(uint64_t capabilities) {
     return (int)result;
 }
 
-/* A reaper keeps all that its caller has, so that its command lacks something that it has, and cuts
- * the bounding set itself, for its command.
- *
- * Before its exec this process lives in the caller's memory. Who may read that through it is told
- * by a comparison of permitted sets (ptrace(2)): so the permitted set stays whole until the exec.
- * What the program has after it is cut by the other sets alone. Behind the exec of a reaper, whose
- * memory nobody may read, the permitted set is cut as well, because ids and signals come after it.
- */
+/* A reaper keeps all capabilities of its caller, so that it has some that its command lacks. It
+ * cuts the bounding set later, for its command. A resident keeps every capability: if its uid is
+ * not 0, exec would drop them, so they are made ambient as well. Before its exec this process lives
+ * in the caller's memory. The kernel compares permitted sets to decide who may read that memory
+ * through it (ptrace(2)), so the permitted set stays whole until the exec, and only the other sets
+ * decide what the program has. In the reaper's program, whose memory nobody may read, the permitted
+ * set is cut as well, because ids and signals come after this step. */
 int do_capabilities(struct sbx_child *c) {
     int reaper = c->place->reaper;
     if (!c->place->cut_capabilities && reaper != SBX_RESIDENT)
@@ -57,10 +56,10 @@ int do_capabilities(struct sbx_child *c) {
     uint64_t must = reaper ? have : c->place->must_capabilities;
     if (must & ~have)
         return -EPERM;
-    int more = IN_REAPER && c->place->change_ids; /* until step USER, which cuts the rest */
+    int more = IN_REAPER && c->place->change_ids; /* for step USER, which drops the rest */
     keep |= more ? have & ((uint64_t)1 << CAP_SETUID | (uint64_t)1 << CAP_SETGID) : 0;
     if (!IN_REAPER)
-        result = sbx_cut_bounding_set(keep); /* an exec must not give more than the caller has */
+        result = sbx_cut_bounding_set(keep); /* the exec must not give back more than this */
     if (result >= 0 && !IN_REAPER && !reaper)
         result = raw(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     if (result < 0)
@@ -81,8 +80,9 @@ int do_no_new_privs(struct sbx_child *c) {
     return (int)raw(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
-/* Whatever the change of ids left, which securebits decide (capabilities(7)): of uid 0 what it may
- * have, of another what was asked for by name, which has to be ambient to outlive the exec. */
+/* What a change of ids leaves depends on the securebits (capabilities(7)). uid 0 keeps what it may
+ * have. Another uid keeps what was asked for by name, and only what is ambient outlives the exec.
+ */
 static int cut_after_change(const struct sbx_place *place) {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct sets[2];
@@ -103,14 +103,14 @@ static int cut_after_change(const struct sbx_place *place) {
     return result < 0 ? (int)result : raise_ambient(ambient);
 }
 
-/* Behind the exec of the reaper, whose memory this is: elsewhere it would change what the caller
- * may be traced by. */
+/* Only in the reaper's program: in the caller's memory a change of ids would change who may trace
+ * the caller. */
 int do_user(struct sbx_child *c) {
     const struct sbx_place *place = c->place;
     if (!IN_REAPER || !place->change_ids)
         return 0;
     long result = 0;
-    if (place->must_capabilities) /* the exec clears that */
+    if (place->must_capabilities) /* the exec clears this flag */
         result = raw(__NR_prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0);
     if (result >= 0)
         result = raw(__NR_setgroups, place->n_groups, place->groups);

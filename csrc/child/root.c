@@ -18,7 +18,7 @@ int do_private(struct sbx_child *c) {
 
 int do_root(struct sbx_child *c) {
     long fd;
-    if (IN_REAPER) { /* mounts go below the root that is there already */
+    if (IN_REAPER) { /* the mounts of a run go below the resident's root */
         fd = c->place->n_mounts ? raw(__NR_openat, AT_FDCWD, "/", O_SEARCH_DIR) : -1;
         c->tree = (int)fd;
         return fd < -1 ? (int)fd : 0;
@@ -43,15 +43,16 @@ int do_read_only(struct sbx_child *c) {
     return c->tree >= 0 && flags ? sbx_add_flags(c->tree, flags, RECURSIVE) : 0;
 }
 
-/* Mounts can be mounted on one that is attached somewhere, and on top of the old root no name leads
- * to the copy but ".." at the root. So all that the caller names is opened before. */
+/* Only on an attached mount can others be mounted. The copy is attached on top of the old root,
+ * where ".." at the root leads into it: so all that the caller names is opened before. */
 int do_attach(struct sbx_child *c) {
     if (c->root < 0)
         return 0;
     return (int)raw(RAW_move_mount, c->tree, "", AT_FDCWD, "/", FROM_EMPTY_PATH);
 }
 
-/* pivot_root(2), NOTES: with "." twice the old root ends up on top of the new one, and goes. */
+/* pivot_root(".", ".") puts the old root on top of the new one (pivot_root(2), NOTES); then umount2
+ * detaches it. */
 int do_pivot(struct sbx_child *c) {
     if (c->root < 0)
         return 0;
@@ -65,20 +66,20 @@ int do_pivot(struct sbx_child *c) {
     return result < 0 ? (int)result : do_seals(c);
 }
 
-/* Step ROOT went there. */
+/* Step ROOT has changed to the directory. */
 int do_chroot(struct sbx_child *c) {
     return c->place->root && c->tree < 0 ? (int)raw(__NR_chroot, ".") : 0;
 }
 
-/* Symbolic links that the root holds stay inside; those of /proc, which could lead anywhere a
- * descriptor does, are not followed at all (CVE-2024-21626). */
+/* openat2 keeps the root's symbolic links inside the root. It follows no magic link of /proc,
+ * because that could lead wherever a descriptor does (CVE-2024-21626). */
 int do_cwd(struct sbx_child *c) {
     const char *cwd = c->job->cwd;
     if (!cwd)
         return 0;
     if (!c->place->root)
         raw(__NR_chdir, "/");
-    if (strcmp(cwd, "/") == 0) /* there already */
+    if (strcmp(cwd, "/") == 0) /* the child is there already */
         return 0;
     long fd = sbx_open_in_root(AT_FDCWD, cwd, O_SEARCH_DIR);
     if (fd < 0)

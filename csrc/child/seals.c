@@ -12,8 +12,8 @@
 #include <sys/mount.h>
 #include <sys/vfs.h>
 
-/* uid 0 may write these without any capability, and the kernel obeys (proc(5): core_pattern,
- * sysrq-trigger): read-only, as other sandboxes have them. */
+/* uid 0 may write to these without any capability, and the kernel obeys (proc(5): core_pattern,
+ * sysrq-trigger). Other sandboxes make them read-only as well. */
 static const char covered[][16] = {
     "sys",  "sysrq-trigger", "irq",  "bus",           "fs",
     "acpi", "asound",        "scsi", "dynamic_debug", "latency_stats"};
@@ -30,10 +30,10 @@ static int is_absent(long proc, const char *name) {
     return n == 48; /* "." and ".." */
 }
 
-/* Which of them the kernel does not have, or has with nothing in it (as /proc/acpi often is), a bit
- * for each. They are the same in every proc, and to look up a name that is not there takes as long
- * as a mount: so the answer serves all that share this memory for a second, in which a module may
- * be loaded that brings one of them. */
+/* Returns a bit for each part that the kernel lacks, or that has nothing in it (/proc/acpi often
+ * has not). Every proc has the same parts, and the look-up of a name that does not exist takes as
+ * long as a mount. So all that share this memory use the answer for a second; a module that is
+ * loaded later may bring a part. */
 static uint32_t absent_parts(long new_proc) {
     static uint32_t absent;
     static int64_t asked;
@@ -53,11 +53,13 @@ static uint32_t absent_parts(long new_proc) {
     return found;
 }
 
-/* A bind mount is as read-only as what it is bound from. So a NEW proc, which has nothing mounted
- * below it, is read-only while the covers are made, and needs no mount_setattr for each of them. */
+/* A bind mount inherits the flags of the mount that it is made from. So a new proc, which has
+ * nothing mounted below it, is made read-only while its parts are bound: then no part needs a
+ * mount_setattr of its own. */
 int cover_proc(long proc, int is_new) {
     struct raw_mount_attr attr = {.set = ATTR_READ_ONLY};
-    uint32_t absent = is_new ? absent_parts(proc) : 0; /* the caller may have mounted over some */
+    uint32_t absent = is_new ? absent_parts(proc)
+                             : 0; /* in the caller's proc something may be mounted over a part */
     long result = raw(__NR_fchdir, proc);
     if (result >= 0 && is_new)
         result = sbx_add_flags(proc, ATTR_READ_ONLY, 0);
@@ -72,9 +74,9 @@ int cover_proc(long proc, int is_new) {
     return (int)(result >= 0 && is_new ? clear_read_only(proc) : result);
 }
 
-/* File systems whose files command the kernel, or processes that are not of the run, and ask for no
- * capability: uid 0 is enough, or to own them, as a user owns the cgroups that are handed to him.
- */
+/* Tells whether the files of a file system command the kernel, or processes outside the run, and
+ * ask for no capability: uid 0 is enough, or the owner of the file, as a user owns the cgroups that
+ * are delegated to him. */
 static int is_of_the_kernel(long type) {
     static const uint32_t types[] = {
         0x62656572 /* sysfs */,    0x0027e0eb /* cgroup */,      0x63677270 /* cgroup2 */,
@@ -89,8 +91,8 @@ static int is_of_the_kernel(long type) {
     return 0;
 }
 
-/* The type of a mounted file system. statmount(2), Linux 6.8, does not ask the server of one that
- * is remote or in user space; statfs(2) does. */
+/* Returns the type of a mounted file system. Unlike statfs(2), statmount(2) (Linux 6.8) does not
+ * ask the server of a remote file system, or of one in user space. */
 static long magic_of(long tree) {
     struct raw_statx there = {.mount_id = 0};
     struct statfs filesystem;
@@ -108,8 +110,8 @@ static long magic_of(long tree) {
     return result < 0 ? result : (long)filesystem.f_type;
 }
 
-/* TREE is where it belongs already, as proc is covered by mounts below it. A part of a proc, which
- * may be /proc/sys, is read-only as a whole. */
+/* TREE has to be attached already, because a proc is covered by mounts below it. If only a part of
+ * a proc is mounted, it may be /proc/sys, and becomes read-only as a whole. */
 int seal_tree(long tree) {
     struct raw_statx top = {.inode = 0};
     long magic = magic_of(tree), result = magic < 0 ? magic : 0;
@@ -127,7 +129,7 @@ int do_seal(struct sbx_child *c, const struct sbx_mount *m) {
     struct raw_statx there;
     c->run->at.step = SBX_STEP_TARGET;
     long target = sbx_open_in_root(c->tree, m->target, O_PATH);
-    if (target < 0) /* it is not there, or not to be reached: nor can the command */
+    if (target < 0) /* if we cannot reach it, the command cannot either */
         return target == -ENOENT || target == -ENOTDIR || target == -EACCES ? 0 : (int)target;
     c->run->at.step = SBX_STEP_MOUNT;
     long result = status_of(target, &there);
@@ -139,9 +141,9 @@ int do_seal(struct sbx_child *c, const struct sbx_mount *m) {
 
 enum { MOST_AT_ONCE = 128, TRIES_OF_A_NAME = 16, NAME_IN_ANSWER = 512 };
 
-struct raw_mount { /* struct statmount, up to what is read of it */
+struct raw_mount { /* struct statmount, as far as we read it */
     uint64_t mask[2], device, magic, flags, id, parent, old_ids, attributes, between[4];
-    uint32_t root, point; /* offsets behind NAME_IN_ANSWER */
+    uint32_t root, point; /* offsets from NAME_IN_ANSWER */
     uint64_t rest[50];
     char names[4096];
 };
@@ -154,8 +156,8 @@ static long ask_about_mount(long call, uint64_t mount, uint64_t wanted, void *an
     return raw(call, &request, answer, size, 0);
 }
 
-/* Whether it is clear what a run finds by the name that a mount has now: the mount, which is sealed
- * then, or what is mounted over it. */
+/* Seals the mount that NAME leads to, if it is the mount ID. Returns 1 if it was, or if another
+ * mount lies over it; 0 if the name leads elsewhere by now. */
 static int seal_by_name(uint64_t id, const char *name) {
     struct raw_mount above;
     struct raw_statx there = {.mount_id = 0}, sys = {.mount_id = 0};
@@ -165,7 +167,8 @@ static int seal_by_name(uint64_t id, const char *name) {
     raw(__NR_statx, fd, "", EMPTY_PATH | DONT_SYNC, WANT_UNIQUE_ID, &there);
     raw(__NR_statx, fd, "sys", DONT_SYNC, WANT_MOUNT_ID, &sys);
     int is_it = there.mount_id == id;
-    if (is_it && !(sys.attributes & IS_MOUNT_ROOT)) /* of a proc: it is covered */
+    if (is_it
+        && !(sys.attributes & IS_MOUNT_ROOT)) /* a proc with a cover on sys is sealed already */
         result = seal_tree(fd);
     close_fd(fd);
     if (!is_it
@@ -175,9 +178,9 @@ static int seal_by_name(uint64_t id, const char *name) {
     return result < 0 ? (int)result : is_it;
 }
 
-/* A command of another run may have renamed a directory on the way to a mount since its name was
- * looked up, and the mount went along. So the kernel is asked what is mounted below the new root
- * (Linux 6.8). What no name leads to lies beneath another mount. */
+/* Since Python looked for the mounts, a command of another run may have renamed a directory on the
+ * way to one, and the mount went along. So this asks the kernel what is mounted below the new root
+ * (Linux 6.8). A mount that no name leads to lies beneath another mount. */
 static int seal_the_rest(int with_proc) {
     uint64_t ids[MOST_AT_ONCE], last = 0;
     struct raw_mount mount;
@@ -208,13 +211,14 @@ static int lies_deep(const char *path) {
     return *path;
 }
 
-/* A mount just below the root cannot be renamed where it is one: for /sys alone nobody is asked. */
+/* A mount just below the root stays where it is when the root is a mount: if /sys is the only seal,
+ * the kernel need not be asked. */
 int do_seals(struct sbx_child *c) {
     int any = 0, with_proc = 1;
     for (int i = 0; i < c->place->n_mounts; i++) {
         const struct sbx_mount *m = &c->place->mounts[i];
         any |= m->kind == SBX_SEAL && lies_deep(m->target);
-        if (m->kind == SBX_PROC && !(m->flags & SBX_COVER)) /* is to stay whole */
+        if (m->kind == SBX_PROC && !(m->flags & SBX_COVER)) /* this run may write to all of proc */
             with_proc = 0;
     }
     return any ? seal_the_rest(with_proc) : 0;

@@ -9,8 +9,8 @@
 
 enum { SET_MODE_FILTER = 1, FILTER_SPEC_ALLOW = 4 }; /* seccomp(2) */
 
-/* Without SPEC_ALLOW the kernel would turn off what makes loads faster (Speculative Store Bypass)
- * on some machines. */
+/* Without SPEC_ALLOW the kernel turns off Speculative Store Bypass on some machines, and with it
+ * fast loads. */
 static int install_filter(const void *filter, size_t length) {
     struct {
         unsigned short length;
@@ -26,9 +26,9 @@ int sbx_install_filter(const struct sbx_place *place) {
     return install_filter(place->filter, (size_t)place->filter_length);
 }
 
-/* keyctl(2) has an operation that puts the session keyring of a process into its parent. Without a
- * reaper that is the caller, so a filter of a few instructions answers EPERM to it, by the numbers
- * of every ABI of the machine (seccomp(2)). It takes no_new_privs or CAP_SYS_ADMIN. */
+/* An operation of keyctl(2) gives the session keyring of a process to its parent. Without a reaper
+ * the parent is the caller, so a small filter answers EPERM to this operation, in every ABI of the
+ * machine. To install it takes no_new_privs or CAP_SYS_ADMIN (seccomp(2)). */
 int do_parent_keyring(struct sbx_child *c) {
 #if defined(__x86_64__)
     enum { ARCH = 0xc000003e, KEYCTL = 250, ARCH_32 = 0x40000003, KEYCTL_32 = 288 };
@@ -44,7 +44,7 @@ int do_parent_keyring(struct sbx_child *c) {
         {LOAD, 0, 0, 4}, /* struct seccomp_data: nr, arch, instruction_pointer, args */
         {IF_EQUAL, 0, 3, ARCH},
         {LOAD, 0, 0, 0},
-        {AND, 0, 0, ~0x40000000U}, /* x32 has the same numbers, with this bit */
+        {AND, 0, 0, ~0x40000000U}, /* the calls of x32 have the same numbers with this bit */
         {IF_EQUAL, 3, 6, KEYCTL},
         {IF_EQUAL, 0, 5, ARCH_32},
         {LOAD, 0, 0, 0},
@@ -59,7 +59,8 @@ int do_parent_keyring(struct sbx_child *c) {
     return install_filter(filter, sizeof filter / sizeof *filter);
 }
 
-/* After no_new_privs, without which it takes CAP_SYS_ADMIN; and before the capabilities go. */
+/* Comes after no_new_privs, and before step CAPABILITIES: without no_new_privs it takes
+ * CAP_SYS_ADMIN. */
 int do_seccomp(struct sbx_child *c) {
     const struct sbx_place *place = c->place;
     if (!place->filter || place->reaper || place->filter_when != SBX_FILTER_EARLY)

@@ -9,14 +9,14 @@
 #include <signal.h>
 #include <sys/prctl.h>
 
-/* Without a reaper this is what ends the command with its caller. It follows the calling thread,
- * which stays in the call for as long as the run lasts; a change of credentials would clear it.
- * That thread may have died before: the lifeline tells (on Linux < 6.9 of its process only, some
- * threads of which may take their time), and so does a parent that is another one. */
+/* Without a reaper the kernel kills the command when the calling thread dies, which stays in the
+ * call for as long as the run lasts. A change of credentials clears this, so it comes late. The
+ * thread may be dead already: then the lifeline is readable (before Linux 6.9 only once the whole
+ * process is dead), or the parent is another process. */
 int do_parent_death(struct sbx_child *c) {
     if (IN_REAPER)
         return 0;
-    if (c->place->reaper) /* it has a lifeline, and outlives the thread */
+    if (c->place->reaper) /* a reaper has a lifeline, and outlives the thread */
         return (int)raw(__NR_prctl, PR_SET_PDEATHSIG, 0, 0, 0, 0);
     long result = raw(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     struct pollfd caller = {c->lifeline, POLLIN, 0};
@@ -31,8 +31,8 @@ int do_parent_death(struct sbx_child *c) {
     return (int)result;
 }
 
-/* CLONE_CLEAR_SIGHAND, and every exec, leave SIG_IGN as it is (Python ignores SIGPIPE). Both
- * signals that cannot be changed answer EINVAL. */
+/* CLONE_CLEAR_SIGHAND and exec leave ignored signals ignored, and Python ignores SIGPIPE. The two
+ * signals that cannot be changed return EINVAL. */
 int do_signals(struct sbx_child *c) {
     struct raw_sigaction dfl = {0};
     uint64_t none = 0, all = RAW_ALL_SIGNALS;
@@ -41,11 +41,11 @@ int do_signals(struct sbx_child *c) {
     } at_once = {0, 0};
     for (int signum = 1; signum <= 64 && !IN_REAPER; signum++)
         raw(__NR_rt_sigaction, signum, &dfl, 0, RAW_SIGSET_SIZE);
-    /* The reaper wants them blocked until it is ready, and unblocks them for the command. */
+    /* The reaper needs signals blocked until it is ready, and unblocks them for the command. */
     if (c->place->reaper)
         return 0;
-    /* What was sent to the caller's group before the child had a session of its own was not meant
-     * for the command, and would end it now. */
+    /* A signal that was sent to the caller's group, before the child had its own session, was not
+     * meant for the command. It is pending, and would kill the command now. */
     while (!IN_REAPER && raw(__NR_rt_sigtimedwait, &all, 0, &at_once, RAW_SIGSET_SIZE) > 0)
         ;
     raw(__NR_rt_sigprocmask, SIG_SETMASK, &none, 0, RAW_SIGSET_SIZE);

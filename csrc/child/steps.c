@@ -25,7 +25,7 @@ static int do_order(struct sbx_child *c) {
     return error < 0 ? error : check_mounts(c, c->run_seen, 0);
 }
 
-/* The session of the command is its own: a terminal of the caller's is out of its reach. */
+/* The command's session is new, so this cannot take a terminal from another session. */
 static int do_terminal(struct sbx_child *c) {
     if (!c->job->terminal || c->place->reaper)
         return 0;
@@ -80,7 +80,8 @@ static const struct {
 
 int sbx_child_main(void *child) {
     struct sbx_child *c = child;
-    /* A set-up that hangs ends with its caller as well. A resident's parent ends at once. */
+    /* A set-up that hangs dies with its caller as well. Not for a resident: its parent, the process
+     * in between, ends at once. */
     if (!IN_REAPER && c->place->reaper != SBX_RESIDENT)
         raw(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
@@ -92,5 +93,5 @@ int sbx_child_main(void *child) {
             break;
         }
     }
-    return 127; /* of the process; nobody reads it */
+    return 127; /* the exit status of the process, which nobody reads */
 }

@@ -8,8 +8,8 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
-/* Whether a directory lies in a file system that one of the mounts before I made for the run. Of
- * several at the same place the last is the one that is seen. */
+/* Tells whether one of the mounts before I made the file system of a directory for this run. If
+ * several have the same target, the last one hides the others. */
 static int is_of_the_run(struct sbx_child *c, int i, long directory) {
     struct raw_statx here, there;
     if (status_of(directory, &here) < 0)
@@ -35,8 +35,8 @@ static long make_node(long parent, const char *name, int is_directory) {
                         : raw(__NR_mknodat, parent, name, S_IFREG | 0644, 0);
 }
 
-/* Makes what is missing of the target of mount I where it lies in a file system of the run's own:
- * directories, and in the end a file where the source is one. -ENOENT: it lies elsewhere. */
+/* Makes the missing parts of the target of mount I, but only in a file system of the run's own:
+ * directories, and at the end a file if the source is one. -ENOENT: the target lies elsewhere. */
 static long make_target(struct sbx_child *c, int i, int is_directory) {
     const char *path = c->place->mounts[i].target;
     char prefix[4096];
@@ -65,7 +65,8 @@ static long make_target(struct sbx_child *c, int i, int is_directory) {
     return parent;
 }
 
-/* What is mounted there would hide nothing of the root, and mounts below it would miss it. */
+/* A mount on the root itself would hide nothing of the root, and mounts below it would not lie in
+ * it. */
 int is_the_root(struct sbx_child *c, const struct raw_statx *target) {
     struct raw_statx root;
     if (!(target->attributes & IS_MOUNT_ROOT) || status_of(c->tree, &root) < 0)
@@ -75,15 +76,16 @@ int is_the_root(struct sbx_child *c, const struct raw_statx *target) {
 
 int sbx_is_stub(int mode) { return (mode & 05022) == 05000 || (mode & 05277) == 01000; }
 
-/* The place of mount I below the tree, made if it may be. -ESTALE: it is a stub that another run
- * made and may take away at any moment; Python takes hold of it first and tries again. */
+/* -ESTALE: the mount point is a stub that another run made, and may remove at any moment. Python
+ * then locks it and starts the run again. */
 long open_target(struct sbx_child *c, int i, long source) {
     const struct sbx_mount *m = &c->place->mounts[i];
     struct raw_statx there;
     long fd = sbx_open_in_root(c->tree, m->target, m->flags & SBX_OPTIONAL ? O_SEARCH_DIR : O_PATH);
     if (fd == -ENOENT && !(m->flags & SBX_OPTIONAL)) {
         long error = status_of(source, &there);
-        uint64_t mask = (uint64_t)raw(__NR_umask, 0); /* it would keep other users out */
+        uint64_t mask =
+            (uint64_t)raw(__NR_umask, 0); /* the caller's umask would keep other users out */
         fd = error < 0 ? error : make_target(c, i, S_ISDIR(there.mode));
         raw(__NR_umask, mask);
     }

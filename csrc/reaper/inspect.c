@@ -13,22 +13,22 @@
 
 static char counted[RESIDENT_FDS - REAPER_FDS][1024];
 
-/* What /proc says of the network namespace (bytes and packets of lo, sockets in use) and of the
- * memory that reaper and resident share. A socket that is left somewhere is counted as in use; what
- * was sent went over lo. */
+/* Compares what /proc says of the network namespace (bytes and packets of lo, sockets in use) and
+ * of the memory that reaper and resident share. A socket that a run leaves behind counts as in use,
+ * and all that a run sends goes over lo. */
 static int is_count_same(int i, int first) {
     char now[1024] = {0};
     long n = raw(__NR_pread64, REAPER_FDS + i, now, sizeof now - 1, 0);
     if (first)
         memcpy(counted[i], now, sizeof now);
-    /* Of the sockets the first line alone is about this namespace: "sockets: used 0". */
+    /* only the first line of sockstat is about this namespace: "sockets: used 0" */
     for (long at = 0; at < n; at++) {
         if (now[at] != counted[i][at])
             return 0;
         if (REAPER_FDS + i == RESIDENT_SOCKETS_FD && now[at] == '\n')
             break;
     }
-    return n >= 0; /* a projid_map is empty at first */
+    return n >= 0; /* an unwritten projid_map is empty */
 }
 
 int are_counts_same(int first) {
@@ -42,8 +42,8 @@ int are_counts_same(int first) {
     return 1;
 }
 
-/* System V objects (shmctl(2), semctl(2), msgctl(2)) and POSIX message queues, by their directory.
- */
+/* Looks for System V objects (shmctl(2), semctl(2), msgctl(2)), and in their directory for POSIX
+ * message queues. */
 int is_ipc_empty(int queues) {
     struct shm_info shm = {0};
     struct seminfo sem = {0};
@@ -58,16 +58,18 @@ int is_ipc_empty(int queues) {
     return raw(__NR_getdents64, queues, entries, sizeof entries) == 48; /* "." and ".." */
 }
 
-/* The keyrings of a user belong to the user namespace (keyrings(7)): with none of its own, to the
- * host, as in every other run. Nobody has the right SETATTR on those here, so that their mode,
- * owner and timeout stay; a run may put another in their place, which has another number. */
+/* A user's keyrings belong to the user namespace (keyrings(7)); without one of its own, a slot has
+ * the host's, like every other run. Here nobody has the right SETATTR on them, so their mode, owner
+ * and timeout stay. A run may replace one, but then the number is another. */
 static struct {
-    int are_there; /* 0: a kernel without, or a filter before us, which the commands have as well */
+    int are_there; /* 0: the kernel lacks them, or a filter refuses keyctl, which the commands
+                      inherit */
     int32_t user, session, persistent;
 } keyrings;
 
 static int are_keyrings_empty(void) {
-    const long size = sizeof(int32_t); /* of a link; the second has one, to the first */
+    const long size =
+        sizeof(int32_t); /* of a link; the user session keyring has one link, to the user keyring */
     return raw(__NR_keyctl, KEYCTL_READ, KEY_SPEC_USER_KEYRING, 0, 0) == 0
            && raw(__NR_keyctl, KEYCTL_READ, KEY_SPEC_USER_SESSION_KEYRING, 0, 0) == size
            && (keyrings.persistent < 0
@@ -78,7 +80,8 @@ static int32_t number_of(int32_t key) {
     return (int32_t)raw(__NR_keyctl, KEYCTL_GET_KEYRING_ID, key, 0);
 }
 
-/* It counts as used by each call; here that is always just before a run. */
+/* Each call starts the timeout of the persistent keyring again; here that is always just before a
+ * run. */
 static int32_t persistent_keyring(void) {
     return (int32_t)raw(__NR_keyctl, KEYCTL_GET_PERSISTENT, -1, KEY_SPEC_PROCESS_KEYRING);
 }

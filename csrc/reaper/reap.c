@@ -49,7 +49,6 @@ void write_record(uint32_t magic) {
     raw(__NR_write, REAPER_STATUS_FD, &record, sizeof record);
 }
 
-/* Sends on what signals came for this run; 0: the caller hung up, or says something else. */
 int pass_signals(void) {
     struct sbx_order message;
     long n;
@@ -63,8 +62,8 @@ int pass_signals(void) {
     return n == -EAGAIN;
 }
 
-/* Waits until something happens to a child, and passes on signals; 0: the caller died, or it hung
- * up: it became another program by exec, and then nobody is left to read the status. By
+/* Waits until something happens to a child, and passes on signals. 0: the caller died, or it hung
+ * up, because it became another program by exec: then nobody is left to read the status. This calls
  * pselect6(2), because ppoll(2) fails under a low RLIMIT_NOFILE, which a command may set on pid 1.
  */
 static int caller_lives(void) {
@@ -79,11 +78,11 @@ static int caller_lives(void) {
     return !(readable >> REAPER_LIFELINE_FD & 1) && pass_signals();
 }
 
-/* PTRACE_TRACEME makes the parent the tracer, so wait4 reports a stop to us at each signal of such
- * a process. We trace nobody: detach, and deliver the signal. The exceptions are stops that only
- * wait for a tracer: SIGTRAP (after an exec), and a stop signal from within the run. One that we
- * send ourselves (Process.suspend) has the sender 1, or 0 if it comes from another pid namespace.
- */
+/* PTRACE_TRACEME makes us the tracer of a process, so wait4 reports a stop to us at each signal
+ * that it gets. We trace nobody: this detaches it, and delivers the signal. Two kinds of signals
+ * are not delivered, because they only wait for a tracer: SIGTRAP (after an exec), and a stop
+ * signal from within the run. A stop signal of our own (Process.suspend) has the sender 1, or 0 if
+ * it comes from another pid namespace. */
 static void detach_tracee(long pid, int status) {
     siginfo_t info = {0};
     int signum = WSTOPSIG(status);
@@ -94,8 +93,6 @@ static void detach_tracee(long pid, int status) {
     raw(__NR_ptrace, PTRACE_DETACH, pid, 0, signum);
 }
 
-/* wait4(2) for any child, of which stops are no end: its pid, 0: none ended (WNOHANG), or -errno.
- */
 long wait_for_child(int *status, int flags) {
     for (;;) {
         long pid = raw(__NR_wait4, -1, status, flags, 0);
@@ -106,7 +103,6 @@ long wait_for_child(int *status, int flags) {
     }
 }
 
-/* Reaps whatever ends, until it is `command`: its status, or -errno if the kernel does not tell. */
 int reap_until(long command) {
     for (;;) {
         int status;
@@ -121,7 +117,8 @@ int reap_until(long command) {
     }
 }
 
-/* Whether a signal reaches all processes of a run: by CAP_KILL, or as none can have other ids. */
+/* Tells whether a signal of ours reaches all processes of a run: we have CAP_KILL, or none of them
+ * can have other ids. */
 static int may_kill(void) {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct sets[2] = {{0}};
@@ -136,21 +133,21 @@ static int await_child(void) {
     struct {
         int64_t seconds, nanoseconds;
     } most = {SBX_LAST_MS / 1000, SBX_LAST_MS % 1000 * 1000000};
-    uint64_t signals = CHILD_SIGNAL; /* which is blocked, and so pending once one ended */
+    uint64_t signals =
+        CHILD_SIGNAL; /* SIGCHLD is blocked, so it is pending once a child has ended */
     return raw(__NR_rt_sigtimedwait, &signals, 0, &most, RAW_SIGSET_SIZE) != -EAGAIN;
 }
 
-/* All that is left in the pid namespace; waiting for some counts it in what was used. Processes
- * that we may not signal are killed by the kernel when pid 1 exits. 0: some that got SIGKILL do not
- * end, as they wait in the kernel for something that does not come. */
+/* Waiting for a process counts its usage. Processes that we may not signal are killed by the kernel
+ * when pid 1 exits. */
 int kill_and_reap(void) {
     long pid;
     int status;
     while ((pid = wait_for_child(&status, WNOHANG)) > 0)
         ;
-    if (pid == -ECHILD) /* so there is nobody, and kill(2) need not look for them everywhere */
+    if (pid == -ECHILD) /* nobody is left, so kill(2) need not look at all processes */
         return 1;
-    if (raw(__NR_getpid, 0) == 1) /* never of another's */
+    if (raw(__NR_getpid, 0) == 1) /* not if this is the caller's pid namespace */
         raw(__NR_kill, -1, SIGKILL);
     int may = may_kill();
     while ((pid = wait_for_child(&status, WNOHANG)) >= 0) {

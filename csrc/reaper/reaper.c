@@ -1,33 +1,35 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The reaper: pid 1 of an isolated run, a static program without libc. It starts the command,
- * reaps what the command leaves behind, passes on the command's true status, and ends. Its end is
- * the end of the namespace: the kernel kills whatever is still in it.
+ * reaps what the command leaves behind, reports the command's true status, and exits. Its exit is
+ * the end of the namespace: the kernel kills what is still in it.
  *
- * It is given
+ * It has
  * - as descriptor 3 a socket to the caller. Every message from there begins with a struct
- * sbx_order: first what is done for each run (a struct sbx_place and all that it points to), then a
- * command with its strings, later signals. It answers with one struct sbx_record for each command;
+ *   sbx_order: the first says what is done for each run (a struct sbx_place and all that it points
+ *   to), the next is a command with its strings, later ones are signals. The reaper answers with
+ *   one struct sbx_record for each command;
  * - as descriptor 4 the lifeline: a pidfd of the caller, readable when that process is dead;
- * - from 5 on the descriptors that are passed on to the command;
+ * - from 5 on the descriptors that it passes on to the command;
  * - and every signal blocked.
  *
- * Pid 1 gets no signal that it does not handle, so nothing sent from inside stops or kills it. It
- * is not dumpable, so nothing inside can trace it; and it keeps all capabilities of the caller, so
- * that a command with fewer can neither renice nor reschedule it. No command can reach the socket.
+ * Pid 1 gets no signal that it does not handle, so no process inside can stop or kill it. It is not
+ * dumpable, so nothing inside can trace it. It keeps all capabilities of the caller, so a command
+ * with fewer can neither renice nor reschedule it. No command can reach the socket.
  *
- * Each run has a number, which every message about it carries. What is meant for another run is
- * never obeyed: a signal is ignored, an order breaks off.
+ * Each run has a number, and every message about the run has it. The reaper obeys no message for
+ * another run: it ignores a signal, and breaks off at an order.
  *
- * A resident gets a SBX_TEMPLATE as its first message, and stays: it asks for one command after the
- * other (SBX_READY_MAGIC). Each runs in a pid namespace and a mount namespace made for it, below
- * and copied from the resident's own: the command cannot name the resident, and what it could
- * change in the other namespaces, which are the resident's, is looked at after the run. If anything
- * was changed the resident ends, and all of it with it.
+ * A resident is told by its first message that it stays: it asks for one command after the other
+ * (SBX_READY_MAGIC). Each command runs in a pid namespace and a mount namespace made for it. The
+ * pid namespace is below the resident's, the mount namespace a copy of the resident's: so the
+ * command cannot name the resident. It shares the other namespaces with later commands, so the
+ * resident looks after each run at what the command could change there. If anything has changed,
+ * the resident exits, and all of the slot with it.
  *
  *     resident        pid namespace, mount namespace (the template), network, ipc, uts, cgroup
- *       reaper        pid and mount namespace of the run; a fork, which ends with the command
- *         command     the steps of child.c that belong to a run, then exec
+ *       reaper        pid and mount namespace of the run; it exits with the command
+ *         command     the steps of child/steps.c that belong to a run, then exec
  */
 #define _GNU_SOURCE
 #include "reaper.h"

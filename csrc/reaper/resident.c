@@ -15,13 +15,13 @@
 
 #define MOST_LEAVING 16 /* reapers that have written their record, and are still to exit */
 
-static const unsigned char *held; /* as struct sbx_job has it, for all runs */
+static const unsigned char *held; /* see struct sbx_job; the same for all runs */
 static struct sbx_seen *template_seen,
-    *run_seen;          /* what lies at the targets, before and in a run */
-static int with_reaper; /* of each run; without, its command is pid 1 */
-static int own_users;   /* there is a user namespace */
-/* Of the run under way: whether the caller was is_asked for an order, whether all of the order
- * came, and whether the caller was is_told how the command ended. */
+    *run_seen;          /* what lies at the targets before a run, and in it */
+static int with_reaper; /* 1: each run has a reaper; 0: its command is pid 1 */
+static int own_users;   /* 1: the slot has a user namespace */
+/* State of the run under way: the order was requested, all of the order came, the record was
+ * written. */
 static volatile int is_asked, is_ordered, is_told;
 static int done_fd; /* an eventfd that a reaper writes to when it is done */
 enum { REAPER_STACK_SIZE = 8192, COMMAND_STACK_SIZE = 32768 };
@@ -51,7 +51,8 @@ static void prepare_resident(void) {
     held = (const unsigned char *)(run_place.mounts + run_place.n_mounts);
 }
 
-/* Step ORDER: report that the set-up is done, then wait for the message that says what to run. */
+/* Does step ORDER: reports that the set-up is done, then waits for the message that says what to
+ * run. */
 static int await_order(struct sbx_child *c) {
     static struct sbx_job job;
     static int fds[3 + SBX_MOST_CGROUPS];
@@ -68,18 +69,20 @@ static int await_order(struct sbx_child *c) {
     job.n_cgroups = order.n_cgroups;
     job.cwd = contents;
     read_job(&order, &job, c);
-    is_ordered = 1; /* from here on a command may have begun */
+    is_ordered = 1; /* from here on the command may have begun */
     return 0;
 }
 
-/* By clone(2): filters of system calls know no clone3, as its flags lie in memory. */
+/* This calls clone(2), because seccomp filters refuse clone3: they cannot see its flags, which lie
+ * in memory. */
 static long clone_on_stack(uint64_t flags, char *stack, size_t size, int (*entry)(void *),
                            void *argument, int *pidfd) {
     long all = (long)flags | CLONE_VM | SIGCHLD | (pidfd ? RAW_CLONE_PIDFD : 0);
     return clone_by(__NR_clone, all, (long)(stack + size), (long)pidfd, entry, argument);
 }
 
-/* The end of a reaper, without its stack: that is the next one's as soon as the resident wakes. */
+/* Writes to the eventfd and exits without touching the stack: once woken, the resident gives this
+ * stack to the next reaper. */
 static void wake_and_exit(int fd) {
     static const uint64_t one = 1;
 #if defined(__x86_64__)
@@ -100,12 +103,13 @@ static void wake_and_exit(int fd) {
 #endif
 }
 
-/* The reaper of one run. It tells the status once no process of the run is left; the mounts go with
- * it, after that. Without a reaper the command is pid 1, and this is who waits for it. */
+/* The main function of the reaper of one run. It writes the record once no process of the run is
+ * left; the mounts go after that, when it exits. If the runs have no reaper, the command is pid 1,
+ * and this process only waits for it. */
 static int reaper_main(void *child) {
     struct sbx_child *c = child;
     int status = -1;
-    raw(__NR_setsid, 0); /* the resident's autogroup (sched(7)) belongs to its session */
+    raw(__NR_setsid, 0); /* a session of its own has an autogroup of its own (sched(7)) */
     long pid = 0,
          command = clone_on_stack(with_reaper ? 0 : CLONE_NEWPID, stacks + REAPER_STACK_SIZE,
                                   COMMAND_STACK_SIZE, sbx_child_main, c, 0);
@@ -113,10 +117,11 @@ static int reaper_main(void *child) {
         sbx_fail(&run, SBX_STEP_FORK, 0, command);
     while (command > 0 && pid >= 0 && pid != command)
         pid = wait_for_child(&status, 0);
-    if (pid < 0) /* the resident ends for it, and all that is left with it */
+    if (pid < 0) /* the resident exits then, and all that is left of the run dies with it */
         raw(__NR_kill, command, SIGKILL);
     run.wait_status = pid < 0 ? (int)pid : status;
-    if (!is_ordered) /* somebody outside killed who waits for it: the next must not get it */
+    if (!is_ordered) /* somebody outside killed the process that waited for the order: no later run
+                        must get it */
         sbx_fail(&run, SBX_STEP_ORDER, 0, -ECANCELED);
     if (!kill_and_reap())
         sbx_fail(&run, SBX_STEP_KILL, 0, -ETIMEDOUT);
@@ -126,9 +131,9 @@ static int reaper_main(void *child) {
     return 0;
 }
 
-/* Waits until the reaper is done; 0: it was killed from outside, or the caller is gone. The bell
- * may be faster than the order that it follows: nobody but the command's process reads the socket
- * until that is there. */
+/* Waits until the reaper is done. 0: it was killed from outside, or the caller is gone. The bell
+ * may arrive before the order does, and until then only the command's process may read the socket.
+ */
 static int await_reaper(int pidfd) {
     struct pollfd watched[] = {{done_fd, POLLIN, 0},
                                {pidfd, POLLIN, 0},
@@ -148,8 +153,8 @@ static int await_reaper(int pidfd) {
     }
 }
 
-/* After a reaper that was killed: what is left of its run goes before anything is is_told, so that
- * no order is taken any more. If none was, the caller makes the run anew. */
+/* Ends a run whose reaper was killed. All that is left of the run is killed first, so that nobody
+ * takes an order any more. If nobody took one, the caller makes the run again. */
 static void give_run_up(void) {
     int status;
     raw(__NR_kill, -1, SIGKILL);
@@ -159,9 +164,9 @@ static void give_run_up(void) {
         fail_and_exit(SBX_STEP_ORDER, 0, -ECANCELED);
 }
 
-/* Makes ready for a run, lets it happen, and waits until no process of it is left; 0: something is
- * wrong. The reaper goes after that: its mounts take it a grace period of RCU, which can be long.
- */
+/* Starts the reaper of the next run, and waits until no process of that run is left; 0: something
+ * is wrong. The reaper exits after that: its mounts take a grace period of RCU to go, which can be
+ * long. */
 static int serve_one_run(void) {
     static struct sbx_child c;
     static struct sbx_job job;
@@ -182,7 +187,7 @@ static int serve_one_run(void) {
     c.root = c.tree = c.dev = -1;
     uint64_t flags = CLONE_NEWNS | (with_reaper ? CLONE_NEWPID : 0);
     long pid;
-    do /* those on their way out still count for limits on processes and namespaces */
+    do /* reapers that are still exiting count for limits on processes and namespaces */
         pid = clone_on_stack(flags, stacks, REAPER_STACK_SIZE, reaper_main, &c, &pidfd);
     while (pid < 0 && leaving > 0 && raw(__NR_wait4, -1, 0, 0, 0) > 0 && leaving--);
     if (pid < 0)
@@ -201,7 +206,7 @@ static int serve_one_run(void) {
     return is_asked && is_told && !changed && run.wait_status >= 0;
 }
 
-/* See use_large_buffer. */
+/* Touches the stacks for the reason that use_large_buffer has. */
 static void touch_all_memory(void) {
     volatile char *start = stacks;
     for (size_t at = 0; at < sizeof stacks; at += 4096)
@@ -221,7 +226,8 @@ static void install_filter(void) {
 }
 
 void resident_main(void) {
-    are_counts_same(1); /* before anything is opened: it might get the number of a file not there */
+    are_counts_same(
+        1); /* before anything is opened, which might get the number of a file that is missing */
     prepare_resident();
     touch_all_memory();
     done_fd = (int)raw(__NR_eventfd2, 0, 0x80000 /* EFD_CLOEXEC */);

@@ -11,7 +11,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 
-/* All that a run could leave in a directory of a file system of its own. */
+/* All that a run can change in a file system by way of its root directory. */
 struct state {
     struct raw_statx directory, ptmx;
     uint64_t free_blocks, free_inodes, inode;
@@ -20,9 +20,9 @@ struct state {
 
 static struct {
     const struct sbx_mount *mount;
-    const struct sbx_seen *mounts; /* of the template, where they lie */
+    const struct sbx_seen *mounts; /* what the template has mounted */
     int n_mounts;
-    int dev, shm, pts; /* -1: hidden */
+    int dev, shm, pts; /* -1: another mount hides it */
     struct state shm_then, pts_then;
 } kept;
 
@@ -31,9 +31,9 @@ static void take_status(long fd, const char *name, struct raw_statx *status) {
     raw(__NR_statx, fd, name, flags, 0xfff /* STATX_BASIC_STATS | STATX_BTIME */, status);
 }
 
-/* A file that was made and is gone leaves the times of the directory (they are of the year 1970 at
- * first, as the clock of a file system may stand still for some milliseconds) or, where it never
- * had a name, the number of the next inode. */
+/* A file that was made and removed has changed the times of the directory. They are set to 1970
+ * before, because the clock of a file system may stand still for some milliseconds. A file without
+ * a name has changed the number that the next inode gets. */
 static void look_at_shm(struct state *now) {
     uint64_t usage[16] = {0}; /* struct statfs: two words, blocks, free ones, ..., free inodes */
     take_status(kept.shm, "", &now->directory);
@@ -50,8 +50,7 @@ static void look_at_shm(struct state *now) {
     now->inode = nameless.inode;
 }
 
-/* Of a terminal that is closed nothing is left but times, if at all; one that is open somewhere has
- * an entry. */
+/* A terminal that is closed has changed times at most; one that is still open has an entry. */
 static void look_at_pts(struct state *now) {
     char entries[256];
     take_status(kept.pts, "", &now->directory);
@@ -79,8 +78,8 @@ static struct sbx_seen seen_at(long fd) {
     return (struct sbx_seen){(uint64_t)there.device[0] << 32 | there.device[1], there.inode};
 }
 
-/* Whether another mount of the template lies there: what is the caller's is not ours to look at,
- * and no run gets at what is beneath. Then it is closed. */
+/* Closes a part that another mount of the template hides, and returns 1: the mount is the caller's,
+ * which we leave alone, and no run can reach what lies beneath it. */
 static int is_hidden(int *fd) {
     struct sbx_seen here = seen_at(*fd);
     for (int i = 0; i < kept.n_mounts; i++) {
@@ -94,7 +93,7 @@ static int is_hidden(int *fd) {
 }
 
 static int open_shm(void) {
-    static const int64_t times[4]; /* of last access and change: 0 */
+    static const int64_t times[4]; /* of the last access and of the last change: 0 */
     kept.shm = (int)open_part("shm");
     if (kept.shm >= 0 && is_hidden(&kept.shm))
         return 0;
@@ -126,7 +125,7 @@ int sbx_watch_dev(const struct sbx_mount *m, struct sbx_seen mounted, const stru
     return open_shm() < 0 ? -1 : open_pts();
 }
 
-/* Of the template: the next run has a copy of it. */
+/* Replaces it in the template, which the next run gets a copy of. */
 static int replace_part(const char *name, int fd, long (*make)(const struct sbx_mount *)) {
     close_fd(fd);
     long result = raw(__NR_fchdir, kept.dev);
@@ -141,7 +140,7 @@ static int replace_part(const char *name, int fd, long (*make)(const struct sbx_
 static int renew_shm(void) {
     struct state now = {.inode = 0};
     look_at_shm(&now);
-    kept.shm_then.inode++; /* every look takes a number */
+    kept.shm_then.inode++; /* each look uses up an inode number */
     return is_same(&now, &kept.shm_then)
            || (replace_part("shm", kept.shm, new_shm) >= 0 && open_shm() >= 0);
 }
