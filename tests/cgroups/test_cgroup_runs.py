@@ -360,6 +360,7 @@ def test_a_map_and_a_handle(way: str) -> None:
         assert process.result.limits_hit == ("memory",)
 
 
+@pytest.mark.sample(1)
 def test_limits_of_both_kinds(way: str) -> None:
     needs("memory", "pids")
     limits = Limits(memory=200 << 20, pids=30, cpu_time=1, open_files=30, nice=2)

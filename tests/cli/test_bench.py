@@ -126,6 +126,7 @@ def test_readme_has_the_marks_of_the_block_that_is_written(modules: Any) -> None
     assert text.index(report.START) < text.index(report.END)
 
 
+@pytest.mark.slow
 @needs_root
 def test_the_benchmark_measures_a_table(tmp_path: Path) -> None:
     require(BENCHMARKS.is_dir(), "this is not the source tree")

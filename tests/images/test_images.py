@@ -39,7 +39,7 @@ from lib.image_maker import (
     sha256,
     symlink,
 )
-from lib.machine import needs_root, require
+from lib.machine import many, needs_root, require
 from lib.roots import find_busybox
 from lib.waiting import wait_until
 
@@ -813,10 +813,11 @@ def _zstd(data: bytes) -> bytes:
     ids=["none", "gzip", "bzip2", "xz", "zstd", "zstd frames"],
 )
 @pytest.mark.parametrize("form", ["directory", "tar", "docker", "aci"])
+@pytest.mark.sample(8)
 def test_compressed_layers(
     place: Path, tmp_path: Path, compress: Callable[[bytes], bytes], form: str
 ) -> None:
-    data = os.urandom(3_000_000)
+    data = os.urandom(many(300_000, 3_000_000))
     layer = file("x", data) + END
     blobs = [compress(layer)]
     if form == "docker":

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from lib.machine import needs_root
+from lib.machine import many, needs_root
 from lib.waiting import late
 
 import sandboxlib
@@ -534,7 +534,7 @@ def sendable(text: str) -> bool:
 
 
 @needs_root
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=many(30, 150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     args=st.lists(anything, max_size=4),
     env=st.dictionaries(anything, anything, max_size=3),
@@ -566,7 +566,7 @@ def test_words_of_any_kind_are_refused_or_received_exactly(
 
 
 @needs_root
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=many(25, 100), deadline=None, suppress_health_check=list(HealthCheck))
 @given(cwd=anything)
 @example(cwd="\udcff")
 @example(cwd="a/../../b")

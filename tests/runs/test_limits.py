@@ -186,6 +186,7 @@ with open("/proc/self/oom_score_adj", "w") as file:
 # ---- hit, and told ---------------------------------------------------------------------------
 
 
+@pytest.mark.sample(1)
 def test_cpu_time(place: Place) -> None:
     result = place.run("while True: pass", Limits(cpu_time=1))
     if place.tells_signals:
@@ -197,6 +198,7 @@ def test_cpu_time(place: Place) -> None:
     assert not result.timed_out
 
 
+@pytest.mark.sample(1)
 def test_cpu_time_of_who_ignores_the_warning(place: Place) -> None:
     script = "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
     result = place.run(script, Limits(cpu_time=1))
@@ -208,6 +210,7 @@ def test_cpu_time_of_who_ignores_the_warning(place: Place) -> None:
     assert not result.timed_out
 
 
+@pytest.mark.sample(1)
 def test_cpu_time_of_a_child_of_a_shell(place: Place) -> None:
     script = f"""
 import os, subprocess, sys
@@ -218,6 +221,7 @@ sys.exit(128 - done.returncode)
     assert (result.exit, result.limits_hit) == (128 + 24, ("cpu_time",))
 
 
+@pytest.mark.sample(1)
 def test_a_fraction_of_cpu_time(place: Place) -> None:
     """The signal comes at the next whole second; what ends before is told by what it used."""
     burn = "import time\nwhile time.process_time() < {}: pass"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lib.machine import needs_root
+from lib.machine import many, needs_root
 
 from sandboxlib import Mount, Policy, Sandbox, SetupError, run_sandbox
 
@@ -518,6 +518,7 @@ assert not wrong, wrong[:3]
 """
 
 
+@pytest.mark.slow
 def test_every_run_has_its_mounts_for_its_whole_life(rootfs: Path, tmp_path: Path) -> None:
     # 3 hosts with 16 threads each, of good runs, failures and timeouts, share the same stubs.
     (tmp_path / "src").mkdir()
@@ -648,7 +649,7 @@ def test_a_race_for_the_stubs_changes_nothing_outside(
         assert swapper.stdout is not None
         swapper.stdout.readline()
         boxes = [Sandbox(rootfs, extra_mounts=[Mount.tmpfs(path)]) for path in ("/new", "/new/x")]
-        for number in range(400):
+        for number in range(many(100, 400)):
             with contextlib.suppress(OSError):
                 boxes[number % 2].run(["touch", "/new/x/here"], timeout=20)
             assert stat.S_IMODE(victim.stat().st_mode) == 0o600
@@ -732,7 +733,7 @@ def test_a_target_that_changes_all_the_time_leads_nowhere_else(
     swapper = threading.Thread(target=swap)
     swapper.start()
     box = Sandbox(rootfs, extra_mounts=[Mount.tmpfs("/a/victim")])
-    for _ in range(300):
+    for _ in range(many(60, 300)):
         with contextlib.suppress(SetupError):
             box.run(["touch", "/a/victim/here"])
     stop.set()

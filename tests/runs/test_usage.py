@@ -90,6 +90,7 @@ os.read(reader, 1)
         assert 0.25 < usage.user + usage.system < 1
 
 
+@pytest.mark.sample(1)
 def test_peak_memory(way: str) -> None:
     """Of one process, not of the caller: who is larger here."""
     if "SANDBOXLIB_SANITIZED" in os.environ:

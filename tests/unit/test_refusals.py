@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lib.machine import needs_root
+from lib.machine import many, needs_root
 from lib.names import name_of
 
 import sandboxlib
@@ -215,7 +215,7 @@ words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 
 @needs_root
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=many(30, 150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(args=st.lists(words, max_size=8), env=st.dictionaries(words, words, max_size=5))
 def test_the_command_gets_exactly_the_words_and_the_environment(
     shared_rootfs: Path, args: list[str], env: dict[str, str]
@@ -231,7 +231,7 @@ def test_the_command_gets_exactly_the_words_and_the_environment(
 
 
 @needs_root
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=many(40, 200), deadline=None, suppress_health_check=list(HealthCheck))
 @given(command=st.lists(st.text(max_size=20), max_size=3), cwd=st.none() | st.text(max_size=20))
 def test_whatever_the_words_there_is_a_result_or_an_error_of_ours(
     shared_rootfs: Path, command: list[str], cwd: str | None
