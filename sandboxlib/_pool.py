@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from ._types import Argv, Path, Sink
+from ._typing import Argv, Path, Runner, Sink
 from .command import Command, command_of
 from .errors import SpecError, SpecTypeError
-from .sandbox import Sandbox
 
 
 def _itself() -> None:
@@ -27,7 +26,7 @@ class SandboxExecutor(ThreadPoolExecutor):
         with SandboxExecutor(box, max_workers=8) as pool:
             futures = [pool.submit(["cc", "-c", name], cwd="/src") for name in names]
 
-    box: Sandbox.
+    box: Sandbox, or another Runner.
     max_workers: how many run at once; None: as many as there are CPUs for this process.
 
     A builder that submits subprocess.run needs nothing changed but the line that makes the pool:
@@ -35,9 +34,9 @@ class SandboxExecutor(ThreadPoolExecutor):
     CompletedProcess; see submit().
     """
 
-    def __init__(self, box: Sandbox, max_workers: int | None = None) -> None:
-        if not isinstance(box, Sandbox):
-            raise SpecTypeError(f"not a Sandbox: {box!r}")
+    def __init__(self, box: Runner, max_workers: int | None = None) -> None:
+        if not isinstance(box, Runner):
+            raise SpecTypeError(f"not a Sandbox, nor another Runner: {box!r}")
         workers = len(os.sched_getaffinity(0)) if max_workers is None else max_workers
         super().__init__(workers, "sandboxlib-pool")
         self._box = box
@@ -80,7 +79,7 @@ class SandboxExecutor(ThreadPoolExecutor):
 
 
 def _run_as_subprocess(
-    box: Sandbox,
+    box: Runner,
     args: Argv,
     *,
     stdin: Sink = None,

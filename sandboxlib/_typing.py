@@ -34,6 +34,10 @@ if typing.TYPE_CHECKING:
     from ._async import AsyncProcess as AsyncProcess
     from ._handle import Process as Process
     from .command import CommandOptions as CommandOptions
+    from .sandbox import Sandbox
+
+    def _sandbox_is_a_runner(box: Sandbox) -> Runner:
+        return box
 else:
     try:
         from typing import Unpack

@@ -106,7 +106,7 @@ run(["mount", "--bind", source, f"{root}/srv/a/cgroup"])
 run(["mount", "--bind", "/proc", f"{root}/srv/a/proc"])
 with Sandbox(root, filesystem_writable_paths=eval(words)) as box:
     look = lambda place, fresh: box.run([*argv, f"/srv/{place}/cgroup/cgroup.procs",
-        f"/srv/{place}/proc/sys/kernel/core_pattern"], "/", fresh=fresh).out
+        f"/srv/{place}/proc/sys/kernel/core_pattern"], cwd="/", fresh=fresh).out
     assert look("a", True) == look("a", False) == b"30\\n30\\n"
     assert box.run(["mv", "/srv/a", "/srv/b"], cwd="/").exit == 0
     assert look("b", True) == look("b", False) == b"30\\n30\\n", look("b", True)

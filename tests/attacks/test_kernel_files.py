@@ -40,7 +40,7 @@ def by_start(box: Sandbox, argv: list[str]) -> bytes:
 WAYS: dict[str, Callable[[Sandbox, list[str]], Any]] = {
     "slot": lambda box, argv: [box.run(argv, cwd="/").out for _ in range(2)][1],
     "fresh": lambda box, argv: box.run(argv, cwd="/", fresh=True).out,
-    "map": lambda box, argv: next(iter(box.map([{"command": argv, "cwd": "/"}]))).out,
+    "map": lambda box, argv: next(iter(box.map([argv], cwd="/"))).out,
     "start": by_start,
     "chroot": lambda box, argv: chroot.run_in(box, argv, cwd="/").out,
     "bubblewrap": lambda box, argv: bubblewrap.run_in(box, argv, cwd="/").out,

@@ -29,6 +29,7 @@ from sandboxlib import (
     CommandFailed,
     Mount,
     Policy,
+    Result,
     Sandbox,
     SandboxExecutor,
     SetupError,
@@ -110,6 +111,22 @@ def threads() -> int:
 
 
 # ---- results ---------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A Runner that runs nothing."""
+
+    def run(self, command: Any, /, **options: Any) -> Result:
+        return Result(0, repr(command).encode(), b"")
+
+    run_async = map = run
+
+
+def test_an_executor_of_futures_takes_any_runner() -> None:
+    with SandboxExecutor(Recorder()) as pool:  # type: ignore[arg-type]
+        assert pool.submit(["true"], cwd="/x").result().out == b"Command(['true'], cwd='/x')"
+    with pytest.raises(SpecTypeError, match="nor another Runner"):
+        SandboxExecutor("/")  # type: ignore[arg-type]
 
 
 def test_results_come_in_the_order_of_the_commands(place: Place) -> None:
