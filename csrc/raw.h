@@ -221,6 +221,7 @@ struct sbx_order {
     uint32_t run;  /* the number of the run, from 1 on; the record has it as well */
     uint32_t size; /* of what follows */
     uint32_t cwd_size;
+    int32_t cwd_or_root;
     int32_t n_candidates, n_args, n_env, n_cgroups, n_passed, terminal, cpu_seconds, announce;
     int32_t stays;  /* SBX_PLACE: 1 for a resident */
     int32_t signum; /* SBX_SIGNAL */

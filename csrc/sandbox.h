@@ -148,6 +148,7 @@ struct sbx_job {
     const char *cwd; /* inside the root, just before the strings; NULL: unchanged */
     size_t size;     /* of the cwd, with its NUL, and of the strings */
     size_t cwd_size;
+    int cwd_or_root; /* 1: where there is no such cwd, it is "/" */
     int stdio[3];
     int init_fd;            /* place.reaper: the reaper's program */
     const int *passed;      /* the numbers of more descriptors that the command gets */

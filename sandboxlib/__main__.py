@@ -94,6 +94,8 @@ def _place(path: str, words: argparse.Namespace) -> Iterator[tuple[str, dict[str
     with load.open_image(path, words.ref, words.unpack_timeout) as (root, process):
         user = process.user if words.user is None else words.user
         said = {"cwd": words.cwd or process.cwd, "env": process.env, "user": user}
+        if words.writable is None and words.mounts == "isolated":  # nobody else has this root
+            said["filesystem_writable_paths"] = "all"
         yield root, {"command": process.argv or ["/bin/sh"], **said}
 
 
@@ -170,7 +172,7 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
     add("--unpack-timeout", type=float, metavar="SECONDS", default=600.0, help=text)
     add("--env", action="append", type=_setting, metavar="NAME=VALUE", default=[])
     for kind, default in (
-        ("network", "undefined"),
+        ("network", "isolated"),
         ("mounts", "isolated"),
         ("processes", "isolated"),
         ("ipc", "isolated"),
@@ -187,8 +189,13 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
         ("dev", Mount.dev, "DST"),
     ):
         add(f"--{name}", dest="extra_mounts", action="append", type=_checked(make), metavar=form)
-    text = "what of the root can be written to (default: all); PATH may come several times"
+    text = "what of the root can be written to (default: none, of an image all); PATH may come "
+    text += "several times"
     add("--writable", action="append", metavar="all|none|PATH", help=text)
+    text = "an empty /tmp of the command's own (default), or that of the root"
+    add("--tmp", choices=("private", "root"), help=text)
+    text = "show the resolv.conf of this machine, read-only; with --network undefined"
+    add("--resolv-conf", action="store_true", help=text)
     text = "what /dev shows (default: minimal); paths of devices, like /dev/kvm, are added to that"
     add("--devices", action="append", metavar="minimal|root|PATH", help=text)
     text = "default, all, none, or names with commas between (default: the twelve that builds need)"
@@ -217,8 +224,8 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
 def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
     names = ("cwd", "network", "mounts", "processes", "ipc", "hostname", "timeout", "grace")
     keywords = {name: getattr(words, name) for name in names}
-    writable: list[str] = words.writable or ["all"]
-    if len(writable) > 1 and not {"all", "none"}.isdisjoint(writable):
+    writable: list[str] | None = words.writable
+    if writable and len(writable) > 1 and not {"all", "none"}.isdisjoint(writable):
         raise SpecError("--writable all and --writable none stand alone")
     devices: list[str] = words.devices or ["minimal"]
     if len(devices) > 1 and not {"minimal", "root"}.isdisjoint(devices):
@@ -236,8 +243,10 @@ def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
     return keywords | {
         "extra_env": dict(words.env),
         "extra_mounts": tuple(words.extra_mounts or ()),
-        "filesystem_writable_paths": writable[0] if writable[0] in ("all", "none") else writable,
-        "devices": devices[0] if devices[0] in ("minimal", "root") else devices,
+        "filesystem_writable_paths": _one_of(writable, "all", "none"),
+        "tmp": words.tmp,
+        "resolv_conf": words.resolv_conf,
+        "devices": _one_of(devices, "minimal", "root"),
         "policy": Policy(
             capabilities=capabilities if simple else capabilities.split(","),
             no_new_privs=not words.allow_new_privileges,
@@ -249,6 +258,11 @@ def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
         "stdout": stdio[1],
         "stderr": stdio[2],
     }
+
+
+def _one_of(values: list[str] | None, *choices: str) -> str | list[str] | None:
+    """A list of one choice is that choice; other lists are lists of paths."""
+    return values[0] if values and values[0] in choices else values
 
 
 def _executor(text: str) -> str:

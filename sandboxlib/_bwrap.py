@@ -495,6 +495,10 @@ class Layout:
             self._add_proc("/proc")
         if hides_devices and self._has_own_dev():
             self._add_mount(Mount.dev(), "minimal")
+        if self._has_own_tmp():
+            self._add_mount(Mount.tmpfs("/tmp"), "private")
+        if (resolver := _plan.resolver_of(box)) is not None:
+            self._add_mount(resolver, "resolv_conf")
         for index, mount in enumerate(box.extra_mounts):
             self._add_mount(mount, f"mount {index}")
 
@@ -542,6 +546,10 @@ class Layout:
         if len(aliases) < len(self._unnamed):
             raise UnsupportedError(f"{self._tool.path} cannot bind so much of the machine safely")
         return {**found, **{aliases[key]: self._unnamed[key] for key in aliases}}, aliases
+
+    def has_directory(self, path: str) -> bool:
+        """Whether the command finds such a directory."""
+        return self._view.has_directory(path)
 
     # -- the parts
 
@@ -604,11 +612,20 @@ class Layout:
         return os.path.isdir(self._view.find("/proc") or "")
 
     def _has_own_dev(self) -> bool:
+        return self._has_own("/dev")
+
+    def _has_own_tmp(self) -> bool:
+        return self._box.tmp == "private" and self._has_own("/tmp")
+
+    def _has_own(self, path: str) -> bool:
+        """Whether the sandbox mounts there: unless an extra mount does, if the root has such a
+        directory, or an extra mount goes into it.
+        """
         targets = [mount.target for mount in self._box.extra_mounts]
-        if "/dev" in targets:
+        if path in targets:
             return False
-        is_there = os.path.isdir(self._view.find("/dev") or "")
-        return is_there or any(is_below(target, "/dev") for target in targets)
+        is_there = os.path.isdir(self._view.find(path) or "")
+        return is_there or any(is_below(target, path) for target in targets)
 
     def _add_proc(self, target: str) -> None:
         inside = self._target(target, True, "proc on /proc")

@@ -33,6 +33,10 @@ _OF_A_SANDBOX = (*Sandbox._fields[1:], "ids", "group", "groups", *Policy._fields
 _KNOWN = _OPTIONS | set(_OF_A_SANDBOX)
 
 
+#: Defaults of run_sandbox that are not those of Sandbox: what its earlier callers have.
+OF_RUN_SANDBOX = {"filesystem_writable_paths": "all", "tmp": "root"}
+
+
 class Api:
     """The public functions of an executor, made of its run_command.
 
@@ -134,7 +138,7 @@ def of_first_form(
     given = {name: options.pop(name) for name in _OPTIONS & options.keys()}
     given |= {k: v for k, v in (("cwd", cwd), ("extra_env", extra_env)) if v is not None}
     made = command_of(call, command, given)
-    return _executor.sandbox_for(rootfs_path, options)._for(made), made
+    return _executor.sandbox_for(rootfs_path, {**OF_RUN_SANDBOX, **options})._for(made), made
 
 
 def _form_of_0_3(
@@ -172,7 +176,8 @@ def _form_of_0_3(
             "ipc": "undefined",
             **({} if "policy" in options else _policy(options)),
             "extra_mounts": extra_mounts,
-            "filesystem_writable_paths": filesystem_writable_paths,
+            "filesystem_writable_paths": filesystem_writable_paths or "none",
+            "tmp": "root",
             "devices": "root",
             **options,
         },
@@ -216,8 +221,11 @@ def _degrade(
                     f"{executor} cannot isolate {name} here: going on with {name}='{value}'"
                 )
     if possible["mounts"] != "isolated":
-        words = (("filesystem_writable_paths", "all"), ("extra_mounts", ()), ("devices", "minimal"))
-        for name, least in words:
+        options = (
+            *(("filesystem_writable_paths", "all"), ("tmp", "root")),
+            *(("extra_mounts", ()), ("devices", "minimal")),
+        )
+        for name, least in options:
             if config.get(name, least) not in (least, None, [], "root"):
                 degraded[name] = least
                 if warn:

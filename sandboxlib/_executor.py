@@ -44,6 +44,8 @@ ISOLATED = {
     "ipc": "isolated",
 }
 UNDEFINED = dict.fromkeys(ISOLATED, "undefined")
+#: The root as the caller has it, whatever is isolated.
+AS_IT_IS = {"filesystem_writable_paths": "all", "tmp": "root"}
 
 RunCommand = Callable[[Sandbox, Command, bool], Result]
 
@@ -56,10 +58,13 @@ def run_native(executor: str, plan: _plan.Plan, command: Command, fresh: bool) -
 
 
 @functools.lru_cache(maxsize=16)
-def _bare_plan(keyring: bool, limits: Limits | None, umask: int | None) -> _plan.Plan:
+def _bare_plan(
+    keyring: bool, limits: Limits | None, umask: int | None, personality: str | None
+) -> _plan.Plan:
     """Where the program of an executor runs: the caller's own place, nothing taken away."""
     words: dict[str, Any] = {**UNDEFINED, "policy": Policy(**ALL, no_new_privs=False)}
-    plan = _plan.Plan(Sandbox("/", **words, limits=limits, umask=umask), None)
+    box = Sandbox("/", **words, limits=limits, umask=umask, personality=personality)
+    plan = _plan.Plan(box, None)
     plan.place.keyring = int(keyring)
     plan.place.guard_keyring = 0  # the program is the command's parent, and the caller its
     return plan
@@ -85,7 +90,7 @@ def run_tool(
     if command.grace:  # SIGTERM would end the program, and with it all the rest
         raise errors.UnsupportedError(f"{executor}: grace takes an executor without a program")
     # No such program makes a session keyring of its own, which belongs to the isolation of IPC.
-    plan = _bare_plan(box.ipc == "isolated", box.limits, box.umask)
+    plan = _bare_plan(box.ipc == "isolated", box.limits, box.umask, box.personality)
     run = _process.Run(plan, job, command, moved=moved)
     return _process.complete(run, True, executor, start, dict(isolation), began)
 
@@ -162,7 +167,7 @@ def trial(
     seccomp: str = "none",
 ) -> str:
     """Whether an executor can isolate these on this machine: "", or why not. Tried once."""
-    words: dict[str, Any] = {**UNDEFINED, **dict.fromkeys(isolated, "isolated")}
+    words: dict[str, Any] = {**UNDEFINED, **dict.fromkeys(isolated, "isolated"), **AS_IT_IS}
     words["policy"] = Policy(seccomp=seccomp)
     try:
         result = run_command(Sandbox("/", **words, user=user), _TRIAL, True)
@@ -235,7 +240,7 @@ def read_only_refused(box: Sandbox) -> list[str]:
     asked = box.policy.capabilities
     if asked == "all" or _machine.has_one_id():  # 'all' makes the root writable again by itself
         return []
-    remedy = "isolate processes"
+    remedy = "isolate processes, or say filesystem_writable_paths='all'"
     if os.geteuid() == 0:
         have = int(_machine.status("CapEff") or "0", 16)
         names = DEFAULT_CAPABILITIES if asked == "default" else () if asked == "none" else asked

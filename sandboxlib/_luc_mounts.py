@@ -105,6 +105,15 @@ class View:
                 return host or ""
         return None
 
+    def has_directory(self, path: str) -> bool:
+        """Whether there is such a directory: in what the run itself makes, a mount point only."""
+        try:
+            inside = self.resolve(path)
+            host = self.host(inside)
+        except OSError:
+            return False
+        return os.path.isdir(host) if host else any(_below(at, inside) for at in self.over)
+
 
 def _read_link(host: str | None) -> str | None:
     try:
@@ -161,7 +170,7 @@ def doubts(box: Sandbox) -> list[str]:
             wanted += [(f"the mount {point} below the root", point[start:]) for point in below]
         for what, path in wanted:
             found += _doubt(what, _changeable(root, view.resolve(path)))
-        for mount in box.extra_mounts:
+        for mount in (*_own_tmp(box, view), *box.extra_mounts):
             inside = view.resolve(mount.target)
             at = view.mount_of(inside)
             base = view.over[at]
@@ -280,7 +289,8 @@ class Recipe:
     def _to_be_covered(self) -> list[str]:
         if self.root != "/":
             return [self.root]
-        paths = ["/proc", *(mount.target for mount in self.box.extra_mounts)]
+        own = _own_tmp(self.box, self.view)
+        paths = ["/proc", *(mount.target for mount in (*own, *self.box.extra_mounts))]
         if self.writable != "all":
             paths += [*_mounts_below("/"), *_paths(self.writable)]
         return [*paths, *map(os.path.realpath, paths)]
@@ -344,6 +354,8 @@ class Recipe:
             self._add_own("--mount-proc", "/proc")
         if self.box.devices == "minimal":
             self._add_own("--mount-devapi", "/dev")
+        for mount in _own_tmp(self.box, self.view):
+            self._add_mount(mount, "the private /tmp")
         for index, mount in enumerate(self.box.extra_mounts):
             self._add_mount(mount, f"mount {index}: {mount.source or mount.type} on {mount.target}")
 
@@ -410,6 +422,15 @@ class Recipe:
         else:
             os.stat(host)
         return inside
+
+
+def _own_tmp(box: Sandbox, view: View) -> tuple[Mount, ...]:
+    """The private /tmp, if the Sandbox has one and the root a place for it."""
+    targets = [mount.target for mount in box.extra_mounts]
+    if box.tmp != "private" or "/tmp" in targets:
+        return ()
+    is_there = os.path.isdir(view.find("/tmp") or "")
+    return (Mount.tmpfs("/tmp"),) if is_there or any(_below(t, "/tmp") for t in targets) else ()
 
 
 def _paths(writable: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -491,7 +491,7 @@ class Slot:
         run, stdio = workspace.run, (lib.SBX_NULL,) * 3
         try:
             init = init_descriptor()
-            keep = fill_job(workspace, b"/\0", 2, (0, 0, 0), stdio, init, held, -1)
+            keep = fill_job(workspace, b"/\0", 2, (0, 0, 0, 0), stdio, init, held, -1)
             workspace.job.setup_ns, workspace.job.pump_ns = setup_ns, 0
             words = (place[0], workspace.job, run, workspace.stack, inside, len(inside))
             if (guard := unreadable_for(place[0])) is None:
@@ -551,7 +551,7 @@ def fill_job(
     workspace: Workspace,
     blob: bytes,
     cwd_size: int,
-    counts: tuple[int, int, int],
+    counts: tuple[int, int, int, int],
     stdio: tuple[int, int, int],
     init_fd: int,
     held: Any,
@@ -559,10 +559,11 @@ def fill_job(
 ) -> tuple[Any, ...]:
     """Fills the job of a workspace; returns what has to stay alive until the spawn is over.
 
-    The blob is the cwd, cwd_size bytes, and then the strings of struct sbx_job.
+    The blob is the cwd, cwd_size bytes, and then the strings of struct sbx_job. counts: how many
+    candidates, arguments and variables these are, and then cwd_or_root.
     """
     job = workspace.job
-    job.n_candidates, job.n_args, job.n_env = counts
+    job.n_candidates, job.n_args, job.n_env, job.cwd_or_root = counts
     size = sum(counts) + 3
     vec = workspace.vec if size <= VEC_SIZE else ffi.new("const char *[]", size)
     strings = ffi.from_buffer(blob)

@@ -178,10 +178,13 @@ def _all_mounts(box: Sandbox) -> list[PlannedMount]:
         found.append(PlannedMount("proc on /proc", lib.SBX_PROC, flags, "/proc", False))
     if _hides_devices(box) and all(mount.target != "/dev" for mount in box.extra_mounts):
         found += _minimal_dev(box)
-    mounts = (*_accounts(box), *box.extra_mounts)
-    first = len(mounts) - len(box.extra_mounts)
-    for index, mount in enumerate(mounts):
-        name = f"mount {index - first}" if index >= first else "deterministic"
+    if box.tmp == "private" and all(mount.target != "/tmp" for mount in box.extra_mounts):
+        found.append(_private_tmp(box))
+    own = [("deterministic", mount) for mount in _accounts(box)]
+    if (resolver := resolver_of(box)) is not None:
+        own.append(("resolv_conf", resolver))
+    asked = [(f"mount {index}", mount) for index, mount in enumerate(box.extra_mounts)]
+    for name, mount in (*own, *asked):
         # A user namespace is given a proc of its own only where it can see one that is whole.
         covers = 0 if box.policy.nesting and mount.type == "proc" else cover
         found.append(_planned(name, mount, _lies_in_one(mount.target, found), covers))
@@ -226,6 +229,29 @@ def _minimal_dev(box: Sandbox) -> list[PlannedMount]:
         found.append(PlannedMount(f"device {path}", lib.SBX_BIND, flags, path, False))
         found[-1].source = found[-1].values["source"] = path
     return found
+
+
+def _private_tmp(box: Sandbox) -> PlannedMount:
+    """On /tmp; if something goes into it the mount point is made if need be."""
+    is_needed = any(mount.target.startswith("/tmp/") for mount in box.extra_mounts)
+    flags = 0 if is_needed else lib.SBX_OPTIONAL
+    tmp = PlannedMount("the private /tmp", lib.SBX_TMPFS, flags, "/tmp", is_needed)
+    tmp.values["mode"] = "1777"
+    return tmp
+
+
+def resolver_of(box: Sandbox) -> Mount | None:
+    """The caller's resolv.conf, without links: those of the caller lead nowhere in the root."""
+    if not box.resolv_conf:
+        return None
+    try:
+        path = _machine.real_path(_RESOLVER)
+    except OSError:  # it is not there, which the run tells
+        path = _RESOLVER
+    return Mount.bind(path, _RESOLVER, read_only=True)
+
+
+_RESOLVER = "/etc/resolv.conf"
 
 
 # As is_of_the_kernel() in csrc/child/seals.c has them, by their names in mountinfo.
@@ -390,7 +416,8 @@ def _cgroups_of(box: Sandbox) -> Any:
     return Cgroups(CgroupLimits(**asked, directory=directory, hold=bool(limits.cgroup)))
 
 
-_NO_RANDOM_ADDRESSES = 0x0040000  # personality(2), ADDR_NO_RANDOMIZE
+# personality(2): ADDR_NO_RANDOMIZE, PER_LINUX32
+_NO_RANDOM_ADDRESSES, _LINUX32 = 0x0040000, 0x0008
 
 
 def _limits(box: Sandbox) -> dict[str, Any]:
@@ -410,7 +437,7 @@ def _limits(box: Sandbox) -> dict[str, Any]:
         "scheduler": limits.scheduler and SCHEDULERS[limits.scheduler],
         "cpus": None if limits.cpuset is None else _cpu_words(limits.cpuset),
         "umask": umask,
-        "personality": _NO_RANDOM_ADDRESSES if box.deterministic else None,
+        "personality": _personality(box),
     }
     for name, value in others.items():
         if value is not None:
@@ -419,6 +446,13 @@ def _limits(box: Sandbox) -> dict[str, Any]:
     if limits.oom_score_adj is not None:
         values["oom_score_adj"] = str(limits.oom_score_adj)
     return values
+
+
+def _personality(box: Sandbox) -> int | None:
+    number = _NO_RANDOM_ADDRESSES if box.deterministic else 0
+    if box.personality == "linux32":
+        number |= _LINUX32
+    return number or None
 
 
 def _cpu_words(cpus: int | tuple[int, ...]) -> list[int]:
@@ -477,11 +511,17 @@ def _without_cpu_time(limits: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 class Job:
     """One command as the core takes it: one blob of NUL-ended strings.
 
-    argv, settings, search: as Command has them, encoded and checked.
+    argv, settings, search: as Command has them, encoded and checked. cwd_or_root: where the sandbox
+    has no such cwd, it is "/".
     """
 
     def __init__(
-        self, argv: Sequence[bytes], cwd: str, settings: Sequence[bytes], search: Sequence[bytes]
+        self,
+        argv: Sequence[bytes],
+        cwd: str,
+        settings: Sequence[bytes],
+        search: Sequence[bytes],
+        cwd_or_root: bool = False,
     ) -> None:
         self._program = program = argv[0]
         if b"/" in program:
@@ -490,7 +530,7 @@ class Job:
             self._paths = [directory + program for directory in search]
         self.cwd = cwd
         encoded = cwd.encode(ENCODING, "surrogateescape")
-        self.counts = len(self._paths), len(argv), len(settings)
+        self.counts = len(self._paths), len(argv), len(settings), int(cwd_or_root)
         self.blob = b"\0".join([encoded, *self._paths, *argv, *settings, b""])
         self.cwd_size = len(encoded) + 1
 
@@ -516,7 +556,7 @@ def job_of(command: Command, box: Sandbox) -> Job:
     if box.deterministic:
         extra_env = deterministic_environment(command.extra_env, command.env)
         settings, search = encode_environment(extra_env, command.env)
-    return Job(command._argv, cwd, settings, search)
+    return Job(command._argv, cwd, settings, search, command.cwd is None)
 
 
 def deterministic_environment(
@@ -647,7 +687,7 @@ def _limit_name(index: int) -> str:
 def _limit_words(index: int, values: Mapping[str, Any]) -> str:
     name = _limit_name(index)
     if name == "personality":
-        return "deterministic: turn off the randomisation of addresses"
+        return f"set the personality {values[name]:#x} (deterministic, linux32)"
     if name == "cpus":
         name, words = "cpuset", enumerate(values["cpus"])
         value: Any = [64 * n + i for n, word in words for i in range(64) if word >> i & 1]

@@ -134,6 +134,8 @@ def run_command(box: Sandbox, command: Command, fresh: bool = True) -> Result:
         covers = box.policy.capabilities != "all"
         layout = _bwrap.Layout(box, tool, covers, descriptors, undo, deadline)
         options += [*layout.options(), *_environment(command)]
+        if command.cwd is None and not layout.has_directory(inside):
+            inside = "/"
         options += ["--chdir", "/" + inside.lstrip("/")]
         arguments = descriptors.take(_arguments(options, len(argv), undo))
         front = encode_argv([tool.path, "--args", str(arguments), "--"])

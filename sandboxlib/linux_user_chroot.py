@@ -201,7 +201,8 @@ def refusals(box: Sandbox) -> list[str]:
         found.append("deterministic=True: linux-user-chroot cannot do all of it")
     found += _devices_refused(box, recent)
     found += _executor.limits_refused(box) + _executor.read_only_refused(box)
-    if any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts):
+    is_file = any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts)
+    if is_file or box.resolv_conf:
         found.append("linux-user-chroot mounts directories, not files")
     if any(mount.size is not None for mount in box.extra_mounts):
         found.append("linux-user-chroot cannot limit the size of a tmpfs")
@@ -354,6 +355,8 @@ def run_command(box: Sandbox, command: Command, fresh: bool = True) -> Result:
     with contextlib.ExitStack() as undo:
         deadline = None if command.timeout is None else start + command.timeout
         recipe = Recipe(box, undo, deadline, takes_stage(box))
+        if command.cwd is None and not recipe.view.has_directory(cwd):
+            cwd = "/"
         _check_leaks(tool, recipe)
         run = _Run(command.argv[0], cwd, recipe.view)
         run.check_first(settings)
@@ -449,7 +452,8 @@ def _possible_isolation() -> dict[str, str]:
     if isinstance(tool, str):
         return {**_executor.UNDEFINED, "seccomp": "none"}
     least: dict[str, Any] = {**_executor.UNDEFINED}
-    alone = {name: Sandbox("/", **{**least, name: "isolated"}) for name in least}
+    own = _executor.AS_IT_IS
+    alone = {name: Sandbox("/", **{**least, name: "isolated", **own}) for name in least}
     denied = {name: "undefined" for name, box in alone.items() if tool.denied(box)}
     return {**_executor.ISOLATED, **denied, "seccomp": "default"}
 

@@ -204,8 +204,6 @@ def _mount(value: object) -> Mount:
 
 
 def _writable(value: object) -> str | tuple[str, ...]:
-    if value is None:
-        return "none"
     if isinstance(value, str):
         check_choice("filesystem_writable_paths", value, ("all", "none"))
         return value
@@ -244,8 +242,8 @@ class Sandbox(Value):
     close(), or the end of a `with`, ends that; the next run makes it anew.
 
     root: str or path     the root directory of the commands.
-    network               'undefined' (the caller's, the default) or 'isolated': lo, up, and
-                          nothing else.
+    network               'isolated' (the default): lo, up, and nothing else. 'undefined': the
+                          caller's.
     mounts                'isolated' (the default): a mount namespace of its own, whose root is
                           `root`; nothing is ever mounted in the caller's. 'undefined': chroot(2),
                           from which a command with sys_chroot can escape.
@@ -256,10 +254,17 @@ class Sandbox(Value):
                           and session keyring of its own. 'undefined': the caller's.
     hostname: str         64 bytes at most; None leaves it as it is.
     extra_mounts          a list of Mount, or of earlier (source, target, type, options) tuples,
-                          mounted in this order.
-    filesystem_writable_paths   'all' (the default), 'none', or a list of paths in the root that
-                          stay writable while the rest, with every mount below it, is read-only.
-                          extra_mounts are writable unless they say otherwise.
+                          mounted in this order, after /tmp.
+    filesystem_writable_paths   'none': the root, with every mount below it, is read-only. 'all'. Or
+                          a list of paths in the root that stay writable while the rest is
+                          read-only. extra_mounts are writable unless they say otherwise. None (the
+                          default): 'none' with mounts='isolated', otherwise 'all'.
+    tmp                   'private': an empty tmpfs on /tmp, new for each command, unless an extra
+                          mount lies there; a root without a directory /tmp gets none. 'root': what
+                          the root has there. None (the default): 'private' with mounts='isolated',
+                          otherwise 'root'.
+    resolv_conf: bool     True: the caller's /etc/resolv.conf, read-only, for commands that look up
+                          names; it takes network='undefined'. False (the default): the root's.
     devices               'minimal' (the default): with mounts='isolated' no device node of the root
                           works, and a root that has a directory /dev gets, read-only, what
                           Mount.dev() has, unless an extra mount lies on /dev. A list of paths below
@@ -283,6 +288,8 @@ class Sandbox(Value):
                           init=True. Another uid than 0 has the capabilities that the policy names,
                           and of 'default' none; 'all' is refused.
     umask: int            of the command; None (the default): the caller's.
+    personality           'linux32': the command sees a 32-bit machine (uname -m, personality(2)).
+                          None (the default): the caller's.
     limits: Limits        how much the commands may use.
     deterministic: bool   True: what differs from machine to machine, and finds its way into what
                           is built, is the same: hostname ('sandbox', unless another is given),
@@ -299,7 +306,7 @@ class Sandbox(Value):
     _fields = (
         *("root", "network", "mounts", "processes", "ipc", "hostname", "extra_mounts"),
         *("filesystem_writable_paths", "devices", "policy", "init", "user"),
-        *("umask", "limits", "deterministic"),
+        *("umask", "limits", "deterministic", "tmp", "resolv_conf", "personality"),
     )
     root: str
     network: str
@@ -316,6 +323,9 @@ class Sandbox(Value):
     umask: int | None
     limits: Limits | None
     deterministic: bool
+    tmp: str
+    resolv_conf: bool
+    personality: str | None
     _left: frozenset[str]  # the names of arguments that were None, for which there is a default
     _user_kind: str  # 'caller', 'root' or 'ranges'
     _ids: tuple[int, int] | None  # of the User
@@ -328,26 +338,30 @@ class Sandbox(Value):
         self,
         root: _types.Path,
         *,
-        network: str = "undefined",
+        network: str = "isolated",
         mounts: str = "isolated",
         processes: str = "isolated",
         ipc: str = "isolated",
         hostname: str | None = None,
         extra_mounts: Iterable[Mount | Sequence[object]] | None = (),
-        filesystem_writable_paths: str | Iterable[_types.Path] | None = "all",
+        filesystem_writable_paths: str | Iterable[_types.Path] | None = None,
+        tmp: str | None = None,
         devices: str | Iterable[_types.Path] = "minimal",
+        resolv_conf: bool = False,
         policy: Policy = DEFAULT,
         init: bool = True,
         user: int | str | User | None = None,
         umask: int | None = None,
         limits: Limits | None = None,
         deterministic: bool = False,
+        personality: str | None = None,
         **unknown: _types.NoReturn,
     ) -> None:
         if unknown:
             raise _unknown(unknown)
         put = self.__dict__.__setitem__  # frozen: the one way in
-        put("_left", frozenset(("user",) if user is None else ()))
+        left = {"filesystem_writable_paths": filesystem_writable_paths, "tmp": tmp, "user": user}
+        put("_left", frozenset(name for name, value in left.items() if value is None))
         put("root", _root(root))
         for name, value in (
             ("network", network),
@@ -363,12 +377,24 @@ class Sandbox(Value):
         ):
             raise SpecTypeError(f"extra_mounts is not a list: {extra_mounts!r}")
         put("extra_mounts", tuple(_mount(mount) for mount in extra_mounts or ()))
+        is_isolated = mounts == "isolated"
+        if filesystem_writable_paths is None:
+            filesystem_writable_paths = "none" if is_isolated else "all"
         put("filesystem_writable_paths", _writable(filesystem_writable_paths))
+        tmp = ("private" if is_isolated else "root") if tmp is None else tmp
+        check_choice("tmp", tmp, ("private", "root"))
+        put("tmp", tmp)
+        if personality is not None:
+            check_choice("personality", personality, ("linux32",))
+        put("personality", personality)
         put("devices", _devices(devices))
         if not isinstance(policy, Policy):
             raise SpecTypeError(f"policy is no Policy: {policy!r}")
         put("policy", policy)
-        for name, flag in (("init", init), ("deterministic", deterministic)):
+        for name, flag in (
+            *(("init", init), ("deterministic", deterministic)),
+            ("resolv_conf", resolv_conf),
+        ):
             check_flag(name, flag)
             put(name, flag)
         self._set_user(user, deterministic)
@@ -381,17 +407,25 @@ class Sandbox(Value):
         self._check_together()
 
     def _check_together(self) -> None:
-        if self.mounts == "undefined" and self.extra_mounts:
-            raise SpecError("extra_mounts need mounts='isolated'")
-        if self.mounts == "undefined" and self.filesystem_writable_paths != "all":
-            raise SpecError("filesystem_writable_paths needs mounts='isolated'")
-        if isinstance(self.devices, tuple):
-            if self.mounts == "undefined":
-                raise SpecError("devices by their paths need mounts='isolated'")
-            if any(mount.target == "/dev" for mount in self.extra_mounts):
-                raise SpecError("devices by their paths go into a /dev that an extra mount hides")
-        if self.deterministic and self.mounts == "undefined":
-            raise SpecError("deterministic needs mounts='isolated'")
+        for what, is_asked_for in (
+            ("extra_mounts", bool(self.extra_mounts)),
+            ("filesystem_writable_paths", self.filesystem_writable_paths != "all"),
+            ("tmp='private'", self.tmp == "private"),
+            ("resolv_conf", self.resolv_conf),
+            ("a list of devices", isinstance(self.devices, tuple)),
+            ("deterministic", self.deterministic),
+        ):
+            if is_asked_for and self.mounts == "undefined":
+                raise SpecError(f"{what} needs mounts='isolated'")
+        if isinstance(self.devices, tuple) and any(m.target == "/dev" for m in self.extra_mounts):
+            raise SpecError("devices by their paths go into a /dev that an extra mount hides")
+        if self.resolv_conf and self.network == "isolated":
+            raise SpecError("resolv_conf needs network='undefined': there is no name server")
+        paths = self.filesystem_writable_paths
+        for path in paths if self.tmp == "private" and isinstance(paths, tuple) else ():
+            if f"{path}/".startswith("/tmp/"):
+                text = "lies in the private /tmp, where all is writable; tmp='root' leaves"
+                raise SpecError(f"the writable path {path} {text} the root's /tmp")
         if self._ids is not None and (self.processes != "isolated" or not self.init):
             raise SpecError("user= with a uid needs processes='isolated' and init=True")
 

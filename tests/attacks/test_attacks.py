@@ -26,6 +26,8 @@ WAYS = ("slot", "fresh", "map", "start", "async")
 CALLER = """
 import asyncio, json, sys
 from sandboxlib import Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 root, way, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 words = ["attacks"]
 
@@ -46,7 +48,7 @@ def attack(box):
             return process.wait(), out, err
     return asyncio.run(in_a_loop(box))
 
-with Sandbox(root, network="isolated", **options) as box:
+with open_box(root, network="isolated", **options) as box:
     exit, out, err = attack(box)
 sys.stdout.write(out.decode())
 sys.stderr.write(err.decode())

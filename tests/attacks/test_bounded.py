@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import LIB, needs_root, python, require
 from lib.roots import find_busybox, make_rootfs
 from lib.waiting import wait_until
@@ -166,7 +167,7 @@ int main(void) { /* takes back what it wrote, as soon as the host was told of it
 def test_output_that_is_taken_back_delays_no_timeout(
     tmp_path: Path, way: Way, words: dict[str, Any]
 ) -> None:
-    with Sandbox(compiled(tmp_path, THIEF)) as box:
+    with open_box(compiled(tmp_path, THIEF)) as box:
         began = time.monotonic()
         assert way(box, ["/bin/probe"], timeout=0.7, **words).timed_out
         assert time.monotonic() - began < 20
@@ -371,7 +372,7 @@ def test_a_run_that_sigkill_does_not_end_is_told(
     hanging: Hanging, way: Way, mode: dict[str, Any]
 ) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    with Sandbox(hanging.root, **mode, **without_filter()) as box:
+    with open_box(hanging.root, **mode, **without_filter()) as box:
         began = time.monotonic()
         with pytest.raises(Unkillable) as caught:
             hanging.run(way, box, timeout=1)
@@ -392,7 +393,7 @@ def test_a_run_that_sigkill_does_not_end_is_told(
 @ways
 @pytest.mark.slow
 def test_what_a_command_leaves_hanging_is_told(hanging: Hanging, way: Way) -> None:
-    with Sandbox(hanging.root, **without_filter()) as box:
+    with open_box(hanging.root, **without_filter()) as box:
         began = time.monotonic()
         with pytest.raises(Unkillable) as caught:
             hanging.run(way, box, "both", timeout=1e6)
@@ -415,7 +416,7 @@ def _end_by(process: Process, end: str) -> None:
 @pytest.mark.slow
 def test_a_process_tells_it_in_every_method_that_waits(hanging: Hanging) -> None:
     for end in ("wait", "close", "with", "poll"):
-        with Sandbox(hanging.root, **without_filter()) as box, open(hanging.said, "ab") as file:
+        with open_box(hanging.root, **without_filter()) as box, open(hanging.said, "ab") as file:
             size = hanging.said.stat().st_size
             process = box.start(["/bin/probe"], stdout=file)
             assert wait_until(lambda size=size: hanging.said.stat().st_size > size)
@@ -431,9 +432,11 @@ def test_a_process_tells_it_in_every_method_that_waits(hanging: Hanging) -> None
 EXIT = """
 import sys, time
 from sandboxlib import Sandbox, Unkillable, _native
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 sys.path.insert(0, sys.argv[3])
 from attacks.test_bounded import without_filter
-box = Sandbox(sys.argv[1], **without_filter())
+box = open_box(sys.argv[1], **without_filter())
 with open(sys.argv[2], "ab") as file:
     for fresh in (False, True):
         try:
@@ -453,7 +456,7 @@ def test_the_end_of_the_interpreter_waits_for_nothing(hanging: Hanging) -> None:
 
 @pytest.mark.slow
 def test_a_map_goes_on_beside_it(hanging: Hanging) -> None:
-    with Sandbox(hanging.root, **without_filter()) as box, open(hanging.said, "ab") as file:
+    with open_box(hanging.root, **without_filter()) as box, open(hanging.said, "ab") as file:
         commands = [Command(["/bin/probe"], timeout=0.5, stdout=file)]
         commands += [Command(["/bin/busybox", "echo", str(i)]) for i in range(20)]
         for fresh in (False, True):
@@ -506,7 +509,7 @@ int main(int argc, char **argv) {
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", ["stop", "flood", "starve", "bomb", "zombies"])
 def test_no_command_puts_off_its_end(tmp_path: Path, way: Way, attack: str) -> None:
-    with Sandbox(compiled(tmp_path, ATTACKS)) as box:
+    with open_box(compiled(tmp_path, ATTACKS)) as box:
         words: dict[str, Any] = {"max_output": 1000} if attack == "flood" else {}
         began = time.monotonic()
         with contextlib.suppress(Unkillable):  # a busy machine may take longer than it is given
@@ -521,6 +524,8 @@ FILTERED = r"""
 import ctypes, json, struct, sys, time
 sys.path.insert(0, sys.argv[2])
 from sandboxlib import Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 from attacks.test_bounded import WAYS
 # seccomp(2): pidfd_send_signal, and nothing else, answers EPERM.
 code = [(0x20, 0, 0, 0), (0x15, 0, 1, 424), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
@@ -533,7 +538,7 @@ took = {}
 for name, way in WAYS.items():
     for mode in ({}, {"init": False}, {"processes": "undefined"}):
         began = time.monotonic()
-        with Sandbox(sys.argv[1], **mode) as box:
+        with open_box(sys.argv[1], **mode) as box:
             assert way(box, ["sleep", "1000"], timeout=0.3).timed_out
             assert way(box, ["echo", "x"], timeout=60).out == b"x\n"
         took[name + str(mode)] = time.monotonic() - began
@@ -560,6 +565,8 @@ import ctypes, errno, faulthandler, json, os, struct, sys, threading, time
 faulthandler.dump_traceback_later(150, exit=True)
 sys.path.insert(0, sys.argv[3])
 from sandboxlib import Mount, Sandbox, SandboxError, SetupError, _native, _slots, _stubs
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 from attacks.test_bounded import WAYS
 base, way = sys.argv[1], WAYS[sys.argv[2]]
 libc = ctypes.CDLL(None, use_errno=True)

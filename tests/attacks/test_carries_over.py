@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import LIB, require
 
 from sandboxlib import Mount, Policy, Result, Sandbox, _slots
@@ -203,7 +204,7 @@ def box_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     if "namespace" in name:
         monkeypatch.setenv("SANDBOXLIB_BACKEND", "user_namespace")
     words = {"network": "isolated", "extra_mounts": [Mount.tmpfs("/tmp")], **BOXES[name]}
-    return Sandbox("/", **words)
+    return open_box("/", **words)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, require
 from lib.roots import make_rootfs
 from lib.waiting import processes, wait_until
@@ -140,14 +141,14 @@ def in_a_fresh_sandbox(root: Path, argv: list[str], **options: Any) -> Result:
 
 def in_a_prepared_sandbox(root: Path, argv: list[str], **options: Any) -> Result:
     """The second of two runs."""
-    with Sandbox(root, **options) as box:
+    with open_box(root, **options) as box:
         box.run(argv)
         return box.run(argv)
 
 
 def in_a_map(root: Path, argv: list[str], **options: Any) -> Result:
     """The third of several."""
-    with Sandbox(root, **options) as box:
+    with open_box(root, **options) as box:
         found: list[Result] = list(box.map([argv] * 3, jobs=2, on_failure="continue"))
         return found[-1]
 

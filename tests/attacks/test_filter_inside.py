@@ -19,10 +19,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import LIB, needs_root, require
 
 import sandboxlib
-from sandboxlib import Policy, Sandbox
+from sandboxlib import Policy
 from sandboxlib._seccomp import syscalls
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
@@ -149,7 +150,7 @@ def inside(
     fresh = words.pop("fresh", False)
     if "no_new_privs" in words:
         policy["no_new_privs"] = words.pop("no_new_privs")
-    box = Sandbox(root, policy=Policy(**policy), **words)
+    box = open_box(root, policy=Policy(**policy), **words)
     refused = executor.refusals(box)
     if refused:
         pytest.skip(f"refused: {refused}")
@@ -253,7 +254,7 @@ def test_every_way_of_running_has_it(
     ]
     command = ["/bin/calls", *(word(name, args) for name, args, _ in tries)]
     expected = "".join(f"{answer}\n" for _, _, answer in tries).encode()
-    with Sandbox(root) as box:
+    with open_box(root) as box:
         outputs = [result.out for result in box.map([command] * 4, jobs=2)]
         if executor.NAME != "bubblewrap":  # it drives a program
             outputs.append(asyncio.run(box.run_async(command)).out)

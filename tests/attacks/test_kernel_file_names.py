@@ -12,10 +12,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, not_sanitized, python, require
 from test_kernel_files import OPEN, PYTHON, WAYS, look, of_cgroups
 
-from sandboxlib import Mount, Sandbox, _plan, bubblewrap, user_namespace
+from sandboxlib import Mount, _plan, bubblewrap, user_namespace
 from sandboxlib._host import machine
 
 pytestmark = needs_root
@@ -32,7 +33,7 @@ def test_a_bind_by_any_name_is_sealed(
     monkeypatch.chdir("/usr/bin")
     paths = ["/mnt/sys/power/state", "/mnt/proc/sys/kernel/core_pattern"]
     for source in ("/", link, "/usr/..", "//", "/proc/self/root", "../..", link / "usr" / ".."):
-        with Sandbox("/", extra_mounts=[Mount.bind(source, "/mnt")]) as box:
+        with open_box("/", extra_mounts=[Mount.bind(source, "/mnt")]) as box:
             assert look(box, paths, way) == ["30", "30"], source
 
 

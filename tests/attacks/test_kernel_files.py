@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, require
 
 import sandboxlib
@@ -69,7 +70,7 @@ def test_the_root_of_the_host_shows_them_read_only(way: str) -> None:
         {"policy": Policy(capabilities="none")},
         {"filesystem_writable_paths": ["/sys", "/tmp"]},
     ):
-        with Sandbox("/", **words) as box:  # type: ignore[arg-type]
+        with open_box("/", **words) as box:  # type: ignore[arg-type]
             assert set(look(box, paths, way)) == {"30"}, words  # EROFS
 
 
@@ -77,7 +78,7 @@ def test_the_root_of_the_host_shows_them_read_only(way: str) -> None:
 def test_the_caller_s_proc_is_covered_as_well(way: str) -> None:
     require(way != "bubblewrap" or not bubblewrap.why_not(), "bwrap does not work here")
     paths = ["/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches"]
-    box = Sandbox("/", processes="undefined")
+    box = open_box("/", processes="undefined")
     assert look(box, paths, way) == ["30", "30"]
     assert look(box, ["/proc/self/comm"], way) == ["writable"]
 
@@ -94,12 +95,12 @@ def test_what_is_bound_is_sealed_too(recursive: bool) -> None:
         ("/", "proc/sys/kernel/core_pattern"),
     ):
         mounts = [Mount.tmpfs("/tmp"), Mount.bind(source, "/tmp/x", recursive=recursive)]
-        seen = look(Sandbox("/", extra_mounts=mounts), [f"/tmp/x/{path}"])
+        seen = look(open_box("/", extra_mounts=mounts), [f"/tmp/x/{path}"])
         assert seen == ["30"] or (not recursive and source == "/" and seen == ["2"]), source
 
 
 def test_all_capabilities_leave_them_as_they_are() -> None:
-    box = Sandbox("/", policy=Policy(capabilities="all"))
+    box = open_box("/", policy=Policy(capabilities="all"))
     assert set(look(box, [*of_cgroups(), "/sys/power/state"])) == {"writable"}
 
 
@@ -123,7 +124,7 @@ def test_parts_of_a_new_proc_that_command_the_kernel_are_read_only(way: str) -> 
         if os.path.isfile(f"/proc/{name}")
         or (os.path.isdir(f"/proc/{name}") and os.listdir(f"/proc/{name}"))
     }
-    with Sandbox("/") as box:
+    with open_box("/") as box:
         out = WAYS[way](box, [PYTHON, "-I", "-S", "-c", PARTS]).decode()
     found = dict(line.split() for line in out.splitlines())
     assert there == {name for name, flags in found.items() if flags == "read-only"}
@@ -133,7 +134,7 @@ def test_parts_of_a_new_proc_that_command_the_kernel_are_read_only(way: str) -> 
 def test_other_files_stay_writable(tmp_path: Any) -> None:
     file = tmp_path / "file"
     file.write_text("x")
-    box = Sandbox("/", extra_mounts=[Mount.bind(tmp_path, "/mnt")])
+    box = open_box("/", extra_mounts=[Mount.bind(tmp_path, "/mnt")])
     assert look(box, [str(file), "/mnt/file", "/dev/null"]) == ["writable"] * 3
 
 
@@ -145,7 +146,7 @@ def test_other_files_stay_writable(tmp_path: Any) -> None:
 def test_a_run_with_a_cgroup_sees_no_other(fresh: bool, init: bool) -> None:
     require("hold" in cgroups.controllers(), "no cgroups")
     argv = ["cat", "/proc/self/cgroup"]
-    with Sandbox("/", limits=Limits(cgroup=True), init=init) as box:
+    with open_box("/", limits=Limits(cgroup=True), init=init) as box:
         for _ in range(2):
             result = box.run(argv, cwd="/", fresh=fresh)
             lines = result.out.decode().splitlines()

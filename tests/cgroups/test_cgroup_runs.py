@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, require
 from lib.waiting import processes, wait_until
 
@@ -71,7 +72,7 @@ def needs(*names: str) -> None:
 
 
 def box_of(way: str, limits: Limits, **words: Any) -> Sandbox:
-    return Sandbox(
+    return open_box(
         "/", limits=limits, **{"extra_mounts": [Mount.tmpfs("/tmp")], **WAYS[way][0], **words}
     )
 
@@ -272,7 +273,7 @@ def test_through_every_executor(monkeypatch: pytest.MonkeyPatch, tool_path: str)
         if executor.why_not():
             continue
         limits = Limits(memory=100 << 20, pids=20)
-        box = Sandbox("/", limits=limits, policy=Policy(capabilities="all"))
+        box = open_box("/", limits=limits, policy=Policy(capabilities="all"))
         argv = [PYTHON, "-I", "-S", "-c"]
         result = executor.run_in(box, [*argv, "x = b'x' * (200 << 20)"], cwd="/")
         assert result.exit in (-9, 137, 1)
@@ -287,12 +288,14 @@ def test_who_may_make_none(tmp_path: Path, shared_rootfs: Path) -> None:
     script = """
 import sys
 from sandboxlib import Limits, Sandbox, UnsupportedError, user_namespace
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 if reason := user_namespace.why_not():
     sys.exit(reason)
 for words in ({"memory": 1 << 30}, {"pids": 5}, {"cpus": 1}, {"cgroup": True},
               {"cgroup": "/sys/fs/cgroup"}, {"cgroup": "/no/such"}):
     try:
-        user_namespace.run_in(Sandbox("/", limits=Limits(**words)), ["true"])
+        user_namespace.run_in(open_box("/", limits=Limits(**words)), ["true"])
         print("ran", words)
     except UnsupportedError as error:
         assert str(error)
@@ -309,10 +312,12 @@ for words in ({"memory": 1 << 30}, {"pids": 5}, {"cpus": 1}, {"cgroup": True},
 DELEGATED = """
 import sys
 from sandboxlib import Limits, Sandbox, user_namespace
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 if reason := user_namespace.why_not():
     sys.exit(reason)
 for words in ({}, {"processes": "undefined"}):
-    with Sandbox("/", limits=Limits(cgroup=sys.argv[1]), **words) as box:
+    with open_box("/", limits=Limits(cgroup=sys.argv[1]), **words) as box:
         for fresh in (True, False):
             result = user_namespace.run_in(box, ["sh", "-c", sys.argv[2]], cwd="/", fresh=fresh)
             assert (result.exit, result.err) == (0, b""), result

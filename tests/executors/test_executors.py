@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import python, require
 from lib.waiting import late, processes, wait_until
 
@@ -94,7 +95,7 @@ def run(executor: ModuleType, *args: Any, **words: Any) -> sandboxlib.Result:
 
 
 def box_of(executor: ModuleType, root: Path | str, words: dict[str, Any]) -> Sandbox:
-    return Sandbox(root, **{**least(executor), **words})
+    return open_box(root, **{**least(executor), **words})
 
 
 def least(executor: ModuleType) -> dict[str, Any]:
@@ -378,7 +379,7 @@ def test_the_ids_are_the_callers_or_roots(executor: ModuleType, root: Path, user
 
 def test_ranges_of_ids(executor: ModuleType, rootfs: Path) -> None:
     if executor.NAME == "user_namespace":
-        refused = executor.refusals(Sandbox(rootfs, user="ranges"))
+        refused = executor.refusals(open_box(rootfs, user="ranges"))
         require(not refused, f"this user has one id: {refused}")
     script = "touch /tmp/f; chown 1:2 /tmp/f; stat -c %u:%g /tmp/f; rm /tmp/f"
     assert sh(executor, rootfs, script, user="ranges") == "1:2\n"
@@ -386,7 +387,7 @@ def test_ranges_of_ids(executor: ModuleType, rootfs: Path) -> None:
 
 def test_ids_are_given_or_refused(executor: ModuleType, rootfs: Path) -> None:
     for user in (User(5, 7), User(5, 7, ranges=True)):
-        box = Sandbox(rootfs, user=user)
+        box = open_box(rootfs, user=user)
         if refused := executor.refusals(box):
             with pytest.raises(UnsupportedError):
                 executor.run_in(box, ["true"])

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, python, require
 
 import sandboxlib
-from sandboxlib import Policy, Sandbox, _ladder
+from sandboxlib import Policy, _ladder
 from sandboxlib._host import machine as _machine
 
 TYPE_CHECKING = False
@@ -115,6 +116,8 @@ _REPORT = """
 import json, sys
 import sandboxlib
 from sandboxlib import Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 
 def told(call):
     try:
@@ -125,7 +128,7 @@ def told(call):
 def run(words):
     if "policy" in words:
         words["policy"] = sandboxlib.Policy(**words["policy"])
-    result = Sandbox("/", **words).run(["true"])
+    result = open_box("/", **words).run(["true"])
     assert result == (0, b"", b""), result
     return result.executor
 
@@ -473,7 +476,8 @@ with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     try:
         print(sandboxlib.executor_for_platform().NAME)
-        print(sandboxlib.Sandbox("/").run(["true"]).executor)
+        box = sandboxlib.Sandbox("/", filesystem_writable_paths="all", tmp="root")
+        print(box.run(["true"]).executor)
         print(sandboxlib.run_sandbox("/", ["true"], network="isolated").executor)
     except sandboxlib.UnsupportedError as error:
         print(error)
@@ -548,7 +552,7 @@ def test_executors_have_names() -> None:
 
 @needs_root
 def test_a_choice_is_remembered_by_its_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    box = Sandbox("/")
+    box = open_box("/")
     monkeypatch.setenv(_ladder.VARIABLE, "nonesuch")
     with pytest.warns(UserWarning, match="nonesuch"):
         assert box.run(["true"]).executor == "chroot"
@@ -556,13 +560,13 @@ def test_a_choice_is_remembered_by_its_sandbox(monkeypatch: pytest.MonkeyPatch) 
         warnings.simplefilter("error")  # a second choice would warn again
         assert box.run(["true"]).executor == "chroot"
     with pytest.warns(UserWarning, match="nonesuch"):
-        Sandbox("/").run(["true"])
+        open_box("/").run(["true"])
 
 
 @needs_root
 def test_a_choice_is_not_kept_when_the_variable_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     require(shutil.which("bwrap"), "there is no bwrap")
-    box = Sandbox("/")
+    box = open_box("/")
     for backend in ("chroot", "user-namespace", "bubblewrap", "chroot"):
         monkeypatch.setenv(_ladder.VARIABLE, backend)
         assert box.run(["true"]).executor == backend.replace("-", "_")
@@ -574,7 +578,9 @@ def test_a_choice_is_not_kept_by_a_child_that_gives_up_root(setuid_tool: SetuidT
     script = """
 import os, sys, ctypes
 from sandboxlib import Sandbox
-box = Sandbox("/")
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
+box = open_box("/")
 assert box.run(["id", "-u"])[:2] == (0, b"0\\n")
 print(box.run(["true"]).executor, flush=True)
 child = os.fork()
@@ -629,7 +635,7 @@ _TRANSIENT = """
 import os, resource, sys
 import sandboxlib
 executor = sandboxlib.get_executor(sys.argv[1])
-box = sandboxlib.Sandbox("/")
+box = sandboxlib.Sandbox("/", filesystem_writable_paths="all", tmp="root")
 questions = {"why_not": executor.why_not, "refusals": lambda: executor.refusals(box)}
 ask = questions[sys.argv[2]]
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -827,7 +833,7 @@ def test_the_tool_says_what_it_can_isolate_here(
     # pytest's directory is below /tmp, from which no tool is taken.
     monkeypatch.setattr(executor.tools, "_walk", lambda path: (path, ""))
     assert executor.why_not() == ""
-    assert executor.refusals(Sandbox("/", network="isolated", policy=Policy(capabilities="all")))
+    assert executor.refusals(open_box("/", network="isolated", policy=Policy(capabilities="all")))
     assert executor.maximum_possible_isolation()["network"] == "undefined"
 
 

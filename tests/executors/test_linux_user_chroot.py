@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import python
 from lib.waiting import processes, wait_until
 
@@ -64,11 +65,11 @@ def plain(tmp_path: Path) -> Path:
 
 
 def test_the_smallest_command_lines(plain: Path) -> None:
-    box = Sandbox(plain, **SHARED)
+    box = open_box(plain, **SHARED)
     assert golden(box, ["pwd"]) == "ROOT pwd"
     assert golden(box.replace(network="isolated"), ["a", "-b"]) == "--unshare-net ROOT a -b"
     assert golden(box, ["pwd"], "/tmp") == "--chdir /tmp ROOT pwd"
-    everything = Sandbox(plain, network="isolated")
+    everything = Sandbox(plain, filesystem_writable_paths="all", tmp="root")
     line = (
         "--unshare-net --unshare-pid --unshare-ipc --mount-proc /proc --mount-devapi /dev ROOT pwd"
     )
@@ -84,7 +85,7 @@ def test_the_profile_of_the_program(plain: Path) -> None:
         with ExitStack() as undo:
             return command_line(tool, Recipe(box, undo), ["x"], "/")[1:-2]
 
-    box = Sandbox(plain, **SHARED)
+    box = open_box(plain, **SHARED)
     old = Tool(RECENT.path, (2013, 1), False)
     assert options(box, RECENT) == ["--seccomp-profile-version", "0"]
     assert options(box.replace(policy=Policy(seccomp="none")), RECENT) == []
@@ -92,7 +93,7 @@ def test_the_profile_of_the_program(plain: Path) -> None:
 
 
 def test_a_chunk_of_ybd(plain: Path) -> None:
-    box = Sandbox(
+    box = open_box(
         plain,
         network="isolated",
         filesystem_writable_paths=["foo.build", "foo.inst", "/dev", "/proc", "/tmp"],
@@ -116,7 +117,7 @@ def test_a_chunk_of_ybd(plain: Path) -> None:
 
 def test_a_system_of_ybd(plain: Path) -> None:
     mounts = [("tmpfs", "/dev/shm", "tmpfs"), ("proc", "/proc", "proc")]
-    box = Sandbox(plain, network="isolated", extra_mounts=mounts, **SHARED)
+    box = open_box(plain, network="isolated", extra_mounts=mounts, **SHARED)
     assert golden(box, ["sh", "-c", "-e", "make"], "foo.build") == (
         "--unshare-net --chdir foo.build "
         "--mount-bind SCRATCH/0 /dev/shm --mount-proc /proc ROOT sh -c -e make"
@@ -129,7 +130,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
 
     def run_tool(name: str, box: Sandbox, job: Job, *rest: object) -> Result:
-        n_paths, n_args, _ = job.counts
+        n_paths, n_args, *_ = job.counts
         words = job.blob[job.cwd_size :].split(b"\0")
         said[:] = map(os.fsdecode, words[n_paths : n_paths + n_args])
         return Result(0, None, None, False, 0.0, name, {})
@@ -221,7 +222,7 @@ def test_a_bootstrap_of_ybd(tmp_path: Path, told: list[str]) -> None:
 
 
 def test_read_only_roots_and_binds(plain: Path) -> None:
-    box = Sandbox(plain, **SHARED)
+    box = open_box(plain, **SHARED)
     none = box.replace(filesystem_writable_paths="none")
     assert golden(none, ["x"]) == "--mount-readonly /. ROOT x"
     nested = box.replace(filesystem_writable_paths=["/tmp", "/tmp/ccache"])
@@ -234,17 +235,17 @@ def test_read_only_roots_and_binds(plain: Path) -> None:
 
 def test_sources_in_the_root_are_put_aside_before_they_change(plain: Path) -> None:
     one, two = Mount.bind(plain / "a", "/b"), Mount.bind(plain / "b", "/a")
-    assert golden(Sandbox(plain, extra_mounts=[one, two], **SHARED), ["x"]) == (
+    assert golden(open_box(plain, extra_mounts=[one, two], **SHARED), ["x"]) == (
         "--mount-bind ROOT/b UPSCRATCH/0 --mount-bind ROOT/a /b --mount-bind SCRATCH/0 /a ROOT x"
     )
 
 
 def test_the_root_is_named_without_links(plain: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("root")
-    line = golden(Sandbox(tmp_path / "link", **SHARED), ["x"])
+    line = golden(open_box(tmp_path / "link", **SHARED), ["x"])
     assert line == "ROOT x"
     with pytest.raises(FileNotFoundError) as caught:
-        golden(Sandbox(tmp_path / "none", **SHARED), ["x"])
+        golden(open_box(tmp_path / "none", **SHARED), ["x"])
     assert isinstance(caught.value, SetupError)
     assert caught.value.step == "root"
 
@@ -252,7 +253,7 @@ def test_the_root_is_named_without_links(plain: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("tool", "limit"), [(RECENT, 1023), (OLD, 49)])
 def test_the_number_of_options_is_limited(plain: Path, tool: Tool, limit: int) -> None:
     mounts = [Mount.bind("/usr", "/a", recursive=False)] * limit
-    most = Sandbox(plain, extra_mounts=mounts, **SHARED)
+    most = open_box(plain, extra_mounts=mounts, **SHARED)
     assert golden(most, ["x"], tool=tool).count("--") == limit
     more = most.replace(network="isolated")
     with pytest.raises(UnsupportedError, match=f"takes {limit + 1} options .* takes {limit} at"):
@@ -267,7 +268,7 @@ def test_files_are_refused(plain: Path, tmp_path: Path) -> None:
         {"filesystem_writable_paths": ["/file"]},
     ):
         with pytest.raises(UnsupportedError, match="directories, not files"):
-            golden(Sandbox(plain, **SHARED, **words), ["x"])
+            golden(open_box(plain, **SHARED, **words), ["x"])
 
 
 def test_what_is_missing_is_an_error_of_its_step(plain: Path) -> None:
@@ -277,7 +278,7 @@ def test_what_is_missing_is_an_error_of_its_step(plain: Path) -> None:
         ({"extra_mounts": [Mount.bind("/usr", "/a"), Mount.bind("/usr", "/a/none")]}, "target"),
     ):
         with pytest.raises(FileNotFoundError) as caught:
-            golden(Sandbox(plain, **SHARED, **words), ["x"])
+            golden(open_box(plain, **SHARED, **words), ["x"])
         assert isinstance(caught.value, SetupError)
         assert caught.value.step == step
 
@@ -291,22 +292,22 @@ def test_targets_with_links_are_resolved_inside(plain: Path, tmp_path: Path) -> 
         if ".." in target:
             assert View(str(plain)).resolve(target) == "/etc"
             continue
-        box = Sandbox(plain, extra_mounts=[Mount.bind("/usr", target, recursive=False)], **SHARED)
+        box = open_box(plain, extra_mounts=[Mount.bind("/usr", target, recursive=False)], **SHARED)
         assert golden(box, ["x"]) == "--mount-bind /usr /etc ROOT x"
     inner = [Mount.bind(tmp_path / "ccache", "/a"), Mount.bind("/usr", "/a/link", recursive=False)]
-    box = Sandbox(plain, extra_mounts=inner, **SHARED)
+    box = open_box(plain, extra_mounts=inner, **SHARED)
     assert golden(box, ["x"]).endswith("--mount-bind /usr /b ROOT x")
     with pytest.raises(SetupError, match="ELOOP"):
-        golden(Sandbox(plain, extra_mounts=[Mount.tmpfs("/loop")], **SHARED), ["x"])
+        golden(open_box(plain, extra_mounts=[Mount.tmpfs("/loop")], **SHARED), ["x"])
     (plain / "self").symlink_to("/")
     with pytest.raises(SetupError, match="EBUSY"):
-        golden(Sandbox(plain, extra_mounts=[Mount.tmpfs("/self")], **SHARED), ["x"])
+        golden(open_box(plain, extra_mounts=[Mount.tmpfs("/self")], **SHARED), ["x"])
 
 
 def test_mount_points_that_are_missing_are_made_and_removed(plain: Path) -> None:
     before = sorted(plain.rglob("*"))
     mounts = [Mount.bind("/usr", "/x", recursive=False), Mount.tmpfs("/y"), Mount.tmpfs("/y/z")]
-    assert golden(Sandbox(plain, extra_mounts=mounts, **SHARED), ["x"]) == (
+    assert golden(open_box(plain, extra_mounts=mounts, **SHARED), ["x"]) == (
         "--mount-bind /usr /x --mount-bind SCRATCH/0 /y --mount-bind SCRATCH/1 /y/z ROOT x"
     )
     assert sorted(plain.rglob("*")) == before
@@ -315,7 +316,7 @@ def test_mount_points_that_are_missing_are_made_and_removed(plain: Path) -> None
 def test_nothing_goes_into_what_the_program_fills(plain: Path) -> None:
     mounts = [Mount.dev(), Mount.tmpfs("/dev/shm")]
     with pytest.raises(UnsupportedError, match="mount 1: tmpfs on /dev/shm"):
-        golden(Sandbox(plain, extra_mounts=mounts, **SHARED), ["x"])
+        golden(open_box(plain, extra_mounts=mounts, **SHARED), ["x"])
 
 
 def test_variables_that_the_loader_removes_go_through_env(plain: Path) -> None:
@@ -340,7 +341,7 @@ def test_what_cannot_be_promised_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     def refused(tool: Tool, uid: int, policy: Any = None, **words: Any) -> bool:
         monkeypatch.setattr(luc, "_tool", lambda: tool)
         monkeypatch.setattr(os, "getuid", lambda: uid)
-        return bool(luc.refusals(Sandbox("/", policy=Policy(**policy or {}), **words)))
+        return bool(luc.refusals(open_box("/", policy=Policy(**policy or {}), **words)))
 
     assert not refused(RECENT, 1000)
     assert not refused(RECENT, 1000, {"capabilities": "none"})
@@ -520,6 +521,8 @@ def test_tool_variant_that_binds_files(setuid_tool: SetuidTool, user_rootfs: Pat
 PRELUDE = """
 import os, subprocess, sys, time
 from sandboxlib import CAPTURE, STDOUT, Mount, Policy, Sandbox, environment_vars
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 from sandboxlib import linux_user_chroot as luc
 root = sys.argv[1] if len(sys.argv) > 1 else "/"
 
@@ -527,7 +530,7 @@ def run(command, root=root, **words):
     mine = ("cwd", "extra_env", "stdin", "stdout", "stderr", "timeout")
     settings = {name: words.pop(name) for name in mine if name in words}
     policy = Policy(**{k: words.pop(k) for k in Policy._fields if k in words})
-    return luc.run_in(Sandbox(root, policy=policy, **words), command, **settings)
+    return luc.run_in(open_box(root, policy=policy, **words), command, **settings)
 
 def sh(script, *args, **words):
     return run(["sh", "-c", script, *args], **words)

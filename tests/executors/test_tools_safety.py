@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, python, require
 from lib.roots import make_rootfs
 
@@ -109,7 +110,7 @@ def race(root: Path, swapper: Path, names: tuple[str, str], box: Sandbox, *comma
     """Runs a command while one of another run exchanges two names; how many of 40 came to run."""
     shutil.copy(swapper, root / "bin" / "swap")
     ran = 0
-    with Sandbox(root) as other, other.start(["swap", *names]) as attacker:
+    with open_box(root) as other, other.start(["swap", *names]) as attacker:
         for _ in range(40):
             try:
                 run(box, *command)
@@ -127,7 +128,7 @@ def test_a_writable_path_is_never_what_a_link_leads_to(
     (rootfs / "data").mkdir()
     leads_to = {"absolute": str(host), "relative": f"{'../' * 20}{str(host)[1:]}"}
     (rootfs / "evil").symlink_to(leads_to.get(way, f"/oldroot{host}"))
-    box = Sandbox(rootfs, filesystem_writable_paths=["/data"])
+    box = open_box(rootfs, filesystem_writable_paths=["/data"])
     race(
         rootfs, swapper, ("/data", "/evil"), box, "sh", "-c", "echo x > /data/file; echo y > /file"
     )
@@ -148,7 +149,7 @@ def test_no_target_is_made_where_a_link_leads_to(
         "directory": Mount.bind(tmp_path / "source", "/a/b/c"),
         "file": Mount.bind(tmp_path / "text", "/a/b/c"),
     }[kind]
-    box = Sandbox(rootfs, extra_mounts=[mount])
+    box = open_box(rootfs, extra_mounts=[mount])
     race(rootfs, swapper, ("/a", "/evil"), box, "true")
     assert tree(host) == ["file"]
     assert tree(tmp_path / "source") == []
@@ -160,9 +161,9 @@ def test_a_mount_that_missed_its_place_ends_the_run(
     (rootfs / "data").mkdir()
     # A directory of bwrap's own while it sets up: what is mounted there is lost.
     (rootfs / "other").symlink_to("/oldroot")
-    box = Sandbox(rootfs, extra_mounts=[Mount.tmpfs("/data")])
+    box = open_box(rootfs, extra_mounts=[Mount.tmpfs("/data")])
     shutil.copy(swapper, rootfs / "bin" / "swap")
-    with Sandbox(rootfs) as other, other.start(["swap", "/data", "/other", "fast"]) as attacker:
+    with open_box(rootfs) as other, other.start(["swap", "/data", "/other", "fast"]) as attacker:
         for _ in range(40):
             try:
                 seen = run(box, "sh", "-c", "cat /proc/self/mountinfo").out.decode()
@@ -181,8 +182,8 @@ def test_a_link_that_stays_in_the_root_is_followed(
     (tmp_path / "text").write_text("text")
     for name in ("absolute", "relative"):
         mount = Mount.bind(tmp_path / "text", f"/{name}/file")
-        assert run(Sandbox(rootfs, extra_mounts=[mount]), "cat", "/usr/data/file").out == b"text"
-        box = Sandbox(rootfs, filesystem_writable_paths=[f"/{name}"])
+        assert run(open_box(rootfs, extra_mounts=[mount]), "cat", "/usr/data/file").out == b"text"
+        box = open_box(rootfs, filesystem_writable_paths=[f"/{name}"])
         assert run(box, "sh", "-c", f"echo > /{name}/written").exit == 0
         assert run(box, "sh", "-c", "echo > /written").exit == 1
         assert tree(rootfs / "usr") == ["data", "data/written"]
@@ -204,10 +205,10 @@ def test_nothing_is_made_in_a_source_nor_left_in_the_root(
     }[kind]
     before = tree(rootfs)
     if kind == "tmpfs in a tmpfs":
-        assert run(Sandbox(rootfs, extra_mounts=mounts), "ls", "/new/a").out == b"b\n"
+        assert run(open_box(rootfs, extra_mounts=mounts), "ls", "/new/a").out == b"b\n"
     else:
         with pytest.raises(FileNotFoundError) as caught:
-            run(Sandbox(rootfs, extra_mounts=mounts), "true")
+            run(open_box(rootfs, extra_mounts=mounts), "true")
         assert getattr(caught.value, "step", "") == "target"
     assert tree(tmp_path / "source") == []
     assert tree(rootfs) == before
@@ -218,7 +219,7 @@ def test_a_target_in_a_source_that_is_there_serves(
 ) -> None:
     (tmp_path / "source" / "in").mkdir(parents=True)
     mounts = [Mount.bind(tmp_path / "source", "/ws"), Mount.tmpfs("/ws/in")]
-    box = Sandbox(rootfs, extra_mounts=mounts)
+    box = open_box(rootfs, extra_mounts=mounts)
     assert run(box, "sh", "-c", "echo > /ws/in/file; echo > /ws/file").exit == 0
     assert tree(tmp_path / "source") == ["file", "in"]
 
@@ -230,10 +231,13 @@ def test_a_caller_that_is_killed_while_bwrap_sets_up_leaves_no_command(
     script = """
 import os, sys, signal
 from sandboxlib import Sandbox, _bwrap, bubblewrap
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 def die(entries, wanted):
     os.kill(os.getpid(), signal.SIGKILL)
 _bwrap.find_fault = die
-bubblewrap.run_in(Sandbox(sys.argv[1]), ["touch", "/tmp/ran"])
+box = Sandbox(sys.argv[1], filesystem_writable_paths="all", tmp="root")
+bubblewrap.run_in(box, ["touch", "/tmp/ran"])
 """
     done = subprocess.run([*python(), "-c", script, str(rootfs)], check=False)
     assert done.returncode == -9
@@ -248,7 +252,7 @@ def test_a_command_that_ends_bwrap_is_no_failed_set_up(rootfs: Path, bwrap: str)
     line = "bwrap: Creating new namespace failed: No space left on device"
     script = f"echo '{line}' >&2; kill -9 $PPID; sleep 1; exit 5"
     for processes, exit in (("isolated", 5), ("undefined", -9)):
-        result = run(Sandbox(rootfs, processes=processes), "sh", "-c", script)
+        result = run(open_box(rootfs, processes=processes), "sh", "-c", script)
         assert result == (exit, b"", f"{line}\n".encode())
 
 
@@ -256,7 +260,7 @@ def test_words_and_a_status_like_those_of_bwrap_are_the_commands_own(
     rootfs: Path, bwrap: str
 ) -> None:
     line = "bwrap: execvp sh: No such file or directory"
-    result = run(Sandbox(rootfs), "sh", "-c", f"echo '{line}' >&2; exit 1")
+    result = run(open_box(rootfs), "sh", "-c", f"echo '{line}' >&2; exit 1")
     assert result == (1, b"", f"{line}\n".encode())
 
 
@@ -265,29 +269,29 @@ def test_variables_reach_the_command_and_not_bwrap(rootfs: Path, bwrap: str) -> 
         "LD_PRELOAD LD_AUDIT LD_LIBRARY_PATH GCONV_PATH LOCPATH MALLOC_TRACE".split(), "/nonesuch/x"
     )
     odd |= {"LD_TRACE_LOADED_OBJECTS": "1", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
-    result = run(Sandbox(rootfs), "env", extra_env=odd)
+    result = run(open_box(rootfs), "env", extra_env=odd)
     assert result.err == b""
     seen = dict(line.split("=", 1) for line in result.out.decode().splitlines())
     assert odd.items() <= seen.items()
     assert set(seen) - set(odd) <= {"PATH", "PWD"}
-    assert run(Sandbox(rootfs), "/bin/env", env={}).out in (b"", b"PWD=/\n")
+    assert run(open_box(rootfs), "/bin/env", env={}).out in (b"", b"PWD=/\n")
 
 
 def test_too_many_words_are_refused_before_anything_runs(rootfs: Path, bwrap: str) -> None:
-    assert run(Sandbox(rootfs), "sh", "-c", "echo $#", *["x"] * 8000).out == b"7999\n"
+    assert run(open_box(rootfs), "sh", "-c", "echo $#", *["x"] * 8000).out == b"7999\n"
     with pytest.raises(UnsupportedError, match="9000 words"):
-        run(Sandbox(rootfs), "true", *["x"] * 9000)
+        run(open_box(rootfs), "true", *["x"] * 9000)
     with pytest.raises(UnsupportedError, match="9000 words"):
-        run(Sandbox(rootfs), "true", extra_env={f"V{i}": "" for i in range(3000)})
+        run(open_box(rootfs), "true", extra_env={f"V{i}": "" for i in range(3000)})
 
 
 def test_descriptors_of_bwrap_fit_a_low_limit_of_open_files(rootfs: Path, bwrap: str) -> None:
     many = [os.open("/dev/null", os.O_RDONLY) for _ in range(40)]
     try:
         words: dict[str, Any] = {"filesystem_writable_paths": ["/tmp", "/etc"]}
-        box = Sandbox(rootfs, limits=Limits(open_files=24), **words)
+        box = open_box(rootfs, limits=Limits(open_files=24), **words)
         assert run(box, "sh", "-c", "ulimit -n; ls /proc/self/fd").out.split()[0] == b"24"
-        box = Sandbox(rootfs, **words)
+        box = open_box(rootfs, **words)
         seen = run(box, "ls", "/proc/self/fd", pass_fds=[many[0], many[9]]).out.split()
         assert {int(fd) for fd in seen} >= {0, 1, 2, many[0], many[9]}
         assert len(seen) == 6
@@ -299,7 +303,7 @@ def test_descriptors_of_bwrap_fit_a_low_limit_of_open_files(rootfs: Path, bwrap:
 @needs_root
 def test_the_hosts_device_nodes_do_not_change(rootfs: Path, bwrap: str) -> None:
     before = os.stat("/dev/full")
-    box = Sandbox(rootfs, extra_mounts=[Mount.dev()])
+    box = open_box(rootfs, extra_mounts=[Mount.dev()])
     for script in ("chmod 666 /dev/full", "chown 0:0 /dev/full"):
         assert b"Read-only file system" in (run(box, "sh", "-c", script).err or b"")
     assert run(box, "sh", "-c", "head -c 3 /dev/zero > /dev/null").exit == 0
@@ -326,7 +330,7 @@ def test_what_commands_the_kernel_is_read_only(
     names = "sys/vm/stat_interval sys/kernel/core_pattern sysrq-trigger irq/default_smp_affinity"
     written = "[ -e /proc/$name ] && (: >> /proc/$name) 2>/dev/null && echo $name"
     script = f"for name in {names}; do {written}; done; cat /proc/sys/kernel/ostype"
-    assert run(Sandbox(rootfs, **words), "sh", "-c", script).out == b"Linux\n"
+    assert run(open_box(rootfs, **words), "sh", "-c", script).out == b"Linux\n"
 
 
 # ---- who else runs this ------------------------------------------------------------------------
@@ -355,11 +359,13 @@ def test_the_same_of_bwrap_for_an_ordinary_user(setuid_tool: Any) -> None:
 LUC = """
 import os, subprocess, sys, time
 from sandboxlib import CAPTURE, Mount, Policy, Sandbox, SetupError, UnsupportedError
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 from sandboxlib import linux_user_chroot as luc
 root = sys.argv[1]
 policy = Policy(capabilities="all") if os.getuid() == 0 else Policy()
 def run(*command, stdin=None, extra_env=None, **words):
-    box = Sandbox(words.pop("root", root), policy=policy, **words)
+    box = open_box(words.pop("root", root), policy=policy, **words)
     return luc.run_in(box, list(command), stdin=stdin, extra_env=extra_env)
 """
 
@@ -371,7 +377,7 @@ def test_writable_paths_take_a_root_in_which_no_command_renames(
     setuid_tool: Any, user_rootfs: Path, uid: int
 ) -> None:
     script = """
-box = Sandbox(root, policy=policy, filesystem_writable_paths=["/tmp"])
+box = Sandbox(root, tmp="root", policy=policy, filesystem_writable_paths=["/tmp"])
 print(luc.refusals(box))
 try:
     print(run("touch", "/tmp/x", filesystem_writable_paths=["/tmp"]))

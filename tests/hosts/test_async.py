@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import many, needs_root, require
 from lib.waiting import processes, wait_until
 
@@ -43,7 +44,7 @@ modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 def made(root: Path, mode: dict[str, Any]) -> tuple[Sandbox, dict[str, Any]]:
     words = dict(mode)
     fresh = {"fresh": True} if words.pop("fresh", False) else {}
-    return Sandbox(root, extra_mounts=[Mount.dev()], **words), fresh
+    return open_box(root, extra_mounts=[Mount.dev()], **words), fresh
 
 
 @pytest.fixture(autouse=True)

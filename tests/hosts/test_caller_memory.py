@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, python, require
 
 from sandboxlib import CAPTURE, Command, Mount, Policy, Sandbox, chroot, user_namespace
@@ -74,9 +75,9 @@ def test_a_command_that_sees_all_processes_cannot_reach_the_caller_s_memory(
     (rootfs / "bin" / "attack").chmod(0o755)
     secret = ctypes.create_string_buffer(b"SECRET")
     address = hex(ctypes.addressof(secret))
-    box = Sandbox(rootfs, **words)
+    box = open_box(rootfs, **words)
     proc = [Mount.bind("/proc", "/proc")]
-    with Sandbox(rootfs, processes="undefined", extra_mounts=proc) as evil:
+    with open_box(rootfs, processes="undefined", extra_mounts=proc) as evil:
         attack = evil.start(["attack", address], stdout=CAPTURE)
         with attack:
             assert attack.stdout is not None
@@ -95,7 +96,7 @@ def test_a_command_that_sees_all_processes_cannot_reach_the_caller_s_memory(
 
 def test_the_caller_is_as_dumpable_afterwards_as_before(rootfs: Path) -> None:
     prctl = ctypes.CDLL(None).prctl
-    box = Sandbox(rootfs)
+    box = open_box(rootfs)
     for value in (0, 1):
         before = prctl(3, 0, 0, 0, 0)  # PR_GET_DUMPABLE
         try:
@@ -159,7 +160,7 @@ def test_the_sets_of_a_command(
         16,
     )
     require(ours & DEFAULT == DEFAULT, "the caller lacks capabilities")
-    with Sandbox(rootfs, policy=policy, user=user, **words) as box:
+    with open_box(rootfs, policy=policy, user=user, **words) as box:
         found = sets_of(box, fresh=kind != "slot")
     may = ours & mask
     # Of another uid than 0 a command has what was asked for by name, and that is ambient.
@@ -196,6 +197,8 @@ int main(void) {
 SINGLE = """
 import ctypes, json, sys
 from sandboxlib import Policy, Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 call = ctypes.CDLL(None, use_errno=True).syscall
 call.restype = ctypes.c_long
 session = lambda: call(%d, 0, ctypes.c_int(-3), 0)
@@ -203,7 +206,7 @@ assert call(%d, 1, None) > 0  # one of our own, so that nothing of the machine's
 before = session()
 words = json.loads(sys.argv[2])
 policy = Policy(seccomp="none", no_new_privs=words.pop("no_new_privs", True))
-box = Sandbox(sys.argv[1], policy=policy, **words)
+box = open_box(sys.argv[1], policy=policy, **words)
 result = box.run(["keyctl"], fresh=True)
 print(session() == before, result.exit, *result.out.decode().split())
 with box.start(["keyctl"]) as process:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root
 from lib.waiting import processes, wait_until
 
@@ -42,7 +43,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=MODES.values(), ids=MODES.keys())
 def box(request: pytest.FixtureRequest, shared_rootfs: Path) -> Iterator[Sandbox]:
-    with Sandbox(shared_rootfs, extra_mounts=[Mount.dev()], **request.param) as made:
+    with open_box(shared_rootfs, extra_mounts=[Mount.dev()], **request.param) as made:
         yield made
 
 
@@ -213,7 +214,7 @@ def test_terminate_reaches_every_process_of_the_run(plain: Sandbox) -> None:
 def test_a_tree_is_suspended_and_resumed(shared_rootfs: Path, mode: dict[str, Any]) -> None:
     count = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
     with sh(
-        Sandbox(shared_rootfs, extra_mounts=[Mount.dev()], **mode), f"({count}) & {count}"
+        open_box(shared_rootfs, extra_mounts=[Mount.dev()], **mode), f"({count}) & {count}"
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -373,7 +374,7 @@ def test_the_end_of_the_interpreter_ends_it(shared_rootfs: Path) -> None:
     script = f"""
 import sys, threading
 from sandboxlib import Sandbox
-box = Sandbox(sys.argv[1], **eval(sys.argv[2]))
+box = Sandbox(sys.argv[1], filesystem_writable_paths="all", **eval(sys.argv[2]))
 kept = []
 thread = threading.Thread(target=lambda: kept.append(box.start(["sleep", "{mark}"])))
 thread.start()

@@ -32,7 +32,7 @@ MODES = {
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 
 HEAD = """
-box = Sandbox(root, **mode)
+box = open_box(root, **mode)
 def check(count):
     for i in range(count):
         result = box.run(["sh", "-c", f"echo {i}; exit {i % 50}"])
@@ -115,7 +115,7 @@ import subprocess
 os.setpgid(0, 0)
 pids = set()
 signal.signal(signal.SIGUSR1, lambda *_: pids.add(os.getpid()))
-isolated = Sandbox(root, network="isolated", **mode)
+isolated = open_box(root, network="isolated", **mode)
 sender = subprocess.Popen(
     [sys.executable, "-c", "import os, sys, time\\nwhile True: os.killpg(int(sys.argv[1]), 10)",
      str(os.getpid())], start_new_session=True)
@@ -528,9 +528,9 @@ def state():
             open("/proc/self/mountinfo").read())
 def memory():
     return int(open("/proc/self/statm").read().split()[1]) * 4
-isolated = Sandbox(root, network="isolated", **mode)
-mounted = Sandbox(root, extra_mounts=[Mount.tmpfs("/tmp"), Mount.bind("/etc", "/made")], **mode)
-broken = Sandbox(root, extra_mounts=[Mount.bind("/none/such", "/tmp")], **mode)
+isolated = open_box(root, network="isolated", **mode)
+mounted = open_box(root, extra_mounts=[Mount.tmpfs("/tmp"), Mount.bind("/etc", "/made")], **mode)
+broken = open_box(root, extra_mounts=[Mount.bind("/none/such", "/tmp")], **mode)
 def attempt(box, *words, **more):
     try:
         box.run(*words, **more)
@@ -540,7 +540,7 @@ def once(i):
     attempt(box, ["true"])
     attempt(box, ["nonesuch"])
     attempt(box, ["true"], cwd="/none")
-    attempt(Sandbox("/none/such", **mode), ["true"])
+    attempt(open_box("/none/such", **mode), ["true"])
     attempt(broken, ["true"])
     attempt(mounted, ["true"])
     attempt(box, ["head", "-c", "300000", "/bin/busybox"])

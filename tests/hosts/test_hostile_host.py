@@ -34,7 +34,7 @@ MODES = {
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 
 HEAD = """
-box = Sandbox(root, **mode)
+box = open_box(root, **mode)
 
 def in_threads(count, work):
     errors = []
@@ -261,7 +261,7 @@ for _ in range(3):
     assert run_sandbox("/", ["ls", "/proc/self/fd"], **mode).out == b"0\\n1\\n2\\n3\\n"
 os.fstat(900)
 mounts = [Mount.tmpfs(f"/tmp/{i}") for i in range(100)]
-crowded = Sandbox(root, extra_mounts=[Mount.tmpfs("/tmp"), *mounts], **mode)
+crowded = open_box(root, extra_mounts=[Mount.tmpfs("/tmp"), *mounts], **mode)
 assert crowded.run(["ls", "/tmp"]).out.count(b"\\n") == 100
 """
     host(script, shared_rootfs, mode)
@@ -311,7 +311,7 @@ def test_a_host_that_is_killed_in_the_midst_of_32_runs_leaves_nothing_a_moment_l
     argv = ["sleep"] if "processes" in mode else ["sh", "-c", f"trap '' TERM; {tree}"]
     script = f"""
 argv = {argv!r} + [sys.argv[3]]
-box = Sandbox(root, extra_mounts=[Mount.dev()], **mode)
+box = open_box(root, extra_mounts=[Mount.dev()], **mode)
 ready = threading.Barrier(32)
 def work():
     box.run(["true"])

@@ -65,7 +65,7 @@ def attempt(box, *words, **more):
 
 CASES = """
 def box(**words):
-    return Sandbox(root, **{**mode, **words})
+    return open_box(root, **{**mode, **words})
 
 def mounted(*mounts, **words):
     return box(extra_mounts=mounts, **words)
@@ -83,7 +83,7 @@ cases = {
     "no interpreter": lambda: attempt(plain, ["/etc"]),
     "too long": lambda: attempt(plain, ["true", "x" * 200000]),
     "no cwd": lambda: attempt(plain, ["true"], cwd="/none"),
-    "no root": lambda: attempt(Sandbox("/none/such", **mode), ["true"]),
+    "no root": lambda: attempt(open_box("/none/such", **mode), ["true"]),
     "no descriptor": lambda: attempt(plain, ["true"], stdin=closed),
     "no capability": lambda: attempt(box(policy=Policy(capabilities=["sys_resource"])), ["true"]),
     "bad word": lambda: attempt(plain, ["tr\\0ue"]),
@@ -282,7 +282,7 @@ def bad_points(call, expected, step=many(11, 1)):
         'Sandbox(root).run(["echo", "x"])',
         'Sandbox(root).run(["echo", "x"], timeout=60)',
         'Sandbox(root, network="isolated", init=False).run(["echo", "x"])',
-        'Sandbox(root, processes="undefined").run(["echo", "x"])',
+        'open_box(root, processes="undefined").run(["echo", "x"])',
     ],
 )
 def test_an_interrupt_at_any_point_leaves_nothing(rootfs: Path, call: str) -> None:
@@ -344,7 +344,7 @@ def test_a_child_that_is_killed_in_its_set_up_is_no_success(
     # As an out-of-memory killer would: the k-th call of the child is its last.
     script = """
 sandboxlib.sandbox.runner = sandboxlib.chroot.run_command  # no trial, which would be killed as well
-box = Sandbox(root, filesystem_writable_paths="none", extra_mounts=[Mount.tmpfs("/tmp")], **mode)
+box = open_box(root, filesystem_writable_paths="none", extra_mounts=[Mount.tmpfs("/tmp")], **mode)
 gc.disable()
 before = None
 for _ in range(3):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import require
 from lib.waiting import processes, wait_until
 
@@ -72,7 +73,7 @@ def place(
     tool_path: str,
 ) -> Iterator[Place]:
     words, map_words, executor = KINDS[request.param]
-    box = Sandbox(shared_rootfs, **words)
+    box = open_box(shared_rootfs, **words)
     if executor:
         monkeypatch.setenv("PATH", tool_path)
         monkeypatch.setenv("SANDBOXLIB_BACKEND", executor)
@@ -416,7 +417,7 @@ def test_words_that_make_no_sense_are_refused_at_once(box: Sandbox, words: dict[
 
 
 def test_several_sandboxes_take_part(shared_rootfs: Path, box: Sandbox) -> None:
-    bare = Sandbox(shared_rootfs, **BARE)
+    bare = open_box(shared_rootfs, **BARE)
     other = Sandbox(shared_rootfs, hostname="other")
     calls = [(bare, ["echo", "bare"]), (other, ["hostname"]), (box, Command(["echo", "x"]))]
     results = list(sandboxlib.map(calls * 10, jobs=3))
@@ -470,12 +471,14 @@ HEAD = """
 import gc, json, os, signal, sys, threading, time
 import sandboxlib
 from sandboxlib import Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 def many(quick, deep):
     return deep if "SANDBOXLIB_DEEP" in os.environ else quick
 root, words, more = json.loads(sys.argv[1])
 if "policy" in words:
     words["policy"] = sandboxlib.Policy(**words["policy"])
-box = Sandbox(root, **words)
+box = open_box(root, **words)
 def state():
     box.close()
     gc.collect()
@@ -577,7 +580,7 @@ print("ok")
 
 def test_a_fork_of_the_caller_leaves_its_map_alone(shared_rootfs: Path) -> None:
     script = """
-bare = sandboxlib.sandbox.Sandbox(root, processes="undefined",
+bare = sandboxlib.sandbox.Sandbox(root, processes="undefined", filesystem_writable_paths="all",
                                   policy=sandboxlib.Policy(capabilities="all"))
 calls = [(box, ["true"]), (bare, ["sleep", "1"]), (box, ["sleep", "1"]), (box, ["true"])]
 results = sandboxlib.map(calls, jobs=3)
@@ -692,7 +695,7 @@ def build(pool: Any, directory: str) -> list[Future[Any]]:
 
 def test_a_builder_that_submits_subprocess_run_changes_one_line(rootfs: Path) -> None:
     (rootfs / "etc" / "where").write_text("inside\n")
-    with Sandbox(rootfs) as box:
+    with open_box(rootfs) as box:
         with SandboxExecutor(box, 4) as pool:
             futures = build(pool, "/tmp")
         done = [futures[n].result() for n in (0, 1, 2, 3, 4, 7, 8)]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, python, require
 from lib.waiting import late, wait_until
 
@@ -63,7 +64,7 @@ def run_by(way: str, box: Sandbox, command: list[str], **words: Any) -> Result:
 
 @pytest.fixture
 def box(rootfs: Path) -> Iterator[Sandbox]:
-    with Sandbox(rootfs) as made:
+    with open_box(rootfs) as made:
         yield made
 
 
@@ -152,7 +153,7 @@ def test_a_traced_command_of_the_caller_s_own_ends_in_time(
     rootfs: Path, compile_static: Callable[[str], Path], words: dict[str, Any]
 ) -> None:
     shutil.copy(compile_static(TRACED), rootfs / "bin" / "traced")
-    with Sandbox(rootfs, **words) as box:
+    with open_box(rootfs, **words) as box:
         result = box.run(["traced", "self", "19"], timeout=0.5, fresh=True)
         assert (result.exit, result.timed_out) == (-9, True)
         result = box.run(["traced", "exec", "0"], timeout=0.5, fresh=True)
@@ -184,6 +185,8 @@ def test_suspend_stops_a_command_that_asked_to_be_traced(
 NO_WAIT4 = """
 import ctypes, json, struct, sys
 from sandboxlib import Sandbox, SandboxError, StatusLost
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 wait4 = {"x86_64": 61, "aarch64": 260}[__import__("platform").machine()]
 code = [(0x20, 0, 0, 0), (0x15, 0, 1, wait4), (0x06, 0, 0, 0x50000 | 1), (0x06, 0, 0, 0x7fff0000)]
 blob = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in code))
@@ -192,7 +195,7 @@ prctl = ctypes.CDLL(None, use_errno=True).prctl
 assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, program, 0, 0) == 0
 root, mode = sys.argv[1], json.loads(sys.argv[2])
 fresh = mode.pop("fresh", False)
-with Sandbox(root, **mode) as box:
+with open_box(root, **mode) as box:
     for _ in range(2):
         try:
             print(box.run(["sleep", "30"], fresh=fresh, timeout=60))
@@ -342,7 +345,7 @@ with_or_without = pytest.mark.parametrize("init", [True, False], ids=["reaper", 
 
 @pytest.mark.parametrize("words", [{}, {"network": "isolated"}, {"init": False}], ids=str)
 def test_a_resident_serves_one_run_after_the_other(rootfs: Path, words: dict[str, Any]) -> None:
-    with Sandbox(rootfs, **words) as box:
+    with open_box(rootfs, **words) as box:
         for _ in range(2):
             assert box.run(["true"]).exit == 0
         before = residents(box)
@@ -357,7 +360,7 @@ def test_a_resident_serves_one_run_after_the_other(rootfs: Path, words: dict[str
 def test_a_process_of_an_idle_slot_is_killed_from_outside(
     rootfs: Path, way: str, who: str, init: bool
 ) -> None:
-    with Sandbox(rootfs, init=init) as box:
+    with open_box(rootfs, init=init) as box:
         marked = Marked(box)
         for number in range(2):
             assert marked.is_right(number, marked.run(number, way))
@@ -381,7 +384,7 @@ def test_a_process_of_an_idle_slot_is_killed_from_outside(
 def test_a_process_of_a_slot_is_killed_while_its_command_runs(
     rootfs: Path, way: str, who: str, init: bool
 ) -> None:
-    with Sandbox(rootfs, init=init) as box:
+    with open_box(rootfs, init=init) as box:
         marked = Marked(box)
         for number in range(2):
             assert marked.is_right(number, marked.run(number, way))
@@ -416,7 +419,7 @@ def test_a_process_of_a_slot_is_killed_while_its_command_runs(
 @in_slots
 @with_or_without
 def test_processes_of_slots_are_killed_at_any_moment(rootfs: Path, way: str, init: bool) -> None:
-    with Sandbox(rootfs, init=init) as box:
+    with open_box(rootfs, init=init) as box:
         marked = Marked(box)
         is_over = threading.Event()
         killed = []
@@ -533,7 +536,7 @@ def test_a_command_cannot_reschedule_its_reaper(
     rootfs: Path, compile_static: Callable[[str], Path], way: str, words: dict[str, Any]
 ) -> None:
     shutil.copy(compile_static(ON_PID_1), rootfs / "bin" / "probe")
-    with Sandbox(rootfs, **words) as box:
+    with open_box(rootfs, **words) as box:
         for _ in range(2):
             result = run_by(way, box, ["probe"], timeout=60)
             assert result[:3] == (0, UNCHANGED, b"")
@@ -542,11 +545,13 @@ def test_a_command_cannot_reschedule_its_reaper(
 AS_USER = """
 import asyncio, ctypes, json, os, sys
 from sandboxlib import Sandbox, _async, _map, user_namespace
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 from sandboxlib._host import machine as _machine
 root, words = sys.argv[1], json.loads(sys.argv[2])
 os.setgroups([]); os.setgid(54322); os.setuid(54322)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is the user's
-with Sandbox(root, **words) as box:
+with open_box(root, **words) as box:
     found = [box.run(["probe"]), box.run(["probe"]), box.run(["probe"], fresh=True)]
     found += box.map([["probe"]], on_failure="continue")
     found.append(asyncio.run(box.run_async(["probe"])))
@@ -589,7 +594,7 @@ int main(int argc, char **argv) {
 @pytest.fixture
 def deaf(rootfs: Path, compile_static: Callable[[str], Path]) -> Iterator[Sandbox]:
     shutil.copy(compile_static(DEAF), rootfs / "bin" / "deaf")
-    with Sandbox(rootfs) as made:
+    with open_box(rootfs) as made:
         yield made
 
 

@@ -9,9 +9,8 @@ import sys
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root
-
-from sandboxlib import Sandbox
 
 PYTHON = os.path.realpath(sys.executable)
 NUMBER = {"x86_64": 56, "aarch64": 220}.get(platform.machine(), 0)
@@ -31,7 +30,7 @@ print(errno.errorcode[ctypes.get_errno()] if pid < 0 else "made")
 @pytest.mark.parametrize("words", [{}, {"processes": "undefined"}], ids=str)
 def test_none_is_made_by_clone(words: dict[str, Any], fresh: bool) -> None:
     file = f"/proc/self/task/{os.getpid()}/children"
-    with Sandbox("/", **words) as box, open(file) as children:
+    with open_box("/", **words) as box, open(file) as children:
         before = children.read()
         assert box.run([PYTHON, "-I", "-S", "-c", CLONE], cwd="/", fresh=fresh).out == b"EPERM\n"
         children.seek(0)

@@ -9,11 +9,12 @@ import pickle
 from pathlib import Path
 
 import pytest
+from lib.boxes import open_box
 from lib.commands import each_call
 
 from sandboxlib import Command, CommandFailed, Sandbox
 
-CALLS = sorted(each_call(Sandbox("/")))
+CALLS = sorted(each_call(open_box("/")))
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from lib.boxes import open_box
 from lib.machine import many, needs_root
 from lib.waiting import late
 
@@ -444,10 +445,11 @@ def test_sandboxes_differ_by_every_word() -> None:
         **{"filesystem_writable_paths": "none", "policy": Policy(capabilities="none")},
         **{"init": False, "user": "root"},
         **{"umask": 0, "limits": Limits(core=0), "deterministic": True, "devices": "root"},
+        **{"tmp": "private", "resolv_conf": True, "personality": "linux32"},
     }
-    boxes = [Sandbox("/a"), Sandbox("/b"), *(Sandbox("/a", **{k: v}) for k, v in words.items())]
+    boxes = [open_box("/a"), open_box("/b"), *(open_box("/a", **{k: v}) for k, v in words.items())]
     users = (User(1), User(1, 2), User(1, 1, [3]), User(1, ranges=True))
-    boxes += [Sandbox("/a", user=user) for user in users]
+    boxes += [open_box("/a", user=user) for user in users]
     assert len(set(boxes)) == len(boxes) == len(words) + 6
     assert len({repr(box) for box in boxes}) == len(boxes)
     parameters = inspect.signature(Sandbox).parameters
@@ -551,7 +553,7 @@ def test_words_of_any_kind_are_refused_or_received_exactly(
     good = all(map(sendable, [*args, *env, *env.values()]))
     good = good and all(name and "=" not in name for name in env)
     env = {**env, "PATH": "/bin"}
-    box = Sandbox(shared_rootfs, extra_mounts=[Mount.dev()], **mode)
+    box = open_box(shared_rootfs, extra_mounts=[Mount.dev()], **mode)
     if not good:
         with pytest.raises(SpecError):
             box.run(["true", *args], extra_env=env)

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import many, needs_root, require
 from lib.waiting import late, processes, wait_until
 
@@ -46,7 +47,7 @@ class Place:
     def __init__(self, root: Path | str, mode: dict[str, Any], **words: Any) -> None:
         self.fresh = mode.get("fresh", False)
         own = {name: value for name, value in mode.items() if name != "fresh"}
-        self.box = Sandbox(root, **{"extra_mounts": [Mount.dev()], **own, **words})
+        self.box = open_box(root, **{"extra_mounts": [Mount.dev()], **own, **words})
 
     def sh(self, script: str, *argv: str, **words: Any) -> Result:
         return self.run(["sh", "-c", script, *argv], **words)
@@ -333,6 +334,8 @@ def test_passed_descriptors_may_be_the_highest_of_all(shared_rootfs: Path, limit
     script = """
 import os, resource, sys
 from sandboxlib import Mount, Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 fds = []
@@ -367,10 +370,12 @@ def test_cgroups_are_joined_whatever_the_numbers_of_their_descriptors(
     script = """
 import json, os, sys
 from sandboxlib import Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 from sandboxlib._plan import plan_for
 mode = json.loads(sys.argv[2])
 fresh = mode.pop("fresh", False)
-box = Sandbox(sys.argv[1], **mode)
+box = open_box(sys.argv[1], **mode)
 box.run(["true"], fresh=fresh)
 box.close()
 os.closerange(3, 64)
@@ -435,6 +440,8 @@ DEAD = """
 import ctypes, faulthandler, json, os, sys, time
 faulthandler.dump_traceback_later(60, exit=True)
 from sandboxlib import Mount, Sandbox, SetupError
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 root, mode, dead = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
 libc = ctypes.CDLL(None, use_errno=True)
 fresh = mode.pop("fresh", False)
@@ -456,7 +463,7 @@ def attempt(box, argv=("echo", "x"), **more):
         assert time.monotonic() - start < 1 + float(os.environ.get("SLACK", "4"))
 
 def bound(source, **words):
-    return Sandbox(root, extra_mounts=[Mount.bind(source, "/mnt/x")], **mode)
+    return open_box(root, extra_mounts=[Mount.bind(source, "/mnt/x")], **mode)
 """
 
 
@@ -475,10 +482,10 @@ for _ in range(1 if fresh else 2):
     late = attempt(used)
     assert late == (0, b"x\\n", b""), late
     assert attempt(bound(dead + "/x")) == ("source", dead + "/x")
-    step, path = attempt(Sandbox(dead, **mode))
+    step, path = attempt(open_box(dead, **mode))
     assert step in ("target", "pivot") and path in (dead, "/dev", "/proc", "/sys"), path
-    assert attempt(Sandbox(dead + "/x", **mode)) == ("root", dead + "/x")
-    whole = Sandbox("/", **mode)
+    assert attempt(open_box(dead + "/x", **mode)) == ("root", dead + "/x")
+    whole = open_box("/", **mode)
     late = attempt(whole, cwd=dead)
     assert late in (("cwd", dead), (-9, b"", b"")), late  # (a slot is set up before its run)
     late = attempt(whole, [dead + "/program"])
@@ -488,7 +495,7 @@ for _ in range(1 if fresh else 2):
     else:
         assert late == ("exec", dead + "/program"), late
     assert whole.run(["echo", "x"], timeout=30, fresh=fresh).out == b"x\\n"
-bare = Sandbox(dead, mounts="undefined", processes="undefined", ipc="undefined")
+bare = open_box(dead, mounts="undefined", processes="undefined", ipc="undefined")
 assert attempt(bare)[0] in ("root", "chroot", "exec"), attempt(bare)
 from sandboxlib import _slots
 _slots.close_all()

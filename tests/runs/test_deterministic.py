@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import require
 
 import sandboxlib
@@ -97,7 +98,7 @@ def test_addresses_are_the_same(executor: ModuleType, fresh: bool) -> None:
     argv = [PYTHON, "-I", "-S", "-c", script]
     seen: dict[bool, set[bytes]] = {True: set(), False: set()}
     for deterministic in (True, False):
-        with Sandbox("/", deterministic=deterministic, extra_mounts=[]) as box:
+        with open_box("/", deterministic=deterministic, extra_mounts=[]) as box:
             for _ in range(3):
                 result = executor.run_in(box, argv, cwd="/", fresh=fresh)
                 assert result.exit == 0, result
@@ -113,7 +114,7 @@ def test_a_root_without_accounts(executor: ModuleType, rootfs: Path, fresh: bool
     """Mount points are made for the run."""
     (rootfs / "etc").rmdir()
     for words in ({}, {"filesystem_writable_paths": "none"}):
-        with Sandbox(rootfs, deterministic=True, **words) as box:  # type: ignore[arg-type]
+        with open_box(rootfs, deterministic=True, **words) as box:  # type: ignore[arg-type]
             assert "build" in sh(executor, box, "cat /etc/passwd /etc/group", fresh=fresh)
             assert sh(executor, box, "ls /etc", fresh=fresh) == "group\npasswd\n"
         assert not (rootfs / "etc").exists()
@@ -123,14 +124,16 @@ def test_a_root_without_accounts(executor: ModuleType, rootfs: Path, fresh: bool
 def test_a_root_with_accounts(executor: ModuleType, rootfs: Path, fresh: bool) -> None:
     for name in ("passwd", "group"):
         (rootfs / "etc" / name).write_text("theirs:x:0:\n")
-    with Sandbox(rootfs, deterministic=True) as box:
+    with open_box(rootfs, deterministic=True) as box:
         assert "theirs" not in sh(executor, box, "cat /etc/passwd /etc/group", fresh=fresh)
         result = executor.run_in(box, ["sh", "-c", "echo x >> /etc/passwd"], fresh=fresh)
         assert b"Read-only" in result.err
     assert (rootfs / "etc" / "passwd").read_text() == "theirs:x:0:\n"
     mine = rootfs.parent / "mine"
     mine.write_text("mine:x:0:0:::\n")
-    with Sandbox(rootfs, deterministic=True, extra_mounts=[Mount.bind(mine, "/etc/passwd")]) as box:
+    with open_box(
+        rootfs, deterministic=True, extra_mounts=[Mount.bind(mine, "/etc/passwd")]
+    ) as box:
         assert sh(executor, box, "id -un; cat /etc/group", fresh=fresh).startswith("mine\nroot:")
 
 
@@ -138,7 +141,7 @@ def test_accounts_that_cannot_be_there(executor: ModuleType, rootfs: Path) -> No
     (rootfs / "etc").rmdir()
     (rootfs / "etc").write_text("a file")
     with pytest.raises(SetupError, match=r"deterministic: bind .*_etc/passwd on /etc/passwd"):
-        executor.run_in(Sandbox(rootfs, deterministic=True), ["true"])
+        executor.run_in(open_box(rootfs, deterministic=True), ["true"])
 
 
 def test_an_archive_is_the_same_byte_for_byte(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, require
 
 from sandboxlib import Mount, Result, Sandbox, SetupError, SpecError, UnsupportedError, run_sandbox
@@ -65,7 +66,7 @@ def run(request: pytest.FixtureRequest, executor: str) -> Callable[..., Result]:
     way = WAYS[request.param]
 
     def call(root: Path | str, command: list[str], **words: Any) -> Result:
-        with Sandbox(root, **words) as box:
+        with open_box(root, **words) as box:
             return way(box, command)
 
     return call
@@ -129,7 +130,7 @@ def test_a_root_without_the_directory_gets_none(rootfs: Path, executor: str, the
     elif there == "a link to nothing":
         (rootfs / "dev").symlink_to("/nothing")
     for fresh in (True, False, False):
-        with Sandbox(rootfs) as box:
+        with open_box(rootfs) as box:
             points = box.run(["cut", "-d ", "-f5", "/proc/self/mountinfo"], fresh=fresh).out
             assert points is not None
             assert b"/dev\n" not in points
@@ -139,7 +140,7 @@ def test_a_root_without_the_directory_gets_none(rootfs: Path, executor: str, the
 
 def test_one_that_appears_is_used_by_the_next_run(rootfs: Path, executor: str) -> None:
     (rootfs / "dev").rmdir()
-    with Sandbox(rootfs) as box:
+    with open_box(rootfs) as box:
         assert box.run(["ls", "/dev"]).exit != 0
         assert box.run(["mkdir", "/dev"]).exit == 0
         for _ in range(3):
@@ -263,7 +264,7 @@ def test_what_is_no_device_is_named(
     rootfs: Path, executor: str, path: str, error: int, said: str
 ) -> None:
     for fresh in (True, False):
-        with pytest.raises(SetupError, match=said) as caught, Sandbox(rootfs, devices=[path]) as b:
+        with pytest.raises(SetupError, match=said) as caught, open_box(rootfs, devices=[path]) as b:
             b.run(["true"], fresh=fresh)
         assert (caught.value.errno, caught.value.step) == (error, "source")
         assert caught.value.filename == path
@@ -272,16 +273,16 @@ def test_what_is_no_device_is_named(
 def test_what_makes_no_sense_is_refused(rootfs: Path) -> None:
     for devices in ("all", "", "/dev/kvm", ["kvm"], ["/etc/passwd"], [""], ["/dev/../x"], ["/dev"]):
         with pytest.raises(SpecError):
-            Sandbox(rootfs, devices=devices)
+            open_box(rootfs, devices=devices)
     for words in (None, 5, {"/dev/kvm": 1}):
         with pytest.raises(SpecError):
-            Sandbox(rootfs, devices=words)  # type: ignore[arg-type]
+            open_box(rootfs, devices=words)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="isolated"):
-        Sandbox(rootfs, devices=["/dev/full"], mounts="undefined")
+        open_box(rootfs, devices=["/dev/full"], mounts="undefined")
     with pytest.raises(SpecError, match="hides"):
-        Sandbox(rootfs, devices=["/dev/full"], extra_mounts=[Mount.dev()])
-    assert Sandbox(rootfs, devices=[]) == Sandbox(rootfs)
-    assert Sandbox(rootfs, devices=["/dev//b", Path("/dev/a")]).devices == ("/dev/a", "/dev/b")
+        open_box(rootfs, devices=["/dev/full"], extra_mounts=[Mount.dev()])
+    assert open_box(rootfs, devices=[]) == open_box(rootfs)
+    assert open_box(rootfs, devices=["/dev//b", Path("/dev/a")]).devices == ("/dev/a", "/dev/b")
 
 
 def test_every_form_of_a_call_has_them(rootfs: Path, node: Path) -> None:
@@ -366,7 +367,7 @@ print(count)
 @pytest.fixture
 def box(executor: str) -> Iterator[Sandbox]:
     require(os.path.exists(PYTHON), f"there is no {PYTHON}")
-    with Sandbox("/", network="isolated") as made:
+    with open_box("/", network="isolated") as made:
         yield made
 
 
@@ -483,7 +484,7 @@ def test_a_slot_leaves_what_the_caller_binds_into_dev_alone(
     source.mkdir()
     os.utime(source, (1, 1))
     before = source.stat()
-    with Sandbox(rootfs, extra_mounts=[Mount.bind(source, place)]) as box:
+    with open_box(rootfs, extra_mounts=[Mount.bind(source, place)]) as box:
         for _ in range(4):
             assert box.run(["true"], cwd="/").exit == 0
         after = source.stat()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import not_sanitized, python, require
 
 import sandboxlib
@@ -165,7 +166,7 @@ def seen(way: str, calls: dict[str, Any], **policy: Any) -> dict[str, int]:
     if way == "bubblewrap":
         require(not bubblewrap.why_not(), bubblewrap.why_not())
     words = {**words, "policy": words.get("policy", Policy()).replace(**policy)}
-    with Sandbox("/", **words) as box:
+    with open_box("/", **words) as box:
         result = run(box, [PYTHON, "-I", "-S", "-c", INSIDE, json.dumps(calls)])
     assert (result.exit, result.err) == (0, b"")
     errors: dict[str, int] = json.loads(result.out or b"")
@@ -271,14 +272,14 @@ def test_calls_of_i386_are_closed_as_well(way: str, tmp_path: Path) -> None:
     require(bare.returncode == 0, "the kernel runs no 32-bit calls")
     if way == "bubblewrap":
         require(not bubblewrap.why_not(), bubblewrap.why_not())
-    with Sandbox("/", **words) as box:
+    with open_box("/", **words) as box:
         assert run(box, [str(program)]).exit == 0
 
 
 @needs_root
 @pytest.mark.parametrize("fresh", [True, False])
 def test_one_session_keyring_is_shared_where_none_can_reach_it(fresh: bool) -> None:
-    with Sandbox("/") as box:
+    with open_box("/") as box:
         status = box.run(["cat", "/proc/self/status"], fresh=fresh).out or b""
         assert b"Seccomp:\t2\nSeccomp_filters:\t" in status
         count = int(machine.status("Seccomp_filters") or "0")
@@ -294,7 +295,7 @@ def test_the_isolation_says_which_filter_there_was() -> None:
         ("none", "none"),
         (profile, "profile"),
     ):
-        box = Sandbox("/", policy=Policy(seccomp=asked))  # type: ignore[arg-type]
+        box = open_box("/", policy=Policy(seccomp=asked))  # type: ignore[arg-type]
         with box:
             assert box.run(["true"]).isolation["seccomp"] == word
             if not bubblewrap.why_not():
@@ -327,7 +328,7 @@ def test_a_profile_of_the_callers(way: str) -> None:
     if way == "bubblewrap":
         require(not bubblewrap.why_not(), bubblewrap.why_not())
     policy = words.get("policy", Policy()).replace(seccomp=MKDIR)
-    with Sandbox("/", **{**words, "policy": policy}) as box:
+    with open_box("/", **{**words, "policy": policy}) as box:
         result = run(box, ["mkdir", "/proc/none"])
     assert result.exit == 1
     assert b"Operation not supported" in (result.err or b"")
@@ -338,7 +339,7 @@ def test_a_profile_of_the_callers(way: str) -> None:
 def test_nothing_of_ours_comes_after_a_profile_but_exec(way: str) -> None:
     words, run = WAYS[way]
     for profile, program in ((NO_EXEC, "true"), (NO_EXEC, "/usr/bin/true"), (EXEC_ALONE, "true")):
-        with Sandbox("/", **{**words, "policy": Policy(seccomp=profile)}) as box:
+        with open_box("/", **{**words, "policy": Policy(seccomp=profile)}) as box:
             if profile is EXEC_ALONE:
                 assert run(box, [program]).exit == -31  # SIGSYS, in the loader
                 continue
@@ -353,17 +354,19 @@ def test_nothing_of_ours_comes_after_a_profile_but_exec(way: str) -> None:
 def test_a_program_that_is_missing_is_missed_behind_a_profile(way: str) -> None:
     words, run = WAYS[way]
     policy = words.get("policy", Policy()).replace(seccomp=MKDIR)
-    with Sandbox("/", **{**words, "policy": policy}) as box, pytest.raises(FileNotFoundError):
+    with open_box("/", **{**words, "policy": policy}) as box, pytest.raises(FileNotFoundError):
         run(box, ["nonesuch"])
 
 
 USER = """
 import json, sys
 from sandboxlib import Mount, Policy, Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 calls, script, python = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 found = []
 for words in ({}, {"user": "root"}, {"init": False}):
-    with Sandbox("/", **words) as box:
+    with open_box("/", **words) as box:
         for fresh in (True, False, False):
             argv = [python, "-I", "-S", "-c", script, json.dumps(calls)]
             result = box.run(argv, cwd="/", fresh=fresh)
@@ -405,7 +408,7 @@ def test_tools_that_look_into_processes_work(
     if way == "bubblewrap":
         require(not bubblewrap.why_not(), bubblewrap.why_not())
     words, run = WAYS[way]
-    with Sandbox("/", **{"extra_mounts": [sandboxlib.Mount.tmpfs("/tmp")], **words}) as box:
+    with open_box("/", **{"extra_mounts": [sandboxlib.Mount.tmpfs("/tmp")], **words}) as box:
         result = run(box, TOOLS[name])
     assert result.exit == 0, result
     if name == "gdb":
@@ -416,7 +419,7 @@ def test_tools_that_look_into_processes_work(
 
 @needs_root
 def test_a_cgroup_of_its_own_goes_with_the_filter() -> None:
-    box = Sandbox("/", limits=Limits(cgroup=True))
+    box = open_box("/", limits=Limits(cgroup=True))
     try:
         result = box.run(["true"])
     except sandboxlib.UnsupportedError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, require
 
 from sandboxlib import (
@@ -66,7 +67,7 @@ either_way = pytest.mark.parametrize("fresh", [False, True], ids=["slot", "fresh
 def test_ids_and_groups(
     shared_rootfs: Path, words: dict[str, Any], uid: str, gid: str, groups: Any, fresh: bool
 ) -> None:
-    with Sandbox(shared_rootfs, umask=0o31, **words) as box:
+    with open_box(shared_rootfs, umask=0o31, **words) as box:
         for _ in range(2):
             expected = [gid] if groups is None else groups
             assert who(box, fresh) == [[uid] * 4, [gid] * 4, expected, ["0031"]]
@@ -76,6 +77,8 @@ HOST = """
 import ctypes, os, sys, threading
 from pathlib import Path
 from sandboxlib import Limits, Sandbox, User, chroot, user_namespace
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 prctl = ctypes.CDLL(None).prctl
 def state():
     status = Path(f"/proc/self/task/{threading.get_native_id()}/status").read_text()
@@ -94,7 +97,7 @@ def each():
                 if "user" in words and ways:
                     continue
                 limits = Limits(open_files=50, core=0, nice=1, cpuset=1, oom_score_adj=10)
-                with Sandbox(sys.argv[1], limits=limits, **words, **ways) as box:
+                with open_box(sys.argv[1], limits=limits, **words, **ways) as box:
                     for fresh in (False, True):
                         assert executor.run_in(box, ["true"], fresh=fresh).exit == 0
                         assert state() == before, (words, ways)
@@ -119,9 +122,11 @@ def test_the_caller_stays_who_it_is(shared_rootfs: Path) -> None:
 LEAK = """
 import os, sys
 from sandboxlib import Sandbox, User, chroot, user_namespace
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 os.setgroups([11, 12])
 def groups(executor, **words):
-    with Sandbox(sys.argv[1], **words) as box:
+    with open_box(sys.argv[1], **words) as box:
         said = {executor.run_in(box, ["sh", "-c", "grep Groups: /proc/self/status"], fresh=f).out
                 for f in (False, True)}
     return [sorted(line.split()[1:]) for line in said]
@@ -134,7 +139,7 @@ for words in ({"user": 1000}, {"user": User(0, 0)}):
         groups(user_namespace, **words)
     except Exception as error:
         print(type(error).__name__, error)
-    assert "other groups" in user_namespace.refusals(Sandbox(sys.argv[1], **words))[0]
+    assert "other groups" in user_namespace.refusals(open_box(sys.argv[1], **words))[0]
 """
 
 
@@ -167,12 +172,12 @@ def test_the_one_id_of_a_user_namespace(shared_rootfs: Path, fresh: bool) -> Non
 @needs_root
 @either_way
 def test_umask(rootfs: Path, fresh: bool) -> None:
-    with Sandbox(rootfs, umask=0o137) as box:
+    with open_box(rootfs, umask=0o137) as box:
         assert box.run(["sh", "-c", "echo x > /tmp/file"], fresh=fresh).exit == 0
     assert (rootfs / "tmp" / "file").stat().st_mode & 0o777 == 0o640
     previous = os.umask(0o77)
     try:
-        with Sandbox(rootfs, extra_mounts=[Mount.tmpfs("/new/place")]) as box:
+        with open_box(rootfs, extra_mounts=[Mount.tmpfs("/new/place")]) as box:
             assert box.run(["sh", "-c", "umask"], fresh=fresh).out == b"0077\n"
             assert box.run(["stat", "-c", "%a", "/new"], fresh=fresh).out != b""
     finally:
@@ -183,11 +188,13 @@ def test_umask(rootfs: Path, fresh: bool) -> None:
 @pytest.mark.usefixtures("_many_ids")
 def test_ids_without_the_power_to_take_them(shared_rootfs: Path) -> None:
     words: dict[str, Any] = {"user": 1000, "policy": Policy(capabilities=["setuid", "setgid"])}
-    assert who(Sandbox(shared_rootfs, **words), True)[0] == ["1000"] * 4
+    assert who(open_box(shared_rootfs, **words), True)[0] == ["1000"] * 4
     argv = ["setpriv", "--bounding-set=-setgid", "--inh-caps=-setgid", sys.executable, "-c"]
     script = """
 import sys
 from sandboxlib import Sandbox, SetupError, chroot
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 try:
     chroot.run_in(Sandbox(sys.argv[1], user=1000), ["true"])
 except SetupError as error:
@@ -220,7 +227,7 @@ except SetupError as error:
 )
 def test_what_makes_no_sense(words: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
-        Sandbox("/", **words)
+        open_box("/", **words)
 
 
 @pytest.mark.parametrize(
@@ -251,23 +258,23 @@ def test_a_user_that_makes_no_sense(words: tuple[Any, ...], options: dict[str, A
 @pytest.mark.parametrize("name", ["ids", "group", "groups"])
 def test_the_earlier_keywords_are_told_where_they_went(name: str) -> None:
     with pytest.raises(SpecTypeError, match=f"{name} belongs to User"):
-        Sandbox("/", user=5, **{name: 5})  # type: ignore[arg-type]
+        open_box("/", user=5, **{name: 5})  # type: ignore[arg-type]
 
 
 def test_another_user_for_the_same_sandbox() -> None:
-    box = Sandbox("/", user=User(1000, groups=[5]))
+    box = open_box("/", user=User(1000, groups=[5]))
     assert box.user == User(1000, 1000, (5,))
     assert box.replace(user=7).user == User(7)
     assert box.replace(user="root").user == "root"
     assert box.replace(user=User(1000, 5)).user == User(1000, 5)
     assert box.replace(hostname="x").user == box.user
-    assert Sandbox("/", user=1000) == Sandbox("/", user=User(1000))
-    assert Sandbox("/").user == Sandbox("/", user=None).user == "caller"
+    assert open_box("/", user=1000) == open_box("/", user=User(1000))
+    assert open_box("/").user == open_box("/", user=None).user == "caller"
 
 
 def test_a_default_user_follows_deterministic() -> None:
-    box = Sandbox("/", deterministic=True)
+    box = open_box("/", deterministic=True)
     assert box.user == "root"
     assert box.replace(deterministic=False).user == "caller"
-    assert Sandbox("/").replace(deterministic=True) == box
-    assert Sandbox("/", user="caller").replace(deterministic=True).user == "caller"
+    assert open_box("/").replace(deterministic=True) == box
+    assert open_box("/", user="caller").replace(deterministic=True).user == "caller"

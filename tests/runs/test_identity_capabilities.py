@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, require
 
 import sandboxlib
@@ -163,7 +164,7 @@ def escape(box: Sandbox, tmp_path: Path, uid: int) -> str:
 def test_a_read_only_root_with_shared_processes_is_refused(paths: Any) -> None:
     needs_ids()
     for policy in (Policy(), Policy(capabilities=[*WITHOUT, "sys_ptrace"])):
-        box = Sandbox("/", processes="undefined", filesystem_writable_paths=paths, policy=policy)
+        box = open_box("/", processes="undefined", filesystem_writable_paths=paths, policy=policy)
         with pytest.raises(UnsupportedError, match="processes='undefined' with a read-only root"):
             chroot.run_in(box, ["true"])
         assert chroot.refusals(box)
@@ -176,7 +177,7 @@ def test_a_read_only_root_with_shared_processes_is_refused(paths: Any) -> None:
 def test_what_is_not_refused_holds(tmp_path: Path, capabilities: Any, uid: int) -> None:
     needs_ids()
     policy = Policy(capabilities=capabilities)
-    box = Sandbox("/", processes="undefined", filesystem_writable_paths="none", policy=policy)
+    box = open_box("/", processes="undefined", filesystem_writable_paths="none", policy=policy)
     assert escape(box, tmp_path, uid) == "safe"
 
 
@@ -184,5 +185,5 @@ def test_what_is_refused_would_not_hold(tmp_path: Path, monkeypatch: pytest.Monk
     """The attempt works where the rule is not looked at: so the rule is about something."""
     needs_ids()
     monkeypatch.setattr(chroot._executor, "read_only_refused", lambda box: [])
-    box = Sandbox("/", processes="undefined", filesystem_writable_paths="none")
+    box = open_box("/", processes="undefined", filesystem_writable_paths="none")
     assert escape(box, tmp_path, 1234) == "escaped"

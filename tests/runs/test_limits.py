@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, require
 
 import sandboxlib
@@ -70,7 +71,7 @@ class Place:
     def box(self, limits: Limits | None, **words: Any) -> Sandbox:
         least = {"policy": Policy(capabilities="all")} if self.name == "linux_user_chroot" else {}
         mounts = [Mount.tmpfs("/tmp")]
-        return Sandbox(
+        return open_box(
             "/", limits=limits, **{"extra_mounts": mounts, **least, **self._words, **words}
         )
 
@@ -354,7 +355,7 @@ def test_processes_of_a_user(place: Place, shared_rootfs: Path) -> None:
         return
     ids = {"user": 54321} if is_root else {}
     words: Any = {"extra_mounts": [Mount.dev()], **ids, **place._words}
-    box = Sandbox(shared_rootfs, limits=Limits(processes=20), **words)
+    box = open_box(shared_rootfs, limits=Limits(processes=20), **words)
     for _ in range(2):
         result = place.executor.run_in(box, ["sh", "-c", FORK], fresh=place._fresh)
         assert b"can't fork" in result.err

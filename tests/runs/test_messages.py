@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root
 
 import sandboxlib
-from sandboxlib import Policy, Sandbox, SetupError, SpecError, user_namespace
+from sandboxlib import Policy, SetupError, SpecError, user_namespace
 
 NO_EXEC = {
     "defaultAction": "SCMP_ACT_ALLOW",
@@ -27,12 +28,12 @@ def _read(name: str) -> Callable[[Path], object]:
 
 WRONG: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "one capability": (lambda _: Policy(capabilities="net_raw"), ("a list", "['net_raw']")),
-    "one device": (lambda _: Sandbox("/", devices="/dev/kvm"), ("a list", "['/dev/kvm']")),
+    "one device": (lambda _: open_box("/", devices="/dev/kvm"), ("a list", "['/dev/kvm']")),
     "a profile's name": (lambda _: Policy(seccomp="a.json"), ("pathlib.Path('a.json')",)),
     "a missing profile": (_read("none"), ("/none", "ENOENT", "step seccomp", "outside")),
     "a broken profile": (_read("broken"), ("/broken is no JSON",)),
     "what moved": (
-        lambda _: Sandbox("/", capabilities="all"),  # type: ignore[arg-type]
+        lambda _: open_box("/", capabilities="all"),  # type: ignore[arg-type]
         ("Sandbox(policy=Policy(capabilities=...))",),
     ),
     "what is not there": (
@@ -57,7 +58,7 @@ def test_it_names_the_remedy(tmp_path: Path, case: str) -> None:
 
 
 def test_a_profile_that_refuses_the_exec_is_named() -> None:
-    box = Sandbox("/", policy=Policy(seccomp=NO_EXEC))
+    box = open_box("/", policy=Policy(seccomp=NO_EXEC))
     with pytest.raises(SetupError, match=r"step exec.*; the seccomp profile") as caught:
         box.run(["true"], fresh=True)
     assert caught.value.step == "exec"
@@ -74,7 +75,7 @@ def test_a_sandbox_inside_one_is_told_of_nesting() -> None:
     package = str(Path(sandboxlib.__file__).parents[1])
     script = "import sandboxlib; sandboxlib.run_sandbox('/', ['true'])"
     argv = [sys.executable, "-c", script]
-    exit, _, err = Sandbox("/").run(argv, extra_env={"PYTHONPATH": package})
+    exit, _, err = open_box("/").run(argv, extra_env={"PYTHONPATH": package})
     assert exit != 0
     assert b"Policy(nesting=True)" in (err or b"")
 
@@ -114,7 +115,7 @@ def test_the_command_line_refuses_other_users(text: str) -> None:
 
 def test_ids_and_a_user_that_is_a_number_are_told_what_they_need() -> None:
     with pytest.raises(SpecError, match=r"user= with a uid needs processes='isolated'"):
-        Sandbox("/", user=1000, processes="undefined")
+        open_box("/", user=1000, processes="undefined")
 
 
 def test_a_directory_that_is_there_is_told_how_to_name_another(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import many, needs_root
 
-from sandboxlib import Mount, Policy, Sandbox, SetupError, run_sandbox
+from sandboxlib import Mount, Policy, SetupError, run_sandbox
 
 pytestmark = [needs_root, pytest.mark.usefixtures("host_mounts_unchanged")]
 
@@ -444,7 +445,7 @@ def test_what_the_command_put_beside_a_mount_stays(rootfs: Path, tmp_path: Path)
 def test_concurrent_runs_share_a_mount_point_that_is_missing(rootfs: Path, tmp_path: Path) -> None:
     (tmp_path / "mark").touch()
     before = names(rootfs)
-    box = Sandbox(rootfs, extra_mounts=[Mount.bind(tmp_path, "/deep/mount")])
+    box = open_box(rootfs, extra_mounts=[Mount.bind(tmp_path, "/deep/mount")])
     script = "for i in 1 2 3 4 5; do test -e /deep/mount/mark || exit 1; done"
 
     def one(number: int) -> int:
@@ -648,7 +649,7 @@ def test_a_race_for_the_stubs_changes_nothing_outside(
     try:
         assert swapper.stdout is not None
         swapper.stdout.readline()
-        boxes = [Sandbox(rootfs, extra_mounts=[Mount.tmpfs(path)]) for path in ("/new", "/new/x")]
+        boxes = [open_box(rootfs, extra_mounts=[Mount.tmpfs(path)]) for path in ("/new", "/new/x")]
         for number in range(many(100, 400)):
             with contextlib.suppress(OSError):
                 boxes[number % 2].run(["touch", "/new/x/here"], timeout=20)
@@ -732,7 +733,7 @@ def test_a_target_that_changes_all_the_time_leads_nowhere_else(
 
     swapper = threading.Thread(target=swap)
     swapper.start()
-    box = Sandbox(rootfs, extra_mounts=[Mount.tmpfs("/a/victim")])
+    box = open_box(rootfs, extra_mounts=[Mount.tmpfs("/a/victim")])
     for _ in range(many(60, 300)):
         with contextlib.suppress(SetupError):
             box.run(["touch", "/a/victim/here"])
@@ -748,7 +749,7 @@ def test_a_target_that_changes_is_no_error_of_python_s(
         raise OSError(errno.EINVAL, "it was a link a moment ago", path)
 
     (rootfs / "link").symlink_to("tmp")
-    box = Sandbox(rootfs, extra_mounts=[Mount.tmpfs("/link/x")])
+    box = open_box(rootfs, extra_mounts=[Mount.tmpfs("/link/x")])
     monkeypatch.setattr(os, "readlink", readlink)
     assert box.run(["true"]).exit == 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, python, require
 
 import sandboxlib
@@ -24,6 +25,8 @@ NESTED = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from sandboxlib import Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 script = "id -u; set -- /proc/[0-9]*; echo $#"
 with Sandbox("/") as box:
     for fresh in (True, False, False):
@@ -49,9 +52,11 @@ COMMANDS = {
 HOST = """
 import json, sys
 from sandboxlib import Policy, Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 words, commands = json.loads(sys.argv[1])
 for nesting in (True, False):
-    with Sandbox("/", policy=Policy(nesting=nesting), **words) as box:
+    with open_box("/", policy=Policy(nesting=nesting), **words) as box:
         for name, (argv, most) in commands.items():
             for fresh in (True, False, False):
                 result = box.run(argv, cwd="/", fresh=fresh)
@@ -121,7 +126,7 @@ def test_root_of_the_machine_is_refused(name: str, words: dict[str, Any]) -> Non
 @needs_root
 def test_programs_that_others_wrote_are_no_way(tmp_path: Path) -> None:
     for executor in (bubblewrap, sandboxlib.linux_user_chroot):
-        box = Sandbox("/", user=1000, policy=Policy(nesting=True))
+        box = open_box("/", user=1000, policy=Policy(nesting=True))
         assert any("nesting" in text or "no " in text for text in executor.refusals(box))
 
 
@@ -155,7 +160,7 @@ def test_it_stands_without_a_profile() -> None:
 def test_the_covers_of_proc_stay_where_they_protect() -> None:
     script = "grep -c '/proc/sys ro\\|/proc/sys .*ro,' /proc/self/mountinfo || true"
     for words in ({}, {"extra_mounts": [Mount.proc()]}):
-        default = Sandbox("/", user=1000, **words)  # type: ignore[arg-type]
+        default = open_box("/", user=1000, **words)  # type: ignore[arg-type]
         nested = default.replace(policy=Policy(nesting=True))
         for fresh in (True, False):
             with default, nested:
@@ -169,6 +174,8 @@ def test_the_covers_of_proc_stay_where_they_protect() -> None:
 
 SYSCTLS = """
 from sandboxlib import Policy, Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 script = "cat /proc/sys/kernel/shmmni; echo 77 > /proc/sys/kernel/shmmni"
 for user in ("root", 0):
     with Sandbox("/", user=user, policy=Policy(nesting=True)) as box:

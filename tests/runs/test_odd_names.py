@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root
 
 import sandboxlib
@@ -85,7 +86,7 @@ def test_mounts_may_have_any_name(rootfs: Path, tmp_path: Path, fresh: bool) -> 
         (source / "f").write_text("F\n")
         mounts = [Mount.bind(source, f"/x{name}"), Mount.tmpfs(f"/y{name}")]
         script = 'cat "$1/f"; touch "$2/new"'
-        with Sandbox(rootfs, extra_mounts=mounts) as box:
+        with open_box(rootfs, extra_mounts=mounts) as box:
             argv = ["sh", "-c", script, "sh", f"/x{name}", f"/y{name}"]
             for _ in range(2):
                 assert box.run(argv, fresh=fresh) == (0, b"F\n", b""), name
@@ -113,7 +114,7 @@ def test_a_chain_of_links_is_a_setup_error(rootfs: Path, count: int, fresh: bool
         {"extra_mounts": [Mount.bind(f"{here}/mnt", "/tmp")]},
         {"filesystem_writable_paths": ["/mnt"]},
     ):
-        with pytest.raises(SetupError) as caught, Sandbox(rootfs, **words) as box:
+        with pytest.raises(SetupError) as caught, open_box(rootfs, **words) as box:
             box.run(["true"], fresh=fresh)
         assert "symbolic links" in str(caught.value)
     with pytest.raises(SetupError):
@@ -125,7 +126,7 @@ def test_as_many_links_as_the_kernel_follows_are_followed(rootfs: Path, tmp_path
         os.symlink(f"l{i + 1}", rootfs / f"l{i}")
     (rootfs / "l39").mkdir()
     for fresh in (True, False):
-        with Sandbox(rootfs, extra_mounts=[Mount.tmpfs("/l0")]) as box:
+        with open_box(rootfs, extra_mounts=[Mount.tmpfs("/l0")]) as box:
             assert box.run(["touch", "/l39/x"], fresh=fresh).exit == 0
     assert os.listdir(rootfs / "l39") == []
     assert machine.real_path(f"{rootfs}/l0/../l38/.") == f"{rootfs.resolve()}/l39"
@@ -179,7 +180,7 @@ def test_an_empty_path_names_nothing(rootfs: Path) -> None:
         {"extra_mounts": [("x", "", "tmpfs")]},
     ):
         with pytest.raises(SpecError, match="empty"):
-            Sandbox(rootfs, **words)  # type: ignore[arg-type]
+            open_box(rootfs, **words)  # type: ignore[arg-type]
     for make in (
         lambda: Mount.bind("", "/tmp"),
         lambda: Mount.bind("/etc", ""),
@@ -282,7 +283,7 @@ def test_nothing_but_a_sandbox_error_leaves_a_run(
     of_box.pop("capabilities", None)
 
     def call() -> None:
-        with Sandbox(odd_root, **of_box) as box:  # type: ignore[arg-type]
+        with open_box(odd_root, **of_box) as box:  # type: ignore[arg-type]
             for _ in range(2):
                 box.run(command, timeout=20, fresh=fresh, **of_run)  # type: ignore[arg-type]
 
@@ -299,11 +300,11 @@ def test_nothing_but_a_sandbox_error_leaves_a_run(
 def test_nothing_but_a_sandbox_error_leaves_what_is_made(
     root: object, mounts: list[object], words: object
 ) -> None:
-    _is_told(lambda: Sandbox(root, extra_mounts=mounts))  # type: ignore[arg-type]
-    _is_told(lambda: Sandbox("/", extra_mounts=words))  # type: ignore[arg-type]
-    _is_told(lambda: Sandbox("/", filesystem_writable_paths=words))  # type: ignore[arg-type]
-    _is_told(lambda: Sandbox("/", devices=words))  # type: ignore[arg-type]
-    _is_told(lambda: Sandbox("/", user=words))  # type: ignore[arg-type]
+    _is_told(lambda: open_box(root, extra_mounts=mounts))  # type: ignore[arg-type]
+    _is_told(lambda: open_box("/", extra_mounts=words))  # type: ignore[arg-type]
+    _is_told(lambda: open_box("/", filesystem_writable_paths=words))  # type: ignore[arg-type]
+    _is_told(lambda: open_box("/", devices=words))  # type: ignore[arg-type]
+    _is_told(lambda: open_box("/", user=words))  # type: ignore[arg-type]
     _is_told(lambda: Limits(cgroup=words, cpuset=words, memory=words))  # type: ignore[arg-type]
     _is_told(lambda: Limits(cpus=words, cpu_time=words))  # type: ignore[arg-type]
     _is_told(lambda: User(words, words, words))  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root
 
 from sandboxlib import Mount, Result, Sandbox, SetupError, run_sandbox
@@ -59,7 +60,7 @@ def run(request: pytest.FixtureRequest, executor: str) -> Callable[..., Result]:
     way = WAYS[request.param]
 
     def call(root: Path | str, command: list[str], **words: Any) -> Result:
-        with Sandbox(root, **words) as box:
+        with open_box(root, **words) as box:
             return way(box, command)
 
     return call
@@ -107,7 +108,7 @@ def test_it_need_not_exist_in_the_sandbox(
     source, target, read = sources(tmp_path, host)[case]
     (rootfs / "etc" / "f").touch()
     for fresh in (True, False):
-        with Sandbox(rootfs, extra_mounts=[Mount.bind(source, target)]) as box:
+        with open_box(rootfs, extra_mounts=[Mount.bind(source, target)]) as box:
             assert box.run(["cat", read], fresh=fresh).out == b"host\n"
 
 
@@ -155,7 +156,7 @@ def test_a_source_by_a_descriptor_is_refused(rootfs: Path, host: Path, executor:
     try:
         for fresh in (True, False):
             mounts = [Mount.bind(f"/proc/{os.getpid()}/fd/{fd}", "/tmp")]
-            with pytest.raises(SetupError) as caught, Sandbox(rootfs, extra_mounts=mounts) as box:
+            with pytest.raises(SetupError) as caught, open_box(rootfs, extra_mounts=mounts) as box:
                 box.run(["cat", "/tmp/f"], fresh=fresh)
             assert caught.value.step == "source"
     finally:
@@ -185,7 +186,7 @@ def test_nothing_is_made_in_a_source_that_lies_over_a_tmpfs(
     (rootfs / "link").symlink_to("real")
     mounts = [Mount.tmpfs("/link"), Mount.bind(host, "/real"), Mount.tmpfs("/link/new")]
     for fresh in (True, False):
-        with pytest.raises(SetupError), Sandbox(rootfs, extra_mounts=mounts) as box:
+        with pytest.raises(SetupError), open_box(rootfs, extra_mounts=mounts) as box:
             box.run(["true"], fresh=fresh)
         assert os.listdir(host) == ["f"]
 
@@ -198,7 +199,7 @@ def test_what_is_made_on_the_way_can_be_passed_by_all(rootfs: Path, host: Path) 
         os.chmod(host, 0o755)
         os.chmod(host / "f", 0o644)
         for fresh in (True, False):
-            with Sandbox(rootfs, **words) as box:
+            with open_box(rootfs, **words) as box:
                 assert box.run(["cat", "/tmp/a/b/f"], fresh=fresh).out == b"host\n"
     finally:
         os.umask(before)
@@ -211,7 +212,10 @@ def test_a_link_that_leads_to_nothing_is_named(rootfs: Path, host: Path, executo
     for target in ("/etc/resolv.conf", "/gone/x"):
         for fresh in (True, False):
             mounts = [Mount.bind(host / "f", target)]
-            with pytest.raises(SetupError, match="link"), Sandbox(rootfs, extra_mounts=mounts) as b:
+            with (
+                pytest.raises(SetupError, match="link"),
+                open_box(rootfs, extra_mounts=mounts) as b,
+            ):
                 b.run(["true"], fresh=fresh)
     assert sorted(os.walk(rootfs)) == before
 
@@ -235,7 +239,7 @@ def test_more_binds_than_the_soft_limit_on_open_files(
     mounts = [Mount.bind(host, "/tmp") for _ in range(600)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     for fresh in (True, False):
-        with Sandbox(rootfs, extra_mounts=mounts) as box:
+        with open_box(rootfs, extra_mounts=mounts) as box:
             found = box.run(["sh", "-c", "cat /tmp/f; ulimit -n; ulimit -Hn"], fresh=fresh)
         assert found.out == f"host\n256\n{limits[1]}\n".encode()
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 256

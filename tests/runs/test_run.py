@@ -12,6 +12,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root
 from lib.waiting import late
 
@@ -41,7 +42,7 @@ MODES = [
 
 @pytest.fixture(params=MODES)
 def box(request: pytest.FixtureRequest, shared_rootfs: Path) -> Sandbox:
-    return Sandbox(shared_rootfs, **request.param)
+    return open_box(shared_rootfs, **request.param)
 
 
 def test_it_returns_exit_status_and_both_outputs_as_bytes(box: Sandbox) -> None:
@@ -229,7 +230,7 @@ def test_a_failure_leaves_nothing_for_the_garbage_collector(box: Sandbox) -> Non
 
 def test_two_sandboxes_of_the_same_words_are_equal_and_survive_pickling(shared_rootfs) -> None:
     words = {"network": "isolated", "extra_mounts": [Mount.tmpfs("/tmp", size=4096)]}
-    one, two = Sandbox(shared_rootfs, **words), Sandbox(shared_rootfs, **words)
+    one, two = open_box(shared_rootfs, **words), open_box(shared_rootfs, **words)
     assert one == two
     assert hash(one) == hash(two)
     one.run(["true"])

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, require
 from lib.roots import make_rootfs
 from lib.waiting import processes, wait_until
@@ -108,7 +109,7 @@ def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     monkeypatch.chdir("/")  # the default cwd of a command; it may not lie in /tmp
     mounts = [Mount.tmpfs("/tmp"), Mount.dev()]
     words: dict[str, Any] = {"filesystem_writable_paths": "none", "extra_mounts": mounts}
-    with Sandbox("/", network="isolated", **words) as made:
+    with open_box("/", network="isolated", **words) as made:
         require(not PYTHON.startswith("/tmp/"), "Python is in /tmp")
         yield made
 
@@ -246,7 +247,7 @@ def test_a_socket_that_somebody_outside_holds_ends_the_slot(whole: Sandbox, tmp_
     server.bind(path)
     server.listen()
     words = {"extra_mounts": [Mount.bind(tmp_path, "/mnt")], "network": "isolated"}
-    with Sandbox("/", **words) as box:
+    with open_box("/", **words) as box:
         ns = "import os; print(os.readlink('/proc/self/ns/net'))"
         before = python(box, ns)
         python(
@@ -316,7 +317,7 @@ def test_two_runs_at_once_cannot_reach_each_other(whole: Sandbox) -> None:
 
 
 def test_a_root_that_was_made_anew_is_seen(tmp_path: Path) -> None:
-    with Sandbox(make_rootfs(tmp_path / "root")) as box:
+    with open_box(make_rootfs(tmp_path / "root")) as box:
         sh(box, "echo one > /etc/mark")
         shutil.rmtree(tmp_path / "root")
         make_rootfs(tmp_path / "root")
@@ -327,7 +328,7 @@ def test_a_source_that_was_made_anew_is_seen(rootfs: Path, tmp_path: Path) -> No
     source = tmp_path / "source"
     source.mkdir()
     (source / "mark").write_text("one")
-    with Sandbox(rootfs, extra_mounts=[Mount.bind(source, "/tmp/x")]) as box:
+    with open_box(rootfs, extra_mounts=[Mount.bind(source, "/tmp/x")]) as box:
         assert sh(box, "cat /tmp/x/mark") == "one"
         source.rename(tmp_path / "old")
         source.mkdir()
@@ -347,7 +348,7 @@ def test_a_mount_cannot_be_taken_from_later_runs(rootfs: Path, tmp_path: Path, m
     elif mount == "hole":
         words = {"filesystem_writable_paths": ["/opt/src"]}
     look = "cat /opt/src/mark 2>/dev/null; touch /opt/src/new && echo written; true"
-    with Sandbox(rootfs, **words) as box, Sandbox(rootfs) as other:
+    with open_box(rootfs, **words) as box, open_box(rootfs) as other:
         first = box.run(["sh", "-c", look])
         sh(box, "true")
         attack = "mv /opt /opt.old; mkdir -p /opt/src; echo evil > /opt/src/mark"
@@ -384,7 +385,7 @@ def test_a_source_below_an_own_file_system_is_the_caller_s(rootfs: Path, tmp_pat
     (rootfs / str(source)[1:]).mkdir(parents=True)
     (rootfs / str(source)[1:] / "mark").write_text("inside")
     mounts = [Mount.tmpfs("/tmp"), Mount.bind(source, "/tmp/x")]
-    with Sandbox(rootfs, extra_mounts=mounts) as box:
+    with open_box(rootfs, extra_mounts=mounts) as box:
         assert [sh(box, "cat /tmp/x/mark") for _ in range(3)] == ["host"] * 3
 
 
@@ -423,7 +424,7 @@ def test_mounts_keep_their_order(rootfs: Path, tmp_path: Path) -> None:
         ([Mount.tmpfs("/tmp"), Mount.bind(one, "/etc"), Mount.bind(two, "/link")], None),
     ):
         script = "cat /tmp/x/mark /tmp/mark /tmp/sub/mark /etc/mark 2>/dev/null; true"
-        with Sandbox(rootfs, extra_mounts=mounts) as box:
+        with open_box(rootfs, extra_mounts=mounts) as box:
             said = sh(box, script)
             assert said == sh(box, script) == sh(box, script, fresh=True)
             assert there is None or there in said
@@ -478,7 +479,7 @@ def test_without_a_slot_a_run_is_made_fresh(box: Sandbox, monkeypatch: pytest.Mo
     ids=str,
 )
 def test_who_could_change_a_slot_gets_none(shared_rootfs: Path, words: dict[str, Any]) -> None:
-    with Sandbox(shared_rootfs, **words) as box:
+    with open_box(shared_rootfs, **words) as box:
         assert box.run(["true"]).exit == 0
         assert not residents()
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, require
 
-from sandboxlib import Mount, Sandbox, SetupError, User, _native, _plan, run_sandbox
+from sandboxlib import Mount, SetupError, User, _native, _plan, run_sandbox
 
 BARE = {"mounts": "undefined", "processes": "undefined", "ipc": "undefined"}
 ALL = {
@@ -328,7 +329,7 @@ def test_the_index_says_which_of_them_failed(
 def test_a_failure_is_the_same_the_second_time_and_then_it_works(
     shared_rootfs: Path, words: dict[str, Any]
 ) -> None:
-    box = Sandbox(shared_rootfs, **words)
+    box = open_box(shared_rootfs, **words)
     for _ in range(2):
         for command, cwd in ((["nonesuch"], None), (["true"], "/none"), (["/etc"], None)):
             with pytest.raises(SetupError):

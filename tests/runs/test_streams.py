@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import python, require
 from lib.names import name_of
 from lib.waiting import late, processes, wait_until
@@ -33,7 +34,6 @@ from sandboxlib import (
     Lines,
     Policy,
     Result,
-    Sandbox,
     SetupError,
     SpecError,
     SpecTypeError,
@@ -76,7 +76,7 @@ def can_run() -> None:
 @pytest.fixture(params=[pytest.param(name, marks=_needs(name)) for name in PLACES])
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     """Runs a command, or a script of the shell, in each kind of place."""
-    with Sandbox("/", **PLACES[request.param]) as box:
+    with open_box("/", **PLACES[request.param]) as box:
 
         def call(command: str | list[str], **words: Any) -> Result:
             if isinstance(command, str):
@@ -282,6 +282,8 @@ def test_standard_output_as_a_tee(host: Callable[..., Any]) -> None:
     script = """
 import sys
 from sandboxlib import Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 from sandboxlib._streams import Tee
 sys.stdout.write('["before", ')
 Sandbox("/").run(["echo", '"said"'], stdout=Tee(sys.stdout))
@@ -455,6 +457,8 @@ def test_a_tee_to_what_is_closed_is_refused(run: Run, tmp_path: Path) -> None:
 _HOST = """
 import fcntl, json, os, resource, sys
 from sandboxlib import Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 words, numbers, options, limit = map(json.loads, sys.argv[1:])
 if numbers:
     sources = []
@@ -477,7 +481,7 @@ for fd in sorted(map(int, os.listdir("/proc/self/fd"))):
         if error.errno != 9:
             print(fd, error)
 '''
-result = Sandbox("/", **words).run([%r, "-I", "-S", "-c", script], pass_fds=numbers, **options)
+result = open_box("/", **words).run([%r, "-I", "-S", "-c", script], pass_fds=numbers, **options)
 assert result.exit == 0, result
 print(json.dumps([line.split() for line in result.out.decode().splitlines()]))
 """.replace("%r", repr(PYTHON[0]))
@@ -527,6 +531,8 @@ def test_descriptors_that_change_places(host: Callable[..., Any]) -> None:
     script = """
 import json, os, sys
 from sandboxlib import Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 said = []
 for words in ({}, {"init": False}, {"processes": "undefined"}):
     for fresh in (True, False):
@@ -537,7 +543,7 @@ for words in ({}, {"init": False}, {"processes": "undefined"}):
         os.write(given, b"ring")
         os.lseek(given, 0, 0)
         os.dup2(given, 1)
-        result = Sandbox("/", **words).run(["cat"], stdin=1, stdout=0, stderr=2, fresh=fresh)
+        result = open_box("/", **words).run(["cat"], stdin=1, stdout=0, stderr=2, fresh=fresh)
         for number, fd in enumerate(kept):
             os.dup2(fd, number)
             os.close(fd)
@@ -553,6 +559,8 @@ def test_a_cgroup_with_a_low_number_is_not_written_over(host: Callable[..., Any]
     script = """
 import json, os, sys
 from sandboxlib import Sandbox, _process, _ladder, _plan
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 class Cgroup:
     def __init__(self, procs): self.procs = procs
     def take(self): return self
@@ -567,7 +575,7 @@ for words in ({}, {"init": False}, {"processes": "undefined"}):
         os.closerange(3, 60)
         os.dup2(61, number)
         os.dup2(61, 12)
-        box = Sandbox("/", **words)
+        box = open_box("/", **words)
         plan = _ladder.executor_of(box, native=True).plan_of(box)
         plan.cgroups, plan.is_limited = Cgroup((number,)), True
         result = box.run(["true"], fresh=True, pass_fds=[12])
@@ -598,10 +606,10 @@ def test_a_pty_is_the_terminal_of_the_command(run: Run) -> None:
 def test_a_pty_has_a_name_where_the_callers_dev_is() -> None:
     # The minimal /dev has pseudo-terminals of its own, and this one is the caller's.
     require(os.path.exists("/dev/pts"), "the caller has no /dev/pts")
-    out = Sandbox("/", devices="root").run(["tty"], pty=True).out
+    out = open_box("/", devices="root").run(["tty"], pty=True).out
     assert out is not None
     assert out.startswith(b"/dev/pts/")
-    assert Sandbox("/").run(["tty"], pty=True).out == b"not a tty\r\n"
+    assert open_box("/").run(["tty"], pty=True).out == b"not a tty\r\n"
 
 
 def test_a_pty_with_sinks_and_limits(run: Run) -> None:
@@ -632,7 +640,7 @@ def test_a_pty_nobody_types_at(run: Run) -> None:
 @pytest.mark.parametrize("count", [0, 1, 4095, 4096, 8000])
 def test_all_that_a_terminal_holds_at_the_end_is_read(count: int) -> None:
     # The command is dead before the first look. FIONREAD tells no more than 4095.
-    box = Sandbox("/")
+    box = open_box("/")
     plan = _ladder.executor_of(box, native=True).plan_of(box)
     script = f"import os\nassert os.write(1, b'x' * {count}) == {count}"
     command = Command([*PYTHON, script], "/", pty=True)
@@ -661,6 +669,8 @@ def test_a_daemon_that_holds_the_terminal_does_not_hold_the_caller(run: Run, scr
 _TYPES = """
 import fcntl, json, os, sys, termios
 from sandboxlib import Sandbox
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 words, options = map(json.loads, sys.argv[1:])
 os.setsid()
 master, slave = os.openpty()
@@ -684,7 +694,7 @@ except OSError as error:
     said.append(error.errno)
 print(said)
 '''
-result = Sandbox("/", **words).run([%r, "-I", "-S", "-c", script], stdin=slave, **options)
+result = open_box("/", **words).run([%r, "-I", "-S", "-c", script], stdin=slave, **options)
 assert result.exit == 0, result
 typed = int.from_bytes(fcntl.ioctl(slave, termios.FIONREAD, bytes(4)), sys.byteorder)
 os.set_blocking(master, False)
@@ -747,7 +757,7 @@ def test_what_makes_no_sense_is_refused(words: dict[str, Any], tmp_path: Path) -
     before = descriptors()
     for fresh in (False, True):
         with pytest.raises(SpecError):
-            Sandbox("/").run(["touch", f"{tmp_path}/ran"], fresh=fresh, **words)
+            open_box("/").run(["touch", f"{tmp_path}/ran"], fresh=fresh, **words)
     with pytest.raises(SpecError):
         run_sandbox("/", ["touch", f"{tmp_path}/ran"], **words)
     assert os.listdir(tmp_path) == []
@@ -789,7 +799,7 @@ def test_what_makes_no_sense_is_refused(words: dict[str, Any], tmp_path: Path) -
 def test_wrong_types_are_refused(words: dict[str, Any], tmp_path: Path) -> None:
     expected = SpecError if words == {"on_overflow": None} else SpecTypeError
     with pytest.raises(expected):
-        Sandbox("/").run(["touch", f"{tmp_path}/ran"], **words)
+        open_box("/").run(["touch", f"{tmp_path}/ran"], **words)
     with pytest.raises(expected):
         run_sandbox("/", ["touch", f"{tmp_path}/ran"], **words)
     assert os.listdir(tmp_path) == []
@@ -798,14 +808,14 @@ def test_wrong_types_are_refused(words: dict[str, Any], tmp_path: Path) -> None:
 def test_a_closed_descriptor_is_named() -> None:
     fd = closed()
     with pytest.raises(SpecError, match=f"pass_fds has {fd}: Bad file descriptor"):
-        Sandbox("/").run(["true"], pass_fds=[fd])
+        open_box("/").run(["true"], pass_fds=[fd])
 
 
 def test_too_many_descriptors_are_refused() -> None:
     opened = [os.dup(0) for _ in range(33)]
     with pytest.raises(SpecError, match="33 descriptors, and may have 32"):
-        Sandbox("/").run(["true"], pass_fds=opened)
-    assert Sandbox("/").run(["true"], pass_fds=opened[1:]).exit == 0
+        open_box("/").run(["true"], pass_fds=opened)
+    assert open_box("/").run(["true"], pass_fds=opened[1:]).exit == 0
     for fd in opened:
         os.close(fd)
 
@@ -813,8 +823,8 @@ def test_too_many_descriptors_are_refused() -> None:
 def test_a_descriptor_beyond_the_limit_of_the_command_is_refused() -> None:
     fd = os.dup2(0, 40)
     with pytest.raises(SpecError, match="pass_fds has 40, and open_files is 40"):
-        Sandbox("/", limits=Limits(open_files=40)).run(["true"], pass_fds=[fd])
-    assert Sandbox("/", limits=Limits(open_files=41)).run(["true"], pass_fds=[fd]).exit == 0
+        open_box("/", limits=Limits(open_files=40)).run(["true"], pass_fds=[fd])
+    assert open_box("/", limits=Limits(open_files=41)).run(["true"], pass_fds=[fd]).exit == 0
     os.close(fd)
 
 
@@ -867,7 +877,7 @@ def test_the_words_of_a_map() -> None:
         Command(["stty", "size"], pty=(5, 6)),
         Command(["sh", "-c", f"echo x > /proc/self/fd/{writer}"], pass_fds=[writer]),
     ]
-    with Sandbox("/") as box:
+    with open_box("/") as box:
         results = list(box.map(commands, jobs=2, on_failure="continue"))
     assert [result.exit for result in results] == [0, 0, -9, 0, 0]
     assert [result.out for result in results] == [b"1\n2", None, None, b"5 6\r\n", b""]
@@ -881,7 +891,7 @@ def test_the_words_of_a_map() -> None:
 
 def test_an_exception_in_a_function_ends_a_map() -> None:
     mark = f"{os.getpid()}.1414213"
-    with Sandbox("/") as box:
+    with open_box("/") as box:
         for fresh in (False, True):
             results = box.map([["sh", "-c", f"echo x; sleep {mark}"]] * 4, jobs=2, stdout=fail)
             with pytest.raises(Trouble):
@@ -939,7 +949,7 @@ def test_a_terminal_and_grace_go_to_an_executor_that_has_them(
     monkeypatch.setattr(_ladder, "EXECUTORS", ("bubblewrap", native))
     if reason := sandboxlib.get_executor("bubblewrap").why_not():
         pytest.skip(reason)
-    box = Sandbox("/", policy=Policy(capabilities="all"))
+    box = open_box("/", policy=Policy(capabilities="all"))
     assert box.run(["true"]).executor == "bubblewrap"
     words = ["test", "-t", "0"]
     assert box.run(words, pty=True).executor == native

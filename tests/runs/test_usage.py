@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, require
 
 import sandboxlib
-from sandboxlib import Limits, Mount, Result, Sandbox, Usage, _slots, chroot
+from sandboxlib import Limits, Mount, Result, Usage, _slots, chroot
 
 PYTHON = os.path.realpath(sys.executable)
 WAYS: dict[str, tuple[dict[str, Any], bool]] = {
@@ -36,7 +37,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def run(way: str, script: str, **words: Any) -> Result:
     place, fresh = WAYS[way]
-    with Sandbox("/", extra_mounts=[Mount.tmpfs("/tmp")], **place) as box:
+    with open_box("/", extra_mounts=[Mount.tmpfs("/tmp")], **place) as box:
         argv = [PYTHON, "-I", "-S", "-c", script]
         return chroot.run_in(box, argv, cwd="/", fresh=fresh, **words)
 
@@ -134,7 +135,7 @@ for i in range(200):
 
 
 def test_nothing_of_one_run_counts_for_the_next() -> None:
-    with Sandbox("/", extra_mounts=[Mount.tmpfs("/tmp")]) as box:
+    with open_box("/", extra_mounts=[Mount.tmpfs("/tmp")]) as box:
         script = "import time\nx = b'x' * (300 << 20)\nwhile time.process_time() < 0.6: pass"
         burn = [PYTHON, "-I", "-S", "-c", script]
         before = usage_of(box.run(["true"], cwd="/"))
@@ -160,7 +161,7 @@ def test_it_is_a_value(way: str) -> None:
 
 def test_of_a_command_that_could_not_begin_there_is_none(way: str) -> None:
     place, fresh = WAYS[way]
-    with Sandbox("/", **place) as box, pytest.raises(sandboxlib.SetupError):
+    with open_box("/", **place) as box, pytest.raises(sandboxlib.SetupError):
         chroot.run_in(box, ["/no/such"], cwd="/", fresh=fresh)
 
 
@@ -184,6 +185,8 @@ def test_none_where_somebody_else_took_the_status(shared_rootfs: Path, mode: str
     script = """
 import os, signal, sys, threading, time
 from sandboxlib import Sandbox, StatusLost, chroot
+OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
+open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 if sys.argv[2] == "SIG_IGN":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 else:
@@ -199,7 +202,7 @@ result = chroot.run_in(Sandbox(sys.argv[1]), command)
 assert result.usage.user + result.usage.system > 0.01, result.usage
 for words in ({"init": False}, {"processes": "undefined"}):
     try:
-        result = chroot.run_in(Sandbox(sys.argv[1], **words), command)
+        result = chroot.run_in(open_box(sys.argv[1], **words), command)
         print(result.exit, result.usage)
     except StatusLost:
         print(0, None)
@@ -219,13 +222,13 @@ def test_bubblewrap_tells_none() -> None:
     executor = sandboxlib.get_executor("bubblewrap")
     if reason := executor.why_not():
         pytest.skip(reason)
-    result = executor.run_in(Sandbox("/"), ["true"], cwd="/")
+    result = executor.run_in(open_box("/"), ["true"], cwd="/")
     assert (result.exit, result.usage) == (0, None)
 
 
 def test_a_limit_changes_nothing_of_it(way: str) -> None:
     place, fresh = WAYS[way]
-    with Sandbox("/", limits=Limits(open_files=100), **place) as box:
+    with open_box("/", limits=Limits(open_files=100), **place) as box:
         result = chroot.run_in(box, ["true"], cwd="/", fresh=fresh)
     assert usage_of(result).minor_faults > 0
     assert result.limits_hit == ()

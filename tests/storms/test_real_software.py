@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lib.boxes import open_box
 from lib.machine import needs_root, require
 
 from sandboxlib import STDOUT, Mount, Sandbox
@@ -25,7 +26,7 @@ def inside(script: str, *mounts: Mount, timeout: float = 250, network: str = "is
     """What a shell prints in a sandbox of the machine's own root; it has to succeed."""
     env = {"PATH": os.environ["PATH"], "HOME": "/tmp"}
     tmp = [Mount.tmpfs("/tmp")]
-    with Sandbox("/", extra_mounts=[*tmp, *mounts], network=network) as box:
+    with open_box("/", extra_mounts=[*tmp, *mounts], network=network) as box:
         result = box.run(["sh", "-ec", script], cwd="/tmp", env=env, stderr=STDOUT, timeout=timeout)
     assert result.isolation["seccomp"] == "builds"
     assert (result.exit, result.timed_out) == (0, False), (result.out or b"")[-3000:]
@@ -82,7 +83,7 @@ def test_pythons_own_tests(name: str, tmp_path: Path) -> None:
         argv, cwd=tmp_path, capture_output=True, check=False, stdin=subprocess.DEVNULL, timeout=250
     )
     outside = failed(done.stdout + done.stderr)
-    with Sandbox("/", extra_mounts=[Mount.tmpfs("/tmp")]) as box:
+    with open_box("/", extra_mounts=[Mount.tmpfs("/tmp")]) as box:
         result = box.run(argv, cwd="/tmp", stderr=STDOUT, timeout=250)
     text = result.out or b""
     assert b"Total tests: run=" in text or b"Ran " in text, text[-2000:]
@@ -218,7 +219,7 @@ def test_configure_make_check(name: str, scratch: Path, archive: Archive) -> Non
     )  # fmt: skip
     writable = [str(builds[1]), "/tmp"]
     tmp = [Mount.tmpfs("/tmp")]
-    with Sandbox("/", extra_mounts=tmp, filesystem_writable_paths=writable) as box:
+    with open_box("/", extra_mounts=tmp, filesystem_writable_paths=writable) as box:
         result = box.run(argv, cwd=builds[1], env=env, stderr=STDOUT, timeout=300)
     assert result.isolation["seccomp"] == "builds"
 
