@@ -41,9 +41,10 @@ format:
     "{{bin}}/ruff" check --fix .
     clang-format -i $(git ls-files '*.c' '*.h')
 
-# Types: mypy --strict
+# Types: mypy --strict, of the package and of the examples
 types:
     "{{bin}}/mypy" --strict
+    "{{bin}}/mypy" --strict examples/*.py
 
 # Warnings and gcc's static analysis of all C files; takes the compilers of the core
 warnings *compilers="gcc":

@@ -30,7 +30,7 @@ def main(root: str) -> None:
         # pure=False: the same command twice is two runs.
         futures = client.map(run, commands, box=place, pure=False)
         for number, result in enumerate(client.gather(futures)):
-            print(f"{number}: {result.out.decode()}", end="")
+            print(f"{number}: {result.stdout.decode()}", end="")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ include_patterns = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
+    "tests/README.md",
 ]
 root_doc = "docs/index"
 
