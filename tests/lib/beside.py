@@ -10,7 +10,7 @@ from __future__ import annotations
 from xdist.scheduler import LoadScopeScheduling
 
 #: The start of names of tests that look at the same part of the machine.
-TOGETHER = ("tests/cgroups/",)
+TOGETHER = ("tests/cgroups/", "tests/cli/test_demo.py", "tests/cli/test_bench.py")
 
 
 class Scheduling(LoadScopeScheduling):

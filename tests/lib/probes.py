@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from lib.roots import make_rootfs
 def compile_static(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     place = tmp_path_factory.mktemp("compiled")
 
+    @cache
     def build(source: str) -> Path:
         require(shutil.which("cc"), "there is no C compiler")
         name = f"probe-{abs(hash(source))}"
