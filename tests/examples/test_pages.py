@@ -102,3 +102,15 @@ def test_what_a_page_shows_is_what_happens(
             run_console(source, page, line)
         else:
             assert kind.split()[0] in SHOWN, f"{page.name}:{line}: nothing runs a block of {kind!r}"
+
+
+def test_every_example_is_on_a_page_and_is_run() -> None:
+    shown = {
+        path
+        for page in PAGES
+        for kind, _, _ in blocks(page)
+        for path in re.findall(r"^\{literalinclude\} \.\./(examples/\S+)$", kind)
+    }
+    tests = (TOP / "tests" / "examples" / "test_examples.py").read_text()
+    for path in shown:
+        assert Path(path).stem in tests, f"no test runs {path}"

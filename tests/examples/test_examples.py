@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs of examples/, which the cookbook shows, each run as a process of its own."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from lib.machine import require
+from lib.waiting import processes, wait_until
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def compiler() -> None:
+    require(shutil.which("cc"), "there is no C compiler")
+
+
+@pytest.fixture
+def sources(tmp_path: Path, compiler: None) -> tuple[Path, Path]:
+    """C files, and a directory for what is made of them."""
+    (tmp_path / "out").mkdir()
+    source = tmp_path / "src"
+    source.mkdir()
+    (source / "a.h").write_text("int six(void);\n")
+    (source / "a.c").write_text('#include "a.h"\nint six(void) { return 6; }\n')
+    (source / "b.c").write_text("int seven(void) { return 7; }\n")
+    (source / "main.c").write_text(
+        '#include "a.h"\n#include <stdio.h>\nint main(void) { printf("%d\\n", six()); }\n'
+    )
+    return source, tmp_path / "out"
+
+
+def example(name: str, *args: object) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, str(EXAMPLES / name), *map(str, args)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_parallel_build_shows_its_progress_and_links(sources: tuple[Path, Path]) -> None:
+    done = example("parallel_build.py", *sources)
+    assert done.returncode == 0, done.stderr
+    assert "[" + "#" * 30 + "] 3/3" in done.stderr
+    program = [str(sources[1] / "program")]
+    assert subprocess.run(program, capture_output=True, check=True).stdout == b"6\n"
+
+
+def test_parallel_build_tells_what_does_not_compile(sources: tuple[Path, Path]) -> None:
+    (sources[0] / "b.c").write_text("int seven(void) { return eight; }\n")
+    done = example("parallel_build.py", *sources)
+    assert done.returncode == 1
+    assert "'eight' undeclared" in done.stderr
+
+
+def test_incremental_build_compiles_what_changed(sources: tuple[Path, Path]) -> None:
+    source, out = sources
+    assert example("incremental_build.py", source, out).stdout == "compiled 3: a.c b.c main.c\n"
+    assert example("incremental_build.py", source, out).stdout == "compiled 0: \n"
+    (source / "a.h").write_text("int six(void); /* an even number */\n")
+    assert example("incremental_build.py", source, out).stdout == "compiled 2: a.c main.c\n"
+    (source / "b.c").write_text("int\n")
+    assert example("incremental_build.py", source, out).returncode == 1
+    (source / "b.c").write_text("int b;\n")
+    assert example("incremental_build.py", source, out).stdout == "compiled 1: b.c\n"
+
+
+def test_run_tests_writes_a_junit_summary(tmp_path: Path) -> None:
+    directory, report = tmp_path / "tests", tmp_path / "report.xml"
+    directory.mkdir()
+    for name, text in {
+        "good": "#!/bin/sh\necho fine\n",
+        "bad": "#!/bin/sh\necho wrong; exit 3\n",
+        "late": "#!/bin/sh\n# limits: timeout=0.5\nsleep 60\n",
+        "lost": "#!/nowhere/sh\n",
+    }.items():
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o755)
+    done = example("run_tests.py", directory, report)
+    assert done.returncode == 1, done.stderr
+    suite = ElementTree.parse(report).getroot()
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("4", "2", "1")
+    cases = {case.get("name"): next(iter(case), None) for case in suite}
+    assert cases["good"] is None
+    assert cases["bad"] is not None
+    assert (cases["bad"].get("message"), cases["bad"].text) == ("exit status 3", "wrong\n")
+    assert cases["late"] is not None
+    assert cases["late"].get("message") == "timeout"
+    assert cases["lost"] is not None
+    assert "interpreter" in cases["lost"].get("message", "")
+
+
+SUBMISSION = """
+#include <stdio.h>
+int main(void) {
+    int a, b;
+    scanf("%d %d", &a, &b);
+    while (a == 3) {}
+    while (a == 4) puts("and so on");
+    if (a == 5) __builtin_trap();
+    printf("%d\\n", a + b);
+}
+"""
+
+
+def test_judge_gives_a_verdict_for_each_case(tmp_path: Path, compiler: None) -> None:
+    (tmp_path / "s.c").write_text(SUBMISSION)
+    (tmp_path / "cases").mkdir()
+    for a, expected in enumerate([3, 4, 0, 0, 0], 1):
+        (tmp_path / "cases" / f"{a}.in").write_text(f"{a} 2\n")
+        (tmp_path / "cases" / f"{a}.out").write_text(f"{expected}\n")
+    (tmp_path / "cases" / "2.out").write_text("5\n")
+    done = example("judge.py", tmp_path / "s.c", tmp_path / "cases")
+    assert done.stdout.splitlines() == [
+        "1: accepted",
+        "2: wrong answer",
+        "3: time limit exceeded",
+        "4: output limit exceeded",
+        "5: runtime error (-4)",
+    ], done.stderr
+
+
+def test_judge_tells_what_does_not_compile(tmp_path: Path, compiler: None) -> None:
+    (tmp_path / "s.c").write_text("int main(void) { return x; }\n")
+    done = example("judge.py", tmp_path / "s.c", tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.startswith("compile error\n")
+    assert "'x' undeclared" in done.stdout
+
+
+def test_async_service_ends_the_run_of_a_client_who_goes_away(tmp_path: Path) -> None:
+    argv = [sys.executable, str(EXAMPLES / "async_service.py"), "0"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout
+        port = int(service.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"echo hello; exit 3\n")
+            with client.makefile() as answer:
+                assert answer.read() == "hello\nexit 3\n"
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"sleep 987654\n")
+            assert wait_until(lambda: processes("987654"))
+        assert service.stdout.readline() == "cancelled\n"
+        assert not processes("987654")
+        service.send_signal(signal.SIGTERM)
