@@ -95,8 +95,8 @@ def run_tool(
     return _process.complete(run, True, executor, start, dict(isolation), began)
 
 
-def warn(text: str) -> None:
-    """A UserWarning that names the line which called this package."""
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """A warning that names the line which called this package."""
     import sys
     import warnings
 
@@ -104,7 +104,7 @@ def warn(text: str) -> None:
     level = 1
     while os.path.dirname(sys._getframe(level).f_code.co_filename) == ours:
         level += 1
-    warnings.warn(text, stacklevel=level + 1)
+    warnings.warn(text, category, stacklevel=level + 1)
 
 
 _cached = functools.lru_cache(maxsize=64, typed=True)(Sandbox)

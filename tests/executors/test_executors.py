@@ -530,7 +530,8 @@ def test_the_form_of_0_3(executor: ModuleType, root: Path, monkeypatch: pytest.M
     run = executor.run_sandbox
     assert run(["sh", "-c", "echo $MARK"], filesystem_root=root) == (0, b"inherited\n", b"")
     assert run(["/bin/sh", "-c", "echo $MARK"], None, {}, root) == (0, b"\n", b"")
-    assert run("pwd", cwd="/tmp").out == b"/tmp\n"
+    with pytest.warns(sandboxlib.HostRootWarning):
+        assert run("pwd", cwd="/tmp").out == b"/tmp\n"
     assert run(["pwd"], "tmp", filesystem_root=root).out == b"/tmp\n"
     assert run(["echo", "x"], stdout=None, stderr=None) == (0, None, None)
 
@@ -538,7 +539,7 @@ def test_the_form_of_0_3(executor: ModuleType, root: Path, monkeypatch: pytest.M
 def test_a_value_that_there_is_not_is_an_assertion_as_it_was(executor: ModuleType) -> None:
     for words in ({"network": "some"}, {"mounts": "some"}, {"filesystem_writable_paths": "some"}):
         with pytest.raises(AssertionError, match="'some'") as caught:
-            executor.run_sandbox(["true"], **words)
+            executor.run_sandbox(["true"], filesystem_root="/", **words)
         assert isinstance(caught.value, sandboxlib.SpecError)
 
 
@@ -548,7 +549,7 @@ def test_only_the_status(executor: ModuleType, root: Path, tmp_path: Path) -> No
         script = ["sh", "-c", "echo out; echo err >&2; exit 3"]
         assert executor.run_sandbox_with_redirection(script, **words) == 3
     assert (tmp_path / "log").read_text() == "out\nerr\n"
-    assert executor.run_sandbox_with_redirection(["true"], stdout=CAPTURE) == 0
+    assert executor.run_sandbox_with_redirection(["true"], filesystem_root="/", stdout=CAPTURE) == 0
 
 
 def test_what_is_possible_can_be_splatted(executor: ModuleType, root: Path) -> None:

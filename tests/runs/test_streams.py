@@ -859,7 +859,9 @@ def test_the_words_of_run_sandbox() -> None:
     result = run_sandbox("/", ["seq", "3"], stdout=Lines(lines.append), max_output=5, grace=1)
     assert (result.out_size, result.limits_hit, lines) == (6, ("output",), [b"1\n", b"2\n", b"3"])
     assert run_sandbox("/", ["tty"], pty=(3, 4)).out is not None
-    assert run_sandbox(["seq", "3"], max_output=1).out == b"1"  # the form of 0.3
+    assert (
+        run_sandbox(["seq", "3"], filesystem_root="/", max_output=1).out == b"1"
+    )  # the form of 0.3
     reader, writer = os.pipe()
     run_sandbox("/", ["sh", "-c", f"echo x > /proc/self/fd/{writer}"], pass_fds=[writer])
     assert os.read(reader, 9) == b"x\n"
