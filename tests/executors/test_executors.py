@@ -533,7 +533,7 @@ def test_the_form_of_0_3(executor: ModuleType, root: Path, monkeypatch: pytest.M
     with pytest.warns(sandboxlib.HostRootWarning):
         assert run("pwd", cwd="/tmp").out == b"/tmp\n"
     assert run(["pwd"], "tmp", filesystem_root=root).out == b"/tmp\n"
-    assert run(["echo", "x"], stdout=None, stderr=None) == (0, None, None)
+    assert run(["echo", "x"], filesystem_root="/", stdout=None, stderr=None) == (0, None, None)
 
 
 def test_a_value_that_there_is_not_is_an_assertion_as_it_was(executor: ModuleType) -> None:
