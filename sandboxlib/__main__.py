@@ -166,7 +166,8 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
     add("words", metavar="PATH", nargs=argparse.PARSER, help=text)
     names = ", ".join(_ladder.EXECUTORS)
     add("-e", "--executor", type=_executor, help=f"{names} (default: the first that can do it)")
-    add("--cwd", help="directory inside the root (default: the image's, or /)")
+    text = "directory inside the root (default: the image's, or /; if PATH is /, yours, or / where "
+    add("--cwd", help=text + "the sandbox does not have that)")
     add("--ref", metavar="NAME", help="which image, where PATH holds several")
     text = "for unpacking an image (default: 600)"
     add("--unpack-timeout", type=float, metavar="SECONDS", default=600.0, help=text)

@@ -68,8 +68,8 @@ class Command(Value):
 
     argv: list of str, bytes or paths; or a str that names one program and is never split. A program
         without a slash is looked up in the PATH of the sandbox, inside the root.
-    cwd: str or path, inside the root. None (the default): '/', or the caller's directory where the
-        root is '/'.
+    cwd: str or path, inside the root. None (the default): '/'; where the root is '/', the caller's
+        directory, or '/' if the sandbox has no such directory.
     extra_env: mapping of str to str, added to BASE_ENVIRONMENT or to env.
     env: mapping of str to str, in place of BASE_ENVIRONMENT.
     stdin: None (the default): empty. bytes, a file, or a descriptor. For start() also CAPTURE.
