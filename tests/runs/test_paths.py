@@ -5,7 +5,6 @@ in that of the sandbox, whatever ".." and links they contain.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -16,54 +15,12 @@ import pytest
 from lib.boxes import open_box
 from lib.machine import needs_root
 
-from sandboxlib import Mount, Result, Sandbox, SetupError, run_sandbox
+from sandboxlib import Mount, Result, SetupError, run_sandbox
 
 pytestmark = needs_root
+pytest_plugins = ["lib.ways"]
 
 UP = "../" * 40
-
-
-def _map(box: Sandbox, command: list[str]) -> Result:
-    found: Result = list(box.map([command] * 3, jobs=2, on_failure="continue"))[-1]
-    return found
-
-
-def _start(box: Sandbox, command: list[str]) -> Result:
-    with box.start(command) as process:
-        process.communicate(timeout=60)
-        assert process.result is not None
-        return process.result
-
-
-def _slot(box: Sandbox, command: list[str]) -> Result:
-    box.run(command)
-    return box.run(command)
-
-
-WAYS: dict[str, Callable[[Sandbox, list[str]], Result]] = {
-    "fresh": lambda box, command: box.run(command, fresh=True),
-    "slot": _slot,
-    "map": _map,
-    "start": _start,
-    "async": lambda box, command: asyncio.run(box.run_async(command)),
-}
-
-
-@pytest.fixture(params=["chroot", "user_namespace"])
-def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("SANDBOXLIB_BACKEND", request.param)
-    return str(request.param)
-
-
-@pytest.fixture(params=WAYS)
-def run(request: pytest.FixtureRequest, executor: str) -> Callable[..., Result]:
-    way = WAYS[request.param]
-
-    def call(root: Path | str, command: list[str], **words: Any) -> Result:
-        with open_box(root, **words) as box:
-            return way(box, command)
-
-    return call
 
 
 @pytest.fixture

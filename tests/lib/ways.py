@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every way of running a command, over both executors without a program of their own.
+
+A pytest plugin: `pytest_plugins = ["lib.ways"]`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lib.boxes import open_box
+
+from sandboxlib import Result, Sandbox
+
+
+def _map(box: Sandbox, command: list[str]) -> Result:
+    found: Result = list(box.map([command] * 3, jobs=2, on_failure="continue"))[-1]
+    return found
+
+
+def _start(box: Sandbox, command: list[str]) -> Result:
+    with box.start(command) as process:
+        process.communicate(timeout=60)
+        assert process.result is not None
+        return process.result
+
+
+def _slot(box: Sandbox, command: list[str]) -> Result:
+    box.run(command, cwd="/")
+    return box.run(command, cwd="/")
+
+
+WAYS: dict[str, Callable[[Sandbox, list[str]], Result]] = {
+    "fresh": lambda box, command: box.run(command, cwd="/", fresh=True),
+    "slot": _slot,
+    "map": _map,
+    "start": _start,
+    "async": lambda box, command: asyncio.run(box.run_async(command, cwd="/")),
+}
+
+
+@pytest.fixture(params=["chroot", "user_namespace"])
+def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("SANDBOXLIB_BACKEND", request.param)
+    return str(request.param)
+
+
+@pytest.fixture(params=WAYS)
+def run(request: pytest.FixtureRequest, executor: str) -> Callable[..., Result]:
+    way = WAYS[request.param]
+
+    def call(root: Path | str, command: list[str], **words: Any) -> Result:
+        with open_box(root, **words) as box:
+            return way(box, command)
+
+    return call
