@@ -77,7 +77,8 @@ def choose(box: Sandbox, native: bool = False) -> ModuleType:
 
 def run_command(box: Sandbox, command: Command, fresh: bool = True) -> Result:
     """Runs a Command in a Sandbox, by the executor that is chosen; see run_sandbox."""
-    result: Result = executor_of(box, needs_native(command)).run_command(box, command, fresh)
+    native = not command._is_plain and needs_native(command)
+    result: Result = executor_of(box, native).run_command(box, command, fresh)
     return result
 
 

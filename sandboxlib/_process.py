@@ -14,7 +14,7 @@ from ._check import check_descriptor
 from ._host import machine as _machine
 from ._plan import Job, Plan
 from ._rare import SINK, Rare
-from ._streams import STDOUT, is_capture
+from ._streams import CAPTURE, STDOUT, is_capture
 from ._stubs import LEAST_SETUP, Silent, Stubs
 from .command import Command
 from .result import Result
@@ -122,7 +122,10 @@ class Run:
         self._rare: Rare | None = None
         self.unkillable: errors.Unkillable | None = None
         self._content = -1
-        outputs = _output("stdout", stdout), _output("stderr", stderr)
+        if stdout is CAPTURE and stderr is CAPTURE:  # as most have it
+            outputs = _CAPTURED, _CAPTURED
+        else:
+            outputs = _output("stdout", stdout), _output("stderr", stderr)
         if more or plan.is_limited or SINK in outputs or not command._is_plain:
             self._rare = Rare(plan, command, stdout, stderr, **more)
             outputs = self._rare.outputs(outputs)

@@ -164,7 +164,7 @@ class Command(Value):
             put["pass_fds"] = _check_passed(pass_fds)
         if pty is not False:
             put["pty"] = terminal_size(pty, stdin, stdout, stderr)
-        if self.grace or max_output is not None or self.pass_fds or self.pty:
+        if grace or max_output is not None or pass_fds != () or pty is not False:
             put["_is_plain"] = False
 
     def _put_streams(self, stdin: Any, stdout: Any, stderr: Any) -> None:
@@ -284,16 +284,14 @@ def command_of(
 
     names: the keyword arguments that the call has itself.
     """
+    if not options:
+        return command if isinstance(command, Command) else Command(command)
     if not options.keys() <= OPTIONS:
         raise unknown_option(call, options, *names)
     if isinstance(command, Command):
-        if options:
-            changes = ", ".join(f"{n}=..." for n in Command._fields if n in options)
-            text = "a Command has its options itself"
-            raise SpecTypeError(
-                f"{call}: {text}: command.replace({changes}), or an argv in its place"
-            )
-        return command
+        changes = ", ".join(f"{n}=..." for n in Command._fields if n in options)
+        text = f"a Command has its options itself: command.replace({changes})"
+        raise SpecTypeError(f"{call}: {text}, or an argv in its place")
     return Command(command, **options)
 
 

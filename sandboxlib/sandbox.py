@@ -499,7 +499,8 @@ class Sandbox(Value):
         if options or type(command) is not Command:
             command = command_of("run", command, options, "fresh", "check")
         assert runner is not None
-        result = runner(self._for(command), command, fresh)
+        box = self if command.limits is None else self._for(command)
+        result = runner(box, command, fresh)
         return result.check() if check else result
 
     def start(
