@@ -45,7 +45,8 @@ def sandbox(root: str, *, plain: bool = True, **words: Any) -> Any:
         words.setdefault("policy", sandboxlib.Policy(seccomp="none"))
         if "devices" in sandboxlib.Sandbox._fields:
             words.setdefault("devices", "root")
-    words = {"network": "isolated", "extra_mounts": [sandboxlib.Mount.tmpfs("/tmp")], **words}
+    words = {"network": "isolated", "filesystem_writable_paths": "all", **words}
+    words.setdefault("extra_mounts", [sandboxlib.Mount.tmpfs("/tmp")])
     return sandboxlib.Sandbox(root, **words)
 
 

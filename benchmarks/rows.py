@@ -21,7 +21,9 @@ from loops import build as build_loops
 from sandboxlib import Mount, Policy, Sandbox, run_sandbox
 
 HERE = Path(__file__).resolve().parent
+# Both say all that differs between Sandbox and run_sandbox.
 CHROOT: dict[str, Any] = {
+    "network": "undefined",
     "mounts": "undefined",
     "processes": "undefined",
     "ipc": "undefined",
@@ -30,15 +32,16 @@ CHROOT: dict[str, Any] = {
 # Without what has rows of its own: the filter of system calls, and the minimal /dev.
 FULL: dict[str, Any] = {
     "network": "isolated",
+    "filesystem_writable_paths": "all",
     "extra_mounts": (Mount.tmpfs("/tmp"),),
     "devices": "root",
     "policy": Policy(seccomp="none"),
 }
 OUR_WORDS = {
-    "chroot": "mounts='undefined', processes='undefined', ipc='undefined',"
+    "chroot": "network='undefined', mounts='undefined', processes='undefined', ipc='undefined',"
     " policy=Policy(capabilities='all', no_new_privs=False, seccomp='none')",
-    "full": "network='isolated', extra_mounts=[Mount.tmpfs('/tmp')], devices='root',"
-    " policy=Policy(seccomp='none')",
+    "full": "network='isolated', filesystem_writable_paths='all',"
+    " extra_mounts=[Mount.tmpfs('/tmp')], devices='root', policy=Policy(seccomp='none')",
 }
 
 # The rows, in the order in which they are shown.

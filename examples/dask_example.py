@@ -22,7 +22,7 @@ def run(command: list[str], box: Sandbox) -> Result:
 
 
 def main(root: str) -> None:
-    box = Sandbox(root, network="isolated")
+    box = Sandbox(root)
     commands = [["echo", f"hello from {number}"] for number in range(8)]
     cluster = LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None)
     with cluster, Client(cluster) as client:
