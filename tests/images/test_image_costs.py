@@ -39,6 +39,7 @@ from lib.image_maker import (
     padded,
     pax,
     symlink,
+    zstd,
 )
 from lib.machine import require
 
@@ -437,12 +438,6 @@ def test_honest_trees_are_within_the_limits(tmp_path: Path) -> None:
 # ---- compression -----------------------------------------------------------------------------
 
 
-def _zstd(data: bytes) -> bytes:
-    zstandard = pytest.importorskip("zstandard", reason="there is no zstandard")
-    packed: bytes = zstandard.ZstdCompressor().compress(data)
-    return packed
-
-
 def _gzip(data: bytes) -> bytes:
     return gzip.compress(data, 1)
 
@@ -471,9 +466,9 @@ COMPRESSED: dict[str, Callable[[], bytes]] = {
     "small streams of xz": lambda: b"".join(
         lzma.compress(MINE[n : n + 1]) for n in range(len(MINE))
     ),
-    "small frames of zstd": lambda: b"".join(_zstd(MINE[n : n + 1]) for n in range(len(MINE))),
+    "small frames of zstd": lambda: b"".join(zstd(MINE[n : n + 1]) for n in range(len(MINE))),
     "skippable frames of zstd": lambda: (
-        _zstd(MINE[:9]) + b"\x50\x2a\x4d\x18\0\0\0\0" * (SIZE // 8) + _zstd(MINE[9:])
+        zstd(MINE[:9]) + b"\x50\x2a\x4d\x18\0\0\0\0" * (SIZE // 8) + zstd(MINE[9:])
     ),
 }
 

@@ -59,22 +59,6 @@ def public() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(params=["caller", "root", "ranges"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How it is unpacked: by root, or in a user namespace of one id, or of several."""
-    name: str = request.param
-    if name == "caller":
-        if not IS_ROOT:
-            pytest.skip("only root keeps owners without a user namespace")
-        return name
-    if user_namespace.why_not():
-        pytest.skip(user_namespace.why_not())
-    if refused := user_namespace.refusals(sandboxlib.Sandbox("/", user=name)):
-        pytest.skip(refused[0])
-    monkeypatch.setattr(unpack, "executor", lambda: (user_namespace.run_command, name))
-    return name
-
-
 def mode(path: str | Path) -> int:
     return stat.S_IMODE(os.lstat(path).st_mode)
 

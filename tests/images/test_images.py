@@ -38,13 +38,14 @@ from lib.image_maker import (
     pax,
     sha256,
     symlink,
+    zstd,
 )
 from lib.machine import many, needs_root, require
 from lib.roots import find_busybox
 from lib.waiting import wait_until
 
 import sandboxlib
-from sandboxlib import ImageError, UnsupportedError, User, _native, load, user_namespace
+from sandboxlib import ImageError, UnsupportedError, User, _native, load
 from sandboxlib._images import unpack
 from sandboxlib.load import appc, oci
 
@@ -86,24 +87,6 @@ def _why_not() -> str:
     except UnsupportedError as error:
         return str(error)
     return ""
-
-
-@pytest.fixture(params=["caller", "root", "ranges"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How it is unpacked: by root, or in a user namespace of one id, or of several."""
-    name: str = request.param
-    if name == "caller":
-        if not IS_ROOT:
-            pytest.skip("only root keeps owners without a user namespace")
-        return name
-    if user_namespace.why_not():
-        pytest.skip(user_namespace.why_not())
-    if name == "ranges" and "oci" in request.node.name.split("[")[-1]:
-        pytest.skip("an .aci shows it")
-    if refused := user_namespace.refusals(sandboxlib.Sandbox("/", user=name)):
-        pytest.skip(refused[0])
-    monkeypatch.setattr(unpack, "executor", lambda: (user_namespace.run_command, name))
-    return name
 
 
 # ---- hostile archives ------------------------------------------------------------------------
@@ -801,15 +784,9 @@ def test_sparse_files_of_gnu_tar(place: Path, tmp_path: Path, kind: str) -> None
         assert Path(root, "sparse").read_bytes() == (source / "sparse").read_bytes()
 
 
-def _zstd(data: bytes) -> bytes:
-    zstandard = pytest.importorskip("zstandard", reason="there is no zstandard")
-    packed: bytes = zstandard.ZstdCompressor().compress(data)
-    return packed
-
-
 @pytest.mark.parametrize(
     "compress",
-    [bytes, gzip.compress, bz2.compress, lzma.compress, _zstd, lambda x: _zstd(x) + _zstd(b"")],
+    [bytes, gzip.compress, bz2.compress, lzma.compress, zstd, lambda x: zstd(x) + zstd(b"")],
     ids=["none", "gzip", "bzip2", "xz", "zstd", "zstd frames"],
 )
 @pytest.mark.parametrize("form", ["directory", "tar", "docker", "aci"])
@@ -834,7 +811,7 @@ def test_compressed_layers(
 
 def test_zstd_takes_the_extra(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = file("x") + END
-    layout = Layout(layer, blobs=[_zstd(layer)]).directory(tmp_path / "layout")
+    layout = Layout(layer, blobs=[zstd(layer)]).directory(tmp_path / "layout")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImageError, match=r"install sandboxlib\[zstd\]"), load.open_image(layout):
         pytest.fail("it was unpacked")

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 END = bytes(1024)
 
 
@@ -162,3 +164,9 @@ def docker(path: Path, *layers: bytes, blobs: list[bytes] | None = None, **words
     members += map(file, names, layers if blobs is None else blobs)
     path.write_bytes(b"".join(members) + END)
     return path
+
+
+def zstd(data: bytes) -> bytes:
+    zstandard = pytest.importorskip("zstandard", reason="there is no zstandard")
+    packed: bytes = zstandard.ZstdCompressor().compress(data)
+    return packed
