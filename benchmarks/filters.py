@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from sandboxlib import Policy
-from sandboxlib.policy import program_of
+from sandboxlib._spec.policy import program_of
 
 TIMES = 400
 ALLOW = b"\x06\x00\x00\x00\x00\x00\xff\x7f"  # BPF_RET | BPF_K, SECCOMP_RET_ALLOW

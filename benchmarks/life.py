@@ -14,8 +14,8 @@ from typing import Any
 import rows
 
 from sandboxlib import Sandbox, SandboxError
-from sandboxlib._streams import Tee
-from sandboxlib.limits import Limits
+from sandboxlib._spec.limits import Limits
+from sandboxlib._spec.streams import Tee
 from sandboxlib.result import Result
 
 PLAIN = "Sandbox.run, nothing asked for"

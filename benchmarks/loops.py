@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sandboxlib import Command, Sandbox, _native, _slots
-from sandboxlib._plan import Job, job_of, plan_for
+from sandboxlib import Command, Sandbox
+from sandboxlib._core import native, workspace
+from sandboxlib._runs import slots as _slots
+from sandboxlib._runs.job import Job, job_of
+from sandboxlib._runs.plan import plan_for
 
 HERE = Path(__file__).resolve().parent
 CONTRACT = (HERE.parent / "csrc" / "sandbox.h").read_text()
@@ -30,7 +33,7 @@ Once = Callable[[], int]  # one run; nanoseconds
 
 def build(place: Path) -> None:
     """loop.so calls the library's own core, straight.so shares nothing with it."""
-    init = Path(_native.__file__).with_name("_init")
+    init = Path(native.__file__).parents[1] / "_init"
     flags = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-Wl,-z,now", f'-DSBX_INIT="{init}"']
     for name in ("loop", "straight"):
         folders = ("caller", "child") if name == "loop" else ()
@@ -69,12 +72,12 @@ class Loops:
 
     def core(self, box: Sandbox) -> Once:
         """The library's core, everything fresh in each run."""
-        plan, job, work = plan_for(box), job_of(Command("/say", "/"), box), _native.Workspace()
-        init = _native.init_descriptor() if plan.reaper else -1
+        plan, job, work = plan_for(box), job_of(Command("/say", "/"), box), workspace.Workspace()
+        init = native.init_descriptor() if plan.reaper else -1
         kept = self._fill(work, plan, job, init)
         place = self._ours("struct sbx_place *", plan.place)
         words, run, stack, out, err = self._memory(work)
-        size = _native.SCRATCH_SIZE
+        size = workspace.SCRATCH_SIZE
 
         def once(kept: object = (kept, plan, job, work)) -> int:
             return int(self.lib.loop_core(place, words, run, stack, out, err, size))
@@ -83,7 +86,7 @@ class Loops:
 
     def slot(self, box: Sandbox) -> Once | str:
         """The library's core in slots that are kept, taking turns; or why there are none."""
-        plan, job, work = plan_for(box), job_of(Command("/say", "/"), box), _native.Workspace()
+        plan, job, work = plan_for(box), job_of(Command("/say", "/"), box), workspace.Workspace()
         if not _slots.can_stay(plan):
             return "such a sandbox keeps no slot"
         slots = _slots.Slots(plan)
@@ -93,23 +96,25 @@ class Loops:
         words, run, _, out, err = self._memory(work)
 
         def once(kept: object = (kept, plan, job, work, slots, taken)) -> int:
-            return int(self.lib.loop_slot(next(turns), words, run, out, err, _native.SCRATCH_SIZE))
+            return int(
+                self.lib.loop_slot(next(turns), words, run, out, err, workspace.SCRATCH_SIZE)
+            )
 
         return _checked(once)
 
     def _fill(self, work: Any, plan: Any, job: Job, init: int) -> object:
-        stdio = (_native.lib.SBX_NULL, _native.lib.SBX_CAPTURE, _native.lib.SBX_CAPTURE)
+        stdio = (native.lib.SBX_NULL, native.lib.SBX_CAPTURE, native.lib.SBX_CAPTURE)
         words = job.blob, job.cwd_size, job.counts, stdio, init, plan.held(()), -1
-        return _native.fill_job(work, *words)
+        return workspace.fill_job(work, *words)
 
     def _memory(self, work: Any) -> tuple[Any, ...]:
-        scratch = [self.ffi.new("char[]", _native.SCRATCH_SIZE) for _ in range(2)]
+        scratch = [self.ffi.new("char[]", workspace.SCRATCH_SIZE) for _ in range(2)]
         kinds = {"struct sbx_job *": work.job, "struct sbx_run *": work.run, "char *": work.stack}
         return *(self._ours(kind, value) for kind, value in kinds.items()), *scratch
 
     def _ours(self, kind: str, value: Any) -> Any:
         """A pointer of the library's cffi module as one of this."""
-        return self.ffi.cast(kind, int(_native.ffi.cast("uintptr_t", value)))
+        return self.ffi.cast(kind, int(native.ffi.cast("uintptr_t", value)))
 
 
 def _checked(call: Callable[[], Any]) -> Once:

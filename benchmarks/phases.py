@@ -16,11 +16,13 @@ from typing import Any
 
 import rows
 
-from sandboxlib import Sandbox, _native, _process, run_sandbox
+from sandboxlib import Sandbox, run_sandbox
+from sandboxlib._core import native
+from sandboxlib._runs import run as _process
 
 COUNT = 2000
 STARTS = ("sbx_spawn", "sbx_spawn_in_slot")
-CORE = {name: getattr(_native.lib, name) for name in dir(_native.lib)}
+CORE = {name: getattr(native.lib, name) for name in dir(native.lib)}
 
 
 def show_phases(place: Path) -> int:

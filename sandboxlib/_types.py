@@ -3,10 +3,20 @@
 
 Annotations are strings here, and nothing evaluates them while a program runs. So `import
 sandboxlib` does not import typing, which would double its time. typing.get_type_hints evaluates
-them: then this module imports _typing, which has the real definitions.
+them: then this module imports typing, and takes from there what it has not itself.
 """
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+from ._values import Output
+
+Path = str | os.PathLike[str]
+#: A program with its arguments, or a program alone.
+Argv = Path | bytes | Sequence[Path | bytes]
+Env = Mapping[str, str]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,30 +24,38 @@ if TYPE_CHECKING:
     from typing import Any as Any
     from typing import Literal as Literal
     from typing import NoReturn as NoReturn
+    from typing import TypeAlias
     from typing import overload as overload
 
     from typing_extensions import Unpack as Unpack  # of the type checkers; not installed by us
 
-    from ._typing import Argv as Argv
-    from ._typing import AsyncProcess as AsyncProcess
-    from ._typing import CommandOptions as CommandOptions
-    from ._typing import Env as Env
-    from ._typing import Path as Path
-    from ._typing import Process as Process
-    from ._typing import Progress as Progress
-    from ._typing import Result as Result
-    from ._typing import Seccomp as Seccomp
-    from ._typing import Sink as Sink
-    from ._typing import Stdin as Stdin
+    Stdin: TypeAlias = int | IO[Any] | bytes | bytearray | memoryview | None
+    Sink: TypeAlias = int | IO[Any] | Callable[[bytes], object] | Output | None
+    #: What a map calls as commands end.
+    Progress: TypeAlias = Callable[[int, Any], object]
 else:
 
     def __getattr__(name):
-        """Imports _typing, and takes the name from there."""
+        """Of typing, or made with what typing has."""
         if name.startswith("__"):
             raise AttributeError(name)
-        import importlib
+        import typing
 
-        return getattr(importlib.import_module("._typing", __package__), name)
+        if name == "Stdin":
+            return int | typing.IO[typing.Any] | bytes | bytearray | memoryview | None
+        if name == "Sink":
+            return int | typing.IO[typing.Any] | Callable[[bytes], object] | Output | None
+        if name == "Progress":
+            return Callable[[int, typing.Any], object]
+        if name == "Unpack" and not hasattr(typing, name):  # Python 3.10
+            return _Unpack
+        return getattr(typing, name)
+
+    class _Unpack:
+        """`**options: Unpack[CommandOptions]` is CommandOptions for get_type_hints then."""
+
+        def __class_getitem__(cls, item):
+            return item
 
     def overload(function):
         """Stands for typing.overload, which only type checkers need."""

@@ -18,16 +18,22 @@ import os
 from collections.abc import Sequence
 from time import monotonic
 
-from . import _bwrap, _calls, _executor, _plan, _process, _rare, errors
+from . import errors
+from ._executors import base, bwrap_gate, bwrap_look, bwrap_mounts, bwrap_tool, calls, trial
+from ._executors.base import Executor
+from ._executors.refusals import limits_refused, read_only_refused
 from ._host import machine
-from .command import Command, encode_argv, whole_environment
-from .policy import DEFAULT_CAPABILITIES, filter_of, program_of
+from ._runs import extras
+from ._runs.job import Job, job_of
+from ._runs.run import check_stop
+from ._spec.command import Command, encode_argv, whole_environment
+from ._spec.policy import DEFAULT_CAPABILITIES, filter_of, program_of
+from ._spec.spec import Spec
 from .result import Result
-from .sandbox import Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    pass
+    from ._runs.run import Run
 
 NAME = "bubblewrap"
 _MOST_PASSED = 29
@@ -38,17 +44,7 @@ CAPABILITIES = {
 }
 
 
-def why_not() -> str:
-    """The empty string where it works on this machine, otherwise why not."""
-    return _executor.trial(run_command, (), "caller", os.geteuid())
-
-
-def refusals(box: Sandbox) -> list[str]:
-    """What of a Sandbox it cannot promise on this machine, in words."""
-    return _promises_not(box) or _executor.native_refusals(run_command, box)
-
-
-def _promises_not(box: Sandbox) -> list[str]:
+def _promises_not(box: Spec) -> list[str]:
     found = []
     if box.policy.nesting:
         found.append("nesting=True: bwrap makes no sandbox in which there can be others")
@@ -62,9 +58,9 @@ def _promises_not(box: Sandbox) -> list[str]:
         found.append("deterministic=True: bwrap cannot do all of it")
     if isinstance(box.devices, tuple):
         found.append(f"devices={list(box.devices)!r}: bwrap binds no device by name here")
-    found += _executor.limits_refused(box, in_user_namespace=os.geteuid() != 0)
+    found += limits_refused(box, in_user_namespace=os.geteuid() != 0)
     if os.geteuid() == 0:  # others run in a user namespace of their own
-        found += _executor.read_only_refused(box)
+        found += read_only_refused(box)
     names = box.policy.capabilities
     if isinstance(names, tuple) and not _is_root(box):
         found.append(f"capabilities={names!r}: the command is not root")
@@ -74,14 +70,14 @@ def _promises_not(box: Sandbox) -> list[str]:
     return found
 
 
-def _is_root(box: Sandbox) -> bool:
+def _is_root(box: Spec) -> bool:
     return box._user_kind == "root" or os.geteuid() == 0
 
 
 # ---- the command line ------------------------------------------------------------------------
 
 
-def _options(box: Sandbox) -> list[str]:
+def _options(box: Spec) -> list[str]:
     """All that is not about mounts."""
     argv = ["--die-with-parent", *_capabilities(box)]
     for name, flags in (
@@ -99,7 +95,7 @@ def _options(box: Sandbox) -> list[str]:
     return argv
 
 
-def _capabilities(box: Sandbox) -> list[str]:
+def _capabilities(box: Spec) -> list[str]:
     if not _is_root(box):
         return []
     names: str | Sequence[str] = box.policy.capabilities
@@ -113,49 +109,12 @@ def _capabilities(box: Sandbox) -> list[str]:
 # ---- a run -----------------------------------------------------------------------------------
 
 
-def run_command(box: Sandbox, command: Command, fresh: bool = True) -> Result:
-    """Runs a Command in a Sandbox; every run of bwrap is a fresh one."""
-    start = monotonic()
-    inside = _plan.job_of(command, box).cwd
-    argv = command._argv
-    passed = command.pass_fds
-    _rare.check_passed(passed)
-    refused = _promises_not(box)
-    if len(passed) > _MOST_PASSED:
-        refused.append(f"pass_fds of {len(passed)}: three of 32 are bwrap's own")
-    if refused:
-        raise errors.UnsupportedError(f"{NAME}: {'; '.join(refused)}")
-    deadline = None if command.timeout is None else start + command.timeout
-    with contextlib.ExitStack() as undo:
-        tool = _bwrap.find_tool(deadline)
-        descriptors = _bwrap.Descriptors(passed)
-        gate = undo.enter_context(_bwrap.Gate(program_of(box.policy) or _bwrap.ALLOW_ALL))
-        options = [*gate.options(descriptors.take), *_options(box)]
-        covers = box.policy.capabilities != "all"
-        layout = _bwrap.Layout(box, tool, covers, descriptors, undo, deadline)
-        options += [*layout.options(), *_environment(command)]
-        if command.cwd is None and not layout.has_directory(inside):
-            inside = "/"
-        options += ["--chdir", "/" + inside.lstrip("/")]
-        arguments = descriptors.take(_arguments(options, len(argv), undo))
-        front = encode_argv([tool.path, "--args", str(arguments), "--"])
-        job = _plan.Job([*front, *argv], "/", [], [])
-        began = functools.partial(_let_go, gate, layout)
-        rest = (start, _isolation(box), descriptors.moved, began)
-        result = _executor.run_tool(NAME, box, job, command, *rest)
-        result._rusage = b""  # bwrap's own: it does not wait for the last of its processes
-        is_killed = result.exit == -9 and "output" in result.limits_hit
-        if not (result.timed_out or is_killed) and _could_not_begin(gate, result):
-            raise _failure(result, box.root, command.argv[0])
-    return result
-
-
 def _arguments(options: list[str], more: int, undo: contextlib.ExitStack) -> int:
     """A file with bwrap's options, which no other user sees then; UnsupportedError for too many."""
-    if len(options) + more + 4 > _bwrap.MOST_WORDS:
+    if len(options) + more + 4 > bwrap_tool.MOST_WORDS:
         raise errors.UnsupportedError(
-            f"{NAME}: bwrap takes {_bwrap.MOST_WORDS} words, and the command, its environment and "
-            f"its mounts are {len(options) + more}"
+            f"{NAME}: bwrap takes {bwrap_tool.MOST_WORDS} words, and the command, its environment "
+            f"and its mounts are {len(options) + more}"
         )
     fd = os.memfd_create("options", os.MFD_CLOEXEC)
     undo.callback(os.close, fd)
@@ -172,7 +131,7 @@ def _environment(command: Command) -> list[str]:
     return [word for name, value in whole.items() for word in ("--setenv", name, value)]
 
 
-def _let_go(gate: _bwrap.Gate, layout: _bwrap.Layout, run: _process.Run) -> None:
+def _let_go(gate: bwrap_gate.Gate, layout: bwrap_mounts.Layout, run: Run) -> None:
     """Waits until bwrap is done, looks at what it did, and lets the command start if that is right.
 
     Returns if bwrap has ended, or the time is over: what follows finds that.
@@ -181,11 +140,11 @@ def _let_go(gate: _bwrap.Gate, layout: _bwrap.Layout, run: _process.Run) -> None
     while not gate.is_reached():
         if gate.is_over() or run.wait() == 0:
             return
-        _process.check_stop()
+        check_stop()
         gate.pause()
     if machine.is_root_of_the_machine():
-        _bwrap.protect_devices(gate.pid() or 0, layout.wanted)
-    fault = _bwrap.find_fault(_bwrap.table(gate.pid() or 0), layout.wanted)
+        bwrap_look.protect_devices(gate.pid() or 0, layout.wanted)
+    fault = bwrap_look.find_fault(bwrap_look.table(gate.pid() or 0), layout.wanted)
     if fault and not gate.is_over():
         what = f"bwrap: {fault}"
         hint = "somebody changed names in the root meanwhile"
@@ -194,14 +153,14 @@ def _let_go(gate: _bwrap.Gate, layout: _bwrap.Layout, run: _process.Run) -> None
         gate.open()
 
 
-def _could_not_begin(gate: _bwrap.Gate, result: Result) -> bool:
+def _could_not_begin(gate: bwrap_gate.Gate, result: Result) -> bool:
     """Whether there never was a command. What it writes, or its exit status, cannot tell: it is
     told by bwrap, and where bwrap was killed after the gate was open, there was one.
     """
     return not gate.has_exit_status() and not (gate.is_open and result.exit < 0)
 
 
-def _isolation(box: Sandbox) -> dict[str, str]:
+def _isolation(box: Spec) -> dict[str, str]:
     return {**box.isolation(), "mounts": "isolated", "seccomp": filter_of(box.policy)}
 
 
@@ -209,7 +168,7 @@ def _failure(result: Result, root: str, program: str) -> errors.SetupError:
     """What bwrap said on stderr, as an error; it begins a line with its name."""
     said = [line for line in (result.err or result.out or b"").splitlines() if b"bwrap: " in line]
     text = os.fsdecode(said[-1]) if said else "bwrap failed, and its stderr was not captured"
-    failure = _bwrap.failed(text)
+    failure = bwrap_tool.failed(text)
     step, filename = "bwrap", None
     if "execvp" in text:
         step, filename = "exec", program
@@ -221,7 +180,78 @@ def _failure(result: Result, root: str, program: str) -> errors.SetupError:
     return errors.setup_error(failure.errno or 0, filename, step, text)
 
 
-_api = _calls.Api(NAME, run_command, functools.partial(_executor.possible_isolation, run_command))
+class Bubblewrap(Executor):
+    """It drives bwrap(1)."""
+
+    name = NAME
+
+    def why_not(self) -> str:
+        """The empty string where it works on this machine, otherwise why not."""
+        return trial.trial(self.run_command, (), "caller", os.geteuid())
+
+    def refusals(self, box: Spec) -> list[str]:
+        """What of a Sandbox it cannot promise on this machine, in words."""
+        return _promises_not(box) or trial.native_refusals(self.run_command, box)
+
+    def run_command(self, box: Spec, command: Command, fresh: bool = True) -> Result:
+        """Runs a Command in a Sandbox; every run of bwrap is a fresh one."""
+        start = monotonic()
+        inside = job_of(command, box).cwd
+        argv = command._argv
+        passed = command.pass_fds
+        extras.check_passed(passed)
+        refused = _promises_not(box)
+        if len(passed) > _MOST_PASSED:
+            refused.append(f"pass_fds of {len(passed)}: three of 32 are bwrap's own")
+        if refused:
+            raise errors.UnsupportedError(f"{NAME}: {'; '.join(refused)}")
+        deadline = None if command.timeout is None else start + command.timeout
+        with contextlib.ExitStack() as undo:
+            tool = bwrap_tool.find_tool(deadline)
+            descriptors = bwrap_tool.Descriptors(passed)
+            gate = undo.enter_context(
+                bwrap_gate.Gate(program_of(box.policy) or bwrap_gate.ALLOW_ALL)
+            )
+            options = [*gate.options(descriptors.take), *_options(box)]
+            covers = box.policy.capabilities != "all"
+            layout = bwrap_mounts.Layout(box, tool, covers, descriptors, undo, deadline)
+            options += [*layout.options(), *_environment(command)]
+            if command.cwd is None and not layout.has_directory(inside):
+                inside = "/"
+            options += ["--chdir", "/" + inside.lstrip("/")]
+            arguments = descriptors.take(_arguments(options, len(argv), undo))
+            front = encode_argv([tool.path, "--args", str(arguments), "--"])
+            job = Job([*front, *argv], "/", [], [])
+            began = functools.partial(_let_go, gate, layout)
+            rest = (start, _isolation(box), descriptors.moved, began)
+            result = base.run_tool(NAME, box, job, command, *rest)
+            result._rusage = b""  # bwrap's own: it does not wait for the last of its processes
+            is_killed = result.exit == -9 and "output" in result.limits_hit
+            if not (result.timed_out or is_killed) and _could_not_begin(gate, result):
+                raise _failure(result, box.root, command.argv[0])
+        return result
+
+    def causes(self) -> list[tuple[str, str]]:
+        try:
+            bwrap_tool.find_tool()
+        except errors.ProgramNotFound:
+            return [("there is no bwrap in PATH", "install bubblewrap")]
+        except errors.UnsupportedError as error:
+            return [("the bwrap in PATH is not used", str(error))]
+        except errors.SetupError:
+            pass  # below is why bwrap does not work
+        lacks = machine.missing_capabilities() if os.geteuid() == 0 else []
+        return lacks + machine.about_user_namespaces()
+
+    def maximum_possible_isolation(self) -> dict[str, str]:
+        return trial.possible_isolation(self.run_command)
+
+
+EXECUTOR = Bubblewrap()
+why_not = EXECUTOR.why_not
+refusals = EXECUTOR.refusals
+run_command = EXECUTOR.run_command
+_api = calls.Api(NAME, run_command, EXECUTOR.maximum_possible_isolation)
 run_in = _api.run_in
 maximum_possible_isolation = _api.maximum_possible_isolation
 run_sandbox = _api.run_sandbox

@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 
-from . import _calls, _executor, _plan
+from ._executors import calls, trial
+from ._executors.base import NativeExecutor
+from ._executors.refusals import ids_refused, limits_refused, nesting_refused, read_only_refused
 from ._host import machine
-from .command import Command
+from ._runs import plan
+from ._spec.spec import Spec
 from .errors import UnsupportedError
-from .result import Result
-from .sandbox import Sandbox
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
 
 NAME = "chroot"
 CAPABILITIES = {
@@ -25,44 +21,61 @@ CAPABILITIES = {
 }
 
 
-def why_not() -> str:
-    """The empty string where it works on this machine, otherwise why not."""
-    return _executor.trial(run_command, ("mounts",), "caller", os.geteuid())
-
-
-def refusals(box: Sandbox) -> list[str]:
-    """What of a Sandbox it cannot promise on this machine, in words."""
-    return _promises_not(box) or _executor.native_refusals(run_command, box)
-
-
-def _promises_not(box: Sandbox) -> list[str]:
-    if refused := _executor.nesting_refused(box, False):
+def _promises_not(box: Spec) -> list[str]:
+    if refused := nesting_refused(box, False):
         return refused
     if box.user != "caller" and os.geteuid() != 0:
         return [f"user={box.user!r} takes a user namespace for a caller that is not root"]
     if box.user not in ("caller", "root") and machine.has_one_id():
         return [f"user={box.user!r}: the caller is in a user namespace that has a single id"]
-    if refused := _executor.ids_refused(box):
+    if refused := ids_refused(box):
         return refused
-    return _executor.limits_refused(box, changes_ids=True) or _executor.read_only_refused(box)
+    return limits_refused(box, changes_ids=True) or read_only_refused(box)
 
 
-def plan_of(box: Sandbox) -> _plan.Plan:
-    """How the C core runs a command in a Sandbox; UnsupportedError."""
-    is_plain = box.user == "caller" and box.limits is None
-    is_plain = is_plain and (box.processes == "isolated" or box.filesystem_writable_paths == "all")
-    is_plain = is_plain and not box.policy.nesting
-    if not is_plain and (refused := _promises_not(box)):
-        raise UnsupportedError(f"{NAME}: {refused[0]}")
-    return _plan.plan_for(box)
+class Chroot(NativeExecutor):
+    """The C core with the caller's own privilege."""
+
+    name = NAME
+
+    def why_not(self) -> str:
+        """The empty string where it works on this machine, otherwise why not."""
+        return trial.trial(self.run_command, ("mounts",), "caller", os.geteuid())
+
+    def refusals(self, box: Spec) -> list[str]:
+        """What of a Sandbox it cannot promise on this machine, in words."""
+        return _promises_not(box) or trial.native_refusals(self.run_command, box)
+
+    def plan_of(self, box: Spec) -> plan.Plan:
+        """How the C core runs a command in a Sandbox; UnsupportedError."""
+        is_plain = box.user == "caller" and box.limits is None
+        is_plain = is_plain and (
+            box.processes == "isolated" or box.filesystem_writable_paths == "all"
+        )
+        is_plain = is_plain and not box.policy.nesting
+        if not is_plain and (refused := _promises_not(box)):
+            raise UnsupportedError(f"{NAME}: {refused[0]}")
+        return plan.plan_for(box)
+
+    def causes(self) -> list[tuple[str, str]]:
+        if os.geteuid() != 0:
+            return [("the caller is not root", "run as root, or use another executor")]
+        causes = machine.missing_capabilities() + machine.limits("mnt", "net", "pid", "ipc")
+        if machine.status("Seccomp") == "2":
+            causes.append(machine.SECCOMP)
+        if machine.proc_is_masked():
+            causes.append(machine.MASKED_PROC)
+        if machine.kernel_is_older_than(5, 12):
+            causes.append((f"the kernel is {os.uname().release}", "Linux 5.12 or newer"))
+        return causes
 
 
-def run_command(box: Sandbox, command: Command, fresh: bool = True) -> Result:
-    """Runs a Command in a Sandbox."""
-    return _executor.run_native(NAME, plan_of(box), command, fresh)
-
-
-_api = _calls.Api(NAME, run_command, functools.partial(_executor.possible_isolation, run_command))
+EXECUTOR = Chroot()
+plan_of = EXECUTOR.plan_of
+why_not = EXECUTOR.why_not
+refusals = EXECUTOR.refusals
+run_command = EXECUTOR.run_command
+_api = calls.Api(NAME, run_command, EXECUTOR.maximum_possible_isolation)
 run_in = _api.run_in
 maximum_possible_isolation = _api.maximum_possible_isolation
 run_sandbox = _api.run_sandbox

@@ -14,14 +14,16 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from . import _executor, _types
-from ._streams import CAPTURE
-from .command import OPTIONS, Command, unknown_option
+from . import _types, errors
+from ._spec import spec
+from ._spec.command import OPTIONS, Command, unknown_option
+from ._spec.mount import Mount
+from ._spec.policy import ALL, Policy
+from ._spec.spec import Spec
+from ._spec.streams import CAPTURE
+from ._spec.user import User
 from .errors import SpecTypeError
-from .policy import ALL, Policy
 from .result import Result
-from .sandbox import Mount, Sandbox
-from .user import User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 #: The keyword arguments of run_sandbox that are the Command's; limits are those of the Sandbox.
 COMMAND_OPTIONS = OPTIONS - {"limits"}
-SANDBOX_OPTIONS = (*Sandbox._fields[1:], "ids", "group", "groups", *Policy._fields)
+SANDBOX_OPTIONS = (*Spec._fields[1:], "ids", "group", "groups", *Policy._fields)
 KNOWN = COMMAND_OPTIONS | set(SANDBOX_OPTIONS)
 
 
@@ -51,7 +53,7 @@ class EarlierNames:
     def __init__(
         self,
         name: str,
-        run_command: _executor.RunCommand,
+        run_command: Callable[[Spec, Command, bool], Result],
         possible: Callable[[], dict[str, str]],
         processes: str = "isolated",
     ) -> None:
@@ -147,11 +149,11 @@ def run_form_of_0_3(
         "filesystem_writable_paths": filesystem_writable_paths or "none",
         **options,
     }
-    box = _executor.sandbox_for("/" if filesystem_root is None else filesystem_root, asked)
+    box = spec.sandbox_for("/" if filesystem_root is None else filesystem_root, asked)
     if filesystem_root is None:
         text = "run_sandbox(command) runs on the root of this machine, with all capabilities and"
         text += " without a filter; say filesystem_root='/' if you mean that, or use"
-        _executor.warn(f"{text} Sandbox('/').run(command)", HostRootWarning)
+        errors.warn(f"{text} Sandbox('/').run(command)", HostRootWarning)
     return executor._run(box, made, True)
 
 
@@ -182,19 +184,19 @@ def degrade(
         else:
             degraded["seccomp"] = filter
         if warn:
-            _executor.warn(f"{executor} has no such filter here: going on with seccomp={filter!r}")
+            errors.warn(f"{executor} has no such filter here: going on with seccomp={filter!r}")
     for name, value in possible.items():
         if config.get(name, "undefined") == "isolated" and value != "isolated":
             degraded[name] = value
             if warn:
-                _executor.warn(
+                errors.warn(
                     f"{executor} cannot isolate {name} here: going on with {name}='{value}'"
                 )
     for name, least in _TAKE_MOUNTS.items() if possible["mounts"] != "isolated" else ():
         if config.get(name, least) not in (least, None, [], "root"):
             degraded[name] = least
             if warn:
-                _executor.warn(f"{executor} cannot mount here: going on with {name}={least!r}")
+                errors.warn(f"{executor} cannot mount here: going on with {name}={least!r}")
     return degraded
 
 

@@ -25,8 +25,6 @@ from __future__ import annotations
 import errno as _errno
 import os as _os
 
-from . import _types
-
 
 def _lasting(state: dict[str, object]) -> dict[str, object]:
     """The state of an error for pickle: without a Command that cannot be pickled."""
@@ -187,27 +185,13 @@ class StatusLost(SandboxError, ChildProcessError):
     """
 
 
-_LAYOUT = "\n\t"  # of the text that a command wrote
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """A warning that names the line which called this package."""
+    import sys
+    import warnings
 
-
-class CommandFailed(SandboxError):
-    """A command ended with another exit status than 0, or when its time was over: in a map with
-    on_failure='stop', or as Result.check() found.
-
-    result: its Result. number, command: which of the commands it was.
-    """
-
-    def __init__(self, result: _types.Result) -> None:
-        super().__init__(result)
-        self.result = result
-        self.number = result.number
-        self.command = result.command
-
-    def __str__(self) -> str:
-        result = self.result
-        late = ", when its time was over" if result.timed_out else ""
-        hit = f" (limits: {', '.join(result.limits_hit)})" if result.limits_hit else ""
-        name = "the command" if self.command is None else str(self.command)
-        text = f"{name} ended with exit status {result.exit}{late}{hit}"
-        said = (self.result.err or b"").strip()[-1000:].decode(errors="replace")
-        return f"{text}: {printable(said, _LAYOUT)}" if said else text
+    ours = _os.path.join(_os.path.dirname(__file__), "")
+    level = 1
+    while sys._getframe(level).f_code.co_filename.startswith(ours):
+        level += 1
+    warnings.warn(text, category, stacklevel=level + 1)

@@ -14,7 +14,7 @@ What the program cannot promise is refused. These differences remain, and are no
    the directory are looked up beforehand.
  - A run goes on where its caller is killed. Nothing is left of one that is interrupted.
  - The program follows symbolic links out of the root. Where commands of other runs can put some, a
-   writable path is refused (see _luc_mounts.doubts), and all sources are bound to a directory with
+   writable path is refused (see luc_mounts.doubts), and all sources are bound to a directory with
    a random name before the first target is looked up. Such a command can make a mount miss its
    place; that never shows outside of the run.
 """
@@ -28,14 +28,20 @@ import stat
 from collections.abc import Mapping
 from time import monotonic
 
-from . import _calls, _executor, _plan, _rare, errors
-from ._host import tools
-from ._luc_mounts import Recipe, View, doubts, takes_stage
-from .command import MOST_PASSED, Command, encode_argv, encode_environment, whole_environment
+from . import errors
+from ._executors import base, calls, trial
+from ._executors.base import Executor
+from ._executors.luc_mounts import Recipe, doubts, takes_stage
+from ._executors.refusals import limits_refused, read_only_refused
+from ._executors.view import View
+from ._host import machine, tools
+from ._runs import explain, extras
+from ._runs.job import Job, job_of
+from ._spec.command import MOST_PASSED, Command, encode_argv, encode_environment, whole_environment
+from ._spec.policy import Policy
+from ._spec.spec import Spec
 from .errors import UnsupportedError
-from .policy import Policy
 from .result import Result
-from .sandbox import Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,7 +79,7 @@ class Tool:
         self.leaks = leaks
         self._denied: dict[tuple[str, ...], str] = {}
 
-    def denied(self, box: Sandbox) -> str:
+    def denied(self, box: Spec) -> str:
         """Why the machine gives no such namespaces, or ""; tried once for each set of them."""
         options = tuple(namespaces(box))
         if options not in self._denied:
@@ -92,12 +98,6 @@ def find_tool() -> str | None:
     that others could have put there.
     """
     return tools.trusted_tool(PROGRAM, PLACES)
-
-
-def why_not() -> str:
-    """ "" where the program can be used; else a sentence with the cause and the remedy."""
-    tool = _tool()
-    return tool if isinstance(tool, str) else ""
 
 
 def _tool() -> Tool | str:
@@ -153,7 +153,7 @@ def _attempt(path: str, *words: str) -> tuple[int, str, str]:
         )
     except (OSError, TimeoutExpired) as error:
         number = getattr(error, "errno", 0)
-        if number in _executor.TRANSIENT:
+        if number in trial.TRANSIENT:
             raise errors.setup_error(number, path, "pipe", f"try {path}") from error
         return 127, "", f"it cannot be run: {error}; install it again"
     return done.returncode, done.stdout.decode("ascii", "replace"), os.fsdecode(done.stderr)
@@ -184,36 +184,6 @@ def _version(text: str) -> tuple[int, int]:
 # ---- what it cannot promise ------------------------------------------------------------------
 
 
-def refusals(box: Sandbox) -> list[str]:
-    """A sentence for each keyword that this executor cannot keep."""
-    tool = _tool()
-    if isinstance(tool, str):
-        return [tool]
-    recent = tool.recent
-    found = _of_the_policy(box.policy, recent)
-    if box.hostname is not None:
-        found.append("linux-user-chroot cannot set a hostname")
-    if box._user_kind not in ("caller", "caller" if os.getuid() else "root"):
-        found.append("linux-user-chroot runs commands as the caller only")
-    if box._ids is not None:
-        found.append(f"user={box.user!r}: linux-user-chroot does not change ids")
-    if box.deterministic:
-        found.append("deterministic=True: linux-user-chroot cannot do all of it")
-    found += _devices_refused(box, recent)
-    found += _executor.limits_refused(box) + _executor.read_only_refused(box)
-    is_file = any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts)
-    if is_file or box.resolv_conf:
-        found.append("linux-user-chroot mounts directories, not files")
-    if any(mount.size is not None for mount in box.extra_mounts):
-        found.append("linux-user-chroot cannot limit the size of a tmpfs")
-    if any(mount.type == "dev" for mount in box.extra_mounts) and not recent:
-        found.append("linux-user-chroot before 2015.1 has no Mount.dev()")
-    found += doubts(box)
-    if not found and (denied := tool.denied(box)):
-        found.append(f"linux-user-chroot does not get its namespaces here: {denied}")
-    return found
-
-
 def _of_the_policy(policy: Policy, recent: bool) -> list[str]:
     found = []
     if policy.no_new_privs and not recent:
@@ -232,7 +202,7 @@ def _of_the_policy(policy: Policy, recent: bool) -> list[str]:
     return found
 
 
-def _devices_refused(box: Sandbox, recent: bool) -> list[str]:
+def _devices_refused(box: Spec, recent: bool) -> list[str]:
     if isinstance(box.devices, tuple):
         return [f"devices={list(box.devices)!r}: linux-user-chroot binds no device by name"]
     if box.devices == "root" or box.mounts == "undefined":
@@ -269,12 +239,12 @@ def command_line(
     return [tool.path, *(word for option in options for word in option), recipe.place, *words]
 
 
-def _filter(tool: Tool, box: Sandbox) -> str:
+def _filter(tool: Tool, box: Spec) -> str:
     """Which one a run has, in a word of Result.isolation."""
     return "tool" if tool.recent and box.policy.seccomp == "default" else "none"
 
 
-def namespaces(box: Sandbox) -> list[str]:
+def namespaces(box: Spec) -> list[str]:
     """The options for those that a Sandbox asks for."""
     isolation = box.isolation()
     kinds = (("net", "network"), ("pid", "processes"), ("ipc", "ipc"))
@@ -338,45 +308,6 @@ class _Report:
 
 
 # ---- a run -----------------------------------------------------------------------------------
-
-
-def run_command(box: Sandbox, command: Command, fresh: bool = True) -> Result:
-    """Runs a Command in a Sandbox; every run of the program is a fresh one."""
-    start = monotonic()
-    cwd = _plan.job_of(command, box).cwd
-    settings = whole_environment(command.extra_env, command.env)
-    argv: list[bytes | str] = [*command._argv]
-    tool = _tool()
-    if isinstance(tool, str):
-        raise (UnsupportedError if find_tool() else errors.ProgramNotFound)(tool)
-    refused = refusals(box)
-    if refused:
-        raise UnsupportedError("; ".join(refused))
-    with contextlib.ExitStack() as undo:
-        deadline = None if command.timeout is None else start + command.timeout
-        recipe = Recipe(box, undo, deadline, takes_stage(box))
-        if command.cwd is None and not recipe.view.has_directory(cwd):
-            cwd = "/"
-        _check_leaks(tool, recipe)
-        run = _Run(command.argv[0], cwd, recipe.view)
-        run.check_first(settings)
-        argv = with_stripped(recipe.view, argv, settings)
-        moved: dict[int, int] = {}
-        passed = command.pass_fds
-        _rare.check_passed(passed)
-        free = next((number for number in range(9, 2, -1) if number not in passed), 0)
-        has_shell = _executable(recipe.view, "/bin/sh") is not None
-        if free and has_shell and _passes_a_shell(settings) and len(passed) < MOST_PASSED:
-            run.report = _Report(free, undo)
-            argv = with_report(argv, settings, free)
-            moved = {free: run.report.writer}
-        whole = encode_argv(command_line(tool, recipe, argv, cwd))
-        job = _plan.Job(whole, "/", *encode_environment(None, settings))
-        isolation = {**box.isolation(), "mounts": "isolated", "seccomp": _filter(tool, box)}
-        result = _executor.run_tool(NAME, box, job, command, start, isolation, moved)
-        if result.exit == 1 and not result.timed_out:
-            run.check_setup(result)
-        return result
 
 
 def _check_leaks(tool: Tool, recipe: Recipe) -> None:
@@ -444,22 +375,128 @@ class _Run:
             filename, what = self.program, f"exec {self.program!r} in the root {root}"
         if step == "cwd":
             filename, what = self.cwd, f"change to {self.cwd!r} in the root {root}"
-        return errors.setup_error(number, filename, step, what, _plan.hint(step, -1, number))
+        return errors.setup_error(number, filename, step, what, explain.hint(step, -1, number))
 
 
-def _possible_isolation() -> dict[str, str]:
-    tool = _tool()
-    if isinstance(tool, str):
-        return {**_executor.UNDEFINED, "seccomp": "none"}
-    least: dict[str, Any] = {**_executor.UNDEFINED}
-    own = _executor.AS_IT_IS
-    alone = {name: Sandbox("/", **{**least, name: "isolated", **own}) for name in least}
-    denied = {name: "undefined" for name, box in alone.items() if tool.denied(box)}
-    return {**_executor.ISOLATED, **denied, "seccomp": "default"}
+class LinuxUserChroot(Executor):
+    """It drives linux-user-chroot."""
+
+    name = NAME
+
+    def why_not(self) -> str:
+        """ "" where the program can be used; else a sentence with the cause and the remedy."""
+        tool = _tool()
+        return tool if isinstance(tool, str) else ""
+
+    def refusals(self, box: Spec) -> list[str]:
+        """A sentence for each keyword that this executor cannot keep."""
+        tool = _tool()
+        if isinstance(tool, str):
+            return [tool]
+        recent = tool.recent
+        found = _of_the_policy(box.policy, recent)
+        if box.hostname is not None:
+            found.append("linux-user-chroot cannot set a hostname")
+        if box._user_kind not in ("caller", "caller" if os.getuid() else "root"):
+            found.append("linux-user-chroot runs commands as the caller only")
+        if box._ids is not None:
+            found.append(f"user={box.user!r}: linux-user-chroot does not change ids")
+        if box.deterministic:
+            found.append("deterministic=True: linux-user-chroot cannot do all of it")
+        found += _devices_refused(box, recent)
+        found += limits_refused(box) + read_only_refused(box)
+        is_file = any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts)
+        if is_file or box.resolv_conf:
+            found.append("linux-user-chroot mounts directories, not files")
+        if any(mount.size is not None for mount in box.extra_mounts):
+            found.append("linux-user-chroot cannot limit the size of a tmpfs")
+        if any(mount.type == "dev" for mount in box.extra_mounts) and not recent:
+            found.append("linux-user-chroot before 2015.1 has no Mount.dev()")
+        found += doubts(box)
+        if not found and (denied := tool.denied(box)):
+            found.append(f"linux-user-chroot does not get its namespaces here: {denied}")
+        return found
+
+    def run_command(self, box: Spec, command: Command, fresh: bool = True) -> Result:
+        """Runs a Command in a Sandbox; every run of the program is a fresh one."""
+        start = monotonic()
+        cwd = job_of(command, box).cwd
+        settings = whole_environment(command.extra_env, command.env)
+        argv: list[bytes | str] = [*command._argv]
+        tool = _tool()
+        if isinstance(tool, str):
+            raise (UnsupportedError if find_tool() else errors.ProgramNotFound)(tool)
+        refused = self.refusals(box)
+        if refused:
+            raise UnsupportedError("; ".join(refused))
+        with contextlib.ExitStack() as undo:
+            deadline = None if command.timeout is None else start + command.timeout
+            recipe = Recipe(box, undo, deadline, takes_stage(box))
+            if command.cwd is None and not recipe.view.has_directory(cwd):
+                cwd = "/"
+            _check_leaks(tool, recipe)
+            run = _Run(command.argv[0], cwd, recipe.view)
+            run.check_first(settings)
+            argv = with_stripped(recipe.view, argv, settings)
+            moved: dict[int, int] = {}
+            passed = command.pass_fds
+            extras.check_passed(passed)
+            free = next((number for number in range(9, 2, -1) if number not in passed), 0)
+            has_shell = _executable(recipe.view, "/bin/sh") is not None
+            if free and has_shell and _passes_a_shell(settings) and len(passed) < MOST_PASSED:
+                run.report = _Report(free, undo)
+                argv = with_report(argv, settings, free)
+                moved = {free: run.report.writer}
+            whole = encode_argv(command_line(tool, recipe, argv, cwd))
+            job = Job(whole, "/", *encode_environment(None, settings))
+            isolation = {**box.isolation(), "mounts": "isolated", "seccomp": _filter(tool, box)}
+            result = base.run_tool(NAME, box, job, command, start, isolation, moved)
+            if result.exit == 1 and not result.timed_out:
+                run.check_setup(result)
+            return result
+
+    def maximum_possible_isolation(self) -> dict[str, str]:
+        tool = _tool()
+        if isinstance(tool, str):
+            return {**trial.UNDEFINED, "seccomp": "none"}
+        least: dict[str, Any] = {**trial.UNDEFINED}
+        own = trial.AS_IT_IS
+        alone = {name: Spec("/", **{**least, name: "isolated", **own}) for name in least}
+        denied = {name: "undefined" for name, box in alone.items() if tool.denied(box)}
+        return {**trial.ISOLATED, **denied, "seccomp": "default"}
+
+    def causes(self) -> list[tuple[str, str]]:
+        is_root = os.geteuid() == 0
+        causes = []
+        if is_root:
+            causes = machine.missing_capabilities() + machine.limits("mnt", "net", "pid", "ipc")
+        elif machine.status("NoNewPrivs") == "1":
+            remedy = (
+                "start the caller without it (systemd: NoNewPrivileges=, docker: no-new-privileges)"
+            )
+            causes.append(("no_new_privs is set for the caller", remedy))
+        path = find_tool()
+        if path is None:
+            return [*causes, ("there is no linux-user-chroot in PATH", "install it, 2015.1 best")]
+        if is_root:
+            return causes
+        status = os.stat(path)
+        if status.st_uid != 0 or not status.st_mode & 0o4000:
+            causes.append(
+                (f"{path} is not set-user-ID root", f"chown root {path}; chmod 4755 {path}")
+            )
+        if os.statvfs(path).f_flag & os.ST_NOSUID:
+            remedy = f"mount -o remount,suid {machine.mount_point(path)}"
+            causes.append((f"{path} is on a mount with nosuid", remedy))
+        return causes
 
 
+EXECUTOR = LinuxUserChroot()
+why_not = EXECUTOR.why_not
+refusals = EXECUTOR.refusals
+run_command = EXECUTOR.run_command
 # In the form of 0.3 the command is not made pid 1, which has nobody here to reap for it.
-_api = _calls.Api(NAME, run_command, _possible_isolation, processes="undefined")
+_api = calls.Api(NAME, run_command, EXECUTOR.maximum_possible_isolation, processes="undefined")
 run_in = _api.run_in
 maximum_possible_isolation = _api.maximum_possible_isolation
 run_sandbox = _api.run_sandbox

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from struct import unpack
 
 from . import _types
-from .command import Command
-from .errors import CommandFailed
+from ._spec.command import Command
+from .errors import SandboxError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -178,3 +178,29 @@ class Result(tuple[int, bytes | None, bytes | None]):
         late = ", timed_out=True" if self.timed_out else ""
         hit = f", limits_hit={self.limits_hit!r}" if self.limits_hit else ""
         return f"Result(exit={self[0]}, out={self[1]!r}, err={self[2]!r}{late}{hit})"
+
+
+_LAYOUT = "\n\t"  # of the text that a command wrote
+
+
+class CommandFailed(SandboxError):
+    """A command ended with another exit status than 0, or when its time was over: in a map with
+    on_failure='stop', or as Result.check() found.
+
+    result: its Result. number, command: which of the commands it was.
+    """
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result)
+        self.result = result
+        self.number = result.number
+        self.command = result.command
+
+    def __str__(self) -> str:
+        result = self.result
+        late = ", when its time was over" if result.timed_out else ""
+        hit = f" (limits: {', '.join(result.limits_hit)})" if result.limits_hit else ""
+        name = "the command" if self.command is None else str(self.command)
+        text = f"{name} ended with exit status {result.exit}{late}{hit}"
+        said = (self.result.err or b"").strip()[-1000:].decode(errors="replace")
+        return f"{text}: {printable(said, _LAYOUT)}" if said else text

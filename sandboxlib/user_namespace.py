@@ -7,18 +7,16 @@ nowhere else (user='root'), with more ids where /etc/subuid gives some (user='ra
 
 from __future__ import annotations
 
-import functools
 import os
 
-from . import _calls, _executor, _plan
-from .command import Command
+from . import errors
+from ._executors import calls, trial
+from ._executors.base import NativeExecutor
+from ._executors.refusals import ids_refused, limits_refused, nesting_refused
+from ._host import machine
+from ._runs import plan
+from ._spec.spec import Spec
 from .errors import UnsupportedError
-from .result import Result
-from .sandbox import Sandbox
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
 
 NAME = "user_namespace"
 CAPABILITIES = {
@@ -28,18 +26,8 @@ CAPABILITIES = {
 }
 
 
-def why_not() -> str:
-    """The empty string where it works on this machine, otherwise why not."""
-    return _executor.trial(run_command, (), "caller", os.geteuid())
-
-
-def refusals(box: Sandbox) -> list[str]:
-    """What of a Sandbox it cannot promise on this machine, in words."""
-    return _promises_not(box) or _executor.native_refusals(run_command, box)
-
-
-def _promises_not(box: Sandbox) -> list[str]:
-    if refused := _executor.nesting_refused(box, True) or _executor.ids_refused(box):
+def _promises_not(box: Spec) -> list[str]:
+    if refused := nesting_refused(box, True) or ids_refused(box):
         return refused
     if box._user_kind != "ranges" and box._ids is not None:
         remedy = "ranges=True has more ids"
@@ -50,26 +38,68 @@ def _promises_not(box: Sandbox) -> list[str]:
             return [
                 f"user={box.user!r}: {left}, which the kernel does not let it give up; {remedy}"
             ]
-    return _executor.limits_refused(box, box._user_kind == "ranges", in_user_namespace=True)
+    return limits_refused(box, box._user_kind == "ranges", in_user_namespace=True)
 
 
-def plan_of(box: Sandbox) -> _plan.Plan:
-    """How the C core runs a command in a Sandbox: in a user namespace of the caller's.
-    UnsupportedError.
-    """
-    is_plain = box._ids is None and box.limits is None
-    is_plain = is_plain and not box.policy.nesting
-    if not is_plain and (refused := _promises_not(box)):
-        raise UnsupportedError(f"{NAME}: {refused[0]}")
-    return _plan.plan_for(box, (os.geteuid(), os.getegid()))
+def _about_ranges() -> list[tuple[str, str]]:
+    """Only user='ranges' misses them."""
+    if os.geteuid() == 0:
+        return []
+    from ._runs import id_maps
+
+    causes = []
+    for kind in ("uid", "gid"):
+        try:
+            if id_maps.find_tool(f"new{kind}map") is None:
+                causes.append((f"user='ranges': there is no new{kind}map", "install uidmap"))
+        except errors.UnsupportedError as error:
+            cause, _, remedy = str(error).partition("; ")
+            causes.append((f"user='ranges': {cause}", remedy))
+        try:
+            id_maps.ranges(kind)
+        except errors.UnsupportedError as error:
+            cause, _, remedy = str(error).rpartition("; ")
+            causes.append((f"user='ranges': {cause}", remedy))
+    return causes
 
 
-def run_command(box: Sandbox, command: Command, fresh: bool = True) -> Result:
-    """Runs a Command in a Sandbox."""
-    return _executor.run_native(NAME, plan_of(box), command, fresh)
+class UserNamespace(NativeExecutor):
+    """The C core in a user namespace of the caller's."""
+
+    name = NAME
+
+    def why_not(self) -> str:
+        """The empty string where it works on this machine, otherwise why not."""
+        return trial.trial(self.run_command, (), "caller", os.geteuid())
+
+    def refusals(self, box: Spec) -> list[str]:
+        """What of a Sandbox it cannot promise on this machine, in words."""
+        return _promises_not(box) or trial.native_refusals(self.run_command, box)
+
+    def plan_of(self, box: Spec) -> plan.Plan:
+        """How the C core runs a command in a Sandbox: in a user namespace of the caller's.
+        UnsupportedError.
+        """
+        is_plain = box._ids is None and box.limits is None
+        is_plain = is_plain and not box.policy.nesting
+        if not is_plain and (refused := _promises_not(box)):
+            raise UnsupportedError(f"{NAME}: {refused[0]}")
+        return plan.plan_for(box, (os.geteuid(), os.getegid()))
+
+    def causes(self) -> list[tuple[str, str]]:
+        return machine.about_user_namespaces()
+
+    def remarks(self) -> list[tuple[str, str]]:
+        """Only user='ranges' misses these."""
+        return _about_ranges()
 
 
-_api = _calls.Api(NAME, run_command, functools.partial(_executor.possible_isolation, run_command))
+EXECUTOR = UserNamespace()
+plan_of = EXECUTOR.plan_of
+why_not = EXECUTOR.why_not
+refusals = EXECUTOR.refusals
+run_command = EXECUTOR.run_command
+_api = calls.Api(NAME, run_command, EXECUTOR.maximum_possible_isolation)
 run_in = _api.run_in
 maximum_possible_isolation = _api.maximum_possible_isolation
 run_sandbox = _api.run_sandbox

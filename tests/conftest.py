@@ -18,7 +18,7 @@ from lib.names import check_name
 from lib.roots import make_rootfs
 from lib.sample import beyond_the_sample
 
-from sandboxlib import _slots
+from sandboxlib._runs import slots
 
 #: They ask of the core what the others ask of it, and are about something else.
 ROOMS_BEYOND_THE_CORE = {"unit", "executors", "images", "cli", "examples", "storms"}
@@ -110,7 +110,7 @@ def tool_path() -> Iterator[str]:
 def _no_slot_is_left_to_the_next_test() -> Iterator[None]:
     """A traceback may hold a Sandbox, and with it descriptors, until some later moment."""
     yield
-    _slots.close_all()
+    slots.close_all()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import os
 import stat
 from collections import namedtuple
 
-from .. import _native
+from .._core import native
 from .._host import machine
 from ..errors import UnsupportedError
 
@@ -363,7 +363,7 @@ def open_cgroup(path: str, kind: str) -> int:
 
 def filesystem_of(fd: int) -> int:
     """The magic number of the file system (statfs(2))."""
-    return int(_native.lib.sbx_filesystem_of(fd))
+    return int(native.lib.sbx_filesystem_of(fd))
 
 
 def read(path: str, directory: int | None = None) -> str:

@@ -22,9 +22,9 @@ from pathlib import Path
 from time import monotonic, perf_counter_ns
 from typing import Any
 
-from .. import __version__, run_sandbox
+from .._version import __version__
+from ..api import Sandbox, run_sandbox
 from ..errors import SandboxError
-from ..sandbox import Sandbox
 
 BARE, ONE_SHOT, PREPARED = "subprocess.run, no sandbox", "run_sandbox", "Sandbox.run"
 BWRAP = "bubblewrap, through subprocess.run"

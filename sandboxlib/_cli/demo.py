@@ -24,9 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
-from ..command import BASE_ENVIRONMENT
+from .._spec.command import BASE_ENVIRONMENT
+from .._spec.mount import Mount
+from ..api import Sandbox
 from ..errors import SandboxError
-from ..sandbox import Mount, Sandbox
 from . import demo_source
 
 PROBE = r"""

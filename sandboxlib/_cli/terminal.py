@@ -15,12 +15,12 @@ import termios
 import tty
 from collections.abc import Iterator, Mapping
 
+from ..api import Sandbox
 from ..errors import SpecError
-from ..sandbox import Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .._handle import Process
+    from .._concurrent.process import Process
     from .._types import Argv
     from ..result import Result
 

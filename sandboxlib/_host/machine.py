@@ -321,3 +321,11 @@ def user_namespace_remedy(step: str, error: int) -> str:
     if step in ("source", "root") and error == errno.EINVAL:
         return "it hides mounts that a user namespace may not uncover: bind it recursively"
     return ""
+
+
+def about_user_namespaces() -> list[tuple[str, str]]:
+    """What the doctor says of user namespaces on this machine."""
+    causes = user_namespace_causes()
+    if proc_is_masked():
+        causes.append(MASKED_PROC)
+    return causes

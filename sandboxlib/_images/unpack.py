@@ -18,9 +18,12 @@ import time
 from collections.abc import Iterator
 
 from .. import chroot, user_namespace
-from .._check import check_flag, check_seconds, check_text
 from .._host import machine
-from ..command import Command
+from .._spec.command import Command
+from .._spec.mount import Mount
+from .._spec.policy import CAPABILITIES, Policy
+from .._spec.spec import Spec
+from .._values import check_flag, check_seconds, check_text
 from ..errors import (
     ImageError,
     SetupError,
@@ -29,8 +32,6 @@ from ..errors import (
     printable,
     setup_error,
 )
-from ..policy import CAPABILITIES, Policy
-from ..sandbox import Mount, Sandbox
 from .child import documents, extract
 from .child.accounts import LAST_ID
 from .child.blobs import Refused
@@ -207,7 +208,7 @@ class Child:
             mounts.append(Mount.bind(target.path, extract.TARGET))
         if settings.get("directory"):
             mounts.append(Mount.bind(self._path, extract.SOURCE, read_only=True))
-        box = Sandbox(
+        box = Spec(
             "/",
             tmp="root",  # Python, or this package, may lie there
             user=self.user,
@@ -278,13 +279,13 @@ def holds_image(path: Path) -> bool:
 
 def executor() -> tuple[Any, str]:
     """What confines the child, and as whom it runs: (run_command, user). UnsupportedError."""
-    if os.geteuid() == 0 and not chroot.why_not():
-        return chroot.run_command, "caller"
-    reason = user_namespace.why_not()
+    if os.geteuid() == 0 and not chroot.EXECUTOR.why_not():
+        return chroot.EXECUTOR.run_command, "caller"
+    reason = user_namespace.EXECUTOR.why_not()
     if reason:
         raise _uncontained(reason)
-    ranges = user_namespace.refusals(Sandbox("/", user="ranges"))
-    return user_namespace.run_command, "root" if ranges else "ranges"
+    ranges = user_namespace.EXECUTOR.refusals(Spec("/", user="ranges"))
+    return user_namespace.EXECUTOR.run_command, "root" if ranges else "ranges"
 
 
 def _capabilities(user: str) -> list[str]:

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping
 from functools import lru_cache
 
-from .._check import check_choice, check_number
+from .._values import check_choice, check_number
 from ..errors import SpecError, SpecTypeError
 from .bpf import (
     ALLOW,

@@ -14,8 +14,8 @@ import contextlib
 from collections.abc import Iterator
 
 from .. import _types
+from .._spec.user import User
 from ..errors import ImageError
-from ..user import User
 from .command import Process
 
 TYPE_CHECKING = False

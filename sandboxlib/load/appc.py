@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import _types
-from .._check import check_text
 from .._images import unpack
 from .._images.child import documents
-from ..command import BASE_ENVIRONMENT
+from .._spec.command import BASE_ENVIRONMENT
+from .._values import check_text
 from .command import Process
 
 

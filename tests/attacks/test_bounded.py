@@ -25,17 +25,9 @@ from lib.roots import find_busybox, make_rootfs
 from lib.waiting import wait_until
 
 import sandboxlib
-from sandboxlib import (
-    CAPTURE,
-    Command,
-    Mount,
-    Process,
-    Result,
-    Sandbox,
-    Unkillable,
-    _native,
-    _slots,
-)
+from sandboxlib import CAPTURE, Command, Mount, Process, Result, Sandbox, Unkillable
+from sandboxlib._core import native, workspace
+from sandboxlib._runs import slots
 
 pytestmark = needs_root
 Way = Callable[..., Result]
@@ -345,14 +337,14 @@ class Hanging:
 @pytest.fixture
 def hanging(tmp_path: Path) -> Iterator[Hanging]:
     made = Hanging(tmp_path)
-    _native.init_descriptor()  # it stays
+    native.init_descriptor()  # it stays
     before = set(os.listdir("/proc/self/fd"))
     try:
         yield made
     finally:
         made.abort()
-    _slots.close_all()
-    assert wait_until(lambda: _native.reap_stuck() or not _native._stuck)  # type: ignore[func-returns-value]
+    slots.close_all()
+    assert wait_until(lambda: workspace.reap_stuck() or not workspace._stuck)  # type: ignore[func-returns-value]
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
@@ -386,7 +378,7 @@ def test_a_run_that_sigkill_does_not_end_is_told(
         assert (again.pid, again.waits_in) == (error.pid, error.waits_in)
         result = way(box, ["/bin/busybox", "true"], timeout=60)  # the next one is not disturbed
         assert result.exit == 0
-    _slots.close_all()
+    slots.close_all()
     # What is needed to reap it is all that is left: of a map two of them.
     assert len(os.listdir("/proc/self/fd")) <= before + 2
 
@@ -432,7 +424,9 @@ def test_a_process_tells_it_in_every_method_that_waits(hanging: Hanging) -> None
 
 EXIT = """
 import sys, time
-from sandboxlib import Sandbox, Unkillable, _native
+from sandboxlib import Sandbox, Unkillable
+from sandboxlib._core import native as _native
+from sandboxlib._core import workspace as _workspace
 OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
 open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 sys.path.insert(0, sys.argv[3])
@@ -564,7 +558,11 @@ SERVER = """
 import ctypes, errno, faulthandler, json, os, struct, sys, threading, time
 faulthandler.dump_traceback_later(150, exit=True)
 sys.path.insert(0, sys.argv[3])
-from sandboxlib import Mount, Sandbox, SandboxError, SetupError, _native, _slots, _stubs
+from sandboxlib import Mount, Sandbox, SandboxError, SetupError
+from sandboxlib._core import native as _native
+from sandboxlib._core import workspace as _workspace
+from sandboxlib._runs import slots as _slots
+from sandboxlib._runs import mount_points as _stubs
 OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
 open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 from attacks.test_bounded import WAYS
@@ -687,9 +685,9 @@ for pid in servers:
     os.waitpid(pid, 0)
 end = time.monotonic() + 30
 _slots.close_all()
-while _native._stuck:
-    _native.reap_stuck()
-    assert time.monotonic() < end, _native._stuck
+while _workspace._stuck:
+    _workspace.reap_stuck()
+    assert time.monotonic() < end, _workspace._stuck
 os._exit(0)
 """
 

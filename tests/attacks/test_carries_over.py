@@ -18,8 +18,9 @@ import pytest
 from lib.boxes import open_box
 from lib.machine import LIB, require
 
-from sandboxlib import Mount, Policy, Result, Sandbox, _slots
-from sandboxlib._plan import Plan
+from sandboxlib import Mount, Policy, Result, Sandbox
+from sandboxlib._runs import slots
+from sandboxlib._runs.plan import Plan
 
 PYTHON = os.path.realpath(sys.executable)
 RECORDER = (LIB / "recorder.py").read_text()
@@ -179,11 +180,11 @@ def difference(a: Record, b: Record) -> set[str]:
     return {name for name in a.keys() | b.keys() if a.get(name) != b.get(name)}
 
 
-def slot_of(box: Sandbox) -> _slots.Slot:
+def slot_of(box: Sandbox) -> slots.Slot:
     """The one that waits; the numbers of namespaces are used again."""
     plans = [plan for plan in box._plans.values() if isinstance(plan, Plan) and plan.slots]
     (slot,) = [slot for plan in plans for slot in plan.slots._idle]
-    assert isinstance(slot, _slots.Slot)
+    assert isinstance(slot, slots.Slot)
     return slot
 
 
@@ -210,7 +211,7 @@ def box_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BOXES)
 def test_nothing_carries_over(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_slots, "MOST_SPARE", 0)  # one after the other in the same slot
+    monkeypatch.setattr(slots, "MOST_SPARE", 0)  # one after the other in the same slot
     carried: dict[str, Record] = {}
     with box_of(kind, monkeypatch) as box:
         noise: set[str] = set()

@@ -16,8 +16,10 @@ from lib.boxes import open_box
 from lib.machine import needs_root, not_sanitized, python, require
 from test_kernel_files import OPEN, PYTHON, WAYS, look, of_cgroups
 
-from sandboxlib import Mount, _plan, bubblewrap, user_namespace
+from sandboxlib import Mount, bubblewrap, user_namespace
 from sandboxlib._host import machine
+from sandboxlib._runs import mounts as _mounts
+from sandboxlib._runs import plan
 
 pytestmark = needs_root
 
@@ -84,12 +86,12 @@ def test_what_lies_below_another_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
     points += [("/srv/sys", "sysfs"), ("/srv/sys", "tmpfs"), ("/srv/sys/a", "cgroup")]
     mounts = [machine.Mounted(0, "/", point, kind, "") for point, kind in points]
     monkeypatch.setattr(machine, "mounts", lambda: mounts)
-    assert _plan.seal_paths("/", "/", ()) == ["/sys", "/srv/sys/a"]
-    assert _plan.seal_paths("/srv", "/x", ()) == ["/x/sys/a"]
-    assert _plan.seal_paths("/usr", "/", ("/proc",)) == ["/proc", "/sys"]
+    assert _mounts.seal_paths("/", "/", ()) == ["/sys", "/srv/sys/a"]
+    assert _mounts.seal_paths("/srv", "/x", ()) == ["/x/sys/a"]
+    assert _mounts.seal_paths("/usr", "/", ("/proc",)) == ["/proc", "/sys"]
     by_any_name = {"/x/a", "/x/cgroup", "/x/fs/cgroup", "/x/proc", "/x/srv/sys/a", "/x/sys"}
     by_any_name |= {"/x/sys/a", "/x/sys/fs/cgroup"}
-    assert set(_plan.seal_paths("usr", "/x", ())) == by_any_name
+    assert set(_mounts.seal_paths("usr", "/x", ())) == by_any_name
 
 
 MOVED = """
@@ -157,7 +159,7 @@ os.execvp(become[0], [*become, "-c", program])
 @not_sanitized
 def test_what_a_user_cannot_reach_keeps_no_run_from_him(tmp_path: Path) -> None:
     require(not user_namespace.why_not(), "there are no user namespaces")
-    package = str(Path(_plan.__file__).resolve().parent.parent)
+    package = str(Path(plan.__file__).resolve().parents[2])
     become = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", *python()]
     argv = [*python(), "-c", CLOSED, str(tmp_path / "closed"), package, *become]
     done = subprocess.run(

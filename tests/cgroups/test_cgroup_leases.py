@@ -19,9 +19,10 @@ import pytest
 from lib.machine import needs_root, require
 from lib.waiting import wait_until
 
-from sandboxlib import Limits, Sandbox, UnsupportedError, _slots
+from sandboxlib import Limits, Sandbox, UnsupportedError
 from sandboxlib._cgroups import cgroups, hierarchies
 from sandboxlib._cgroups.cgroups import Cgroup, CgroupLimits, Cgroups
+from sandboxlib._runs import slots
 
 MIB = 1 << 20
 pytestmark = needs_root
@@ -179,7 +180,7 @@ def delegated() -> Iterator[Path]:
     path = Path(f"{own}/test-leases-{os.getpid()}")
     path.mkdir()
     yield path
-    _slots.close_all()
+    slots.close_all()
     cgroups.end_all()
     assert wait_until(lambda: cgroups._remove(str(path)))
 

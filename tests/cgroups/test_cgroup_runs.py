@@ -21,8 +21,9 @@ from lib.machine import needs_root, require
 from lib.waiting import processes, wait_until
 
 import sandboxlib
-from sandboxlib import Limits, Mount, Policy, Result, Sandbox, SetupError, UnsupportedError, _slots
+from sandboxlib import Limits, Mount, Policy, Result, Sandbox, SetupError, UnsupportedError
 from sandboxlib._cgroups import cgroups, hierarchies
+from sandboxlib._runs import slots
 
 PYTHON = os.path.realpath(sys.executable)
 WAYS: dict[str, tuple[dict[str, Any], bool]] = {
@@ -53,14 +54,14 @@ def directories() -> set[str]:
 def _nothing_is_left() -> Iterator[None]:
     before = directories()
     yield
-    _slots.close_all()
+    slots.close_all()
     cgroups.end_all()
     assert wait_until(lambda: directories() <= before), directories() - before
 
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(_slots, "MOST_SPARE", 0)
+    monkeypatch.setattr(slots, "MOST_SPARE", 0)
     require(not PYTHON.startswith("/tmp/"), "Python is in /tmp")
     return str(request.param)
 

@@ -25,7 +25,9 @@ from lib.machine import python, require
 from lib.waiting import late, processes, wait_until
 
 import sandboxlib
-from sandboxlib import CAPTURE, STDOUT, Mount, Policy, Sandbox, UnsupportedError, User, _ladder
+from sandboxlib import CAPTURE, STDOUT, Mount, Policy, Sandbox, UnsupportedError, User
+from sandboxlib._choice import choose
+from sandboxlib._executors import trial
 from sandboxlib._host import machine
 
 pytest_plugins = ["lib.setuid_tool"]
@@ -70,7 +72,7 @@ def is_refused(executor: ModuleType, box: Sandbox) -> bool | None:
     return None if box.user == "ranges" else False
 
 
-@pytest.fixture(params=_ladder.EXECUTORS)
+@pytest.fixture(params=choose.EXECUTORS)
 def executor(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tool_path: str
 ) -> ModuleType:
@@ -213,7 +215,7 @@ def test_an_exit_status_is_no_error(executor: ModuleType, root: Path) -> None:
 
 
 def test_a_timeout_ends_the_tree_and_keeps_the_output(executor: ModuleType, root: Path) -> None:
-    seconds = f"7{os.getpid()}{_ladder.EXECUTORS.index(executor.NAME)}"
+    seconds = f"7{os.getpid()}{choose.EXECUTORS.index(executor.NAME)}"
     script = f"echo begun; sleep {seconds} & sleep {seconds}"
     result = late(
         lambda timeout: run(executor, root, ["sh", "-c", script], timeout=timeout),
@@ -235,7 +237,7 @@ def test_a_network_of_its_own(executor: ModuleType, root: Path) -> None:
 
 
 def test_a_caller_that_is_killed(executor: ModuleType, root: Path) -> None:
-    mark = f"6{os.getpid()}{_ladder.EXECUTORS.index(executor.NAME)}"
+    mark = f"6{os.getpid()}{choose.EXECUTORS.index(executor.NAME)}"
     script = """
 import json, sys, sandboxlib
 name, root, mark, words = sys.argv[1:]
@@ -264,7 +266,7 @@ def running(mark: str) -> list[str]:
 
 
 def test_processes_of_its_own(executor: ModuleType, root: Path) -> None:
-    mark = f"8{os.getpid()}{_ladder.EXECUTORS.index(executor.NAME)}"
+    mark = f"8{os.getpid()}{choose.EXECUTORS.index(executor.NAME)}"
     script = f"ls /proc | grep -c '^[0-9]*$'; setsid sleep {mark} & true"
     seen = sh(executor, root, script, processes="isolated", extra_mounts=[Mount.dev()])
     assert int(seen) < 8
@@ -292,11 +294,11 @@ def test_what_is_not_isolated_is_the_callers(executor: ModuleType, root: Path, k
     assert seen.strip() == os.readlink(f"/proc/self/ns/{name}")
 
 
-@pytest.mark.parametrize("kind", _ladder._executor.ISOLATED)
+@pytest.mark.parametrize("kind", trial.ISOLATED)
 def test_the_result_tells_what_the_run_had(executor: ModuleType, root: Path, kind: str) -> None:
     name = {"network": "net", "processes": "pid", "ipc": "ipc", "mounts": "mnt"}[kind]
     for value in ("isolated", "undefined"):
-        words = {**_ladder._executor.UNDEFINED, kind: value}
+        words = {**trial.UNDEFINED, kind: value}
         result = run(executor, "/", ["readlink", f"/proc/self/ns/{name}"], **words)
         is_own = result.out.decode().strip() != os.readlink(f"/proc/self/ns/{name}")
         assert result.isolation[kind] == ("isolated" if is_own else "undefined")
@@ -338,8 +340,8 @@ def test_the_default_capabilities_are_no_more_than_promised(
         policy=Policy(capabilities="default"),
     )
     allowed = sum(
-        1 << sandboxlib.policy.CAPABILITIES.index(name)
-        for name in sandboxlib.policy.DEFAULT_CAPABILITIES
+        1 << sandboxlib._spec.policy.CAPABILITIES.index(name)
+        for name in sandboxlib._spec.policy.DEFAULT_CAPABILITIES
     )
     assert all(int(line.split()[1], 16) & ~allowed == 0 for line in seen.splitlines())
 

@@ -23,7 +23,8 @@ from lib.boxes import open_box
 from lib.machine import needs_root, python, require
 
 import sandboxlib
-from sandboxlib import Policy, _ladder
+from sandboxlib import Policy
+from sandboxlib._choice import choose
 from sandboxlib._host import machine as _machine
 
 TYPE_CHECKING = False
@@ -255,7 +256,7 @@ MACHINES = {
     ),
 }
 
-NAMES = {name[0]: name for name in _ladder.EXECUTORS}
+NAMES = {name[0]: name for name in choose.EXECUTORS}
 
 
 def on(tool: SetuidTool, machine: Machine, *argv: str, **env: str) -> Any:
@@ -317,7 +318,7 @@ def test_the_first_that_works_is_chosen(report: Report, name: str) -> None:
 def assert_each_has_a_reason(text: str) -> None:
     """Each executor has a line, in the order of the ladder."""
     lines = [line.strip().partition(": ") for line in text.splitlines()[1:]]
-    assert tuple(line[0] for line in lines) == _ladder.EXECUTORS
+    assert tuple(line[0] for line in lines) == choose.EXECUTORS
     assert all(line[2] for line in lines)
 
 
@@ -486,7 +487,7 @@ for warning in seen:
 """
 
 
-@pytest.mark.parametrize("backend", ["linux-user-chroot", *_ladder.EXECUTORS[1:]])
+@pytest.mark.parametrize("backend", ["linux-user-chroot", *choose.EXECUTORS[1:]])
 def test_the_variable_chooses(setuid_tool: SetuidTool, backend: str) -> None:
     said = python_on(setuid_tool, MACHINES["user"], _BACKEND, SANDBOXLIB_BACKEND=backend)
     assert said.split() == [backend.replace("-", "_")] * 3
@@ -537,7 +538,7 @@ def test_an_empty_variable_is_none(setuid_tool: SetuidTool) -> None:
 
 
 def test_executors_have_names() -> None:
-    for name in _ladder.EXECUTORS:
+    for name in choose.EXECUTORS:
         for word in (name, name.replace("_", "-")):
             assert sandboxlib.get_executor(word) is getattr(sandboxlib, name)
         assert str(name) == sandboxlib.get_executor(name).NAME
@@ -553,7 +554,7 @@ def test_executors_have_names() -> None:
 @needs_root
 def test_a_choice_is_remembered_by_its_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     box = open_box("/")
-    monkeypatch.setenv(_ladder.VARIABLE, "nonesuch")
+    monkeypatch.setenv(choose.VARIABLE, "nonesuch")
     with pytest.warns(UserWarning, match="nonesuch"):
         assert box.run(["true"]).executor == "chroot"
     with warnings.catch_warnings():
@@ -568,9 +569,9 @@ def test_a_choice_is_not_kept_when_the_variable_changes(monkeypatch: pytest.Monk
     require(shutil.which("bwrap"), "there is no bwrap")
     box = open_box("/")
     for backend in ("chroot", "user-namespace", "bubblewrap", "chroot"):
-        monkeypatch.setenv(_ladder.VARIABLE, backend)
+        monkeypatch.setenv(choose.VARIABLE, backend)
         assert box.run(["true"]).executor == backend.replace("-", "_")
-    monkeypatch.delenv(_ladder.VARIABLE)
+    monkeypatch.delenv(choose.VARIABLE)
     assert box.run(["true"]).executor == "chroot"
 
 
@@ -801,7 +802,7 @@ def test_degrading_gives_up_mounts_where_there_are_none(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("executor", ["", *_ladder.EXECUTORS])
+@pytest.mark.parametrize("executor", ["", *choose.EXECUTORS])
 def test_nothing_is_degraded_unasked(setuid_tool: SetuidTool, executor: str, kind: str) -> None:
     place = setuid_tool.base / "place"
     place.mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from lib.waiting import processes, wait_until
 
 from sandboxlib import STDOUT, Mount, Policy, Result, Sandbox, SetupError, UnsupportedError
 from sandboxlib import linux_user_chroot as luc
-from sandboxlib._plan import Job
+from sandboxlib._runs.job import Job
 from sandboxlib.linux_user_chroot import Recipe, Tool, View, command_line
 
 TYPE_CHECKING = False
@@ -137,7 +137,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Tool, "denied", lambda tool, box: "")
     monkeypatch.setattr(luc, "_tool", lambda: RECENT)
-    monkeypatch.setattr(luc._executor, "run_tool", run_tool)
+    monkeypatch.setattr(luc.base, "run_tool", run_tool)
     monkeypatch.setattr(luc._Run, "check_first", lambda run, env: None)
     # As in a root in which commands can rename nothing.
     monkeypatch.setattr(luc, "doubts", lambda box: [])

@@ -126,7 +126,8 @@ def test_a_tool_of_the_callers_own_is_fine() -> None:
 RANGES = """
 import json, os, signal, sys, threading, time
 import sandboxlib
-from sandboxlib import SandboxError, _mapper
+from sandboxlib import SandboxError
+from sandboxlib._runs import id_maps as _mapper
 from sandboxlib._host import machine as _machine
 mode = json.loads(os.environ["MODE"])
 if mode.get("sigchld"):

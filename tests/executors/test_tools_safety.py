@@ -22,16 +22,8 @@ from lib.machine import needs_root, python, require
 from lib.roots import make_rootfs
 
 import sandboxlib
-from sandboxlib import (
-    Limits,
-    Mount,
-    Policy,
-    Sandbox,
-    SetupError,
-    UnsupportedError,
-    _bwrap,
-    bubblewrap,
-)
+from sandboxlib import Limits, Mount, Policy, Sandbox, SetupError, UnsupportedError, bubblewrap
+from sandboxlib._executors import bwrap_tool
 
 pytest_plugins = ["lib.setuid_tool"]
 
@@ -72,16 +64,16 @@ def bwrap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     if request.param == "installed":
         if reason := bubblewrap.why_not():
             pytest.skip(reason)
-        yield _bwrap.find_tool().path
+        yield bwrap_tool.find_tool().path
         return
     require(NEWER, "SANDBOXLIB_BWRAP_NEWER names no newer bwrap")
-    sandboxlib._executor.trial.cache_clear()
+    sandboxlib._executors.base.trial.cache_clear()
     monkeypatch.setenv("PATH", f"{os.path.dirname(NEWER)}:{os.environ['PATH']}")
     if reason := bubblewrap.why_not():
         pytest.skip(reason)
-    assert _bwrap.find_tool().path == os.path.realpath(NEWER)
+    assert bwrap_tool.find_tool().path == os.path.realpath(NEWER)
     yield NEWER
-    sandboxlib._executor.trial.cache_clear()
+    sandboxlib._executors.base.trial.cache_clear()
 
 
 def run(box: Sandbox, *command: str, **words: Any) -> sandboxlib.Result:
@@ -230,12 +222,13 @@ def test_a_caller_that_is_killed_while_bwrap_sets_up_leaves_no_command(
     # The gate is closed by its death, not opened: the command would leave a file.
     script = """
 import os, sys, signal
-from sandboxlib import Sandbox, _bwrap, bubblewrap
+from sandboxlib import Sandbox, bubblewrap
+from sandboxlib._executors import bwrap_look
 OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
 open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 def die(entries, wanted):
     os.kill(os.getpid(), signal.SIGKILL)
-_bwrap.find_fault = die
+bwrap_look.find_fault = die
 box = Sandbox(sys.argv[1], filesystem_writable_paths="all", tmp="root")
 bubblewrap.run_in(box, ["touch", "/tmp/ran"])
 """

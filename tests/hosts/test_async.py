@@ -21,15 +21,8 @@ from lib.boxes import open_box
 from lib.machine import many, needs_root, require
 from lib.waiting import processes, wait_until
 
-from sandboxlib import (
-    CAPTURE,
-    Mount,
-    Sandbox,
-    SetupError,
-    SpecTypeError,
-    _native,
-    run_sandbox_async,
-)
+from sandboxlib import CAPTURE, Mount, Sandbox, SetupError, SpecTypeError, run_sandbox_async
+from sandboxlib._core import native
 
 pytestmark = needs_root
 MODES: dict[str, dict[str, Any]] = {
@@ -50,7 +43,7 @@ def made(root: Path, mode: dict[str, Any]) -> tuple[Sandbox, dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
     threads = threading.active_count()
-    _native.init_descriptor()  # which is kept
+    native.init_descriptor()  # which is kept
     gc.collect()
     before = sorted(os.listdir("/proc/self/fd"))
     yield

@@ -30,8 +30,8 @@ from sandboxlib import (
     SpecError,
     SpecTypeError,
     UnsupportedError,
-    _native,
 )
+from sandboxlib._core import native
 
 pytestmark = needs_root
 MODES: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ def children() -> str:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    _native.init_descriptor()  # which is kept
+    native.init_descriptor()  # which is kept
     gc.collect()
     before = sorted(os.listdir("/proc/self/fd")), children()
     yield

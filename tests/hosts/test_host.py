@@ -488,7 +488,7 @@ def test_a_machine_that_forbids_programs_in_memory_uses_the_file(shared_rootfs: 
     require(os.path.exists("/proc/sys/vm/memfd_noexec"), "the kernel has no vm.memfd_noexec")
     script = 'echo 2 > /proc/sys/vm/memfd_noexec && exec "$@"'
     host_script = HEAD + "print(box.run(['echo', 'x']).out, os.readlink('/proc/self/fd/'"
-    host_script += " + str(__import__('sandboxlib')._native.init_descriptor())))"
+    host_script += " + str(sandboxlib._core.native.init_descriptor())))"
     argv = ["unshare", "-pf", "--mount-proc", "sh", "-c", script, "sh"]
     done = subprocess.run(
         [*argv, *hosts.command(host_script, shared_rootfs)],
@@ -562,8 +562,8 @@ if "SANDBOXLIB_SANITIZED" not in os.environ:  # a sanitizer keeps what is freed
 def test_a_finished_sandbox_leaves_no_namespace(shared_rootfs: Path) -> None:
     # Alone in a namespace of pids: other processes of the machine get the freed numbers again.
     script = """
-from sandboxlib import _native
-from sandboxlib._plan import plan_for
+from sandboxlib._core import native as _native
+from sandboxlib._runs.plan import plan_for
 def links(pids):
     found = set()
     for pid in pids:

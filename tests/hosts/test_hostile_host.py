@@ -546,13 +546,13 @@ def test_an_interrupt_while_a_run_is_freed_is_not_dropped(
 ) -> None:
     script = """
 import _thread, functools, weakref
-from sandboxlib import _native
+from sandboxlib._core import workspace as _workspace
 class Last: pass
 def used():
     another = box.replace(hostname="another")
     another.run(["true"])
     return another
-for make in [_native.Workspace, used] * 3:
+for make in [_workspace.Workspace, used] * 3:
     last = Last()
     # Interrupts, without a line of Python, when `last` is freed: just before what is lost.
     interrupt = functools.partial(next, map(_thread.interrupt_main, [signal.SIGINT]))
@@ -647,7 +647,7 @@ def test_the_reaper_works_at_every_level_of_memfd_noexec(
 ) -> None:
     require(os.path.exists("/proc/sys/vm/memfd_noexec"), "the kernel has no vm.memfd_noexec")
     script = """
-from sandboxlib import _native
+from sandboxlib._core import native as _native
 for i in range(5):
     assert box.run(["sh", "-c", f"echo {i}; exit {i}"]) == (i, b"%d\\n" % i, b"")
 assert box.run(["sleep", "60"], timeout=0.05) == (-9, b"", b"")

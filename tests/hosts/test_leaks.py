@@ -38,7 +38,7 @@ def descriptors():
 
 def state():
     gc.collect()
-    sandboxlib._slots.close_all()
+    sandboxlib._runs.slots.close_all()
     return {
         "descriptors": descriptors(),
         "children": open(f"/proc/self/task/{os.getpid()}/children").read(),
@@ -343,7 +343,8 @@ def test_a_child_that_is_killed_in_its_set_up_is_no_success(
 ) -> None:
     # As an out-of-memory killer would: the k-th call of the child is its last.
     script = """
-sandboxlib.sandbox.runner = sandboxlib.chroot.run_command  # no trial, which would be killed as well
+# No trial, which would be killed as well.
+sandboxlib._choice.choose.run_command = sandboxlib.chroot.run_command
 box = open_box(root, filesystem_writable_paths="none", extra_mounts=[Mount.tmpfs("/tmp")], **mode)
 gc.disable()
 before = None

@@ -80,7 +80,7 @@ def place(
         if refused := sandboxlib.get_executor(executor).refusals(box):
             pytest.skip("; ".join(refused))
     try:
-        sandboxlib._ladder.choose(box)
+        sandboxlib._choice.choose.choose(box)
     except UnsupportedError as error:
         pytest.skip(str(error))
     with box:
@@ -584,7 +584,7 @@ print("ok")
 
 def test_a_fork_of_the_caller_leaves_its_map_alone(shared_rootfs: Path) -> None:
     script = """
-bare = sandboxlib.sandbox.Sandbox(root, processes="undefined", filesystem_writable_paths="all",
+bare = sandboxlib.Sandbox(root, processes="undefined", filesystem_writable_paths="all",
                                   policy=sandboxlib.Policy(capabilities="all"))
 calls = [(box, ["true"]), (bare, ["sleep", "1"]), (box, ["sleep", "1"]), (box, ["true"])]
 results = sandboxlib.map(calls, jobs=3)

@@ -24,17 +24,9 @@ from lib.boxes import open_box
 from lib.machine import needs_root, python, require
 from lib.waiting import late, wait_until
 
-from sandboxlib import (
-    CAPTURE,
-    Policy,
-    Result,
-    Sandbox,
-    SandboxError,
-    SetupError,
-    StatusLost,
-    _native,
-)
-from sandboxlib._plan import plan_for
+from sandboxlib import CAPTURE, Policy, Result, Sandbox, SandboxError, SetupError, StatusLost
+from sandboxlib._core import native
+from sandboxlib._runs.plan import plan_for
 
 pytestmark = needs_root
 pytest_plugins = ["lib.probes"]
@@ -233,7 +225,9 @@ def test_json_names_real_time_signals(rootfs: Path, signum: int) -> None:
 
 IN_FLIGHT = """
 import array, asyncio, ctypes, os, resource, socket, sys
-from sandboxlib import Sandbox, _async, _map, user_namespace
+from sandboxlib import Sandbox, user_namespace
+from sandboxlib._concurrent import aio as _async
+from sandboxlib._concurrent import map as _map
 from sandboxlib._host import machine as _machine
 root = sys.argv[1]
 os.setgroups([]); os.setgid(54322); os.setuid(54322)
@@ -285,7 +279,7 @@ def residents(box: Sandbox) -> list[int]:
     pids = []
     for slot in found:
         with contextlib.suppress(OSError, IndexError):  # closed meanwhile
-            pids.append(_native.pid_of(slot.struct.pidfd))
+            pids.append(native.pid_of(slot.struct.pidfd))
     return [pid for pid in pids if pid > 1]  # of a dead process it is -1
 
 
@@ -544,7 +538,9 @@ def test_a_command_cannot_reschedule_its_reaper(
 
 AS_USER = """
 import asyncio, ctypes, json, os, sys
-from sandboxlib import Sandbox, _async, _map, user_namespace
+from sandboxlib import Sandbox, user_namespace
+from sandboxlib._concurrent import aio as _async
+from sandboxlib._concurrent import map as _map
 OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
 open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 from sandboxlib._host import machine as _machine
@@ -631,9 +627,9 @@ def test_limits_of_pid_1_do_not_make_it_deaf_to_a_handle(deaf: Sandbox) -> None:
 def test_a_run_that_has_not_begun_takes_no_signal() -> None:
     # All of it is zero, and 0 is the caller's own process group to kill(2): so in a group apart.
     script = """
-from sandboxlib import _native
+from sandboxlib._core import native, workspace
 for signum in (9, 15):
-    print(_native.lib.sbx_signal(_native.Workspace().run, signum))
+    print(native.lib.sbx_signal(workspace.Workspace().run, signum))
 """
     argv = [sys.executable, "-c", script]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, start_new_session=True)

@@ -349,7 +349,7 @@ def test_the_child_has_what_it_needs_and_no_more(place: Path, tmp_path: Path, wa
         _with_program(program, tmp_path, Layout(file("x") + END))
     told = json.loads(str(caught.value).partition(": ")[2])
     needed = unpack._NEEDED | (unpack._FOR_OWNERS if way != "root" else set())
-    mask = sum(1 << sandboxlib.policy.CAPABILITIES.index(name) for name in needed)
+    mask = sum(1 << sandboxlib._spec.policy.CAPABILITIES.index(name) for name in needed)
     assert int(told["capabilities"], 16) == mask
     assert told["nnp"] == "1"
     assert not {"sda", "vda", "mem", "kmsg", "fuse"} & {*told["dev"]}

@@ -45,7 +45,8 @@ from lib.roots import find_busybox
 from lib.waiting import wait_until
 
 import sandboxlib
-from sandboxlib import ImageError, UnsupportedError, User, _native, load
+from sandboxlib import ImageError, UnsupportedError, User, load
+from sandboxlib._core import native
 from sandboxlib._images import unpack
 from sandboxlib.load import appc, oci
 
@@ -73,7 +74,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (victim / "file").chmod(0o640)
     monkeypatch.setattr(tempfile, "tempdir", str(top))
     before = snapshot(victim)
-    _native.init_descriptor()  # one that stays
+    native.init_descriptor()  # one that stays
     descriptors = os.listdir("/proc/self/fd")
     yield top
     assert snapshot(victim) == before
@@ -941,7 +942,7 @@ def test_a_link_is_followed_while_others_rename(tmp_path: Path) -> None:
         try:
             assert wait_until(lambda: not (elsewhere / "file").exists())
             for _ in range(20_000):
-                os.close(_native.open_in_root(root, "a/b/link", os.O_PATH))
+                os.close(native.open_in_root(root, "a/b/link", os.O_PATH))
             assert other.poll() is None
         finally:
             other.kill()
@@ -1192,8 +1193,8 @@ def test_the_child_can_write_nowhere_else(place: Path, tmp_path: Path, way: str)
 def test_unpacking_is_refused_where_it_cannot_be_confined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unpack.chroot, "why_not", lambda: "no")
-    monkeypatch.setattr(unpack.user_namespace, "why_not", lambda: "forbidden here")
+    monkeypatch.setattr(unpack.chroot.EXECUTOR, "why_not", lambda: "no")
+    monkeypatch.setattr(unpack.user_namespace.EXECUTOR, "why_not", lambda: "forbidden here")
     image = aci(tmp_path / "x.aci")
     with pytest.raises(UnsupportedError, match="forbidden here"), load.open_image(image):
         pytest.fail("it was unpacked")

@@ -29,7 +29,7 @@ def many(quick, deep):
     return deep if "SANDBOXLIB_DEEP" in os.environ else quick
 
 def by_map(box, command, **words):
-    from sandboxlib import _process
+    from sandboxlib._runs import run as _process
     if threading.get_ident() in _process.stops:  # a thread of a map, which runs what has no slot
         return run_itself(box, command, **words)
     (found,) = box.map([command], jobs=2, on_failure="continue", **words)
@@ -38,7 +38,7 @@ def by_map(box, command, **words):
     return found
 run_itself = Sandbox.run
 if mode.pop("map", False):
-    from sandboxlib import _map  # not first of all in a signal handler
+    from sandboxlib._concurrent import map as _map  # not first of all in a signal handler
     Sandbox.run = by_map
 """
 

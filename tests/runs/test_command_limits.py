@@ -13,8 +13,16 @@ import pytest
 from lib.machine import needs_root
 
 import sandboxlib
-from sandboxlib import Command, Limits, Result, Sandbox, UnsupportedError, bubblewrap, chroot
-from sandboxlib import user_namespace as user_namespace
+from sandboxlib import (
+    Command,
+    Limits,
+    Result,
+    Sandbox,
+    UnsupportedError,
+    bubblewrap,
+    chroot,
+    user_namespace,
+)
 
 SHOW = ["sh", "-c", "ulimit -n; ulimit -c; readlink /proc/self/ns/net"]
 

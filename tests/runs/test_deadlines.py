@@ -24,8 +24,11 @@ from lib.boxes import open_box
 from lib.machine import many, needs_root, require
 from lib.waiting import late, processes, wait_until
 
-from sandboxlib import CommandFailed, Mount, Policy, Result, Sandbox, _native, _process, _slots
-from sandboxlib._plan import plan_for
+from sandboxlib import CommandFailed, Mount, Policy, Result, Sandbox
+from sandboxlib._core import native
+from sandboxlib._runs import run as _process
+from sandboxlib._runs import slots as _slots
+from sandboxlib._runs.plan import plan_for
 
 PYTHON = os.path.realpath(sys.executable)
 REAPED: dict[str, dict[str, Any]] = {"slot": {}, "fresh": {"fresh": True}}
@@ -255,7 +258,7 @@ def reaper_of(place: Place) -> int:
     """The pid of the resident of an idle slot, or of the reaper of the only run."""
     slots = plan_for(place.box).slots
     if slots and not place.fresh:
-        return _native.pid_of(slots._idle[-1].struct.pidfd)
+        return native.pid_of(slots._idle[-1].struct.pidfd)
     found = []
     for task in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):
@@ -372,7 +375,7 @@ import json, os, sys
 from sandboxlib import Sandbox
 OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
 open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
-from sandboxlib._plan import plan_for
+from sandboxlib._runs.plan import plan_for
 mode = json.loads(sys.argv[2])
 fresh = mode.pop("fresh", False)
 box = open_box(sys.argv[1], **mode)
@@ -497,7 +500,7 @@ for _ in range(1 if fresh else 2):
     assert whole.run(["echo", "x"], timeout=30, fresh=fresh).out == b"x\\n"
 bare = open_box(dead, mounts="undefined", processes="undefined", ipc="undefined")
 assert attempt(bare)[0] in ("root", "chroot", "exec"), attempt(bare)
-from sandboxlib import _slots
+from sandboxlib._runs import slots as _slots
 _slots.close_all()
 left = [open(f"/proc/{pid}/stat").read() for pid in os.listdir("/proc") if pid.isdigit()]
 assert len(left) == 1, left

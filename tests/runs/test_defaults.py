@@ -91,7 +91,7 @@ def test_the_values_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_command(box: Sandbox, *_: object) -> Any:
         seen.append(box)
 
-    monkeypatch.setattr(sandboxlib._ladder.api, "_run", run_command)
+    monkeypatch.setattr(sandboxlib._choice.choose.api, "_run", run_command)
     run_sandbox("/x", ["true"])
     assert set(TABLE) == set(Sandbox._fields) - {"root"}
     for name, (safe, earlier) in TABLE.items():

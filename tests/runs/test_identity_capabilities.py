@@ -19,7 +19,7 @@ from lib.machine import needs_root, require
 
 import sandboxlib
 from sandboxlib import Policy, Sandbox, UnsupportedError, User, chroot, user_namespace
-from sandboxlib.policy import CAPABILITIES, DEFAULT_CAPABILITIES
+from sandboxlib._spec.policy import CAPABILITIES, DEFAULT_CAPABILITIES
 
 PYTHON = os.path.realpath(sys.executable)
 NAMES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -184,6 +184,6 @@ def test_what_is_not_refused_holds(tmp_path: Path, capabilities: Any, uid: int) 
 def test_what_is_refused_would_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The attempt works where the rule is not looked at: so the rule is about something."""
     needs_ids()
-    monkeypatch.setattr(chroot._executor, "read_only_refused", lambda box: [])
+    monkeypatch.setattr(chroot, "read_only_refused", lambda box: [])
     box = open_box("/", processes="undefined", filesystem_writable_paths="none")
     assert escape(box, tmp_path, 1234) == "escaped"

@@ -29,11 +29,11 @@ from sandboxlib import (
     SpecError,
     SpecTypeError,
     UnsupportedError,
-    _ladder,
-    _slots,
 )
+from sandboxlib._choice import choose
 from sandboxlib._host import machine
-from sandboxlib.policy import CAPABILITIES
+from sandboxlib._runs import slots
+from sandboxlib._spec.policy import CAPABILITIES
 
 pytest_plugins = ["lib.setuid_tool"]
 
@@ -51,7 +51,7 @@ WAYS: dict[str, tuple[dict[str, Any], bool]] = {
 }
 PLACES = [
     (name, way)
-    for name in _ladder.EXECUTORS
+    for name in choose.EXECUTORS
     for way in (WAYS if name in ("chroot", "user_namespace") else ("fresh",))
 ]
 Run = Callable[..., Result]
@@ -85,7 +85,7 @@ class Place:
 
 @pytest.fixture(params=PLACES, ids=lambda place: "-".join(place).replace(" ", "_"))
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tool_path: str) -> Place:
-    monkeypatch.setattr(_slots, "MOST_SPARE", 0)
+    monkeypatch.setattr(slots, "MOST_SPARE", 0)
     monkeypatch.setenv("PATH", tool_path)
     require(not PYTHON.startswith("/tmp/"), "Python is in /tmp")
     found = Place(*request.param)

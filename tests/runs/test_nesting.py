@@ -15,8 +15,9 @@ from lib.boxes import open_box
 from lib.machine import needs_root, python, require
 
 import sandboxlib
-from sandboxlib import Mount, Policy, Sandbox, SpecError, UnsupportedError, _nesting, bubblewrap
+from sandboxlib import Mount, Policy, Sandbox, SpecError, UnsupportedError, bubblewrap
 from sandboxlib._cgroups import hierarchies
+from sandboxlib._executors import nesting
 from sandboxlib._host import machine
 
 PYTHON = "/usr/bin/python3"
@@ -132,7 +133,7 @@ def test_programs_that_others_wrote_are_no_way(tmp_path: Path) -> None:
 
 def test_a_chroot_has_none(tmp_path: Path) -> None:
     box = Sandbox(tmp_path, mounts="undefined", policy=Policy(nesting=True))
-    (said,) = _nesting.refused(box, True, 1000)
+    (said,) = nesting.refused(box, True, 1000)
     assert "mounts='isolated'" in said
 
 
@@ -144,11 +145,11 @@ def test_a_cgroup_of_the_commands_uid_is_out_of_reach(
     (place / "cgroup.procs").touch()
     monkeypatch.setattr(hierarchies, "mount_points", lambda: {"": str(tmp_path)})
     me = os.geteuid()
-    owner = _nesting._outside(me)
-    assert _nesting._writable([range(owner, owner + 1)]) == str(place)
-    assert _nesting._writable([range(owner + 5, owner + 9)]) == ""
+    owner = nesting._outside(me)
+    assert nesting._writable([range(owner, owner + 1)]) == str(place)
+    assert nesting._writable([range(owner + 5, owner + 9)]) == ""
     (place / "cgroup.procs").chmod(0o666)
-    assert _nesting._writable([range(owner + 5, owner + 9)]) == str(place)
+    assert nesting._writable([range(owner + 5, owner + 9)]) == str(place)
 
 
 def test_it_stands_without_a_profile() -> None:

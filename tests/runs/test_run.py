@@ -17,18 +17,11 @@ from lib.machine import needs_root
 from lib.waiting import late
 
 import sandboxlib
-from sandboxlib import (
-    STDOUT,
-    Command,
-    Mount,
-    Sandbox,
-    SetupError,
-    SpecError,
-    _native,
-    _process,
-    run_sandbox,
-)
-from sandboxlib._plan import job_of, plan_for
+from sandboxlib import STDOUT, Command, Mount, Sandbox, SetupError, SpecError, run_sandbox
+from sandboxlib._core import native
+from sandboxlib._runs import run as _process
+from sandboxlib._runs.job import job_of
+from sandboxlib._runs.plan import plan_for
 
 pytestmark = needs_root
 BARE = {"mounts": "undefined", "processes": "undefined", "ipc": "undefined"}
@@ -179,10 +172,10 @@ def test_what_the_pipe_still_holds_at_the_end_is_read(box: Sandbox) -> None:
     run.struct.out.size = 16
     run.start(fresh=True)
     select.select([run.struct.pidfd], [], [])
-    while not run.follow(_native.lib.sbx_pump(run.struct, run.wait())):
+    while not run.follow(native.lib.sbx_pump(run.struct, run.wait())):
         pass
     assert run.result("", 0.0, {}).out == " ".join(map(str, range(1, 501))).encode() + b"\n"
-    _native.lib.sbx_end(run.struct)
+    native.lib.sbx_end(run.struct)
     run.release()
 
 

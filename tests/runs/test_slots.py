@@ -25,8 +25,10 @@ from lib.machine import needs_root, require
 from lib.roots import make_rootfs
 from lib.waiting import processes, wait_until
 
-from sandboxlib import Mount, Policy, Sandbox, SetupError, _native, _slots, run_sandbox
-from sandboxlib._plan import plan_for
+from sandboxlib import Mount, Policy, Sandbox, SetupError, run_sandbox
+from sandboxlib._core import native
+from sandboxlib._runs import slots as _slots
+from sandboxlib._runs.plan import plan_for
 
 pytestmark = needs_root
 
@@ -91,7 +93,7 @@ def residents() -> list[int]:
 def resident_of(box: Sandbox) -> int:
     """The pid of the only one."""
     (slot,) = [s for r in plan_for(box).slots._shared._slots if (s := r()) and s.is_open]
-    return _native.pid_of(slot.struct.pidfd)
+    return native.pid_of(slot.struct.pidfd)
 
 
 def kill_resident(box: Sandbox) -> None:
@@ -273,7 +275,7 @@ def test_a_second_proc_in_the_root_ends_the_lease_of_it(rootfs: Path) -> None:
     script = """
 import os, subprocess, sys
 from sandboxlib import Mount, Sandbox
-from sandboxlib._plan import plan_for
+from sandboxlib._runs.plan import plan_for
 root = sys.argv[1]
 os.mkdir(f"{root}/other")
 subprocess.run(["mount", "-t", "proc", "x", f"{root}/other"], check=True)
@@ -362,7 +364,8 @@ def test_a_mount_cannot_be_taken_from_later_runs(rootfs: Path, tmp_path: Path, m
 def test_what_the_host_mounts_later_is_seen(rootfs: Path) -> None:
     script = """
 import os, subprocess, sys
-from sandboxlib import Sandbox, _slots
+from sandboxlib import Sandbox
+from sandboxlib._runs import slots as _slots
 root = sys.argv[1]
 os.mkdir(f"{root}/later")
 box = Sandbox(root)
@@ -498,7 +501,7 @@ def test_close_ends_what_is_kept_and_the_next_run_begins_anew(box: Sandbox) -> N
 
 
 def test_what_nobody_holds_any_more_is_closed(shared_rootfs: Path) -> None:
-    _native.init_descriptor()  # which is kept
+    native.init_descriptor()  # which is kept
     gc.collect()
     descriptors = sorted(os.listdir("/proc/self/fd"))
     sh(Sandbox(shared_rootfs), "true")
@@ -560,7 +563,7 @@ def test_a_caller_that_ends_closes_its_slots(shared_rootfs: Path) -> None:
 def test_a_fork_has_slots_of_its_own(shared_rootfs: Path) -> None:
     script = """
 ns = lambda: box.run(["readlink", "/proc/self/ns/net"]).out
-from sandboxlib import _slots
+from sandboxlib._runs import slots as _slots
 _slots.MOST_SPARE = 0
 box.close()
 before = ns()
@@ -617,7 +620,8 @@ def test_an_ordinary_user_has_slots_as_well(tmp_path: Path) -> None:
     require(shutil.which("setpriv"), "there is no setpriv")
     script = """
 import sys
-from sandboxlib import Mount, Policy, Sandbox, _slots
+from sandboxlib import Mount, Policy, Sandbox
+from sandboxlib._runs import slots as _slots
 _slots.MOST_SPARE = 0
 box = Sandbox("/", network="isolated", filesystem_writable_paths="none")
 ns = [box.run(["readlink", "/proc/self/ns/net", "/proc/self/ns/user"], cwd="/") for _ in range(3)]
@@ -646,7 +650,7 @@ for ring in ("-4", "k(250, 22, -1, -3)"):
     key(f"assert k(248, b'user', b'left', b'x', 1, {ring}) > 0")
     assert key(find % ring) == b"0 False\\n"
 """
-    package = Path(_native.__file__).resolve().parents[1]
+    package = Path(native.__file__).resolve().parents[2]
     copy = tmp_path / "copy"
     shutil.copytree(package / "sandboxlib", copy / "sandboxlib")
     for path in (tmp_path, *tmp_path.parents):

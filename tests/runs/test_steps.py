@@ -18,7 +18,10 @@ import pytest
 from lib.boxes import open_box
 from lib.machine import needs_root, require
 
-from sandboxlib import Mount, SetupError, User, _native, _plan, run_sandbox
+from sandboxlib import Mount, SetupError, User, run_sandbox
+from sandboxlib._core import native
+from sandboxlib._runs import run
+from sandboxlib._runs.plan import Plan
 
 BARE = {"mounts": "undefined", "processes": "undefined", "ipc": "undefined"}
 ALL = {
@@ -44,7 +47,7 @@ if "limits" in words:
     import sandboxlib._cgroups.cgroups
     words["limits"] = sandboxlib.Limits(**words["limits"])
 if words.get("processes") != "undefined" and words.get("init", True):
-    sandboxlib._native.init_descriptor()
+    sandboxlib._core.native.init_descriptor()
 if "uid" in words:
     os.setgroups([])
     os.setresgid(words["uid"], words["uid"], words["uid"])
@@ -294,13 +297,13 @@ def test_the_index_says_which_of_them_failed(
     os.close(closed)
     os.close(other)
     seen = []
-    told = _plan.Plan.error
+    told = run.error_of
 
-    def record(plan: _plan.Plan, step: int, index: int, *rest: Any) -> SetupError:
-        seen.append((_native.STEPS[step], index))
+    def record(plan: Plan, step: int, index: int, *rest: Any) -> SetupError:
+        seen.append((native.STEPS[step], index))
         return told(plan, step, index, *rest)
 
-    monkeypatch.setattr(_plan.Plan, "error", record)
+    monkeypatch.setattr(run, "error_of", record)
     bad, good = Mount.bind("/none/such", "/etc"), Mount.tmpfs("/tmp")
     hole = "/tmp/none"
     table: list[tuple[dict[str, Any], tuple[str, int]]] = [
@@ -347,7 +350,7 @@ def status(root: Path, **words: Any) -> dict[str, str]:
 
 
 def bits(*names: str) -> str:
-    from sandboxlib.policy import CAPABILITIES
+    from sandboxlib._spec.policy import CAPABILITIES
 
     return f"{sum(1 << CAPABILITIES.index(name) for name in names):016x}"
 
@@ -505,11 +508,11 @@ def test_every_step_that_can_fail_does_so_in_a_test() -> None:
         if mark.name == "parametrize"
     )
     assert {row[2] for row in table.args[1]} == (
-        set(_native.STEPS.values()) - CANNOT_FAIL - OF_A_SLOT - {"kill"}  # see test_bounded.py
+        set(native.STEPS.values()) - CANNOT_FAIL - OF_A_SLOT - {"kill"}  # see test_bounded.py
     )
 
 
 def test_every_step_has_a_name_in_the_order_of_the_contract() -> None:
-    names = [_native.STEPS[number] for number in sorted(_native.STEPS)]
+    names = [native.STEPS[number] for number in sorted(native.STEPS)]
     assert names[:6] == ["none", "pipe", "lifeline", "clone", "ids", "stdio"]
     assert names[-5:] == ["reaper", "fork", "user", "exec", "kill"]

@@ -39,12 +39,12 @@ from sandboxlib import (
     SpecTypeError,
     Tee,
     UnsupportedError,
-    _ladder,
-    _native,
-    _process,
     run_sandbox,
 )
-from sandboxlib._plan import job_of
+from sandboxlib._choice import choose
+from sandboxlib._core import native as _native
+from sandboxlib._runs import run as _process
+from sandboxlib._runs.job import job_of
 
 IS_ROOT = os.geteuid() == 0
 PYTHON = [os.path.realpath(sys.executable), "-I", "-S", "-c"]
@@ -284,7 +284,7 @@ import sys
 from sandboxlib import Sandbox
 OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
 open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
-from sandboxlib._streams import Tee
+from sandboxlib._spec.streams import Tee
 sys.stdout.write('["before", ')
 Sandbox("/").run(["echo", '"said"'], stdout=Tee(sys.stdout))
 print(', "after"]')
@@ -558,7 +558,10 @@ def test_a_cgroup_with_a_low_number_is_not_written_over(host: Callable[..., Any]
     # In place of cgroup.procs there are pipes: what joins writes its "0" there.
     script = """
 import json, os, sys
-from sandboxlib import Sandbox, _process, _ladder, _plan
+from sandboxlib import Sandbox
+from sandboxlib._runs import run as _process
+from sandboxlib._choice import choose as _ladder
+from sandboxlib._runs import plan as _plan
 OPEN = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
 open_box = lambda root, **words: Sandbox(root, **{**OPEN, **words})
 class Cgroup:
@@ -576,7 +579,7 @@ for words in ({}, {"init": False}, {"processes": "undefined"}):
         os.dup2(61, number)
         os.dup2(61, 12)
         box = open_box("/", **words)
-        plan = _ladder.executor_of(box, native=True).plan_of(box)
+        plan = _ladder.native_executor_of(box).plan_of(box)
         plan.cgroups, plan.is_limited = Cgroup((number,)), True
         result = box.run(["true"], fresh=True, pass_fds=[12])
         said.append([result.exit, os.read(60, 99).decode()])
@@ -641,7 +644,7 @@ def test_a_pty_nobody_types_at(run: Run) -> None:
 def test_all_that_a_terminal_holds_at_the_end_is_read(count: int) -> None:
     # The command is dead before the first look. FIONREAD tells no more than 4095.
     box = open_box("/")
-    plan = _ladder.executor_of(box, native=True).plan_of(box)
+    plan = choose.native_executor_of(box).plan_of(box)
     script = f"import os\nassert os.write(1, b'x' * {count}) == {count}"
     command = Command([*PYTHON, script], "/", pty=True)
     run = _process.Run(plan, job_of(command, plan.box), command)
@@ -948,7 +951,7 @@ def test_a_terminal_and_grace_go_to_an_executor_that_has_them(
 ) -> None:
     monkeypatch.delenv("SANDBOXLIB_BACKEND", raising=False)
     native = "chroot" if IS_ROOT else "user_namespace"
-    monkeypatch.setattr(_ladder, "EXECUTORS", ("bubblewrap", native))
+    monkeypatch.setattr(choose, "EXECUTORS", ("bubblewrap", native))
     if reason := sandboxlib.get_executor("bubblewrap").why_not():
         pytest.skip(reason)
     box = open_box("/", policy=Policy(capabilities="all"))

@@ -15,7 +15,8 @@ from lib.boxes import open_box
 from lib.machine import needs_root, require
 
 import sandboxlib
-from sandboxlib import Limits, Mount, Result, Usage, _slots, chroot
+from sandboxlib import Limits, Mount, Result, Usage, chroot
+from sandboxlib._runs import slots
 
 PYTHON = os.path.realpath(sys.executable)
 WAYS: dict[str, tuple[dict[str, Any], bool]] = {
@@ -30,7 +31,7 @@ pytestmark = needs_root
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(_slots, "MOST_SPARE", 0)
+    monkeypatch.setattr(slots, "MOST_SPARE", 0)
     require(not PYTHON.startswith("/tmp/"), "Python is in /tmp")
     return str(request.param)
 

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.util import resolve_name
 from pathlib import Path
 from struct import unpack_from
 
@@ -17,58 +16,12 @@ import pytest
 from lib.machine import require
 
 import sandboxlib
-from sandboxlib import _native
+from sandboxlib._core import native, workspace
 
 TOP = Path(__file__).resolve().parents[2]
 PACKAGE = Path(sandboxlib.__file__).parent
 CSRC = TOP / "csrc"
 
-# A module imports from those before it only.
-ORDER = [
-    {"_types"},
-    {"errors"},
-    {"_check"},
-    {"_seccomp.syscalls", "_seccomp.bpf", "_seccomp.made"},
-    {"_seccomp.builds", "_seccomp.profile"},
-    {"_seccomp.filters"},
-    {"limits", "policy", "user", "_streams"},
-    {"command"},
-    {"result"},
-    {"sandbox"},
-    {"_native"},
-    {"_host.machine"},
-    {"_host.tools"},
-    {"_mapper", "_stubs", "_cgroups.hierarchies"},
-    {"_cgroups.cgroups"},
-    {"_plan"},
-    {"_slots"},
-    {"_rare"},
-    {"_process"},
-    {"_nesting"},
-    {"_executor"},
-    {"compat", "_luc_mounts"},
-    {"_calls"},
-    {"_bwrap"},
-    {"chroot", "linux_user_chroot", "user_namespace", "bubblewrap"},
-    {"_ladder"},
-    {"_images.child.blobs"},
-    {"_images.child.tar"},
-    {"_images.child.layers", "_images.child.documents"},
-    {"_images.child.accounts", "_images.target"},
-    {"_images.child.extract"},
-    {"_images.unpack"},
-    {"load.command"},
-    {"load.appc", "load.oci"},
-    {"load"},
-    {"_doctor", "_handle", "_map", "utils"},
-    {"_async"},
-    {"_typing"},
-    {"_pool"},
-    {"__init__"},
-    {"_cli.demo_source"},
-    {"_cli.demo", "_cli.bench", "_cli.terminal"},
-    {"__main__"},
-]
 LICENSED = [
     *(
         "sandboxlib/**/*.py",
@@ -85,71 +38,13 @@ PYTHON = ("command", "_plan", "_native", "_rare", "_process")  # set fields of t
 PURE_LIBC = {"strlen", "strcmp", "memcpy", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
 
 
-def module_level_imports(path: Path, package: str) -> set[str]:
-    """The project's own modules that a module imports when it is imported, in whatever form."""
-    found = set()
-    todo: list[ast.AST] = [ast.parse(path.read_text())]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            todo += node.orelse
-            continue
-        todo += ast.iter_child_nodes(node)
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            whence = resolve_name("." * node.level + (node.module or ""), package)
-            names = [f"{whence}.{alias.name}" for alias in node.names]
-        found |= {name.split(".", 1)[1] for name in names if name.startswith("sandboxlib.")}
-        found |= {"__init__" for name in names if name == "sandboxlib"}
-    modules = {"_sandbox"}.union(*ORDER)
-    return {module_of(name, modules) for name in found}
-
-
-def module_of(name: str, modules: set[str]) -> str:
-    """The module of ORDER that a dotted name is, or lies in; a name of the package itself if none
-    is."""
-    parts = name.split(".")
-    while parts and ".".join(parts) not in modules:
-        parts.pop()
-    return ".".join(parts) or "__init__"
-
-
-def all_modules() -> dict[str, Path]:
-    """The files of the package; the __init__.py of a folder is one where it defines something."""
-    found = {}
-    for path in PACKAGE.rglob("*.py"):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if len(parts) > 1 and parts[-1] == "__init__":
-            if len(ast.parse(path.read_text()).body) == 1:
-                continue
-            parts = parts[:-1]
-        found[".".join(parts)] = path
-    return found
-
-
-def test_no_import_points_to_the_right() -> None:
-    rank = {name: number for number, names in enumerate(ORDER) for name in names}
-    for name, path in all_modules().items():
-        package = ".".join(("sandboxlib", *path.relative_to(PACKAGE).parts[:-1]))
-        for other in module_level_imports(path, package) - {name, "_sandbox"}:
-            assert rank[other] < rank[name], f"{name} imports {other}"
-
-
-def test_every_module_has_its_place_in_the_order() -> None:
-    assert set(all_modules()) == set().union(*ORDER)
-
-
-def test_only_native_says_ffi() -> None:
+def test_only_the_room_of_the_core_says_ffi() -> None:
     for path in PACKAGE.rglob("*.py"):
         words = set()
         for node in ast.walk(ast.parse(path.read_text())):
             for field in ("id", "attr", "name", "module"):
                 words |= set(str(getattr(node, field, None)).split("."))
-        assert bool(words & {"ffi", "cffi", "_sandbox"}) == (path.name == "_native.py"), path
+        assert not words & {"ffi", "cffi", "_sandbox"} or path.parent.name == "_core", path
 
 
 def test_the_exported_names_are_there() -> None:
@@ -201,7 +96,7 @@ def test_the_extension_binds_everything_when_it_is_loaded() -> None:
 def test_the_order_of_the_steps_is_the_order_of_the_table() -> None:
     table = (CSRC / "child/steps.c").read_text().partition("} steps[] = {")[2]
     names = re.findall(r"[{(]SBX_STEP_(\w+),", table)
-    order = [_native.STEPS[number].upper() for number in sorted(_native.STEPS)]
+    order = [native.STEPS[number].upper() for number in sorted(native.STEPS)]
     assert names == [name for name in order if name not in NOT_IN_THE_TABLE]
 
 
@@ -213,7 +108,8 @@ def test_the_contract_is_declarations_only() -> None:
 
 def test_every_field_of_the_plan_is_set_and_used() -> None:
     contract = (CSRC / "sandbox.h").read_text()
-    python = "".join((PACKAGE / f"{n}.py").read_text() for n in PYTHON)
+    rooms = (*PACKAGE.glob("_runs/*.py"), *PACKAGE.glob("_core/*.py"))
+    python = "".join(path.read_text() for path in rooms)
     core = "".join(path.read_text() for path in CSRC.glob("*/*.c"))
     for struct in ("sbx_mount", "sbx_place", "sbx_job"):
         body = re.search(rf"struct {struct} {{(.*?)\n}};", contract, re.DOTALL)
@@ -257,10 +153,10 @@ def test_the_stack_of_the_child_is_large_enough(shared_rootfs: Path) -> None:
         pytest.skip("the native executor takes root")
     from sandboxlib import Mount, Sandbox
 
-    work = _native.take_workspace()
-    stack = _native.ffi.buffer(work.stack, _native.lib.SBX_STACK_SIZE)
+    work = workspace.take_workspace()
+    stack = native.ffi.buffer(work.stack, native.lib.SBX_STACK_SIZE)
     stack[:] = b"\xa5" * len(stack)
-    _native.give_back(work)
+    workspace.give_back(work)
     deep = "/tmp/" + "/".join(["d" * 100] * 38)
     mounts = [Mount.tmpfs("/tmp"), Mount.bind("/etc", deep), Mount.dev()]
     words = {"network": "isolated", "hostname": "x", "filesystem_writable_paths": "none"}

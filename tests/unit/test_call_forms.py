@@ -35,7 +35,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     def run_command(box: Sandbox, command: Command, fresh: bool) -> Any:
         found.append((box, command))
 
-    monkeypatch.setattr(sandboxlib._ladder.api, "_run", run_command)
+    monkeypatch.setattr(sandboxlib._choice.choose.api, "_run", run_command)
     return found
 
 

@@ -33,6 +33,7 @@ from sandboxlib import (
     SpecTypeError,
     Tee,
 )
+from sandboxlib._spec.command import command_of
 
 FULL: dict[str, Any] = {
     "argv": ["cc", "-c", b"a.c", Path("b.c")],
@@ -189,8 +190,8 @@ def test_it_is_checked_when_it_is_made(bad: dict[str, Any]) -> None:
 
 
 def test_its_options_are_those_of_command_options() -> None:
-    """The one in command.py is for type checkers; the one at run time is made of Command."""
-    tree = ast.parse(Path(inspect.getfile(Command)).read_text())
+    """The one in _spec/command.py is for type checkers; the one at run time is made of Command."""
+    tree = ast.parse(Path(inspect.getfile(command_of)).read_text())
     classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     (said,) = (node for node in classes if node.name == "CommandOptions")
     (made,) = (node for node in classes if node.name == "Command")

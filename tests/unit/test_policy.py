@@ -16,8 +16,8 @@ from lib.names import name_of
 
 import sandboxlib
 from sandboxlib import Policy, Sandbox, SpecError, SpecTypeError, compat, run_sandbox
-from sandboxlib._executor import sandbox_for
-from sandboxlib.policy import Profile
+from sandboxlib._spec.policy import Profile
+from sandboxlib._spec.spec import sandbox_for
 
 PROFILE = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}
 KILLS_EXEC = {

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which executor runs a call: the first on the ladder that can promise all that it asks for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from types import ModuleType
+
+from .. import errors
+from .._executors import calls, trial
+from .._executors.base import Executor, NativeExecutor
+from .._spec.command import Command
+from .._spec.spec import Spec
+from ..errors import UnsupportedError
+from ..result import Result
+
+#: From the most to the least direct way.
+EXECUTORS = ("chroot", "linux_user_chroot", "user_namespace", "bubblewrap")
+VARIABLE = "SANDBOXLIB_BACKEND"
+_VARIABLE = VARIABLE.encode()
+# os.environ converts what it is asked for and what it finds: several times what this takes.
+_variables: Mapping[bytes, bytes] = getattr(os.environ, "_data", os.environb)
+
+
+def get_executor(name: str) -> ModuleType:
+    """The executor of that name; '-' is as good as '_'. KeyError where there is none."""
+    canonical = name.replace("-", "_")
+    if canonical not in EXECUTORS:
+        raise KeyError(name)
+    return importlib.import_module(f"sandboxlib.{canonical}")
+
+
+def executor_named(name: str) -> Executor:
+    """The Executor of that name."""
+    executor: Executor = get_executor(name).EXECUTOR
+    return executor
+
+
+def _candidates() -> tuple[str, ...]:
+    name = os.environ.get(VARIABLE)
+    if not name:
+        return EXECUTORS
+    canonical = name.replace("-", "_")
+    if canonical in EXECUTORS:
+        return (canonical,)
+    known = ", ".join(EXECUTORS)
+    errors.warn(f"{VARIABLE} is {name!r}, none of {known}; it is ignored")
+    return EXECUTORS
+
+
+def executor_for_platform() -> ModuleType:
+    """The first executor on the ladder that works on this machine.
+
+    The variable SANDBOXLIB_BACKEND names another; a name that is none is warned about, and ignored.
+    UnsupportedError where none works; it says for each why not.
+    """
+    reasons = []
+    for name in _candidates():
+        reason = executor_named(name).why_not()
+        if not reason:
+            return get_executor(name)
+        reasons.append(f"{name}: {reason}")
+    raise UnsupportedError("no executor works on this machine\n  " + "\n  ".join(reasons))
+
+
+def choose(box: Spec, native: bool = False) -> Executor:
+    """The first executor on the ladder that can promise all of a Sandbox; see above.
+
+    native: only one that needs no other program.
+    """
+    reasons = []
+    for name in _candidates():
+        executor = executor_named(name)
+        reason = "; ".join(executor.refusals(box))
+        if native and not isinstance(executor, NativeExecutor):
+            reason = "it drives a program: no grace, no terminal, no Process, no event loop"
+        if not reason:
+            return executor
+        reasons.append(f"{name}: {reason}")
+    raise UnsupportedError("no executor can promise this\n  " + "\n  ".join(reasons))
+
+
+def run_command(box: Spec, command: Command, fresh: bool = True) -> Result:
+    """Runs a Command in a Sandbox, by the executor that is chosen; see run_sandbox."""
+    native = not command._is_plain and needs_native(command)
+    result: Result = executor_of(box, native).run_command(box, command, fresh)
+    return result
+
+
+def needs_native(command: Command) -> bool:
+    """Whether a Command has options that no executor which drives a program can keep."""
+    return bool(command.pty or command.grace)
+
+
+def executor_of(box: Spec, native: bool = False) -> Executor:
+    """The executor of a Sandbox, chosen once for each kind of caller."""
+    key = os.geteuid(), _variables.get(_VARIABLE), native
+    chosen: Executor | None = box._plans.get(key)
+    if chosen is None:
+        chosen = box._plans[key] = choose(box, native)
+    return chosen
+
+
+def native_executor_of(box: Spec) -> NativeExecutor:
+    """The same of the executors that need no other program."""
+    executor = executor_of(box, native=True)
+    assert isinstance(executor, NativeExecutor)
+    return executor
+
+
+def _possible() -> dict[str, str]:
+    """The most that one executor can isolate here."""
+    best: dict[str, str] = {**trial.UNDEFINED, "seccomp": "none"}
+    for executor in map(executor_named, _candidates()):
+        possible = best if executor.why_not() else executor.maximum_possible_isolation()
+        if list(possible.values()).count("isolated") > list(best.values()).count("isolated"):
+            best = possible
+    return best
+
+
+api = calls.Api("sandboxlib", run_command, _possible)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What works on this machine, and what an administrator can do about what does not."""
+
+from __future__ import annotations
+
+from .. import errors
+from .._executors.base import Executor
+from . import choose
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def examine() -> list[dict[str, Any]]:
+    """See sandboxlib.doctor."""
+    return [_examine(choose.executor_named(name)) for name in choose.EXECUTORS]
+
+
+def _examine(executor: Executor) -> dict[str, Any]:
+    reason = executor.why_not()
+    isolation = {} if reason else executor.maximum_possible_isolation()
+    causes = []
+    if reason or "undefined" in isolation.values():
+        causes = executor.causes()
+    if not reason:
+        causes += executor.remarks()
+    return {
+        "name": executor.name,
+        "usable": not reason,
+        "reason": reason,
+        "isolation": isolation,
+        "causes": causes,
+    }
+
+
+#: What maximum_possible_isolation() has for "seccomp", for people.
+_FILTERS = {
+    "builds": "that of sandboxlib ('builds'), and profiles",
+    "default": "the program's own; 'builds' and profiles are refused",
+    "none": "none; ask for it with seccomp='none'",
+}
+
+
+def report() -> str:
+    """The same for people to read."""
+    lines = []
+    for found in examine():
+        lines.append(f"{found['name']}: {'works' if found['usable'] else 'does not work'}")
+        if found["reason"]:
+            lines.append(f"    {found['reason']}")
+        undefined = [name for name, value in found["isolation"].items() if value == "undefined"]
+        if undefined:
+            lines.append(f"    cannot isolate {', '.join(undefined)}")
+        if found["isolation"]:
+            lines.append(f"    filter of system calls: {_FILTERS[found['isolation']['seccomp']]}")
+        lines += [f"    {cause}\n        remedy: {remedy}" for cause, remedy in found["causes"]]
+    try:
+        lines.append(f"chosen here: {choose.executor_for_platform().NAME}")
+    except errors.UnsupportedError:
+        lines.append("chosen here: none")
+    return "\n".join(lines)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The look: what bwrap mounted, compared with what was meant."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+from collections import namedtuple
+from collections.abc import Sequence
+
+from .. import errors
+from ..errors import UnsupportedError
+
+# ---- what is mounted -------------------------------------------------------------------------
+
+Entry = namedtuple("Entry", "number parent device root point is_read_only type")
+
+
+def table(pid: int | str = "self") -> list[Entry]:
+    """What a process has mounted below its root; [] if it is gone."""
+    try:
+        with open(f"/proc/{pid}/mountinfo", "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    return [_entry(line.split(b" ")) for line in lines if line]
+
+
+def _entry(words: list[bytes]) -> Entry:
+    kind = words.index(b"-", 6) + 1  # there are optional fields before it
+    root, point = (_OCTAL.sub(_character, word) for word in words[3:5])
+    flags = words[5].split(b",")
+    names = os.fsdecode(root), os.fsdecode(point)
+    numbers = int(words[0]), int(words[1])
+    return Entry(*numbers, words[2], *names, b"ro" in flags, os.fsdecode(words[kind]))
+
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+def _character(found: re.Match[bytes]) -> bytes:
+    return bytes([int(found[1], 8)])
+
+
+class Place:
+    """A file or directory of the caller's that something is bound from: named, and identified."""
+
+    def __init__(self, fd: int, entries: Sequence[Entry]) -> None:
+        self.path = os.readlink(f"/proc/self/fd/{fd}")
+        with open(f"/proc/self/fdinfo/{fd}") as lines:
+            number = next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
+        on = next((entry for entry in entries if entry.number == number), None)
+        if on is None or not is_below(self.path, on.point):
+            raise UnsupportedError(f"{self.path} cannot be found among the mounts of the caller")
+        self.device = on.device
+        self.inner = _below(on.root, self.path[len(on.point.rstrip("/")) :])
+
+    def is_at(self, entry: Entry) -> bool:
+        return bool(entry.device == self.device and entry.root == self.inner)
+
+
+def is_below(path: str, above: str) -> bool:
+    return path == above or path.startswith(above.rstrip("/") + "/")
+
+
+def _below(above: str, rest: str) -> str:
+    """A path and what follows it, which is nothing or begins with a slash."""
+    return above.rstrip("/") + rest or "/"
+
+
+class Wanted:
+    """One mount that was asked for: where it has to be, and how it is known.
+
+    source: what is bound there. type: of a file system, which is_new unless it is the caller's.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        source: Place | None = None,
+        type: str = "",
+        read_only: bool = False,
+        is_new: bool = True,
+    ) -> None:
+        self.target = target
+        self.source = source
+        self.type = type
+        self.read_only = read_only
+        self.is_new = is_new
+
+    def is_it(self, entry: Entry, host: Sequence[Entry]) -> bool:
+        if entry.point != self.target or (self.read_only and not entry.is_read_only):
+            return False
+        if self.source is not None:
+            return self.source.is_at(entry)
+        if self.is_new and any(one.device == entry.device for one in host):
+            return False
+        kind = "tmpfs" if self.type == "dev" else self.type
+        return bool(entry.type == kind and entry.root == "/")
+
+    def comes_with_it(self, entry: Entry, host: Sequence[Entry], is_seen: bool) -> bool:
+        """Whether a mount below it belongs to it. is_seen: nothing covers all of it."""
+        if not is_below(entry.point, self.target):
+            return False
+        if self.source is None:
+            return self.type in ("proc", "dev") and entry.point != self.target
+        rest = entry.point[len(self.target.rstrip("/")) :]
+        point = _below(self.source.path, rest)
+        # bwrap leaves writable what the caller has no way to, and so no command either.
+        return any(
+            one.point == point and one.device == entry.device and one.root == entry.root
+            for one in host
+        ) and (entry.is_read_only or not (self.read_only and is_seen and os.path.exists(point)))
+
+
+def find_fault(entries: Sequence[Entry], wanted: Sequence[Wanted]) -> str:
+    """Why the mounts of a process are not those that were wanted, or ""."""
+    host = table()
+    left = list(entries)
+    for one in wanted:
+        found = next((entry for entry in left if one.is_it(entry, host)), None)
+        if found is None:
+            return f"what belongs on {one.target} is not there"
+        left.remove(found)
+    covered = {(entry.parent, entry.point) for entry in entries}
+    for entry in left:
+        is_seen = (entry.number, entry.point) not in covered
+        if not any(one.comes_with_it(entry, host, is_seen) for one in wanted):
+            return f"something else is mounted on {entry.point}"
+    return ""
+
+
+def protect_devices(pid: int, wanted: Sequence[Wanted]) -> None:
+    """Makes the mounts of device nodes read-only, which does not hinder their use.
+
+    They are the host's own nodes, and bwrap has no way to bind them so: root's commands could
+    change their modes and owners. SetupError.
+    """
+    devs = [one.target for one in wanted if one.type == "dev"]
+    nodes = [
+        entry.point
+        for entry in table(pid)
+        if entry.type not in ("tmpfs", "devpts") and any(is_below(entry.point, dev) for dev in devs)
+    ]
+    failures: list[int] = []
+    if nodes:
+        # A thread whose root and namespace are its own, and that ends afterwards.
+        thread = threading.Thread(target=_make_read_only, args=(pid, nodes, failures), daemon=True)
+        thread.start()
+        thread.join()
+    if failures:
+        what = "bwrap: make the device nodes of its /dev read-only"
+        raise errors.setup_error(failures[0], None, "mount", what)
+
+
+def _make_read_only(pid: int, paths: Sequence[str], failures: list[int]) -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    attr = (ctypes.c_uint64 * 4)(1, 0, 0, 0)  # struct mount_attr: MOUNT_ATTR_RDONLY
+    try:
+        fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        failures.append(error.errno or errno.EIO)
+        return
+    # unshare(CLONE_FS), setns(CLONE_NEWNS)
+    result = libc.unshare(0x200) or libc.setns(fd, 0x20000)
+    for path in () if result else paths:  # mount_setattr(2), AT_FDCWD, AT_SYMLINK_NOFOLLOW
+        name = ctypes.c_char_p(os.fsencode(path))
+        size = ctypes.c_size_t(ctypes.sizeof(attr))
+        result = result or libc.syscall(442, -100, name, 0x100, attr, size)
+    if result:
+        failures.append(ctypes.get_errno())
+    os.close(fd)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What no executor can promise on this machine, whatever it is made of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from .._host import machine as _machine
+from .._spec.policy import CAPABILITIES, DEFAULT_CAPABILITIES
+from .._spec.spec import Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    pass
+
+
+def nesting_refused(box: Spec, in_user_namespace: bool) -> list[str]:
+    """Why commands may make no sandboxes of their own, where that is asked for."""
+    if not box.policy.nesting:
+        return []
+    from . import nesting
+
+    return nesting.refused(box, in_user_namespace, os.geteuid())
+
+
+def limits_refused(
+    box: Spec, changes_ids: bool = False, in_user_namespace: bool = False
+) -> list[str]:
+    """Which limits the kernel would take, and not enforce, as the command is exempt.
+
+    changes_ids: the command has the ids of its User, if there is one, outside as well.
+    in_user_namespace: its capabilities are those of a user namespace, which exempt from nothing.
+    """
+    limits = box.limits
+    if limits is None or (limits.processes is None and limits.locked_memory is None):
+        return []
+    is_other = changes_ids and box._ids is not None and box._ids[0] != 0
+    if is_other and isinstance(box.policy.capabilities, str):  # it has none
+        return []
+    found = []
+    has = () if in_user_namespace else _capabilities_of(box)
+    if limits.processes is not None:
+        if _machine.is_root_of_the_machine() and not is_other:
+            found = ["Limits.processes: the kernel exempts uid 0; give other ids, or Limits.pids"]
+        elif "sys_admin" in has or "sys_resource" in has:
+            found = ["Limits.processes: exempt is who has sys_admin or sys_resource"]
+    if limits.locked_memory is not None and "ipc_lock" in has:
+        found.append("Limits.locked_memory: the kernel exempts who has ipc_lock")
+    return found
+
+
+def ids_refused(box: Spec) -> list[str]:
+    """Whether root's command would silently lose the capabilities that it is to keep."""
+    if (
+        box._ids is None
+        or box._ids[0] == 0
+        or box.policy.capabilities != "all"
+        or os.geteuid() != 0
+    ):
+        return []
+    text = "a uid other than 0 keeps none when it is taken; name those that it needs"
+    return [f"capabilities='all' with user={box.user!r}: {text}"]
+
+
+def read_only_refused(box: Spec) -> list[str]:
+    """Why a command that shares the caller's processes could write outside a read-only root.
+
+    It enters /proc/PID/root of, or traces, each process that has its ids and no capability beyond
+    its own: with setuid that is one of any user, and with sys_ptrace any process. In a user
+    namespace of its own it may do neither to a process outside.
+    """
+    if box.processes == "isolated" or box.filesystem_writable_paths == "all":
+        return []
+    asked = box.policy.capabilities
+    if asked == "all" or _machine.has_one_id():  # 'all' makes the root writable again by itself
+        return []
+    remedy = "isolate processes, or say filesystem_writable_paths='all'"
+    if os.geteuid() == 0:
+        have = int(_machine.status("CapEff") or "0", 16)
+        names = DEFAULT_CAPABILITIES if asked == "default" else () if asked == "none" else asked
+        bad = [
+            name
+            for name in ("setuid", "sys_ptrace")
+            if name in names and have >> CAPABILITIES.index(name) & 1
+        ]
+        if not bad:
+            return []
+        remedy += f", or give capabilities without {' and '.join(bad)}"
+    text = "a read-only root, as a command could write through the processes of others"
+    return [f"processes='undefined' with {text} (/proc/PID/root): {remedy}"]
+
+
+def _capabilities_of(box: Spec) -> Sequence[str]:
+    """What a command keeps of the caller's, of those beyond the default."""
+    asked = box.policy.capabilities
+    if asked in ("default", "none") or _machine.is_in_user_namespace():
+        return ()
+    have = int(_machine.status("CapEff") or "0", 16)
+    names = CAPABILITIES if asked == "all" else asked
+    return [name for name in names if have >> CAPABILITIES.index(name) & 1]

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What few runs have: sinks, cgroups, terminals, more descriptors, a grace."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from .. import errors
+from .._core import native, workspace
+from .._spec import streams
+from .._spec.command import Command
+from .._spec.limits import Limits
+from .._spec.streams import STDOUT, is_capture
+from ..result import Result
+from . import sinks
+from .plan import Plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+lib = native.lib
+_SIGKILL, _SIGXCPU, _SIGXFSZ = 9, 24, 25  # signal(7)
+_NULL: int = lib.SBX_NULL
+_CAPTURED: int = lib.SBX_CAPTURE
+_NO_LIMITS = Limits()
+SINK = -99  # an output that is captured, but not as bytes of a Result
+
+
+class Rare:
+    """What few runs have, so that the others need not look for it: what a Command says beside its
+    streams and its timeout, sinks, and the cgroup of Limits.
+
+    stdout, stderr: of the run; start() puts its own in the place of CAPTURE. announce: the start
+    fails if the command does not begin. moved: more descriptors, without a reaper: their numbers in
+    the command, and the caller's.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        command: Command,
+        stdout: Any,
+        stderr: Any,
+        announce: bool = False,
+        moved: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
+        self._plan = plan
+        self.grace = command.grace
+        self._limits = plan.box.limits or _NO_LIMITS
+        self._cpu_time = self._limits.cpu_time
+        self._kills = command.on_overflow == "kill"
+        self._passed_from = (*command.pass_fds, *moved.values())
+        self._passed = (*command.pass_fds, *moved)
+        check_passed(command.pass_fds)
+        _check_room(self._passed, self._limits)
+        self._pty = command.pty
+        self._numbers = command._job_numbers()
+        self._announce = announce
+        wanted = [stdout, None if self._pty or stderr == STDOUT else stderr]
+        self._sinks = [
+            sinks.sink_for(value, command.max_output, self._kills)
+            if is_capture(value) or streams.is_sink(value)
+            else None
+            for value in wanted
+        ]
+        self._has_sinks = any(sink is not None for sink in self._sinks)
+        self._overflowed = False
+        self._cgroup: Any = None
+        self._terminal: tuple[int, int] | None = None
+
+    def outputs(self, outputs: tuple[int, int]) -> tuple[int, int]:
+        """As the core takes them: what goes to a sink is captured; on a terminal there is one."""
+        out, err = (_CAPTURED if output == SINK else output for output in outputs)
+        return (_CAPTURED, _NULL) if self._pty else (out, err)
+
+    @property
+    def needs_fresh(self) -> bool:
+        """Whether a slot cannot do it."""
+        return bool(self._passed)
+
+    def prepare(
+        self, work: workspace.Workspace, stdio: tuple[int, int, int]
+    ) -> tuple[int, int, int]:
+        """Before the start: the cgroup, the terminal, how outputs are read. Returns the stdio."""
+        for stream, sink in zip((work.out, work.err), self._sinks, strict=True):
+            if sink is not None:
+                stream.set_eager(sink.eager)
+        if (cgroups := self._plan.cgroups) is not None and self._cgroup is None:
+            self._cgroup = cgroups.take()
+            self._cgroup.begin()
+        procs: Sequence[int] = () if self._cgroup is None else self._cgroup.procs
+        if isinstance(self._pty, tuple) and self._terminal is None:
+            self._terminal = _open_pty(*self._pty)
+            stdio = (self._terminal[1],) * 3
+        numbers = {**self._numbers, "announce": int(self._announce)}
+        if self._cpu_time is not None and self._cpu_time < 1 << 31:  # else the place has it
+            numbers["cpu_seconds"] = math.ceil(self._cpu_time)
+        workspace.fill_rare(work, self._passed, self._passed_from, procs, numbers)
+        return stdio
+
+    def count_reaper(self) -> None:
+        """It is in the cgroup as well, other than that of a slot."""
+        if self._cgroup is not None:
+            self._cgroup.begin(1)
+
+    def started(self, struct: Any) -> None:
+        """The terminal's other end is the run's output."""
+        if self._terminal is not None:
+            master, slave = self._terminal
+            self._terminal = None
+            struct.out.fd, struct.out.is_terminal = master, 1
+            os.close(slave)
+
+    def feed(self, work: workspace.Workspace) -> bool:
+        """Hands over what came; False where outputs are captured as always."""
+        if not self._has_sinks:
+            return False
+        for stream, sink in zip((work.out, work.err), self._sinks, strict=True):
+            if sink is None:
+                stream.enlarge()
+                continue
+            sink.feed(stream.take_chunk())
+            if self._kills and sink.is_over and not self._overflowed:
+                self._overflowed = True
+                lib.sbx_signal(work.run, _SIGKILL)
+        return True
+
+    def finish(self, out: bytes | None, err: bytes | None) -> tuple[bytes | None, bytes | None]:
+        """What the Result has of the outputs; out, err: what was not fed."""
+        found = [out, err]
+        for index, sink in enumerate(self._sinks):
+            if sink is not None:
+                sink.feed(found[index] or b"")
+                found[index] = sink.finish()
+        return found[0], found[1]
+
+    def tell(self, result: Result) -> None:
+        """What it knows of a run that is over."""
+        hit = []
+        if self._cgroup is not None:
+            told = result._cgroup = self._cgroup.report()
+            hit += [name for name, key in _HITS if told.get(key)]
+        limits, cpu_time = self._limits, self._cpu_time
+        killed = "memory" in hit or result.timed_out or self._overflowed
+        if cpu_time is not None and _ran_out(result, cpu_time, killed):
+            hit.append("cpu_time")
+        if limits.file_size is not None and result.exit in (-_SIGXFSZ, 128 + _SIGXFSZ):
+            hit.append("file_size")
+        if any(sink is not None and sink.is_over for sink in self._sinks):
+            hit.append("output")
+        result.limits_hit = tuple(hit)
+        result._sizes = tuple(None if sink is None else sink.size for sink in self._sinks)  # type: ignore[assignment]
+
+    def release(self, is_stuck: bool = False) -> None:
+        """The run was ended; is_stuck: as far as SIGKILL ends it."""
+        if self._terminal is not None:
+            for fd in self._terminal:
+                os.close(fd)
+            self._terminal = None
+        if self._cgroup is not None:
+            cgroup, self._cgroup = self._cgroup, None
+            if is_stuck:
+                cgroup.leave()
+            else:
+                cgroup.release()
+
+
+_HITS = (("memory", "oom_kills"), ("pids", "pids_hits"))
+
+
+def _ran_out(result: Result, seconds: float, killed: bool) -> bool:
+    """Of CPU time: by the signal, through a shell as well, or by the one a second later; or it used
+    more than a limit with a fraction, for which the signal comes late.
+
+    killed: whether something else may have killed it.
+    """
+    if result.exit in (-_SIGXCPU, 128 + _SIGXCPU):
+        return True
+    usage = result.usage
+    if killed or usage is None:
+        return False
+    if isinstance(seconds, float) and usage.user + usage.system > seconds:
+        return True
+    if result.exit not in (-_SIGKILL, 128 + _SIGKILL):
+        return False
+    # For the limit the kernel counts in ticks, one for whoever runs at that moment: on a busy
+    # machine that may be far more than what was used, and nobody tells it.
+    return bool(usage.user + usage.system >= seconds / 2)
+
+
+def check_passed(passed: Sequence[int]) -> None:
+    """SpecError if one of pass_fds is closed."""
+    for fd in passed:
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            raise errors.SpecError(f"pass_fds has {fd}: {error.strerror}") from None
+
+
+def _check_room(passed: tuple[int, ...], limits: Limits) -> None:
+    """Each is put in its place when the limit holds already."""
+    most: int | None = getattr(limits, "open_files", None)
+    if passed and most is not None and passed[-1] >= most:
+        raise errors.SpecError(f"pass_fds has {passed[-1]}, and open_files is {most}")
+
+
+def _open_pty(rows: int, columns: int) -> tuple[int, int]:
+    """A terminal: the end that is read and written, and that of the command."""
+    try:
+        master, slave = os.openpty()
+    except OSError as error:
+        what = "open a pseudo-terminal of the caller's"
+        raise errors.setup_error(error.errno or 0, None, "terminal", what) from error
+    os.set_blocking(master, False)  # the command may take back what it wrote
+    set_window(slave, rows, columns)
+    return master, slave
+
+
+def set_window(terminal: int, rows: int, columns: int) -> None:
+    """Tells a terminal its size."""
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))

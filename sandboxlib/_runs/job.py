@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Job: one command, encoded for the C core."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from .._spec.command import Command, encode_environment
+from .._spec.spec import Spec
+from .._values import ENCODING, caller_directory
+
+# ---- the job ---------------------------------------------------------------------------------
+
+
+class Job:
+    """One command as the core takes it: one blob of NUL-ended strings.
+
+    argv, settings, search: as Command has them, encoded and checked. cwd_or_root: where the sandbox
+    has no such cwd, it is "/".
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[bytes],
+        cwd: str,
+        settings: Sequence[bytes],
+        search: Sequence[bytes],
+        cwd_or_root: bool = False,
+    ) -> None:
+        self._program = program = argv[0]
+        if b"/" in program:
+            self._paths = [program]
+        else:
+            self._paths = [directory + program for directory in search]
+        self.cwd = cwd
+        encoded = cwd.encode(ENCODING, "surrogateescape")
+        self.counts = len(self._paths), len(argv), len(settings), int(cwd_or_root)
+        self.blob = b"\0".join([encoded, *self._paths, *argv, *settings, b""])
+        self.cwd_size = len(encoded) + 1
+
+    @property
+    def program(self) -> str:
+        """The program as it was named."""
+        return os.fsdecode(self._program)
+
+    @property
+    def paths(self) -> list[str]:
+        """Where the program is looked for, in order."""
+        return [os.fsdecode(path) for path in self._paths]
+
+
+def job_of(command: Command, box: Spec) -> Job:
+    """The Job of a Command in a Sandbox. SetupError if the caller's directory is needed, and was
+    removed.
+    """
+    cwd = command.cwd
+    if cwd is None:
+        cwd = caller_directory() if box.root == "/" else "/"
+    settings, search = command._settings, command._search
+    if box.deterministic:
+        extra_env = deterministic_environment(command.extra_env, command.env)
+        settings, search = encode_environment(extra_env, command.env)
+    return Job(command._argv, cwd, settings, search, command.cwd is None)
+
+
+def deterministic_environment(
+    extra_env: Mapping[str, str] | None, env: Mapping[str, str] | None
+) -> dict[str, str]:
+    """The extra_env of a deterministic Sandbox: what the caller says comes first."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "315532800")  # 1980, the first year of a zip file
+    fixed = {"TZ": "UTC", "LC_ALL": "C", "SOURCE_DATE_EPOCH": epoch}
+    return {**{k: v for k, v in fixed.items() if k not in (env or ())}, **(extra_env or {})}

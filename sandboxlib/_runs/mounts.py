@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mounts of a Sandbox as the C core takes them, its own ones included."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from .. import errors
+from .._core import native
+from .._host import machine as _machine
+from .._spec.mount import Mount
+from .._spec.spec import Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+lib = native.lib
+_KINDS = {"bind": lib.SBX_BIND, "tmpfs": lib.SBX_TMPFS, "proc": lib.SBX_PROC, "dev": lib.SBX_DEV}
+
+
+class PlannedMount:
+    """One entry of the C array: its values, and how to speak of it."""
+
+    stays = False  # no run can change it: a slot keeps it, where the root has the place
+
+    def __init__(self, words: str, kind: int, flags: int, target: str, in_root: bool) -> None:
+        self.words = words
+        self.target = target
+        self.source: str | None = None
+        self.in_root = in_root  # the target lies in the root, where a stub can be made
+        self.values: dict[str, Any] = {"kind": kind, "flags": flags, "target": target}
+        if kind in (lib.SBX_TMPFS, lib.SBX_DEV):
+            self.values["inodes"] = _inodes(None)
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether it is left out where there is no such directory."""
+        return bool(self.values["flags"] & lib.SBX_OPTIONAL)
+
+    def needs_lender(self, in_user_namespace: bool) -> bool:
+        """Whether it is a dev that lies in a file system of the run."""
+        is_dev = self.values["kind"] == lib.SBX_DEV
+        return in_user_namespace and is_dev and not self.in_root and not self.is_optional
+
+    def is_directory(self) -> bool:
+        """Whether the mount point has to be one."""
+        return self.source is None or bool(lib.sbx_is_directory(os.fsencode(self.source)))
+
+
+def _all_mounts(box: Spec) -> list[PlannedMount]:
+    """Holes in a read-only root, seals, the run's own /proc and /dev, then what was asked for, in
+    order.
+    """
+    found: list[PlannedMount] = []
+    cover = lib.SBX_COVER if box.policy.capabilities != "all" else 0
+    if isinstance(box.filesystem_writable_paths, tuple):
+        flags = lib.SBX_RECURSIVE | (lib.SBX_NO_DEVICES if _hides_devices(box) else 0)
+        for path in box.filesystem_writable_paths:
+            words = f"writable path {path}"
+            found.append(PlannedMount(words, lib.SBX_HOLE, flags | cover, path, False))
+    isolated = box.processes == box.mounts == "isolated"
+    with_proc = any(mount.target == "/proc" for mount in box.extra_mounts)
+    if cover and box.mounts == "isolated":
+        found += _seals(box.root, "/", () if isolated or with_proc else ("/proc",))
+    if isolated and not with_proc:
+        flags = lib.SBX_OPTIONAL | (0 if box.policy.nesting else cover)
+        found.append(PlannedMount("proc on /proc", lib.SBX_PROC, flags, "/proc", False))
+    if _hides_devices(box) and all(mount.target != "/dev" for mount in box.extra_mounts):
+        found += _minimal_dev(box)
+    if box.tmp == "private" and all(mount.target != "/tmp" for mount in box.extra_mounts):
+        found.append(_private_tmp(box))
+    own = [("deterministic", mount) for mount in _accounts(box)]
+    if (resolver := resolver_of(box)) is not None:
+        own.append(("resolv_conf", resolver))
+    asked = [(f"mount {index}", mount) for index, mount in enumerate(box.extra_mounts)]
+    for name, mount in (*own, *asked):
+        # A user namespace is given a proc of its own only where it can see one that is whole.
+        covers = 0 if box.policy.nesting and mount.type == "proc" else cover
+        found.append(_planned(name, mount, _lies_in_one(mount.target, found), covers))
+        if cover and mount.source and mount.recursive:
+            found += _seals(mount.source, mount.target, ())
+    return found
+
+
+def _lies_in_one(target: str, earlier: Sequence[PlannedMount]) -> bool:
+    """Whether it is below a mount of the run: there no mount point is made for it in the root."""
+    return any(
+        f"{target}/".startswith(f"{mount.target}/") and not mount.is_optional
+        for mount in earlier
+        if mount.values["kind"] not in (lib.SBX_HOLE, lib.SBX_SEAL)
+    )
+
+
+def _hides_devices(box: Spec) -> bool:
+    """Whether no device node of the root works."""
+    return box.mounts == "isolated" and box.devices != "root"
+
+
+def _minimal_dev(box: Spec) -> list[PlannedMount]:
+    """On /dev, and in it the devices that were asked for by name.
+
+    It becomes read-only, so that a slot can keep it; unless the caller counts on a /dev that can be
+    written to. Where something goes into it the mount point is made if need be.
+    """
+    writable = box.filesystem_writable_paths
+    paths = writable if isinstance(writable, tuple) else ()
+    below = [m.target for m in box.extra_mounts if m.target.startswith("/dev/")]
+    devices = box.devices if isinstance(box.devices, tuple) else ()
+    flags = 0 if below or devices else lib.SBX_OPTIONAL
+    if not any(f"{path}/".startswith("/dev/") for path in paths):
+        flags |= lib.SBX_READ_ONLY
+    dev = PlannedMount("dev on /dev", lib.SBX_DEV, flags, "/dev", not flags & lib.SBX_OPTIONAL)
+    # Mount points of a run's own mounts are made in each run.
+    dev.stays = bool(flags & lib.SBX_READ_ONLY) and set(below) <= {"/dev/shm", "/dev/pts"}
+    found = [dev]
+    for path in devices:
+        flags = lib.SBX_READ_ONLY | lib.SBX_DEVICE
+        found.append(PlannedMount(f"device {path}", lib.SBX_BIND, flags, path, False))
+        found[-1].source = found[-1].values["source"] = path
+    return found
+
+
+def _private_tmp(box: Spec) -> PlannedMount:
+    """On /tmp; if something goes into it the mount point is made if need be."""
+    is_needed = any(mount.target.startswith("/tmp/") for mount in box.extra_mounts)
+    flags = 0 if is_needed else lib.SBX_OPTIONAL
+    tmp = PlannedMount("the private /tmp", lib.SBX_TMPFS, flags, "/tmp", is_needed)
+    tmp.values["mode"] = "1777"
+    return tmp
+
+
+def resolver_of(box: Spec) -> Mount | None:
+    """The caller's resolv.conf, without links: those of the caller lead nowhere in the root."""
+    if not box.resolv_conf:
+        return None
+    try:
+        path = _machine.real_path(_RESOLVER)
+    except OSError:  # it is not there, which the run tells
+        path = _RESOLVER
+    return Mount.bind(path, _RESOLVER, read_only=True)
+
+
+_RESOLVER = "/etc/resolv.conf"
+
+
+# As is_of_the_kernel() in csrc/child/seals.c has them, by their names in mountinfo.
+_OF_THE_KERNEL = frozenset(
+    "sysfs cgroup cgroup2 debugfs tracefs securityfs configfs efivarfs pstore bpf selinuxfs "
+    "smackfs fusectl binfmt_misc resctrl proc".split()
+)
+
+
+def _seals(source: str, target: str, more: tuple[str, ...]) -> list[PlannedMount]:
+    """Seals for what the caller has mounted below a source, by which uid 0 commands the kernel."""
+    paths = seal_paths(source, target, more)
+    return [PlannedMount(f"seal {p}", lib.SBX_SEAL, lib.SBX_COVER, p, False) for p in paths]
+
+
+def seal_paths(source: str, target: str, more: tuple[str, ...]) -> list[str]:
+    """Where in the sandbox such mounts are.
+
+    /sys of a root is always looked at, as it may be mounted later. Nothing is looked up where
+    nobody may answer. What is sealed is sealed with all below it, so that is left out.
+    """
+    types = {mount.point: mount.type for mount in _machine.mounts()}  # the last one lies on top
+    points = sorted(point for point, kind in types.items() if kind in _OF_THE_KERNEL)
+    top = source.rstrip("/")
+    if not _is_straight(top):
+        found = _ends(points)
+    else:
+        found = []
+        for point in points:
+            if point.startswith(f"{top}/") and not _is_below(point[len(top) :], found):
+                found.append(point[len(top) :])
+    if target == "/":
+        found = [*more, "/sys", *(path for path in found if path not in ("/proc", "/sys", *more))]
+    return [target.rstrip("/") + path for path in found]
+
+
+def _is_below(path: str, others: Sequence[str]) -> bool:
+    return any(f"{path}/".startswith(f"{other}/") for other in others)
+
+
+def _is_straight(path: str) -> bool:
+    """Whether mountinfo has a directory by this name: one without links and ".." in it."""
+    if not path:
+        return True
+    if _machine.may_hang(path, _machine.hanging_mounts()):
+        return False
+    try:
+        return _machine.real_path(path) == path
+    except OSError:
+        return False
+
+
+def _ends(points: Sequence[str]) -> list[str]:
+    """All names that mount points may have below a directory that may be any."""
+    words = [point.split("/")[1:] for point in points]
+    return sorted({"/" + "/".join(w[i:]) for w in words for i in range(len(w)) if w[i:] != [""]})
+
+
+def is_of_the_kernel(path: str) -> bool:
+    """Whether a path of the caller's lies in such a file system."""
+    around = [m for m in _machine.mounts() if f"{path}/".startswith(f"{m.point.rstrip('/')}/")]
+    return bool(around) and max(around, key=lambda m: len(m.point)).type in _OF_THE_KERNEL
+
+
+def _accounts(box: Spec) -> list[Mount]:
+    """Of a deterministic Sandbox, before its own mounts, which may say otherwise."""
+    if not box.deterministic:
+        return []
+    ours = os.path.join(os.path.dirname(errors.__file__), "_etc")
+    names = ("passwd", "group")
+    return [Mount.bind(f"{ours}/{name}", f"/etc/{name}", read_only=True) for name in names]
+
+
+def _planned(name: str, mount: Mount, is_inside: bool, cover: int) -> PlannedMount:
+    """is_inside: it lies in another mount of the run."""
+    flags = cover if mount.type in ("proc", "bind") else 0
+    flags |= lib.SBX_RECURSIVE if mount.recursive else 0
+    flags |= lib.SBX_READ_ONLY if mount.read_only else 0
+    what = f"bind {mount.source}" if mount.source else mount.type
+    words = f"{name}: {what} on {mount.target}"
+    planned = PlannedMount(words, _KINDS[mount.type], flags, mount.target, not is_inside)
+    if mount.source:
+        planned.source = planned.values["source"] = mount.source
+    if mount.type == "tmpfs":
+        planned.values["mode"] = f"{mount.mode:o}"
+        planned.values["inodes"] = _inodes(mount.size)
+        if mount.size:
+            planned.values["size"] = str(mount.size)
+    return planned
+
+
+def _inodes(size: int | None) -> str:
+    """How many a tmpfs of that size may have: each is memory of the kernel's, beyond its size."""
+    if size is None:
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # tmpfs(5)
+    return str(min(max(size // 4096, 1024), 1 << 20))

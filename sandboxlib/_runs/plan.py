@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words become numbers: what the C core is told, and what its answers mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from .. import errors
+from .._core import native
+from .._host import machine as _machine
+from .._spec.limits import RLIMITS, SCHEDULERS, Limits
+from .._spec.policy import (
+    CAPABILITIES,
+    DEFAULT_CAPABILITIES,
+    Policy,
+    Profile,
+    filter_of,
+    program_of,
+)
+from .._spec.spec import Spec
+from .mounts import PlannedMount, _all_mounts, _hides_devices
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+lib = native.lib
+
+# clone(2)
+NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
+
+_NO_LIMITS = Limits()
+
+
+class Plan:
+    """A Sandbox as the C core takes it, and the way back from a step's number to words.
+
+    It holds names and numbers only, no descriptor: any number of runs may use it at once.
+    `ids` are the caller's, for a user namespace; without one None.
+    """
+
+    def __init__(self, box: Spec, ids: tuple[int, int] | None) -> None:
+        self.box = box
+        self.mounts = _all_mounts(box)
+        values = _place_values(box)
+        if ids is not None:
+            values["namespaces"] |= NEWUSER
+        elif box.policy.capabilities == "all":
+            values["guard_keyring"] = 0  # it can change its caller in any way it likes
+        if ids is not None and box._user_kind != "ranges":
+            inside = box._ids or (ids if box._user_kind == "caller" else (0, 0))
+            for name, number, outside in zip(("uid_map", "gid_map"), inside, ids, strict=True):
+                values[name] = f"{number} {outside} 1"
+        elif box._ids is not None:
+            values |= {"change_ids": 1, "uid": box._ids[0], "gid": box._ids[1]}
+            values |= {"n_groups": len(box._groups), "groups": box._groups}
+        self.in_user_namespace = ids is not None
+        self.mapped_outside = ids is not None and box._user_kind == "ranges"
+        self.values = values
+        self.place, self._kept = native.new_place(values, [m.values for m in self.mounts])
+        self.slots: Any = None  # of slots.py; False: every run of this plan is a fresh one
+        self.base: Plan | None = None  # in whose slots the runs of this plan can be made
+        self.reaper = bool(values["reaper"])
+        self.cgroups = _cgroups_of(box)
+        self.is_limited = box.limits is not None
+        isolation = {**box.isolation(), "seccomp": filter_of(box.policy)}
+        self.isolation = MappingProxyType(isolation)  # all results share it
+        self._nothing_held = native.held_flags(len(self.mounts), ())
+        self.stubs: tuple[int, ...] = ()  # mounts whose target had to be made in the last run
+
+    @property
+    def paths(self) -> list[str]:
+        """What it takes of the caller's: the root and the sources."""
+        return [self.box.root, *(mount.source for mount in self.mounts if mount.source)]
+
+    def may_hang(self) -> bool:
+        """Whether the set-up of a run may take for ever."""
+        hanging = _machine.hanging_mounts()
+        return bool(hanging) and may_hang(self.box.root, self.paths, self.mounts, hanging)
+
+    def held(self, indices: Sequence[int]) -> Any:
+        """What tells the core which mounts' targets are stubs that the caller holds."""
+        return native.held_flags(len(self.mounts), indices) if indices else self._nothing_held
+
+
+def may_hang(
+    root: str, paths: Sequence[str], mounts: Sequence[PlannedMount], hanging: frozenset[str]
+) -> bool:
+    """Whether it may take for ever to look at one of the paths, the root and the sources, or at a
+    mount point in the root. hanging: as of _machine.hanging_mounts().
+    """
+    return any(_machine.may_hang(path, hanging) for path in paths) or any(
+        _machine.may_hang(mount.target, hanging, root) for mount in mounts
+    )
+
+
+def _mask(names: Sequence[str]) -> int:
+    return sum(1 << CAPABILITIES.index(name) for name in names)
+
+
+def _place_values(box: Spec) -> dict[str, Any]:
+    isolated = {name: value == "isolated" for name, value in box.isolation().items()}
+    hostname = box.hostname or ("sandbox" if box.deterministic else None)
+    namespaces = (
+        (isolated["mounts"] and NEWNS)
+        | (isolated["network"] and NEWNET)
+        | (isolated["processes"] and NEWPID | NEWCGROUP)
+        | (isolated["ipc"] and NEWIPC | NEWUTS)
+        | (hostname is not None and NEWUTS)
+    )
+    is_our_child = not (isolated["processes"] and box.init)
+    values: dict[str, Any] = {
+        "namespaces": int(namespaces),
+        "read_only": int(box.filesystem_writable_paths != "all"),
+        "no_devices": int(_hides_devices(box)),
+        "session": 1,
+        "keyring": int(isolated["ipc"]),
+        "reaper": int(isolated["processes"] and box.init),
+        # The filter 'builds' closes keyctl(2) as a whole.
+        "guard_keyring": int(is_our_child and filter_of(box.policy) != "builds"),
+        "no_new_privs": int(box.policy.no_new_privs),
+        "cut_capabilities": int(box.policy.capabilities != "all"),
+    }
+    # chroot(2) to "/" changes nothing, and takes privilege.
+    if box.root != "/" or isolated["mounts"]:
+        values["root"] = box.root
+    if hostname is not None:
+        values["hostname"] = hostname
+    values["limits"] = _limits(box)
+    names = box.policy.capabilities
+    if names == "default":
+        values["capabilities"] = _mask(DEFAULT_CAPABILITIES)
+    elif isinstance(names, tuple):
+        values["capabilities"] = values["must_capabilities"] = _mask(names)
+    return values | filter_values(box.policy)
+
+
+def filter_values(policy: Policy, in_slot: bool = False) -> dict[str, Any]:
+    """Those of the system call filter. in_slot: of what a resident does for each run."""
+    is_profile = isinstance(policy.seccomp, Profile)
+    program = program_of(policy, in_slot and not is_profile)
+    if not program:
+        return {}
+    when = lib.SBX_FILTER_RESIDENT if in_slot else lib.SBX_FILTER_EARLY
+    if is_profile:  # it may close what comes before exec; without no_new_privs it takes privilege
+        when = lib.SBX_FILTER_LAST if policy.no_new_privs else lib.SBX_FILTER_EARLY
+    return {"filter": program, "filter_length": len(program) // 8, "filter_when": when}
+
+
+def _cgroups_of(box: Spec) -> Any:
+    """The cgroups of its runs; None where they have none."""
+    limits = box.limits or _NO_LIMITS
+    names = ("memory", "swap", "pids", "cpu_weight", "io_weight")
+    asked = {name: getattr(limits, name) for name in names} | {"cpu_quota": limits.cpus}
+    if not limits.cgroup and not any(value is not None for value in asked.values()):
+        return None
+    from .._cgroups.cgroups import CgroupLimits, Cgroups
+
+    directory = limits.cgroup if isinstance(limits.cgroup, str) else None
+    return Cgroups(CgroupLimits(**asked, directory=directory, hold=bool(limits.cgroup)))
+
+
+# personality(2): ADDR_NO_RANDOMIZE, PER_LINUX32
+_NO_RANDOM_ADDRESSES, _LINUX32 = 0x0040000, 0x0008
+
+
+def _limits(box: Spec) -> dict[str, Any]:
+    """The values of struct sbx_limits."""
+    limits = box.limits or _NO_LIMITS
+    values: dict[str, Any] = {"rlimits": 0, "others": 0, "rlimit": [[0, 0] for _ in range(16)]}
+    for name, number in RLIMITS.items():
+        most = getattr(limits, name)
+        if most is not None:
+            values["rlimits"] |= 1 << number
+            most = int(-(-most // 1))  # a fraction of cpu_time
+            # The second after SIGXCPU is for whoever handles it.
+            values["rlimit"][number] = [most, most + (name == "cpu_time")]
+    umask = 0o022 if box.umask is None and box.deterministic else box.umask
+    others: dict[str, Any] = {
+        "nice": limits.nice,
+        "scheduler": limits.scheduler and SCHEDULERS[limits.scheduler],
+        "cpus": None if limits.cpuset is None else _cpu_words(limits.cpuset),
+        "umask": umask,
+        "personality": _personality(box),
+    }
+    for name, value in others.items():
+        if value is not None:
+            values["others"] |= 1 << getattr(lib, f"SBX_{name.upper()}")
+            values[name] = value
+    if limits.oom_score_adj is not None:
+        values["oom_score_adj"] = str(limits.oom_score_adj)
+    return values
+
+
+def _personality(box: Spec) -> int | None:
+    number = _NO_RANDOM_ADDRESSES if box.deterministic else 0
+    if box.personality == "linux32":
+        number |= _LINUX32
+    return number or None
+
+
+def _cpu_words(cpus: int | tuple[int, ...]) -> list[int]:
+    """As sched_setaffinity(2) takes them. UnsupportedError where the caller has too few."""
+    if isinstance(cpus, int):
+        mine = sorted(os.sched_getaffinity(0))
+        if len(mine) < cpus:
+            raise errors.UnsupportedError(f"{cpus} CPUs: the caller may use {len(mine)}")
+        cpus = tuple(mine[:cpus])
+    words = [0] * 16
+    for cpu in cpus:
+        words[cpu // 64] |= 1 << cpu % 64
+    return words
+
+
+def plan_for(box: Spec, ids: tuple[int, int] | None = None) -> Plan:
+    """The Plan of a Sandbox, made once for each kind of caller."""
+    plan: Plan | None = box._plans.get(ids)
+    if plan is None:
+        plan = Plan(box, ids)
+        if box._base is not None:
+            base = plan_for(box._base, ids)
+            if _serves(base, plan):
+                plan.base = base
+            else:
+                plan.slots = False
+        box._plans[ids] = plan
+    return plan
+
+
+def _serves(base: Plan, plan: Plan) -> bool:
+    """Whether a slot of one plan can serve runs of another, which has other limits: cgroups and the
+    limit of CPU time come with each run, all others are those of the slot.
+    """
+    (has, its_time), (wants, time) = (_without_cpu_time(p.values["limits"]) for p in (base, plan))
+    if has != wants or time > _MOST_SECONDS:
+        return False
+    return time == its_time or (time > 0 and (its_time == 0 or time < its_time))
+
+
+_MOST_SECONDS = (1 << 31) - 2  # struct sbx_job has an int for them
+
+
+def _without_cpu_time(limits: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """Values of struct sbx_limits without RLIMIT_CPU; and that, 0 if there is none."""
+    number = RLIMITS["cpu_time"]
+    rlimit = list(limits["rlimit"])
+    seconds = rlimit[number][0]
+    rlimit[number] = [0, 0]
+    return {**limits, "rlimit": rlimit, "rlimits": limits["rlimits"] & ~(1 << number)}, seconds

@@ -1,0 +1,467 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run, from the spawn to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from _thread import get_ident
+from time import monotonic
+
+from .. import errors
+from .._core import native
+from .._core.workspace import Workspace, end_run, fill_job, give_back, take_workspace
+from .._host import machine as _machine
+from .._spec import streams
+from .._spec.command import Command
+from .._spec.streams import CAPTURE, STDOUT, is_capture
+from .._values import check_descriptor
+from ..result import Result
+from . import explain
+from .explain import error_of
+from .extras import SINK, Rare
+from .job import Job
+from .mount_points import LEAST_SETUP, Silent, Stubs
+from .plan import Plan
+from .slots import MOST_IDLE, NoSlot, Slot, Slots, can_stay
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from threading import Event
+    from typing import Any
+
+lib = native.lib
+
+# A signal that another thread took wakes nobody here, so look up from waiting now and then.
+LONGEST_WAIT = 100_000_000
+_SIGKILL, _SIGTERM = 9, 15  # signal(7)
+_TARGET: int = lib.SBX_STEP_TARGET
+_OF_THE_ROOT = (lib.SBX_STEP_SOURCE, lib.SBX_STEP_TARGET, lib.SBX_STEP_MOUNT)
+_ORDER: int = lib.SBX_STEP_ORDER
+_KILL: int = lib.SBX_STEP_KILL
+#: Seconds that the kernel has to end what was killed.
+LAST: float = lib.SBX_LAST_MS / 1000
+_NEVER = float("inf")
+_DONE: int = lib.SBX_PUMP_DONE
+_FULL: int = lib.SBX_PUMP_FULL
+_ERROR: int = lib.SBX_PUMP_ERROR
+_NULL: int = lib.SBX_NULL
+_CAPTURED: int = lib.SBX_CAPTURE
+_MERGED: int = lib.SBX_STDOUT
+
+
+class Stopped(BaseException):
+    """The run of this thread was ended because somebody else wanted it."""
+
+
+#: By thread: an event that ends the run there, within 100 ms. See _concurrent/map.py.
+stops: dict[int, Event] = {}
+
+
+def check_stop() -> None:
+    """Stopped, if the run of this thread is to end."""
+    if stops and (event := stops.get(get_ident())) is not None and event.is_set():
+        raise Stopped
+
+
+def complete(
+    run: Run,
+    fresh: bool,
+    executor: str,
+    began: float,
+    isolation: Mapping[str, str],
+    started: Callable[[Run], None] | None = None,
+) -> Result:
+    """Starts a run, moves its output, waits for its end.
+
+    started: called as soon as the run is started, before anything of its output is moved. Nothing
+    of the run is left afterwards, however it ends.
+    """
+    try:
+        came = run.start(fresh, pump=started is None)
+        if started is not None:
+            started(run)
+        while not run.follow(came):
+            if stops and (event := stops.get(get_ident())) is not None and event.is_set():
+                raise Stopped
+            came = lib.sbx_pump(run.struct, run.wait())
+        return run.result(executor, began, isolation)
+    finally:
+        # Whatever came, a KeyboardInterrupt too: kill, wait, close. Not interruptible, as it is
+        # one call; should another exception get in before it, ffi.gc makes the same call.
+        run.end()
+        run.release()
+
+
+class Run:
+    """One run: `start`, then pump its `struct` until `follow` says that it is over, then `result`;
+    in any case `end` and `release`. SpecError for a stdio that is none.
+
+    job: what is executed, the Command's own or a program that runs it. stdio: in place of the
+    Command's. more: the keyword arguments of Rare.
+    """
+
+    __slots__ = (
+        *("plan", "_job", "_stdio", "_captures", "deadline", "_timed_out", "_content", "_rare"),
+        "_command",
+        *("_workspace", "_slots", "_slot", "_stubs", "unkillable"),
+    )
+
+    def __init__(
+        self,
+        plan: Plan,
+        job: Job,
+        command: Command,
+        stdio: tuple[Any, Any, Any] | None = None,
+        **more: Any,
+    ) -> None:
+        timeout = command.timeout
+        self.plan = plan
+        self.deadline = None if timeout is None else monotonic() + timeout
+        self._job, self._command = job, command
+        stdin, stdout, stderr = stdio or (command.stdin, command.stdout, command.stderr)
+        self._timed_out = False
+        self._slots: Slots | None = None
+        self._slot: Slot | None = None
+        self._stubs: Stubs | None = None
+        self._rare: Rare | None = None
+        self.unkillable: errors.Unkillable | None = None
+        self._content = -1
+        if stdout is CAPTURE and stderr is CAPTURE:  # as most have it
+            outputs = _CAPTURED, _CAPTURED
+        else:
+            outputs = _output("stdout", stdout), _output("stderr", stderr)
+        if more or plan.is_limited or SINK in outputs or not command._is_plain:
+            self._rare = Rare(plan, command, stdout, stderr, **more)
+            outputs = self._rare.outputs(outputs)
+        first = _NULL
+        if isinstance(stdin, bytes):
+            first = self._content = _memory_file(stdin)
+        elif is_capture(stdin):
+            raise errors.SpecError("stdin=CAPTURE takes start(): here nobody could write to it")
+        elif stdin is not None:
+            first = check_descriptor("stdin", stdin)
+        self._stdio = (first, *outputs)
+        self._captures = outputs[0] == _CAPTURED, outputs[1] == _CAPTURED
+        self._workspace = take_workspace()
+
+    @property
+    def struct(self) -> Any:
+        """The struct sbx_run. Only the workspace holds it, which frees it before the slot that it
+        points to: what is left of a run ends itself when it is freed.
+        """
+        return self._workspace.run
+
+    def start(self, fresh: bool, pump: bool = False) -> int:
+        """Starts the job, or raises why not: a SetupError. fresh=False: in a slot, if it can be.
+
+        pump: True also moves its output, as far as it gets without Python. Returns what there is to
+        follow.
+        """
+        is_plain = pump and self._rare is None and not self.plan.mapped_outside
+        pump_ns = setup_ns = 0
+        if is_plain:  # of the struct nothing is read: it still tells of the run before
+            pump_ns = LONGEST_WAIT if self.deadline is None else self._wait_until(self.deadline)
+        if self.deadline is not None:
+            setup_ns = int(self._setup_time() * 1e9)
+        job = self._workspace.job
+        job.pump_ns, job.setup_ns = pump_ns, setup_ns
+        if self._rare is not None:
+            self._stdio = self._rare.prepare(self._workspace, self._stdio)
+            fresh = fresh or self._rare.needs_fresh
+        if fresh or not self._start_in_slot():
+            if self._rare is not None and self.plan.reaper:
+                self._rare.count_reaper()
+            self._start_fresh()
+        if self._rare is not None:
+            self._rare.started(self.struct)
+        first: int = self.struct.first
+        return first
+
+    def _start_in_slot(self) -> bool:
+        """False where there is none: then the same isolation, all of it new, also tells why."""
+        plan, job, work = self.plan, self._job, self._workspace
+        in_time = self.deadline is not None
+        slots = slots_of(plan, in_time)
+        if slots is None:
+            return False
+        keep = fill_job(
+            work, job.blob, job.cwd_size, job.counts, self._stdio, -1, plan.held(()), -1
+        )
+        for _ in range(MOST_IDLE + 2):  # as many may have died since
+            try:
+                self._slot = work.slot = slots.take(self._setup_time() if in_time else None)
+            except NoSlot:
+                return False
+            self._slots = slots
+            started = lib.sbx_spawn_in_slot(self._slot.struct, work.job, work.run)
+            if started == 0:
+                del keep
+                return True
+            slot = self._slot
+            self._give_slot()
+            if started < 0:
+                raise error_of(plan, *_failure(work), job)
+            if slots.is_pointless(slot):
+                break
+        return False
+
+    def _start_fresh(self) -> None:
+        """Mount points that the root lacks are made on the way. Whether there are any is found by
+        doing: a run that needs none never looks.
+        """
+        plan, work = self.plan, self._workspace
+        for index in plan.stubs:
+            self._hold(index)
+        held = plan.stubs
+        if self.deadline is not None:
+            self._check_oom_score()
+            work.job.setup_ns = int(self._setup_time() * 1e9)
+        while _spawn(work, plan, self._job, self._stdio, plan.held(held)) != 0:
+            step, index, error = _failure(work)
+            missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
+            if not missing or index in held or not plan.mounts[index].in_root:
+                raise error_of(plan, step, index, error, self._job)
+            self._hold(index)
+            held = (*held, index, *self._hold_missing(index + 1))
+        plan.stubs = held
+
+    def _check_oom_score(self) -> None:
+        """Until the exec the calling thread has to stand still for it, and can end nothing."""
+        limits = self.plan.box.limits
+        if limits is None or limits.oom_score_adj is None:
+            return
+        if self.plan.may_hang():
+            raise errors.UnsupportedError(
+                "Limits.oom_score_adj with a timeout: the root or a source of a mount lies on a"
+                " file system that may not answer, and then the timeout could not be kept"
+            )
+
+    def _hold_missing(self, first: int) -> list[int]:
+        """From that mount on: one by one, each would take a start from the beginning. What cannot
+        be made is left for the core to miss, which knows the mounts before it.
+        """
+        mounts, held = self.plan.mounts, []
+        assert self._stubs is not None
+        for index in range(first, len(mounts)):
+            if mounts[index].in_root and self._stubs.is_missing(mounts[index].target):
+                with contextlib.suppress(errors.SetupError):
+                    self._hold(index)
+                    held.append(index)
+        return held
+
+    def _setup_time(self) -> float:
+        """Seconds that the set-up may take; 0: as long as it likes."""
+        return 0.0 if self.deadline is None else max(LEAST_SETUP, self.deadline - monotonic())
+
+    def _hold(self, index: int) -> None:
+        mount = self.plan.mounts[index]
+        if self._stubs is None:
+            self._stubs = Stubs(self.plan.box.root, self.deadline, self.plan.may_hang())
+        try:
+            if mount.source:
+                self._stubs.check("/", mount.source)
+            self._stubs.hold(mount.target, mount.is_directory())
+        except OSError as error:
+            what, number = f"{mount.words}: make the mount point", error.errno or 0
+            hint = explain.SILENT if isinstance(error, Silent) else explain.hint_of_stub(number)
+            raise errors.setup_error(number, mount.target, "target", what, hint) from error
+
+    def wait(self) -> int:
+        """How long to pump before looking up, in ns."""
+        if self.deadline is None and not self.struct.killed:
+            return LONGEST_WAIT
+        return self._wait_until(self.due())
+
+    @staticmethod
+    def _wait_until(due: float) -> int:
+        return max(0, min(LONGEST_WAIT, int((due - monotonic()) * 1e9)))
+
+    def due(self) -> float:
+        """When something has to be done for it, whatever happens until then; by monotonic()."""
+        killed: int = self.struct.killed
+        late = (killed / 1e9 + LAST) if killed else _NEVER
+        return late if self.deadline is None else min(late, self.deadline)
+
+    def follow(self, result: int) -> bool:
+        """Does what the pump came back for; whether the run is over. SetupError, Unkillable."""
+        if result == _DONE:
+            return True
+        if (killed := self.struct.killed) and monotonic() >= killed / 1e9 + LAST:
+            self._give_up()
+        if result == _FULL:
+            if self._rare is None or not self._rare.feed(self._workspace):
+                self._workspace.out.enlarge()
+                self._workspace.err.enlarge()
+        elif result == _ERROR:
+            failure = _failure(self._workspace)
+            if failure[0] == _KILL:
+                self._give_up()
+            if self._slots is None or failure[0] not in (*_OF_THE_ROOT, _ORDER):
+                raise error_of(self.plan, *failure, self._job)
+            if failure[0] != _ORDER:  # in which somebody killed who waited for the order
+                self._slots.close()  # the root changed beneath the slots
+            self.end()
+            self._give_slot()
+            self.start(True)
+        if self.deadline is not None and monotonic() >= self.deadline:
+            self._be_late()
+        return False
+
+    def _give_up(self) -> None:
+        """It was killed, and had its time. Unkillable, unless it ended just now."""
+        slot = self._slot
+        self.end()
+        if self.unkillable is None and slot is not None:
+            self._note(slot.close())
+        if self.unkillable is not None:
+            raise self.unkillable
+        self.struct.failure.step = 0
+
+    def end(self) -> None:
+        """Kills what is left, waits for its end as long as the kernel may take, closes everything.
+        If it does not end, `unkillable` is the exception that says so.
+        """
+        work = self._workspace
+        if stuck := end_run(work.run, work):
+            self._note(stuck)
+
+    def _note(self, stuck: int) -> None:
+        if stuck:
+            try:
+                pid = native.pid_of(stuck)
+            except OSError:  # it ended just now
+                return
+            self.unkillable = errors.Unkillable(*_machine.what_waits(pid))
+
+    def _be_late(self) -> None:
+        grace = 0.0
+        if self._rare is not None and not self._timed_out:
+            grace = self._rare.grace
+        lib.sbx_signal(self.struct, _SIGTERM if grace else _SIGKILL)
+        self._timed_out = True
+        self.deadline = monotonic() + grace if grace else None
+
+    def result(self, executor: str, began: float, isolation: Mapping[str, str]) -> Result:
+        """Of a run that is over; began: when, by monotonic(). StatusLost."""
+        work, struct, rare = self._workspace, self.struct, self._rare
+        captures = self._captures
+        out = work.out.take() if captures[0] else None
+        err = work.err.take() if captures[1] else None
+        if rare is not None:
+            out, err = rare.finish(out, err)
+        exit = _exit_status(struct.wait_status)
+        result = Result(exit, out, err, self._timed_out, 0.0, executor, isolation)
+        result.command = self._command
+        result._rusage = native.usage_of(struct)
+        if rare is not None:
+            rare.tell(result)
+        result.wall = monotonic() - began
+        return result
+
+    def release(self) -> None:
+        """Gives back what it used, after end()."""
+        if self._content >= 0:
+            os.close(self._content)
+        self._give_slot()
+        if self._stubs is not None:
+            self._stubs.release()
+        if self._rare is not None:
+            self._rare.release(self.unkillable is not None)
+        give_back(self._workspace)
+
+    def _give_slot(self) -> None:
+        if self._slots is not None and self._slot is not None:
+            slots, slot, self._slots, self._slot = self._slots, self._slot, None, None
+            slots.give(slot)
+
+
+def slots_of(plan: Plan, in_time: bool = False) -> Slots | None:
+    """Those that runs of a plan follow one another in; None where they may not. in_time: or where
+    to find out might take for ever.
+    """
+    if plan.base is not None:
+        return slots_of(plan.base, in_time)
+    slots: Slots | bool | None = plan.slots
+    if slots is None:
+        if in_time and plan.may_hang():
+            return None
+        slots = plan.slots = Slots(plan) if can_stay(plan) else False
+    return slots or None  # type: ignore[return-value]
+
+
+# ---- descriptors -----------------------------------------------------------------------------
+
+
+def _output(name: str, value: Any) -> int:
+    if value is None:
+        return _NULL
+    if is_capture(value):
+        return _CAPTURED
+    if type(value) is int and value == STDOUT and name == "stderr":
+        return _MERGED
+    return SINK if streams.is_sink(value) else check_descriptor(name, value)
+
+
+def _memory_file(content: bytes) -> int:
+    """A file in memory, not a pipe: nobody has to feed it while the command runs."""
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+# ---- start -----------------------------------------------------------------------------------
+
+
+def _spawn(
+    workspace: Workspace,
+    plan: Plan,
+    job: Job,
+    stdio: tuple[int, int, int],
+    held: Any,
+    mapper: int = -1,
+) -> int:
+    if plan.mapped_outside and mapper < 0:
+        from .id_maps import Mapper
+
+        with Mapper(workspace) as fd:
+            return _spawn(workspace, plan, job, stdio, held, fd)
+    init = native.init_descriptor() if plan.reaper else -1
+    keep = fill_job(workspace, job.blob, job.cwd_size, job.counts, stdio, init, held, mapper)
+    words = (plan.place, workspace.job, workspace.run, workspace.stack)
+    if (guard := native.unreadable_for(plan.place)) is None:
+        result: int = lib.sbx_spawn(*words)
+    else:
+        workspace.job.pump_ns = 0
+        with guard:
+            result = lib.sbx_spawn(*words)
+    del keep
+    return result
+
+
+def _failure(workspace: Workspace) -> tuple[int, int, int]:
+    failure = workspace.run.failure
+    return failure.step, failure.index, failure.error
+
+
+# ---- status ----------------------------------------------------------------------------------
+
+
+def _exit_status(wait_status: int) -> int:
+    if wait_status == -errno.ECHILD:
+        raise errors.StatusLost("the command ended, but somebody else took its status")
+    if wait_status == -errno.EPROTO:
+        raise errors.StatusLost("somebody outside broke the slot of the run, which was ended")
+    if wait_status < 0:
+        reason = f"{os.strerror(-wait_status)} ({errno.errorcode.get(-wait_status, -wait_status)})"
+        raise errors.StatusLost(f"the run was ended, as nobody can wait for its command: {reason}")
+    return os.waitstatus_to_exitcode(wait_status)

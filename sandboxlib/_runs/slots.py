@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a Sandbox keeps from run to run: slots, each with namespaces and a resident reaper.
+
+A slot serves one run at a time. A run takes one that is idle, or opens one; afterwards it gives it
+back. A slot in which anything went wrong, or in which a run left something, is closed. All of them
+go with the Sandbox, with its close(), with the interpreter, and with the process: a resident holds
+a pidfd of the caller.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from _thread import RLock, interrupt_main
+from collections import deque
+from collections.abc import Callable
+from weakref import ref
+
+from .._core import native
+from .._core import slot as _slot
+from .._host import machine
+from .._spec.policy import DEFAULT_CAPABILITIES
+from .mount_points import Stubs
+from .mounts import PlannedMount
+from .plan import Plan, filter_values, may_hang
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+lib = native.lib
+
+MOST_IDLE = 32  # slots that wait for a run; more are closed when they come back
+# While one run goes on, a slot makes itself ready for the next: on another CPU.
+MOST_SPARE = min(os.cpu_count() or 1, 8) - 1
+MOST_WASTED = 16  # slots in a row that served one run, or none; then
+REST = 1000  # runs are made fresh, before there is another slot
+_OF_A_RUN = (lib.SBX_TMPFS, lib.SBX_PROC, lib.SBX_DEV)
+_all: dict[int, ref[Slots]] = {}
+
+
+def can_stay(plan: Plan) -> bool:
+    """Whether runs may follow one another in a slot: only where none can change what it keeps."""
+    box = plan.box
+    if box.mounts != "isolated" or box.processes != "isolated" or box._user_kind == "ranges":
+        return False
+    # /proc is whole with nesting, and there uid 0 of the namespace writes the sysctls of its IPC.
+    if box.policy.nesting and plan.values.get("uid_map", "").startswith("0 "):
+        return False
+    names = box.policy.capabilities
+    if isinstance(names, tuple):
+        return set(names) <= set(DEFAULT_CAPABILITIES)
+    return names != "all"
+
+
+class NoSlot(Exception):
+    """Nothing ran, as there is no slot to be had."""
+
+
+class _Shared:
+    """What the slots that were opened for one state of the root and the sources share."""
+
+    def __init__(self, root: str) -> None:
+        self.stubs = Stubs(root)
+        self.watch: _slot.Watch | None = None
+        self.program: tuple[Any, Any, bytes] | None = None
+        self.is_checked = False
+        self.is_over = False
+        self.hanging: frozenset[str] | None = None  # see _machine.hanging_mounts
+        self.lacks: list[str] = []  # places in the root that would be mounted on
+        self._slots: list[ref[Slot]] = []
+
+    @property
+    def slots(self) -> int:
+        """How many are open. Counted, as some may have been lost in an interrupt."""
+        return sum(1 for r in self._slots if (slot := r()) is not None and slot.is_open)
+
+    @property
+    def at_most(self) -> int:
+        """How many are open, or were not long ago."""
+        return len(self._slots)
+
+    def add(self, slot: Slot) -> None:
+        self._slots = [r for r in self._slots if (s := r()) is not None and s.is_open]
+        self._slots.append(ref(slot))
+
+    def appeared(self) -> bool:
+        """Whether something is there now that the slots had nowhere to mount on."""
+        return bool(self.lacks) and any(map(os.path.lexists, self.lacks))
+
+    def release(self) -> None:
+        """Lets go of the mount points that were made, once no slot has a mount on one."""
+        if self.slots == 0:
+            self.stubs.release()
+            self.program = None
+            if self.watch is not None:
+                self.watch.close()
+                self.watch = None
+
+
+class Slot(_slot.Slot):
+    """A slot that is open."""
+
+    runs = 0
+
+    def __init__(
+        self, shared: _Shared, place: Any, held: Any, inside: bytes, setup: float | None
+    ) -> None:
+        super().__init__(place, held, inside, int((setup or 0.0) * 1e9))
+        self.shared = shared
+        shared.add(self)
+
+    def close(self) -> int:
+        stuck = super().close()
+        if self.shared.is_over:
+            self.shared.release()
+        return stuck
+
+
+class Slots:
+    """The slots of one Plan that can_stay()."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._idle: deque[Slot] = deque()
+        self._lock = RLock()
+        self._root = plan.box.root
+        self._paths = plan.paths
+        self._shared = _Shared(self._root)
+        self._wasted = self._rest = 0
+        self._mounts = plan.mounts
+        self._own = _of_the_run(plan.mounts, self._root)
+        optional = [m.target for m in plan.mounts if m.stays and m.is_optional]
+        self._optional = [self._root.rstrip("/") + target for target in optional]
+        self._values = plan.values
+        self._policy = plan.box.policy
+        self._in_user_namespace = plan.in_user_namespace
+        # A run finds no path of the caller's: such a source, or the /dev that lends devices.
+        own = [plan.mounts[i] for i in self._own]
+        self._may_stay = not any(m.source or m.needs_lender(plan.in_user_namespace) for m in own)
+        _all[id(self)] = ref(self)
+
+    def take(self, setup: float | None = None) -> Slot:
+        """A slot that is open, for one run. NoSlot where it cannot be opened; setup: also where
+        that, or the look at whether it is up to date, might take longer than so many seconds.
+        """
+        in_time = setup is not None
+        if not self._may_stay or self._is_resting() or (in_time and self._may_hang()):
+            raise NoSlot
+        shared = self._shared
+        if shared.watch is not None and (not shared.watch.is_same() or shared.appeared()):
+            self._with_lock(setup, lambda: self._close_these(shared))
+            if in_time and self._may_hang():
+                raise NoSlot
+        slot = self._take_idle() or self._open(setup)
+        if slot.runs and len(self._idle) < min(self._shared.at_most / 2, MOST_SPARE):
+            self._idle.append(self._open(setup))
+        slot.runs += 1
+        return slot
+
+    def _with_lock(self, setup: float | None, work: Callable[[], T]) -> T:
+        """What `work` returns, done under the lock. NoSlot when the time is over: another thread
+        may hang while it opens a slot.
+
+        An exception from another thread can come behind any call, the acquire() too. A `with` of
+        the lock itself is safe from that, and so is this: the release() is done in any case, and
+        says itself that there was nothing to release.
+        """
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            return work()
+        try:
+            if not self._lock.acquire(timeout=-1 if setup is None else setup):
+                raise NoSlot
+            return work()
+        finally:
+            try:  # noqa: SIM105 - a call before the release could be interrupted
+                self._lock.release()
+            except RuntimeError:
+                pass
+
+    def _close_these(self, shared: _Shared) -> None:
+        """Of several threads that see a change, one closes the slots of before."""
+        if self._shared is shared:
+            self.close()
+
+    def _may_hang(self) -> bool:
+        """Where the caller's mounts are watched, and none may hang, nobody looks again."""
+        shared = self._shared
+        if shared.hanging is None or shared.watch is None:
+            shared.hanging = machine.hanging_mounts()
+        return bool(shared.hanging) and may_hang(
+            self._root, self._paths, self._mounts, shared.hanging
+        )
+
+    def is_pointless(self, slot: Slot) -> bool:
+        """Whether there is no use in another, now that this one could not be used: it was new, or
+        many in a row served one run only, so that they gained nothing.
+        """
+        self._wasted = self._wasted + 1 if slot.runs <= 2 else 0
+        return slot.runs == 1 or self._is_resting()
+
+    def _is_resting(self) -> bool:
+        if self._wasted >= MOST_WASTED:
+            self._wasted, self._rest = 0, REST
+        self._rest -= self._rest > 0
+        return self._rest > 0
+
+    def _take_idle(self) -> Slot | None:
+        while True:
+            try:
+                slot = self._idle.popleft()
+            except IndexError:
+                return None
+            if slot.shared is self._shared:  # give() may have been in the midst of a close()
+                return slot
+            slot.close()
+
+    def give(self, slot: Slot) -> None:
+        """Back from a run. It is the last to be taken again, as it makes itself ready meanwhile."""
+        if slot.shared is self._shared and slot.is_open and len(self._idle) < MOST_IDLE:
+            self._idle.append(slot)
+        else:
+            with self._lock:
+                slot.close()
+
+    def close(self) -> None:
+        """Closes the idle ones now, and those that are in use when they come back."""
+        with self._lock:
+            shared, self._shared = self._shared, _Shared(self._root)
+            shared.is_over = True
+            while self._idle:
+                self._idle.pop().close()
+            shared.release()
+
+    def forget(self) -> None:
+        """In a fork of the caller: the slots are the caller's, and only descriptors are closed."""
+        shared, self._shared = self._shared, _Shared(self._root)
+        shared.stubs.abandon()
+        self._lock = RLock()
+        self._idle.clear()
+
+    def __del__(self) -> None:
+        if _all is None:  # the interpreter is at its end, and close_all() was here
+            return
+        if _all.pop(id(self), None) is None:  # an interrupt came before it was made: it has nothing
+            return
+        while True:
+            try:
+                return self.close()
+            except KeyboardInterrupt:  # it would be lost here
+                interrupt_main()
+
+    # ---- opening -----------------------------------------------------------------------------
+
+    def _open(self, setup: float | None) -> Slot:
+        slot = self._with_lock(setup, lambda: self._open_locked(setup))
+        if not self._may_stay:
+            raise NoSlot
+        return slot
+
+    def _open_locked(self, setup: float | None) -> Slot:
+        """Of several threads one makes the mount points that the root lacks."""
+        shared = self._shared
+        try:
+            if shared.watch is None:
+                shared.watch = _slot.Watch(self._paths)
+                shared.lacks = [p for p in self._optional if not os.path.lexists(p)]
+            if shared.program is None:
+                shared.program = self._prepare(shared.stubs)
+            slot = Slot(shared, *shared.program, setup)
+            if not shared.is_checked:
+                self._check(slot)
+                shared.is_checked = True
+        except OSError as error:
+            shared.release()
+            self._wasted += 1
+            raise NoSlot from error
+        return slot
+
+    def _check(self, slot: Slot) -> None:
+        """Through a proc that is not of the run uid 0 could write what the network's sysctls say,
+        and a later run would find it.
+        """
+        owns = [self._mounts[i].target for i in self._own]
+        for mount in machine.mounts(slot.pid):
+            is_own = any(f"{mount.point}/".startswith(f"{own}/") for own in owns)
+            if mount.type == "proc" and not is_own:
+                self._may_stay = False
+
+    def _prepare(self, stubs: Stubs) -> tuple[Any, Any, bytes]:
+        """What a resident finds, and what it does for each run."""
+        held = [m.in_root and stubs.is_missing(m.target) for m in self._mounts]
+        for mount, missing in zip(self._mounts, held, strict=True):
+            if missing:
+                stubs.hold(mount.target, mount.is_directory())
+        kept = [i for i in range(len(self._mounts)) if i not in self._own]
+        mounts = [self._mounts[i].values for i in kept]
+        if self._in_user_namespace:
+            # A new proc is given only where one that is whole can be seen (mount_too_revealing in
+            # fs/namespace.c): this one, beneath that of each run. And a dev lends devices to it.
+            own_values = [self._mounts[i].values for i in self._own]
+            more = [v for v in own_values if v["kind"] in (lib.SBX_PROC, lib.SBX_DEV)]
+            mounts += [{**v, "flags": v["flags"] & ~lib.SBX_COVER} for v in more]
+        limits = dict(self._values["limits"])
+        values = {
+            **self._values,
+            **{"reaper": lib.SBX_RESIDENT, "keyring": 0, "no_new_privs": 0, "cut_capabilities": 0},
+            "limits": {name: limits.pop(name) for name in ("oom_score_adj",) if name in limits},
+        }
+        names = "keyring reaper no_new_privs cut_capabilities capabilities must_capabilities"
+        names += " change_ids uid gid n_groups groups"
+        for name in ("filter", "filter_length", "filter_when"):
+            values.pop(name, None)
+        inside = {name: self._values[name] for name in names.split() if name in self._values}
+        inside |= filter_values(self._policy, in_slot=True)
+        inside |= {"session": 1, "namespaces": int(self._in_user_namespace), "limits": limits}
+        place = native.new_place(values, mounts)
+        flags = native.held_flags(len(mounts), [n for n, i in enumerate(kept) if held[i]])
+        of_a_run = [
+            mount.values if i in self._own else {**mount.values, "flags": lib.SBX_KEPT}
+            for i, mount in enumerate(self._mounts)
+        ]
+        return place, flags, native.pack_place(inside, of_a_run, bytes(held))
+
+
+def _of_the_run(mounts: list[PlannedMount], root: str) -> list[int]:
+    """Which mounts every run makes anew: file systems of its own, and what lies in or over one.
+
+    All after the first, where symbolic links in the targets hide what lies where.
+    """
+    real = _real(root).rstrip("/")
+    found: list[int] = []
+    targets: list[str] = []
+    straight = all(_real(real + m.target) == real + m.target for m in mounts)
+    for index, mount in enumerate(mounts):
+        target = mount.target + "/"
+        inside = any(target.startswith(t) or t.startswith(target) for t in targets)
+        if (
+            (mount.values["kind"] in _OF_A_RUN and not mount.stays)
+            or inside
+            or (found and not straight)
+        ):
+            found.append(index)
+            targets.append(target)
+    return found
+
+
+def _real(path: str) -> str:
+    """The path without symbolic links; "" where somebody changes it at the same time, or there are
+    more links than the kernel follows.
+    """
+    try:
+        return machine.real_path(path)
+    except OSError:
+        return ""
+
+
+def _each() -> list[Slots]:
+    return [slots for slots in (r() for r in list(_all.values())) if slots is not None]
+
+
+def _forget_all() -> None:
+    for slots in _each():
+        slots.forget()
+
+
+def close_all() -> None:
+    """At the end of the interpreter."""
+    for slots in _each():
+        slots.close()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+atexit.register(close_all)

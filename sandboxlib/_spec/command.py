@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command: what is run, with which streams, and for how long. A Sandbox says where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from .. import _types
+from .._values import (
+    ENCODING,
+    Value,
+    check_choice,
+    check_descriptor,
+    check_number,
+    check_path,
+    check_seconds,
+    check_size,
+    unknown_keyword,
+)
+from ..errors import SpecError, SpecTypeError
+from .limits import Limits
+from .streams import CAPTURE, STDOUT, is_capture, is_sink
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypedDict
+
+    class CommandOptions(TypedDict, total=False):
+        """The keyword arguments of Command. (At run time it is made of Command itself.)"""
+
+        cwd: _types.Path | None
+        extra_env: _types.Env | None
+        env: _types.Env | None
+        stdin: _types.Stdin
+        stdout: _types.Sink
+        stderr: _types.Sink
+        limits: Limits | None
+        timeout: float | None
+        grace: float
+        max_output: int | str | None
+        on_overflow: str
+        pass_fds: Iterable[int]
+        pty: bool | tuple[int, int]
+
+else:
+
+    def __getattr__(name):
+        """CommandOptions, made of the annotations of Command."""
+        if name != "CommandOptions":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import typing
+
+        hints = typing.get_type_hints(Command.__init__)
+        fields = {field: hints[field] for field in Command._fields if field != "argv"}
+        globals()[name] = typing.TypedDict(name, fields, total=False)
+        return globals()[name]
+
+
+MOST_PASSED = 32  # as SBX_MOST_PASSED
+
+#: The environment of a command, unless env or extra_env says more.
+BASE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def environment_vars(extra_env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a command: BASE_ENVIRONMENT, updated by extra_env."""
+    return {**BASE_ENVIRONMENT, **(extra_env or {})}
+
+
+class Command(Value):
+    """A command to run, with all that belongs to it: a frozen value, checked when it is made.
+
+        cc = Command(["cc", "-c", "a.c"], "/src", timeout=60)
+        box.run(cc)
+        box.run(cc.replace(timeout=120))
+
+    Every call that runs a command takes either a Command or the arguments of one:
+    `box.run(["cc", "-c", "a.c"], cwd="/src", timeout=60)`.
+
+    argv: list of str, bytes or paths; or a str that names one program and is never split. A program
+        without a slash is looked up in the PATH of the sandbox, inside the root.
+    cwd: str or path, inside the root. None (the default): '/'; where the root is '/', the caller's
+        directory, or '/' if the sandbox has no such directory.
+    extra_env: mapping of str to str, added to BASE_ENVIRONMENT or to env.
+    env: mapping of str to str, in place of BASE_ENVIRONMENT.
+    stdin: None (the default): empty. bytes, a file, or a descriptor. For start() also CAPTURE.
+    stdout, stderr: CAPTURE (the default): returned as bytes. A file or a descriptor: written there.
+        None: discarded. stderr=STDOUT: goes where stdout goes. A function: called with bytes as
+        they come; Lines(function): called with each line; Tee(file): written there as it comes.
+        What a function raises ends the run. docs/streams.md has more.
+    limits: Limits; they go over those of the Sandbox, field by field. Where they change anything
+        but cpu_time and the limits of a cgroup, the run is a fresh one. None (the default): those
+        of the Sandbox.
+    timeout: float, seconds; then every process of the run is killed, and Result.timed_out is True.
+        None (the default): no limit.
+    grace: float, seconds. After the timeout every process gets SIGTERM, and only so much later
+        SIGKILL. 0 (the default): SIGKILL at once.
+    max_output: int, or a size as "200M": how many bytes of stdout, and of stderr, are kept or
+        passed on; None (the default): all. Result.limits_hit has 'output' if there were more.
+    on_overflow: 'truncate' (the default): what goes beyond max_output is read and counted only.
+        'kill': it ends the run.
+    pass_fds: up to 32 more descriptors, which the command gets by the same numbers.
+    pty: True, or (rows, columns): stdin, stdout and stderr are a terminal, of 24 rows and 80
+        columns by default, and the command's own; Result.out is what was written there.
+
+    It can be hashed and pickled, unless it holds files, functions or descriptors: then TypeError.
+
+    Raises SpecError for everything that makes no sense.
+    """
+
+    __module__ = "sandboxlib"  # as callers import it, and pickles name it
+
+    _fields = (
+        *("argv", "cwd", "extra_env", "env", "stdin", "stdout", "stderr", "limits", "timeout"),
+        *("grace", "max_output", "on_overflow", "pass_fds", "pty"),
+    )
+    # An instance has in its __dict__ only the fields that are not the default: most have few, and
+    # one is made for every run.
+    cwd: str | None = None
+    extra_env: _types.Env | None = None
+    env: _types.Env | None = None
+    stdin: _types.Stdin = None
+    stdout: _types.Sink = CAPTURE
+    stderr: _types.Sink = CAPTURE
+    limits: Limits | None = None
+    timeout: float | None = None
+    grace: float = 0.0
+    max_output: int | None = None
+    on_overflow: str = "truncate"
+    pass_fds: tuple[int, ...] = ()
+    pty: bool | tuple[int, int] = False
+    #: argv and environment as the core takes them; the directories of PATH, each with its slash.
+    _argv: list[bytes]
+    _settings: list[bytes]
+    _search: list[bytes]
+    #: False: the run has something that few have; see _runs/extras.py.
+    _is_plain: bool = True
+
+    def __init__(
+        self,
+        argv: _types.Argv,
+        cwd: _types.Path | None = None,
+        extra_env: _types.Env | None = None,
+        *,
+        env: _types.Env | None = None,
+        stdin: _types.Stdin = None,
+        stdout: _types.Sink = CAPTURE,
+        stderr: _types.Sink = CAPTURE,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        grace: float = 0.0,
+        max_output: int | str | None = None,
+        on_overflow: str = "truncate",
+        pass_fds: Iterable[int] = (),
+        pty: bool | tuple[int, int] = False,
+        **unknown: _types.NoReturn,
+    ) -> None:
+        if unknown:
+            raise unknown_option("Command", unknown)
+        put = self.__dict__  # frozen: the one way in
+        put["_argv"] = encode_argv(argv)
+        if cwd is not None:
+            put["cwd"] = check_path("cwd", cwd)
+        if extra_env is not None or env is not None:
+            self._put_environment(extra_env, env)
+        if not (stdin is None and stdout is CAPTURE and stderr is CAPTURE):
+            self._put_streams(stdin, stdout, stderr)
+        if limits is not None:
+            put["limits"] = check_limits(limits)
+        if timeout is not None:
+            put["timeout"] = check_seconds("timeout", timeout)
+        if type(grace) is not float or grace:
+            put["grace"] = check_seconds("grace", grace)
+        if max_output is not None or on_overflow != "truncate":
+            self._put_max_output(max_output, on_overflow)
+        if pass_fds != ():
+            put["pass_fds"] = _check_passed(pass_fds)
+        if pty is not False:
+            put["pty"] = terminal_size(pty, stdin, stdout, stderr)
+        if grace or max_output is not None or pass_fds != () or pty is not False:
+            put["_is_plain"] = False
+
+    def _put_streams(self, stdin: Any, stdout: Any, stderr: Any) -> None:
+        put = self.__dict__
+        if stdin is not None:
+            put["stdin"] = _check_stdin(stdin)
+        for name, value in (("stdout", stdout), ("stderr", stderr)):
+            if not is_capture(value):
+                put[name] = _check_output(name, value)
+
+    def _put_environment(self, extra_env: Any, env: Any) -> None:
+        put = self.__dict__
+        for name, values in (("extra_env", extra_env), ("env", env)):
+            if values is not None:
+                check_mapping(name, values)
+                put[name] = MappingProxyType(dict(values))
+        put["_settings"], put["_search"] = encode_environment(self.extra_env, self.env)
+
+    def _put_max_output(self, most: object, on_overflow: str) -> None:
+        check_choice("on_overflow", on_overflow, ("truncate", "kill"))
+        if most is not None:
+            self.__dict__["max_output"] = check_size("max_output", most, 0, 1 << 62)
+            if not any(is_capture(each) or is_sink(each) for each in (self.stdout, self.stderr)):
+                text = "max_output takes an output that is captured, or goes to a sink"
+                raise SpecError(text)
+        elif on_overflow == "kill":
+            raise SpecError("on_overflow='kill' takes max_output")
+        self.__dict__["on_overflow"] = on_overflow
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The program and its arguments; bytes are decoded as os.fsdecode does."""
+        return tuple(map(os.fsdecode, self._argv))
+
+    def _job_numbers(self) -> dict[str, int]:
+        """Fields of struct sbx_job that are numbers, and not 0, as the core takes them."""
+        return {"terminal": 1} if self.pty else {}
+
+    def replace(self, **changes: _types.Any) -> Command:
+        """The same with other values: command.replace(timeout=60). SpecError.
+
+        changes: argv, or any keyword argument of Command.
+        """
+        if not changes.keys() <= _NAMES:
+            raise unknown_option("Command.replace", changes, "argv")
+        return Command(**{**self._values(), **changes})
+
+    def _with_argv(self, argv: object) -> Command:
+        """The same for another argv: its other fields were checked already."""
+        command = object.__new__(Command)
+        command.__dict__.update(self.__dict__, _argv=encode_argv(argv))
+        return command
+
+    def _values(self) -> dict[str, Any]:
+        """The fields that are not the default, as Command takes them."""
+        values = {name: value for name, value in self.__dict__.items() if name in _NAMES}
+        return {**values, "argv": self.argv}
+
+    @property
+    def _passing(self) -> str:
+        """What of it means something else in another process, or later: "", or its name."""
+        for name in ("stdin", "stdout", "stderr"):
+            value = getattr(self, name)
+            is_constant = type(value) is int and value < 0  # CAPTURE, STDOUT
+            if not (value is None or is_constant or type(value) is bytes):
+                return name
+        return "pass_fds" if self.pass_fds else ""
+
+    def _refuse_passing(self, what: str) -> None:
+        if name := self._passing:
+            text = "it holds a file, a function or a descriptor"
+            raise TypeError(f"this Command cannot be {what}: {text} ({name})")
+
+    def __hash__(self) -> int:
+        self._refuse_passing("hashed")
+        values = {**self._values(), "env": _items(self.env), "extra_env": _items(self.extra_env)}
+        return hash(tuple(values.get(name) for name in self._fields))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        self._refuse_passing("pickled")
+        values = self._values()
+        for name in values.keys() & {"env", "extra_env"}:
+            values[name] = dict(values[name])
+        return _unpickle, (values,)
+
+    def __copy__(self) -> Command:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Command:
+        return self
+
+    def __str__(self) -> str:
+        return repr(list(self.argv))
+
+    def __repr__(self) -> str:
+        """Without the values of variables and the content of stdin, which may be secret."""
+        text = [str(self)]
+        for name, value in self._values().items():
+            if name in ("env", "extra_env"):
+                text.append(f"{name}=<{', '.join(value)}>")
+            elif type(value) is bytes:
+                text.append(f"{name}=<{len(value)} bytes>")
+            elif name != "argv":
+                text.append(f"{name}={value!r}")
+        return f"Command({', '.join(text)})"
+
+
+#: The keyword arguments of Command, and those of them that every call takes.
+_NAMES = frozenset(Command._fields)
+OPTIONS = _NAMES - {"argv"}
+
+
+def command_of(
+    call: str, command: _types.Argv | Command, options: Mapping[str, Any], *names: str
+) -> Command:
+    """The Command of a call, which was given one, or the arguments of one. SpecError.
+
+    names: the keyword arguments that the call has itself.
+    """
+    if not options:
+        return command if isinstance(command, Command) else Command(command)
+    if not options.keys() <= OPTIONS:
+        raise unknown_option(call, options, *names)
+    if isinstance(command, Command):
+        changes = ", ".join(f"{n}=..." for n in Command._fields if n in options)
+        text = f"a Command has its options itself: command.replace({changes})"
+        raise SpecTypeError(f"{call}: {text}, or an argv in its place")
+    return Command(command, **options)
+
+
+def unknown_option(call: str, options: Mapping[str, object], *names: str) -> SpecTypeError:
+    """The error for keyword arguments that a call which runs a command does not have.
+
+    names: those that it has beside the options of Command.
+    """
+    known = (*Command._fields[1:], *names)
+    name = next(each for each in options if each not in known)
+    hint = f"Limits has it: limits=Limits({name}=...)" if name in Limits._fields else ""
+    return unknown_keyword(call, options, known, hint)
+
+
+def _unpickle(values: dict[str, Any]) -> Command:
+    return Command(**values)
+
+
+def _items(env: Mapping[str, str] | None) -> frozenset[tuple[str, str]] | None:
+    return None if env is None else frozenset(env.items())
+
+
+# ---- argv and environment --------------------------------------------------------------------
+
+
+def encode_argv(argv: object) -> list[bytes]:
+    """The words of a command, encoded; SpecError if it is none."""
+    if not isinstance(argv, (list, tuple)):
+        if not isinstance(argv, (str, bytes, os.PathLike)):
+            raise SpecTypeError(f"the command is neither a list nor a str: {argv!r}")
+        argv = (argv,)
+    try:
+        encoded = [
+            word.encode(ENCODING, "surrogateescape") if type(word) is str else os.fsencode(word)
+            for word in argv
+        ]
+    except TypeError:
+        raise SpecTypeError("a word of the command is neither str, bytes nor path") from None
+    except UnicodeEncodeError as error:
+        raise SpecError(f"a word of the command cannot be encoded: {error}") from None
+    if not encoded or not encoded[0]:
+        raise SpecError("the command is empty")
+    if b"\0" in b"".join(encoded):
+        raise SpecError("the command contains a NUL byte")
+    return encoded
+
+
+def check_mapping(name: str, value: object) -> None:
+    if not isinstance(value, (dict, Mapping)):
+        raise SpecTypeError(f"{name} is not a mapping")
+
+
+def whole_environment(
+    extra_env: Mapping[str, str] | None, env: Mapping[str, str] | None
+) -> dict[str, str]:
+    """The environment of a command, checked: `env`, or else BASE_ENVIRONMENT, and extra_env."""
+    whole = environment_vars(extra_env) if env is None else {**env, **(extra_env or {})}
+    for name, value in whole.items():
+        # The values may be secret: no message holds one.
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise SpecTypeError(f"the variable {name!r} or its value is not a str")
+        if not name or "=" in name:
+            raise SpecError(f"not the name of a variable: {name!r}")
+    return whole
+
+
+def encode_environment(
+    extra_env: Mapping[str, str] | None, env: Mapping[str, str] | None
+) -> tuple[list[bytes], list[bytes]]:
+    """The environment as NAME=VALUE, and the directories of its PATH, each with its slash."""
+    whole = whole_environment(extra_env, env)
+    # As in execvp(3): an empty entry is the current directory, and there is a default.
+    directories = whole.get("PATH", "/bin:/usr/bin").split(":")
+    if len(directories) > 9999:
+        raise SpecError(f"PATH has {len(directories)} entries")
+    try:
+        settings = [os.fsencode(f"{name}={value}") for name, value in whole.items()]
+        search = [os.fsencode(each + "/") if each else b"" for each in directories]
+    except UnicodeEncodeError:
+        raise SpecError("a variable of the environment cannot be encoded") from None
+    if b"\0" in b"".join(settings):
+        raise SpecError("the environment of the command contains a NUL byte")
+    return settings, search
+
+
+Command._settings, Command._search = encode_environment(None, None)
+
+
+# ---- single options --------------------------------------------------------------------------
+
+
+def check_limits(value: object) -> Limits:
+    if not isinstance(value, Limits):
+        raise SpecTypeError(f"limits is no Limits: {value!r}")
+    return value
+
+
+def _check_stdin(value: Any) -> Any:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    if not is_capture(value):
+        check_descriptor("stdin", value)
+    return value
+
+
+def _check_output(name: str, value: Any) -> Any:
+    is_merged = name == "stderr" and type(value) is int and value == STDOUT
+    if not (value is None or is_merged or is_sink(value)):
+        check_descriptor(name, value)
+    return value
+
+
+def _check_passed(value: object) -> tuple[int, ...]:
+    """The descriptors of pass_fds, in order; whether they are open is seen in the run."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise SpecTypeError(f"pass_fds is not several descriptors: {value!r}")
+    found = tuple(sorted({check_descriptor("a descriptor of pass_fds", fd) for fd in value}))
+    if len(found) > MOST_PASSED:
+        raise SpecError(f"pass_fds has {len(found)} descriptors, and may have {MOST_PASSED}")
+    if found and found[0] < 3:
+        raise SpecError("pass_fds has 0, 1 or 2, which are stdin, stdout and stderr")
+    return found
+
+
+def terminal_size(value: Any, stdin: Any, stdout: Any, stderr: Any) -> tuple[int, int]:
+    """(rows, columns) of a pty; True is that of a VT100. SpecError."""
+    if value is not True and (not isinstance(value, (tuple, list)) or len(value) != 2):
+        raise SpecTypeError(f"pty is neither a bool nor (rows, columns): {value!r}")
+    if stdin is not None:
+        raise SpecError("with a pty stdin is the terminal, and cannot be given")
+    if not (is_sink(stdout) or is_capture(stdout)):
+        raise SpecError("the output of a pty is captured, or goes to a function or sink")
+    if not (type(stderr) is int and stderr in (CAPTURE, STDOUT)):
+        raise SpecError("a pty has one output, which is stdout: stderr goes there as well")
+    size = (24, 80) if value is True else value
+    rows, columns = (check_number("a number of pty", n, 1, 65535) for n in size)
+    return rows, columns

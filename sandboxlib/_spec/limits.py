@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much a command may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from .. import _types
+from .._values import Value, check_choice, check_number, check_size, check_text, unknown_keyword
+from ..errors import SpecError, SpecTypeError
+
+#: Limits of setrlimit(2), each of one process, by their numbers in asm-generic/resource.h.
+RLIMITS = {
+    "cpu_time": 0,
+    "file_size": 1,
+    "data": 2,
+    "stack": 3,
+    "core": 4,
+    "processes": 6,
+    "open_files": 7,
+    "locked_memory": 8,
+    "address_space": 9,
+}
+#: sched(7), by the numbers in linux/sched.h.
+SCHEDULERS = {"other": 0, "batch": 3, "idle": 5}
+_MOST = (1 << 63) - 1
+_MOST_CPUS = 1024
+_MOST_SECONDS = 1 << 32
+
+
+_SIZES = (
+    *("address_space", "data", "stack", "core", "file_size", "locked_memory"),
+    *("memory", "swap"),
+)
+#: What each number may be; others from 0 on.
+_RANGES = {
+    "nice": (-20, 19),
+    "oom_score_adj": (-1000, 1000),
+    "open_files": (3, _MOST),  # with less the reaper could not look at its own
+    "memory": (1, _MOST),
+    "pids": (1, 1 << 22),
+    "cpu_weight": (1, 10000),
+    "io_weight": (1, 10000),
+}
+
+
+class Limits(Value):
+    """How much a command may use. A frozen value; None, everywhere the default, leaves a thing as
+    the caller has it. What is asked for and cannot be enforced is an error.
+
+    `a | b` has the fields of b, and where b has None those of a.
+
+    A size is an int, bytes, or a str like "512K", "200M", "2G", "1T", in powers of 1024.
+
+    Of each process, inherited by its children (setrlimit(2)); soft and hard limit are the same:
+
+    address_space, data, stack, core, file_size, locked_memory: sizes. stack is what main threads
+        get; core=0 leaves no core dumps. A write beyond file_size ends the process with SIGXFSZ.
+    cpu_time: int or float, seconds of CPU time; then SIGXCPU, and SIGKILL a second later. The
+        kernel counts whole seconds here: a fraction is rounded up for the signal. A command that
+        ends before the signal, and used more than cpu_time together with the children that it
+        waited for, has 'cpu_time' in Result.limits_hit as well.
+    open_files: int, one more than the highest descriptor.
+    processes: int, how many processes and threads the command's user may have on the whole
+        machine, others' included; uid 0 is exempt. `pids` is the better one.
+
+    nice: int, -20 to 19 (setpriority(2)). scheduler: 'other', 'batch' or 'idle' (sched(7)).
+    cpuset: which CPUs: a number of them, the first of those that the caller may use; or the
+        numbers of some (sched_setaffinity(2)).
+    oom_score_adj: int, -1000 to 1000 (proc(5)).
+
+    Of the whole run, by a cgroup (docs/cgroups.md), as the machine has it, of version 1 or 2:
+
+    memory, swap: sizes of memory, and of swap beyond that; swap takes memory.
+    pids: int, processes and threads.
+    cpus: int or float, how many CPUs' time, as in Docker: 1.5 is that of one and a half CPUs.
+    cpu_weight, io_weight: int, 1 to 10000; 100 is what everybody has.
+    cgroup: True: there is a cgroup even where none of these is asked for. It counts what the run
+        used, and no process escapes from it, also where processes='undefined'. A path: that of a
+        delegated directory of version 2, in which to make them.
+
+    Raises SpecError for everything that makes no sense.
+    """
+
+    __module__ = "sandboxlib"  # as callers import it, and pickles name it
+
+    _fields = (
+        *RLIMITS,
+        *("nice", "scheduler", "cpuset", "oom_score_adj"),
+        *("memory", "swap", "pids", "cpus", "cpu_weight", "io_weight", "cgroup"),
+    )
+    cpu_time: float | None
+    file_size: int | None
+    processes: int | None
+    locked_memory: int | None
+    open_files: int | None
+    nice: int | None
+    scheduler: str | None
+    cpuset: int | tuple[int, ...] | None
+    oom_score_adj: int | None
+    memory: int | None
+    swap: int | None
+    pids: int | None
+    cpus: float | None
+    cpu_weight: int | None
+    io_weight: int | None
+    cgroup: bool | str | None
+
+    def __init__(
+        self,
+        *,
+        address_space: int | str | None = None,
+        cpu_time: float | None = None,
+        file_size: int | str | None = None,
+        data: int | str | None = None,
+        stack: int | str | None = None,
+        core: int | str | None = None,
+        processes: int | None = None,
+        open_files: int | None = None,
+        locked_memory: int | str | None = None,
+        nice: int | None = None,
+        scheduler: str | None = None,
+        cpuset: int | Iterable[int] | None = None,
+        oom_score_adj: int | None = None,
+        memory: int | str | None = None,
+        swap: int | str | None = None,
+        pids: int | None = None,
+        cpus: float | None = None,
+        cpu_weight: int | None = None,
+        io_weight: int | None = None,
+        cgroup: bool | _types.Path | None = None,
+        **unknown: _types.NoReturn,
+    ) -> None:
+        if unknown:
+            raise _unknown(unknown)
+        values = {name: value for name, value in locals().items() if name in self._fields}
+        checks: dict[str, Callable[[object], object]] = {
+            **{"scheduler": _scheduler, "cpuset": _cpuset, "cgroup": _cgroup},
+            **{"cpus": _cpus, "cpu_time": _cpu_time},
+        }
+        for name, value in values.items():
+            if value is None:
+                continue
+            if name in checks:
+                values[name] = checks[name](value)
+            else:
+                check = check_size if name in _SIZES else check_number
+                values[name] = check(name, value, *_RANGES.get(name, (0, _MOST)))
+        if swap is not None and memory is None:
+            raise SpecError("a limit of swap takes one of memory")
+        self.__dict__.update(values)
+
+    def __or__(self, other: Limits | None) -> Limits:
+        """Those of the other, and what it leaves open as it is here."""
+        if other is None:
+            return self
+        if not isinstance(other, Limits):
+            return NotImplemented
+        theirs = {name: v for name, v in other.__getstate__().items() if v is not None}
+        return Limits(**{**self.__getstate__(), **theirs})
+
+    def __ror__(self, other: None) -> Limits:
+        return self if other is None else NotImplemented
+
+
+_ELSEWHERE = {
+    "umask": "umask belongs to Sandbox: Sandbox(umask=...)",
+    "personality": "personality belongs to Sandbox: Sandbox(personality=...)",
+    "cpu_quota": "cpu_quota is called cpus",
+}
+
+
+def _unknown(names: Iterable[str]) -> SpecTypeError:
+    hint = next((_ELSEWHERE[name] for name in names if name in _ELSEWHERE), "")
+    return unknown_keyword("Limits", names, Limits._fields, hint)
+
+
+def _scheduler(value: object) -> str:
+    check_choice("scheduler", value, tuple(SCHEDULERS))
+    return str(value)
+
+
+def _cpu_time(value: object) -> float:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, float):
+        return check_number("cpu_time", value, 1, _MOST_SECONDS)
+    if not 0.001 <= value <= _MOST_SECONDS:
+        raise SpecError(f"cpu_time is {value}, and has to be from 0.001 to {_MOST_SECONDS} seconds")
+    return value
+
+
+def _cpus(value: object) -> float:
+    if isinstance(value, (list, tuple, set, frozenset, range)):
+        text = f"cpus is how many CPUs' time, a number; which CPUs is cpuset={value!r}"
+        raise SpecTypeError(text)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SpecTypeError(f"cpus is no number of CPUs: {value!r}")
+    if not 0.01 <= value <= _MOST_CPUS:
+        raise SpecError(f"cpus is {value}, and has to be from 0.01 to {_MOST_CPUS}")
+    return value
+
+
+def _cpuset(value: object) -> int | tuple[int, ...]:
+    if isinstance(value, int):
+        return check_number("cpuset", value, 1, _MOST_CPUS)
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise SpecTypeError(f"cpuset is neither a number of CPUs nor their numbers: {value!r}")
+    numbers = sorted({check_number("a number of cpuset", n, 0, _MOST_CPUS - 1) for n in value})
+    if not numbers:
+        raise SpecError("cpuset is empty")
+    return tuple(numbers)
+
+
+def _cgroup(value: object) -> bool | str | None:
+    if isinstance(value, bool):
+        return value or None
+    path = check_text("cgroup", value)
+    if not path.startswith("/"):
+        raise SpecError(f"cgroup is relative: {path!r}")
+    return path

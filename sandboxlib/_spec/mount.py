@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mount: what is mounted inside the root, for the command alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from .. import _types
+from .._values import (
+    Value,
+    absolute,
+    check_choice,
+    check_flag,
+    check_inside,
+    check_number,
+    check_path,
+    check_size,
+    check_text,
+)
+from ..errors import SpecChoiceError, SpecError, SpecTypeError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+_MOST_BYTES = (1 << 63) - 1
+
+
+class Mount(Value):
+    """Something that is mounted inside the root, for the command alone. A frozen value.
+
+    target: str       absolute path inside the root. What is missing of it is made for the run and
+                      removed afterwards. Symbolic links on the way stay inside the root.
+    source: str       bind: a file or directory of the caller's.
+    type: str         'bind', 'tmpfs' (empty, private), 'proc' or 'dev' (a minimal /dev).
+    read_only: bool   with every mount below it.
+    recursive: bool   bind: with the mounts below the source, True by default.
+    size              tmpfs: bytes at most, an int or a str like "200M"; None: half of the memory
+                      (tmpfs(5)). It holds as many files and directories as pages of 4 KiB, from
+                      1,024 to 1,048,576.
+    mode: int         tmpfs: permissions of its root, 0o1777 by default.
+
+    Raises SpecError for everything that makes no sense.
+    """
+
+    __module__ = "sandboxlib"  # as callers import it, and pickles name it
+
+    _fields = ("target", "source", "type", "read_only", "recursive", "size", "mode")
+    target: str
+    source: str | None
+    type: str
+    read_only: bool
+    recursive: bool
+    size: int | None
+    mode: int
+
+    def __init__(
+        self,
+        target: _types.Path,
+        source: _types.Path | None = None,
+        type: str = "bind",
+        read_only: bool = False,
+        recursive: bool = True,
+        size: int | str | None = None,
+        mode: int = 0o1777,
+    ) -> None:
+        check_choice("the type of a mount", type, ("bind", "tmpfs", "proc", "dev"))
+        inside = check_inside("the target of a mount", target)
+        if inside == "/":
+            raise SpecError("the target of a mount is the root itself")
+        check_flag("read_only", read_only)
+        check_flag("recursive", recursive)
+        if type == "bind":
+            source = absolute(check_path("the source of a mount", source))
+        elif source is not None:
+            raise SpecError(f"a {type} mount has no source: {source!r}")
+        if read_only and type != "bind":
+            raise SpecError(f"a {type} mount cannot be asked to be read-only")
+        size = _tmpfs_size(type, size)
+        check_number("the mode of a tmpfs", mode, 0, 0o7777)
+        values = (inside, source, type, read_only, recursive, size, mode)
+        self.__dict__.update(zip(self._fields, values, strict=True))
+
+    @classmethod
+    def bind(
+        cls,
+        source: _types.Path,
+        target: _types.Path,
+        read_only: bool = False,
+        recursive: bool = True,
+    ) -> Mount:
+        """The caller's `source` at `target`."""
+        return cls(target, source, "bind", read_only, recursive)
+
+    @classmethod
+    def tmpfs(cls, target: _types.Path, size: int | str | None = None, mode: int = 0o1777) -> Mount:
+        """An empty directory in memory."""
+        return cls(target, None, "tmpfs", size=size, mode=mode)
+
+    @classmethod
+    def proc(cls, target: _types.Path = "/proc") -> Mount:
+        """proc(5): of the run's own processes where they are isolated."""
+        return cls(target, None, "proc")
+
+    @classmethod
+    def dev(cls, target: _types.Path = "/dev") -> Mount:
+        """null, zero, full, random, urandom, tty, pts, shm and the links to /proc/self/fd.
+
+        It is the run's own, and can be written to; shm is a tmpfs, pts has 1,024 terminals at most.
+        """
+        return cls(target, None, "dev")
+
+    @classmethod
+    def from_tuple(cls, words: Sequence[object]) -> Mount:
+        """The earlier form: (source, target, type) or (source, target, type, options).
+
+        A type of None, '' or 'none' goes with the option 'bind' (this directory alone) or 'rbind'.
+        More options, with commas between: 'ro', 'rw', and for tmpfs 'size=BYTES' (k, m, g) and
+        'mode=OCTAL'. SpecChoiceError, an AssertionError, for what is none of these: 'remount' too,
+        for which there is filesystem_writable_paths.
+        """
+        if not isinstance(words, (list, tuple)) or not 3 <= len(words) <= 4:
+            raise SpecChoiceError(f"not (source, target, type[, options]): {words!r}")
+        source, target, kind, options = (*words, None)[:4]
+        kind, options = (None if word == "none" else word for word in (kind, options))
+        if not isinstance(target, (str, os.PathLike)):
+            raise SpecChoiceError(f"the target of the mount {tuple(words)!r} is no path")
+        target = check_path("the target of a mount", target)
+        values: dict[str, Any] = {}
+        for option in check_text("options", options or "").split(","):
+            name, _, value = option.partition("=")
+            if name in ("bind", "rbind") and not kind:
+                values |= {"type": "bind", "source": source, "recursive": name == "rbind"}
+            elif name == "ro":
+                values["read_only"] = True
+            elif name in ("size", "mode") and kind == "tmpfs" and value:
+                values[name] = value if name == "size" else _octal(value)
+            elif name not in ("", "rw"):
+                raise SpecChoiceError(f"unknown option {option!r} of the mount {tuple(words)!r}")
+        if kind in ("tmpfs", "proc", "dev"):
+            values["type"] = kind
+        elif kind or "type" not in values:
+            raise SpecChoiceError(f"neither tmpfs, proc, dev nor a bind: {tuple(words)!r}")
+        return cls(target if target.startswith("/") else "/" + target, **values)
+
+
+def _tmpfs_size(type: str, size: object) -> int | None:
+    if size is None:
+        return None
+    size = check_size("the size of a tmpfs", size, 1, _MOST_BYTES)
+    if type != "tmpfs":
+        raise SpecError(f"a {type} mount has no size: {size}")
+    return size
+
+
+def _octal(text: str) -> int:
+    try:
+        return int(text, 8)
+    except ValueError:
+        raise SpecError(f"not an octal mode: {text!r}") from None
+
+
+def _mount(value: object) -> Mount:
+    if isinstance(value, Mount):
+        return value
+    if isinstance(value, (tuple, list)):
+        return Mount.from_tuple(value)
+    raise SpecTypeError(f"neither a Mount nor a tuple: {value!r}")

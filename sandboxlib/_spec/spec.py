@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spec: where commands run, a frozen value that is checked when it is made."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+from .. import _types, errors
+from .._values import (
+    Value,
+    absolute,
+    check_choice,
+    check_flag,
+    check_inside,
+    check_number,
+    check_path,
+    check_text,
+    unknown_keyword,
+)
+from ..errors import SpecError, SpecTypeError
+from .command import Command
+from .limits import Limits
+from .mount import Mount, _mount
+from .policy import DEFAULT, Policy
+from .user import User, check_user
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .._types import Path
+
+MOST_LIMITED = 64  # sets of limits of Commands for which a Sandbox keeps a plan
+
+
+def _writable(value: object) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        check_choice("filesystem_writable_paths", value, ("all", "none"))
+        return value
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise SpecTypeError(f"filesystem_writable_paths is neither a word nor a list: {value!r}")
+    paths = [check_path("a writable path", path) for path in value]
+    inside = sorted({check_inside("a writable path", "/" + path) for path in paths})
+    return "all" if "/" in inside else tuple(inside) or "none"
+
+
+def _devices(value: object) -> str | tuple[str, ...]:
+    """A word, or paths below /dev."""
+    if isinstance(value, str):
+        if value.startswith("/"):
+            raise SpecTypeError(f"devices is one path, and has to be a list of them: [{value!r}]")
+        check_choice("devices", value, ("minimal", "root"))
+        return value
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise SpecTypeError(f"devices is neither a word nor a list of paths: {value!r}")
+    paths = sorted({check_inside("a device", path) for path in value})
+    for path in paths:
+        if not path.startswith("/dev/"):
+            raise SpecError(f"a device is not below /dev: {path!r}; Mount.bind takes it elsewhere")
+    return tuple(paths) or "minimal"
+
+
+class Spec(Value):
+    """What a Sandbox is made of: where commands run, checked. sandboxlib.Sandbox can run them.
+
+    Two of them with the same values are equal; plans and slots are not shared between them.
+    """
+
+    _fields = (
+        *("root", "network", "mounts", "processes", "ipc", "hostname", "extra_mounts"),
+        *("filesystem_writable_paths", "devices", "policy", "init", "user"),
+        *("umask", "limits", "deterministic", "tmp", "resolv_conf", "personality"),
+    )
+    root: str
+    network: str
+    mounts: str
+    processes: str
+    ipc: str
+    hostname: str | None
+    extra_mounts: tuple[Mount, ...]
+    filesystem_writable_paths: str | tuple[str, ...]
+    devices: str | tuple[str, ...]
+    policy: Policy
+    init: bool
+    user: str | User
+    umask: int | None
+    limits: Limits | None
+    deterministic: bool
+    tmp: str
+    resolv_conf: bool
+    personality: str | None
+    _left: frozenset[str]  # the names of arguments that were None, for which there is a default
+    _user_kind: str  # 'caller', 'root' or 'ranges'
+    _ids: tuple[int, int] | None  # of the User
+    _groups: tuple[int, ...]
+    _plans: dict[object, _types.Any]
+    _limited: dict[Limits, Spec]  # by the limits of Commands
+    _base: Spec | None = None  # of one of those: the Sandbox that it was made of
+
+    def __init__(
+        self,
+        root: _types.Path,
+        *,
+        network: str = "isolated",
+        mounts: str = "isolated",
+        processes: str = "isolated",
+        ipc: str = "isolated",
+        hostname: str | None = None,
+        extra_mounts: Iterable[Mount | Sequence[object]] | None = (),
+        filesystem_writable_paths: str | Iterable[_types.Path] | None = None,
+        tmp: str | None = None,
+        devices: str | Iterable[_types.Path] = "minimal",
+        resolv_conf: bool = False,
+        policy: Policy = DEFAULT,
+        init: bool = True,
+        user: int | str | User | None = None,
+        umask: int | None = None,
+        limits: Limits | None = None,
+        deterministic: bool = False,
+        personality: str | None = None,
+        **unknown: _types.NoReturn,
+    ) -> None:
+        if unknown:
+            raise _unknown(unknown)
+        put = self.__dict__.__setitem__  # frozen: the one way in
+        left = {"filesystem_writable_paths": filesystem_writable_paths, "tmp": tmp, "user": user}
+        put("_left", frozenset(name for name, value in left.items() if value is None))
+        put("root", _root(root))
+        for name, value in (
+            ("network", network),
+            ("mounts", mounts),
+            ("processes", processes),
+            ("ipc", ipc),
+        ):
+            check_choice(name, value, ("undefined", "isolated"))
+            put(name, value)
+        put("hostname", None if hostname is None else _hostname(hostname))
+        self._set_files(extra_mounts, filesystem_writable_paths, tmp)
+        if personality is not None:
+            check_choice("personality", personality, ("linux32",))
+        put("personality", personality)
+        put("devices", _devices(devices))
+        if not isinstance(policy, Policy):
+            raise SpecTypeError(f"policy is no Policy: {policy!r}")
+        put("policy", policy)
+        for name, flag in (
+            *(("init", init), ("deterministic", deterministic)),
+            ("resolv_conf", resolv_conf),
+        ):
+            check_flag(name, flag)
+            put(name, flag)
+        self._set_user(user, deterministic)
+        put("umask", None if umask is None else check_number("umask", umask, 0, 0o777))
+        if limits is not None and not isinstance(limits, Limits):
+            raise SpecTypeError(f"limits is no Limits: {limits!r}")
+        put("limits", limits)
+        put("_plans", {})
+        put("_limited", {})
+        self._check_together()
+
+    def _set_files(self, extra_mounts: Any, filesystem_writable_paths: Any, tmp: Any) -> None:
+        put = self.__dict__.__setitem__
+        if extra_mounts is not None and (
+            isinstance(extra_mounts, (str, bytes)) or not isinstance(extra_mounts, Iterable)
+        ):
+            raise SpecTypeError(f"extra_mounts is not a list: {extra_mounts!r}")
+        put("extra_mounts", tuple(_mount(mount) for mount in extra_mounts or ()))
+        is_isolated = self.mounts == "isolated"
+        if filesystem_writable_paths is None:
+            filesystem_writable_paths = "none" if is_isolated else "all"
+        put("filesystem_writable_paths", _writable(filesystem_writable_paths))
+        tmp = ("private" if is_isolated else "root") if tmp is None else tmp
+        check_choice("tmp", tmp, ("private", "root"))
+        put("tmp", tmp)
+
+    def _check_together(self) -> None:
+        for what, is_asked_for in (
+            ("extra_mounts", bool(self.extra_mounts)),
+            ("filesystem_writable_paths", self.filesystem_writable_paths != "all"),
+            ("tmp='private'", self.tmp == "private"),
+            ("resolv_conf", self.resolv_conf),
+            ("a list of devices", isinstance(self.devices, tuple)),
+            ("deterministic", self.deterministic),
+        ):
+            if is_asked_for and self.mounts == "undefined":
+                raise SpecError(f"{what} needs mounts='isolated'")
+        if isinstance(self.devices, tuple) and any(m.target == "/dev" for m in self.extra_mounts):
+            raise SpecError("devices by their paths go into a /dev that an extra mount hides")
+        if self.resolv_conf and self.network == "isolated":
+            raise SpecError("resolv_conf needs network='undefined': there is no name server")
+        paths = self.filesystem_writable_paths
+        for path in paths if self.tmp == "private" and isinstance(paths, tuple) else ():
+            if f"{path}/".startswith("/tmp/"):
+                text = "lies in the private /tmp, where all is writable; tmp='root' leaves"
+                raise SpecError(f"the writable path {path} {text} the root's /tmp")
+        if self._ids is not None and (self.processes != "isolated" or not self.init):
+            raise SpecError("user= with a uid needs processes='isolated' and init=True")
+
+    def isolation(self) -> dict[str, str]:
+        """The four kinds of isolation, by name."""
+        return {name: getattr(self, name) for name in ("network", "mounts", "processes", "ipc")}
+
+    def replace(self, **changes: _types.Any) -> Spec:
+        """The same with other values: box.replace(network='undefined'). SpecError.
+
+        What was left to a default that depends on other values is left to it again.
+        """
+        return type(self)(**{**self.__getstate__(), **changes})
+
+    def __getstate__(self) -> dict[str, Any]:
+        values = super().__getstate__()
+        return {**values, **dict.fromkeys(self._left)}
+
+    def _set_user(self, user: object, deterministic: bool) -> None:
+        if user is None:
+            user = "root" if deterministic else "caller"
+        user = check_user(user)
+        found: dict[str, object] = {"user": user, "_user_kind": user, "_ids": None, "_groups": ()}
+        if isinstance(user, User):
+            found["_user_kind"] = "ranges" if user.ranges else "caller"
+            found |= {"_ids": (user.uid, user.gid), "_groups": user.groups}
+        self.__dict__.update(found)
+
+    def _for(self, command: Command) -> Spec:
+        """The Sandbox that a Command runs in: this one, with the limits of the Command over its
+        own. Its runs share the slots of this one where they can (see plan_for in _runs/plan.py).
+        """
+        if command.limits is None:
+            return self
+        box = self._limited.get(command.limits)
+        if box is None:
+            limits = command.limits if self.limits is None else self.limits | command.limits
+            box = self.replace(limits=limits)
+            box.__dict__["_base"] = self
+            if len(self._limited) >= MOST_LIMITED:
+                self._limited.clear()
+            self._limited[command.limits] = box
+        return box
+
+
+def _unknown(words: Mapping[str, object]) -> SpecTypeError:
+    for name in words:
+        if name in ("ids", "group", "groups"):
+            return SpecTypeError(f"{name} belongs to User: Sandbox(user=User(uid, gid, groups))")
+        if name in Policy._fields:
+            return SpecTypeError(f"{name} belongs to Policy: Sandbox(policy=Policy({name}=...))")
+    return unknown_keyword("Sandbox", words, Spec._fields)
+
+
+def _root(value: object) -> str:
+    return absolute(check_path("the root", value))
+
+
+def _hostname(value: object) -> str:
+    name = check_text("hostname", value)
+    if not name or len(os.fsencode(name)) > 64:  # sethostname(2), HOST_NAME_MAX
+        raise SpecError(f"hostname has to be of 1 to 64 bytes: {name!r}")
+    return name
+
+
+_cached = functools.lru_cache(maxsize=64, typed=True)(Spec)
+_cached_policy = functools.lru_cache(maxsize=64, typed=True)(Policy)
+_POLICY = frozenset(Policy._fields)
+
+
+def _policy_for(words: dict[str, Any]) -> Policy:
+    """Takes the words of a Policy out of those of a call; a file is read in each call."""
+    if "policy" in words:
+        names = ", ".join(sorted(_POLICY & words.keys()))
+        raise errors.SpecError(
+            f"there is a policy, and {names} as well: say all of it in the Policy"
+        )
+    given = {name: words.pop(name) for name in _POLICY & words.keys()}
+    if isinstance(given.get("capabilities"), list):
+        given["capabilities"] = tuple(given["capabilities"])
+    if not isinstance(given.get("seccomp", ""), str):
+        return Policy(**given)
+    try:
+        return _cached_policy(**given)
+    except TypeError:  # something that cannot be hashed, or is wrong
+        return Policy(**given)
+
+
+def sandbox_for(root: Path, options: dict[str, Any]) -> Spec:
+    """The Sandbox of a one-shot call; the same words give the same one, compiled once.
+
+    What holds a relative path is made anew each time: it changes with the caller's directory.
+    """
+    if not _POLICY.isdisjoint(options):
+        options = dict(options)
+        options["policy"] = _policy_for(options)
+    words = {name: tuple(v) if type(v) is list else v for name, v in options.items()}
+    mounts = words.get("extra_mounts") or ()
+    is_absolute = isinstance(root, str) and root.startswith("/")
+    if not is_absolute or type(mounts) is not tuple or not all(type(m) is Mount for m in mounts):
+        return Spec(root, **options)
+    try:
+        return _cached(root, **words)  # type: ignore[arg-type]
+    except TypeError:  # something that cannot be hashed, or is wrong: the next line says it
+        return Spec(root, **options)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all values of the library are made of: checks of single words, and a frozen base."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+
+from .errors import SpecChoiceError, SpecError, SpecTypeError, setup_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+ENCODING = sys.getfilesystemencoding()  # in which os.fsencode does the same
+
+
+def check_text(what: str, value: object) -> str:
+    """A str that can be handed to the kernel, from a str or a path."""
+    if type(value) is not str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        raise SpecTypeError(f"{what} is a {type(value).__name__}, not a str: {value!r}")
+    if "\0" in value:
+        raise SpecError(f"{what} contains a NUL byte: {value!r}")
+    try:
+        value.encode(ENCODING, "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise SpecError(f"{what} cannot be encoded: {error}") from None
+    return value
+
+
+def check_path(what: str, value: object) -> str:
+    """The same of a path, which is not empty: joined to another, '' would name that one."""
+    path = check_text(what, value)
+    if not path:
+        raise SpecError(f"{what} is empty")
+    return path
+
+
+def check_choice(what: str, value: object, choices: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise SpecChoiceError(f"{what} is {value!r}, and has to be one of {', '.join(choices)}")
+
+
+def check_flag(what: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise SpecTypeError(f"{what} is a {type(value).__name__}, not a bool: {value!r}")
+
+
+def check_number(what: str, value: object, low: int, high: int) -> int:
+    """An int from low to high."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SpecTypeError(f"{what} is not an int: {value!r}")
+    if not low <= value <= high:
+        raise SpecError(f"{what} is {value}, and has to be from {low} to {high}")
+    return value
+
+
+_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def check_size(what: str, value: object, low: int, high: int) -> int:
+    """A number of bytes: an int, or a str like "200M", whose units are powers of 1024."""
+    if isinstance(value, str):
+        unit = _UNITS.get(value[-1:].lower(), 1)
+        digits = value if unit == 1 else value[:-1]
+        if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
+            raise SpecError(f"{what} is no size: {value!r}; write bytes, or 512K, 200M, 2G, 1T")
+        value = int(digits) * unit
+    return check_number(what, value, low, high)
+
+
+def check_seconds(what: str, value: object) -> float:
+    """A number of seconds, from 0 to 1e9."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SpecTypeError(f"{what} is not a number of seconds: {value!r}")
+    if not 0 <= value < 1e9:
+        raise SpecError(f"{what} has to be from 0 to 1e9 seconds: {value!r}")
+    return value
+
+
+def check_descriptor(name: str, value: Any) -> int:
+    """The descriptor that a file or a number is."""
+    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "fileno")):
+        raise SpecTypeError(f"{name} is neither a file nor a descriptor: {value!r}")
+    try:
+        fd = value if isinstance(value, int) else value.fileno()
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{name} has no descriptor: {error}") from None
+    if not 0 <= fd < 1 << 31:
+        raise SpecError(f"{name} is {fd}, which is no descriptor")
+    return int(fd)
+
+
+def unknown_keyword(
+    call: str, options: Iterable[str], known: Iterable[str], hint: str = ""
+) -> SpecTypeError:
+    """The error for keyword arguments that a call does not have; it names the nearest of those
+    that there are. hint: what to say in place of that.
+    """
+    names = list(known)
+    name = next(each for each in options if each not in names)
+    if not hint:
+        import difflib
+
+        near = difflib.get_close_matches(str(name), names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}"
+    return SpecTypeError(f"{call} has no keyword argument {name}: {hint}")
+
+
+class Value:
+    """Frozen; equal, hashed and shown by its fields. (dataclasses takes 10 ms to import.)"""
+
+    _fields: tuple[str, ...] = ()
+    _values_of: Callable[[Value], object]
+
+    def __init_subclass__(cls) -> None:
+        cls._values_of = staticmethod(attrgetter(*cls._fields))  # several times a loop's speed
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a {type(self).__name__} does not change: {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a {type(self).__name__} does not change: {name}")
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._values_of(self) == other._values_of(other)
+
+    def __hash__(self) -> int:
+        return hash(self._values_of(self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._fields}
+
+    def __setstate__(self, state: object) -> None:
+        """Only a value that its class would make comes out of a pickle."""
+        if not isinstance(state, dict) or state.keys() != set(self._fields):
+            raise SpecTypeError(f"a pickle does not have what a {type(self).__name__} is made of")
+        type(self).__init__(self, **state)
+
+    def __repr__(self) -> str:
+        words = (f"{name}={getattr(self, name)!r}" for name in self._fields)
+        return f"{type(self).__name__}({', '.join(words)})"
+
+
+def check_inside(what: str, value: object) -> str:
+    """An absolute path inside the root, normalised."""
+    path = check_path(what, value)
+    if not path.startswith("/"):
+        raise SpecError(f"{what} is relative, and has to be absolute inside the root: {path!r}")
+    if ".." in path.split("/"):
+        raise SpecError(f"{what} contains '..': {path!r}")
+    path = "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
+    if len(os.fsencode(path)) > 4095:
+        raise SpecError(f"{what} is longer than the 4,095 bytes of a path")
+    return path
+
+
+def absolute(path: str) -> str:
+    """The path from '/' on, as the kernel would go it: `link/..` stays what it is."""
+    return path if path.startswith("/") else os.path.join(caller_directory(), path)
+
+
+def caller_directory() -> str:
+    """os.getcwd(); SetupError where it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        what = "the directory of the caller, which was removed"
+        raise setup_error(errno.ENOENT, None, "cwd", what) from None
+
+
+class Output:
+    """An output that is more than a buffer: Lines, Tee. _runs/sinks.py has what moves it."""
