@@ -29,7 +29,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the tests marked slow as well")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    # Where a process of pytest-xdist 3.8 dies, as by our own timeout, and a new one takes its
+    # place, the last tests may be given to nobody, without end: then its death is the end of all.
+    if getattr(config.option, "maxworkerrestart", "") is None:
+        config.option.maxworkerrestart = "0"
     if config.getoption("--all"):
         os.environ["SANDBOXLIB_DEEP"] = "1"  # for many(), which modules call as they are imported
 
