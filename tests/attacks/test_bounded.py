@@ -42,7 +42,8 @@ def by_map(box: Sandbox, command: list[str], **words: Any) -> Result:
 
 
 def by_start(box: Sandbox, command: list[str], timeout: float, **words: Any) -> Result:
-    words.pop("max_output", None)  # which start() does not take
+    for name in ("max_output", "on_overflow"):  # which start() does not take
+        words.pop(name, None)
     with box.start(command, **words) as process:
         late = False
         try:
