@@ -83,7 +83,7 @@ class Sandbox(Spec):
                           sandboxes of their own. Policy() by default: twelve capabilities, and a
                           filter of system calls.
     init: bool            True (the default): with processes='isolated' pid 1 is a reaper. False:
-                          it is the command itself, 0.1 ms sooner; then nobody reaps orphans,
+                          it is the command itself, which begins sooner; nobody reaps orphans,
                           SIGTERM that it sends to itself is ignored, abort() ends it with -11.
     user                  None (the default): the ids of the caller. 'caller': the same. 'root': uid
                           and gid 0. As root that is no difference; other callers appear as root in

@@ -13,6 +13,9 @@ TOP = Path(__file__).resolve().parents[2]
 PAGES = sorted([*TOP.glob("*.md"), *TOP.glob("docs/*.md"), *TOP.glob("tests/*.md")])
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(?:#([^)\s]+))?\)")
 
+#: `sandboxlib/chroot.py`, `_seccomp/bpf.py`
+FILE = re.compile(r"`((?:sandboxlib|csrc|tests|benchmarks|examples|docs|_[a-z]+)/[\w./-]+)`")
+
 
 def prose(path: Path) -> str:
     """The text of a page without its blocks and literals."""
@@ -23,6 +26,14 @@ def prose(path: Path) -> str:
 def test_each_link_of_a_page_leads_to_a_file(page: Path) -> None:
     for target, _ in LINK.findall(prose(page)):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
+def test_each_file_that_a_page_names_is_there(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        pytest.skip("it tells of what there was")
+    for name in FILE.findall(page.read_text()):
+        assert any((folder / name).exists() for folder in (TOP, TOP / "sandboxlib")), name
 
 
 def test_each_task_has_a_line_of_help() -> None:
