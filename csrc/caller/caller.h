@@ -69,6 +69,7 @@ int wait_for_end(int pidfd, int64_t killed);
 long kill_run(struct sbx_run *run);
 void kill_slot(struct sbx_slot *slot);
 void reap_orphan(int pidfd);
+/* Takes the status of a process that is known to be dead. */
 void sbx_reap(struct sbx_run *run);
 void sbx_collect(struct sbx_run *run);
 

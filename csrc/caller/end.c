@@ -31,51 +31,58 @@ static void forget_our_peak(struct sbx_run *run) {
         run->usage[SBX_PEAK] = 0;
 }
 
-/* Takes the status of a process that is known to be dead, and leaves no zombie. */
-void sbx_reap(struct sbx_run *run) {
-    siginfo_t info;
+/* Waits for a process that is known to be dead, so that it leaves no zombie. 0 or -errno: -EAGAIN
+ * if it cannot be reaped in time. */
+static long wait_for_status(struct sbx_run *run, siginfo_t *info) {
     int64_t end = 0;
-    long error;
     for (;;) {
         struct timespec pause = {0, 1000000};
-        info.si_pid = info.si_code = 0;
-        error =
-            raw(__NR_waitid, WAIT_PIDFD, run->pidfd, &info, WEXITED | WNOHANG | __WALL, run->usage);
+        info->si_pid = info->si_code = 0;
+        long error =
+            raw(__NR_waitid, WAIT_PIDFD, run->pidfd, info, WEXITED | WNOHANG | __WALL, run->usage);
         /* If its parent traces a process, waitid reports each stop as well, unasked. */
-        if (error == 0 && (info.si_code == CLD_TRAPPED || info.si_code == CLD_STOPPED))
+        if (error == 0 && (info->si_code == CLD_TRAPPED || info->si_code == CLD_STOPPED))
             continue;
-        /* If somebody else traces it, the process stays a zombie for as long as the tracer likes.
-         */
-        if (error < 0 || info.si_pid || (end && sbx_now() > end))
-            break;
+        if (error < 0 || info->si_pid)
+            return error;
+        /* If somebody else traces it, it stays a zombie for as long as the tracer likes. */
+        if (end && sbx_now() > end)
+            return -EAGAIN;
         end = end ? end : sbx_now() + LAST_NS;
         raw(__NR_nanosleep, &pause, 0);
     }
-    error = error == 0 && !info.si_pid ? -EAGAIN : error;
-    run->wait_status = error < 0 ? (int)error : run->wait_status;
-    if (error == 0) {
-        int value = info.si_status;
-        forget_our_peak(run);
-        run->has_usage = 1;
-        run->wait_status = info.si_code == CLD_EXITED ? (value & 0xff) << 8 : value;
-        return;
-    }
-    if (error == -EAGAIN)
-        return;
-    /* Another waiter is reaping it right now: ask the pidfd until the kernel publishes the exit
-     * status. */
+}
+
+/* Another waiter is reaping it right now: asks the pidfd until the kernel publishes the status. */
+static void ask_for_status(struct sbx_run *run) {
     for (int tries = 0; tries < 1000; tries++) {
-        struct pidfd_info told = {.mask = 1 << 3 /* PIDFD_INFO_EXIT */};
+        struct pidfd_info answer = {.mask = 1 << 3 /* PIDFD_INFO_EXIT */};
         struct timespec pause = {0, 100000};
-        error = raw(__NR_ioctl, run->pidfd, _IOWR(0xff, 11, struct pidfd_info), &told);
-        if (error == 0 && told.mask & 1 << 3) {
-            run->wait_status = told.exit_code;
+        long error = raw(__NR_ioctl, run->pidfd, _IOWR(0xff, 11, struct pidfd_info), &answer);
+        if (error == 0 && answer.mask & 1 << 3) {
+            run->wait_status = answer.exit_code;
             return;
         }
         if (error < 0 && error != -ESRCH) /* older than Linux 6.13 */
             return;
         raw(__NR_nanosleep, &pause, 0);
     }
+}
+
+void sbx_reap(struct sbx_run *run) {
+    siginfo_t info;
+    long error = wait_for_status(run, &info);
+    if (error < 0) {
+        run->wait_status = (int)error;
+        if (error != -EAGAIN)
+            ask_for_status(run);
+        return;
+    }
+    forget_our_peak(run);
+    run->has_usage = 1;
+    run->wait_status = info.si_status;
+    if (info.si_code == CLD_EXITED)
+        run->wait_status = (info.si_status & 0xff) << 8;
 }
 
 /* Signals a process (SIDE 1) or a group (-1). No child has the number 0 or 1: to kill(2) they mean
@@ -144,9 +151,8 @@ long kill_run(struct sbx_run *run) {
     if (run->group && signal_group(run, SIGKILL) == 0)
         return 0;
     long error = raw(RAW_pidfd_send_signal, run->pidfd, SIGKILL, 0, 0);
-    if (error < 0 && error != -ESRCH
-        && !run->orphan) /* a seccomp filter forbids pidfd_send_signal; the number is safe, as we
-                            have not reaped it */
+    /* A seccomp filter forbids pidfd_send_signal. The number is safe, as we have not reaped it. */
+    if (error < 0 && error != -ESRCH && !run->orphan)
         error = kill_by_number(1, run->pid, SIGKILL);
     return error;
 }

@@ -114,8 +114,8 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
     sbx_close(&null);
     if (error == 0 && is_sent)
         return pump_at_once(job, run);
-    sbx_end(run); /* also closes the slot: the resident may have a part of the order, but it runs
-                     nothing */
+    /* This closes the slot as well: the resident may have a part of the order, but runs nothing. */
+    sbx_end(run);
     return error == 0 ? 1 : -1;
 }
 

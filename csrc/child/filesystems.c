@@ -21,8 +21,8 @@ int sbx_open_in_root(int directory, const char *path, int flags) {
     struct raw_open_how how = {(uint64_t)flags | O_CLOEXEC, 0, RESOLVE_INSIDE};
     long fd;
     int tries = 0;
-    do /* -EAGAIN: somebody renamed or mounted something meanwhile, and ".." might have led outside
-        */
+    /* -EAGAIN: somebody renamed or mounted something meanwhile, and ".." might have led outside. */
+    do
         fd = raw(RAW_openat2, directory, path, &how, sizeof how);
     while (fd == -EAGAIN && ++tries < MOST_TRIES);
     return (int)fd;

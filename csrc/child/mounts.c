@@ -115,9 +115,8 @@ static int do_mount(struct sbx_child *c, int i) {
         return (int)target;
     *step = SBX_STEP_MOUNT;
     long result = raw(RAW_move_mount, tree, "", target, "", FROM_EMPTY_PATH | TO_EMPTY_PATH);
-    if (result >= 0
-        && m->kind
-               == SBX_DEV) /* in a slot the resident's /dev lies below it, and lends its devices */
+    /* In a slot the resident's /dev lies below it, and lends its devices. */
+    if (result >= 0 && m->kind == SBX_DEV)
         result = sbx_fill_dev(m, tree, IN_REAPER ? target : -1);
     if (result >= 0 && m->flags & SBX_COVER)
         result = m->kind == SBX_PROC ? cover_proc(tree, 1) : seal_tree(tree);

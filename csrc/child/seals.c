@@ -58,8 +58,8 @@ static uint32_t absent_parts(long new_proc) {
  * mount_setattr of its own. */
 int cover_proc(long proc, int is_new) {
     struct raw_mount_attr attr = {.set = ATTR_READ_ONLY};
-    uint32_t absent = is_new ? absent_parts(proc)
-                             : 0; /* in the caller's proc something may be mounted over a part */
+    /* In the caller's proc something may be mounted over a part, so nothing is left out there. */
+    uint32_t absent = is_new ? absent_parts(proc) : 0;
     long result = raw(__NR_fchdir, proc);
     if (result >= 0 && is_new)
         result = sbx_add_flags(proc, ATTR_READ_ONLY, 0);

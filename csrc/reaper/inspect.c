@@ -62,8 +62,7 @@ int is_ipc_empty(int queues) {
  * the host's, like every other run. Here nobody has the right SETATTR on them, so their mode, owner
  * and timeout stay. A run may replace one, but then the number is another. */
 static struct {
-    int are_there; /* 0: the kernel lacks them, or a filter refuses keyctl, which the commands
-                      inherit */
+    int are_there; /* 0: the kernel lacks them, or a filter that commands inherit refuses keyctl */
     int32_t user, session, persistent;
 } keyrings;
 

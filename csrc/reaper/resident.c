@@ -16,8 +16,8 @@
 #define MOST_LEAVING 16 /* reapers that have written their record, and are still to exit */
 
 static const unsigned char *held; /* see struct sbx_job; the same for all runs */
-static struct sbx_seen *template_seen,
-    *run_seen;          /* what lies at the targets before a run, and in it */
+/* What lies at the targets before a run, and once all of the run's mounts are there. */
+static struct sbx_seen *template_seen, *run_seen;
 static int with_reaper; /* 1: each run has a reaper; 0: its command is pid 1 */
 static int own_users;   /* 1: the slot has a user namespace */
 /* State of the run under way: the order was requested, all of the order came, the record was
@@ -110,8 +110,8 @@ static int reaper_main(void *child) {
     struct sbx_child *c = child;
     int status = -1;
     raw(__NR_setsid, 0); /* a session of its own has an autogroup of its own (sched(7)) */
-    long pid = 0,
-         command = clone_on_stack(with_reaper ? 0 : CLONE_NEWPID, stacks + REAPER_STACK_SIZE,
+    long pid = 0;
+    long command = clone_on_stack(with_reaper ? 0 : CLONE_NEWPID, stacks + REAPER_STACK_SIZE,
                                   COMMAND_STACK_SIZE, sbx_child_main, c, 0);
     if (command < 0)
         sbx_fail(&run, SBX_STEP_FORK, 0, command);
@@ -120,8 +120,8 @@ static int reaper_main(void *child) {
     if (pid < 0) /* the resident exits then, and all that is left of the run dies with it */
         raw(__NR_kill, command, SIGKILL);
     run.wait_status = pid < 0 ? (int)pid : status;
-    if (!is_ordered) /* somebody outside killed the process that waited for the order: no later run
-                        must get it */
+    /* Somebody outside killed the process that waited for the order: no later run must get it. */
+    if (!is_ordered)
         sbx_fail(&run, SBX_STEP_ORDER, 0, -ECANCELED);
     if (!kill_and_reap())
         sbx_fail(&run, SBX_STEP_KILL, 0, -ETIMEDOUT);
