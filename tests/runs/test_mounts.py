@@ -461,7 +461,11 @@ def test_concurrent_runs_share_a_mount_point_that_is_missing(rootfs: Path, tmp_p
 WORKER = """
 import sys
 from sandboxlib import Mount, Sandbox
-box = Sandbox(sys.argv[1], extra_mounts=[Mount.bind(sys.argv[2], "/deep/mount")])
+box = Sandbox(
+    sys.argv[1],
+    extra_mounts=[Mount.bind(sys.argv[2], "/deep/mount")],
+    filesystem_writable_paths="all",
+)
 for i in range(60):
     script = f"usleep {i % 5 * 1000}; test -e /deep/mount/mark"
     assert box.run(["sh", "-c", script]).exit == 0
