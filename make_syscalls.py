@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes sandboxlib/_seccomp/syscalls.py from the kernel headers of a Debian machine, and with it
-sandboxlib/_seccomp/made.py: programs of the profile 'builds' for the default settings, since
-compiling one takes 2 ms of a process's first run.
+"""Write two modules of sandboxlib/_seccomp: syscall_tables.py, from the kernel headers of a Debian
+machine, and made.py, which has compiled programs of the profile 'builds' for the default settings,
+because compiling one takes 2 ms of a process's first run.
 
     apt-get install linux-libc-dev linux-libc-dev-arm64-cross linux-libc-dev-armhf-cross
     python make_syscalls.py
     python make_syscalls.py made            the programs only
 
-Numbers from 424 on are the same on every machine, and newer kernels than the headers' are known
-here by NEWER. Whoever adds a call there decides in sandboxlib/_seccomp/builds.py whether 'builds'
-closes it: what is newer than the table is ENOSYS.
+Numbers from 424 on are the same on every machine. NEWER names the calls of kernels that are newer
+than the headers. If you add a call there, decide in sandboxlib/_seccomp/builds.py whether 'builds'
+closes it: a call that is newer than the table gets ENOSYS.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ import sys
 from pathlib import Path
 
 UNIFORM = 424
-#: From 6.5 to 7.0, as of November 2026.
+#: The calls that Linux 6.5 to 7.0 added, as of November 2026.
 NEWER = (
     "cachestat fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue statmount listmount "
     "lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal setxattrat getxattrat listxattrat "
     "removexattrat open_tree_attr file_getattr file_setattr listns rseq_slice_yield"
 ).split()
 NEWEST_OF_HEADERS = 450
-#: uretprobe and uprobe are of 6.11 and 6.18; those of ARM are no system calls to its headers.
+#: Calls that the headers do not list: uretprobe came with Linux 6.11 and uprobe with 6.18, and the
+#: headers of ARM keep its private calls apart.
 EXTRA = {
     "x86_64": {"uretprobe": 335, "uprobe": 336},
     "i386": {},
@@ -49,44 +50,17 @@ HEADERS = {
     "arm": ("/usr/arm-linux-gnueabihf/include", "asm/unistd.h", "-D__ARM_EABI__"),
 }
 HEAD = '''# SPDX-License-Identifier: Apache-2.0
-"""The numbers of system calls. Written by make_syscalls.py: change it, and not this file.
+"""The tables of system calls. make_syscalls.py writes this file: change that program instead.
 
-A word is the name of the next number; a number says which one that is.
+A table is a list of names and numbers. A number says where the names after it start, and each name
+has the number after that of the name before it.
 """
 
-'''
-TAIL = '''
-_TABLES = {"x86_64": X86_64, "i386": I386, "aarch64": AARCH64, "arm": ARM}
-
-
-def _parse(table: str) -> dict[str, int]:
-    numbers = {}
-    number = 0
-    for word in table.split():
-        if word.isdecimal():
-            number = int(word)
-        else:
-            numbers[word] = number
-            number += 1
-    return numbers
-
-
-def numbers_of(machine: str) -> dict[str, int]:
-    """Name to number, for x86_64, i386, x32, aarch64 or arm (EABI)."""
-    if machine == "x32":  # x86_64's, a bit, and 36 calls with numbers of their own
-        numbers = {**numbers_of("x86_64"), **_parse(X32)}
-        for name in NOT_X32.split():
-            del numbers[name]
-        return {name: number | 0x40000000 for name, number in numbers.items()}
-    numbers = _parse(_TABLES[machine]) | _parse(UNIFORM)
-    if machine == "arm":
-        del numbers["memfd_secret"]
-    return numbers
 '''
 
 
 def defined(machine: str) -> dict[str, int]:
-    """What the preprocessor knows as __NR_*."""
+    """The calls of a machine, name to number: the preprocessor's macros __NR_*."""
     folder, header, machine_macro = HEADERS[machine]
     command = ["cpp", "-undef", "-nostdinc", "-dM", f"-I{folder}", "-I/usr/include"]
     command += [machine_macro, "-include", header, "/dev/null"]
@@ -105,30 +79,31 @@ def defined(machine: str) -> dict[str, int]:
     return {name: value(macros["__NR_" + name]) for name in names if not name.startswith(skip)}
 
 
-def as_words(numbers: dict[str, int]) -> str:
-    words: list[str] = []
+def as_table(numbers: dict[str, int]) -> str:
+    """The text of a table, as syscall_tables.py describes it, in lines of at most 99 characters."""
+    entries: list[str] = []
     expected = 0
     for name, number in sorted(numbers.items(), key=lambda item: item[1]):
         if number != expected:
-            words.append(str(number))
-        words.append(name)
+            entries.append(str(number))
+        entries.append(name)
         expected = number + 1
     lines = [""]
-    for word in words:
-        if len(lines[-1]) + len(word) > 98:
+    for entry in entries:
+        if len(lines[-1]) + len(entry) > 98:
             lines.append("")
-        lines[-1] += f" {word}" if lines[-1] else word
+        lines[-1] += f" {entry}" if lines[-1] else entry
     return "\n".join(lines)
 
 
 MADE = '''# SPDX-License-Identifier: Apache-2.0
-"""Programs of the profile 'builds'. Written by make_syscalls.py: change builds.py, not this
-file.
+"""Compiled programs of the profile 'builds'. make_syscalls.py writes this file: change builds.py
+instead.
 """
 
 from __future__ import annotations
 
-#: Of a machine, and what is open there.
+#: By the machine and the openers (parts of the profile that a run opens) of a program.
 PROGRAMS = {
 '''
 
@@ -144,37 +119,37 @@ def write_made() -> None:
             parts.append(f"    ({machine!r}, frozenset({openers})): (\n")
             parts += [f"        {text[at : at + 88]!r}\n" for at in range(0, len(text), 88)]
             parts.append("    ),\n")
-    place = Path(__file__).with_name("sandboxlib") / "_seccomp" / "made.py"
-    place.write_text("".join(parts).replace("'", '"') + "}\n")
+    path = Path(__file__).with_name("sandboxlib") / "_seccomp" / "made.py"
+    path.write_text("".join(parts).replace("'", '"') + "}\n")
 
 
-def write_syscalls() -> None:
-    found = {machine: defined(machine) for machine in HEADERS}
-    newest = {n: number for n, number in found["x86_64"].items() if number >= UNIFORM}
+def write_tables() -> None:
+    calls = {machine: defined(machine) for machine in HEADERS}
+    newest = {n: number for n, number in calls["x86_64"].items() if number >= UNIFORM}
     newest.update({name: NEWEST_OF_HEADERS + 1 + i for i, name in enumerate(NEWER)})
     for machine, extra in EXTRA.items():
-        numbers = found[machine]
+        numbers = calls[machine]
         assert all(newest[n] == number for n, number in numbers.items() if number >= UNIFORM)
         known = {n for n, number in newest.items() if number <= NEWEST_OF_HEADERS}
         assert known - numbers.keys() == ({"memfd_secret"} if machine == "arm" else set())
-        found[machine] = {n: nr for n, nr in numbers.items() if nr < UNIFORM and n in numbers}
-        found[machine].update(extra)
-    own = {n: nr for n, nr in found["x32"].items() if found["x86_64"].get(n) != nr}
+        calls[machine] = {n: nr for n, nr in numbers.items() if nr < UNIFORM}
+        calls[machine].update(extra)
+    own = {n: nr for n, nr in calls["x32"].items() if calls["x86_64"].get(n) != nr}
     own = {name: number for name, number in own.items() if number < UNIFORM or number > 511}
-    missing = sorted({*found["x86_64"].keys() - found["x32"].keys(), "map_shadow_stack"})
+    missing = sorted({*calls["x86_64"].keys() - calls["x32"].keys(), "map_shadow_stack"})
     parts = [HEAD]
     for title, numbers in (
-        *((machine.upper(), found[machine]) for machine in EXTRA),
+        *((machine.upper(), calls[machine]) for machine in EXTRA),
         ("X32", own),
         ("UNIFORM", newest),
     ):
-        parts.append(f'{title} = """\n{as_words(numbers)}\n"""\n')
-    parts.append(f'NOT_X32 = """\n{as_words({n: i for i, n in enumerate(missing)})}\n"""\n')
-    place = Path(__file__).with_name("sandboxlib") / "_seccomp" / "syscalls.py"
-    place.write_text("".join(parts) + TAIL)
+        parts.append(f'{title} = """\n{as_table(numbers)}\n"""\n')
+    parts.append(f'NOT_X32 = """\n{as_table({n: i for i, n in enumerate(missing)})}\n"""\n')
+    path = Path(__file__).with_name("sandboxlib") / "_seccomp" / "syscall_tables.py"
+    path.write_text("".join(parts))
 
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["made"]:
-        write_syscalls()
+        write_tables()
     write_made()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled core. Only this folder says ffi."""
+"""The compiled core. No module outside this folder uses cffi."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled core, and the memory of a run: the only module that says ffi."""
+"""The compiled core: its constants, its structs, and functions that need no memory of a run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ STEPS: dict[int, str] = {
     number: name.removeprefix("SBX_STEP_").lower()
     for number, name in ffi.typeof("enum sbx_step").elements.items()
 }
-MOUNTS_SIZE = 32  # descriptors, of one mount each; more are made where they are needed
+MOUNTS_SIZE = 32  # a workspace has room for this many mounts; a run with more allocates its own
 _EMPTY = ffi.new("unsigned char[1]")
 
 
 def text(string: str) -> Any:
-    """A C string for a file name or the like; keep it alive as long as the pointer to it."""
+    """A C string; the caller keeps it alive as long as C has a pointer to it."""
     return ffi.new("char[]", os.fsencode(string))
 
 
@@ -37,8 +37,9 @@ _init: tuple[int, int] | None = None
 
 
 def init_descriptor() -> int:
-    """The reaper's program, open; made once. A host may close descriptors that are not its own, so
-    the number is looked at again in every run: what runs as pid 1 has to be ours.
+    """A descriptor of the reaper's program, opened once. A host may close descriptors that are not
+    its own and reuse the number, so every run checks that the number still names the same file:
+    only our program may run as pid 1.
     """
     global _init  # noqa: PLW0603
     if _init is not None and lib.sbx_file_of(_init[0]) == _init[1]:
@@ -64,7 +65,7 @@ def _open_shipped() -> int:
 
 
 def open_in_root(directory: int, path: str, flags: int) -> int:
-    """os.open, with `directory` as the root for every symbolic link."""
+    """os.open(path), except that every symbolic link is resolved with `directory` as the root."""
     fd: int = lib.sbx_open_in_root(directory, os.fsencode(path), flags)
     if fd < 0:
         raise OSError(-fd, os.strerror(-fd), path)
@@ -75,7 +76,9 @@ def open_in_root(directory: int, path: str, flags: int) -> int:
 
 
 def pid_of(pidfd: int) -> int:
-    """The pid of a process that lives, in the caller's pid namespace. OSError: it is dead."""
+    """The pid of a living process, as the caller's pid namespace numbers it. Raises OSError if the
+    process is dead.
+    """
     with open(f"/proc/self/fdinfo/{pidfd}") as file:
         pid = int(file.read().partition("Pid:")[2].split()[0])
     if pid <= 0:
@@ -84,36 +87,36 @@ def pid_of(pidfd: int) -> int:
 
 
 def usage_of(run: Any) -> bytes:
-    """The struct rusage of a run that is over; b"" where there is none."""
+    """The struct rusage of a run that is over, or b"" if the kernel gave none."""
     usage: bytes = ffi.buffer(run.usage)[:] if run.has_usage else b""
     return usage
 
 
 def new_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]]) -> tuple[Any, Any]:
-    """A struct sbx_place of the values, and whatever has to stay alive with it."""
-    kept: list[Any] = []
+    """Make a struct sbx_place of the values. Returns it, and the memory that it points to."""
+    memory: list[Any] = []
 
     def convert(values: dict[str, Any]) -> dict[str, Any]:
-        words = {key: text(value) for key, value in values.items() if isinstance(value, str)}
+        pointers = {key: text(value) for key, value in values.items() if isinstance(value, str)}
         for key, value in values.items():
             if isinstance(value, bytes):
-                words[key] = ffi.from_buffer(value)
-        kept.extend(words.values())
-        inner = {key: convert(value) for key, value in values.items() if isinstance(value, dict)}
-        return {**values, **words, **inner}
+                pointers[key] = ffi.from_buffer(value)
+        memory.extend(pointers.values())
+        structs = {key: convert(value) for key, value in values.items() if isinstance(value, dict)}
+        return {**values, **pointers, **structs}
 
     array = ffi.new("struct sbx_mount[]", [convert(mount) for mount in mounts])
-    kept.append(array)
-    whole = {**convert(values), "mounts": array, "n_mounts": len(mounts)}
-    return ffi.new("struct sbx_place *", whole), kept
+    memory.append(array)
+    fields = {**convert(values), "mounts": array, "n_mounts": len(mounts)}
+    return ffi.new("struct sbx_place *", fields), memory
 
 
-def pack_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]], held: bytes) -> bytes:
-    """A struct sbx_place in one piece, as a resident takes it: then the mounts, a byte for each of
-    them, and the strings. Pointers are offsets from its start.
+def pack_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]], stubs: bytes) -> bytes:
+    """A struct sbx_place in one piece, as a resident takes it: the struct, the mounts, the flags of
+    held_flags() (stubs), the strings. Pointers are offsets from its start.
     """
     mounts_at = ffi.sizeof("struct sbx_place")
-    strings_at = mounts_at + len(mounts) * ffi.sizeof("struct sbx_mount") + len(held)
+    strings_at = mounts_at + len(mounts) * ffi.sizeof("struct sbx_mount") + len(stubs)
     strings = bytearray()
 
     def convert(values: dict[str, Any]) -> dict[str, Any]:
@@ -128,16 +131,17 @@ def pack_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]], held: b
         return converted
 
     array = ffi.new("struct sbx_mount[]", [convert(mount) for mount in mounts])
-    whole = {**convert(values), "n_mounts": len(mounts)}
-    whole["mounts"] = ffi.cast("struct sbx_mount *", mounts_at)
-    place = ffi.new("struct sbx_place *", whole)
-    return b"".join([bytes(ffi.buffer(place)), bytes(ffi.buffer(array)), held, strings])
+    fields = {**convert(values), "n_mounts": len(mounts)}
+    fields["mounts"] = ffi.cast("struct sbx_mount *", mounts_at)
+    struct = ffi.new("struct sbx_place *", fields)
+    return b"".join([bytes(ffi.buffer(struct)), bytes(ffi.buffer(array)), stubs, strings])
 
 
 @contextlib.contextmanager
 def _closed_by_exec() -> Iterator[None]:
-    """Waits for the exec of whatever is started in between; a second at most, as a fork of the host
-    may have what the exec closes.
+    """Wait, on leaving the block, until every process started in it has called exec: that closes
+    its copies of a pipe. The wait ends after a second, because a fork of the host may have
+    inherited a copy that it never closes.
     """
     import fcntl
     import select
@@ -145,7 +149,7 @@ def _closed_by_exec() -> Iterator[None]:
     reader, writer = os.pipe()
     high = -1
     try:
-        # Out of the way of what the child puts in its place.
+        # The child puts other descriptors at low numbers: a high number keeps this one open.
         high = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 64)
         os.close(writer)
         writer = -1
@@ -162,12 +166,12 @@ def _closed_by_exec() -> Iterator[None]:
 
 
 class _Unreadable:
-    """Keeps others from our memory while a child that shares it is in a user namespace of its own.
+    """Makes the caller not dumpable while a child that shares its memory enters a user namespace.
 
-    A command with our uid owns that namespace, and has all capabilities over it: only a process
-    that is not dumpable takes CAP_SYS_PTRACE over the namespace that its memory belongs to. The
-    spawn returns a little before the exec changes the memory; a descriptor that the exec closes
-    tells when that is done.
+    Another command with our uid has every capability over a user namespace that our uid owns, so it
+    could trace the child and read our memory. It cannot if the memory is not dumpable: the kernel
+    then asks for CAP_SYS_PTRACE in the namespace that the memory belongs to. A spawn returns a
+    little before exec replaces the memory; a descriptor that exec closes shows when that is done.
     """
 
     def __init__(self) -> None:
@@ -196,7 +200,7 @@ class _Unreadable:
                 lib.sbx_set_dumpable(1)
 
     def restore(self) -> None:
-        """In a fork of the caller, where no child is."""
+        """Undo it in a fork of the caller: the children belong to the parent."""
         if self._count and self._before == 1:
             lib.sbx_set_dumpable(1)
         self.reset()
@@ -208,14 +212,15 @@ _NEWUSER = 0x10000000  # clone(2)
 
 
 def unreadable_for(place: Any) -> contextlib.AbstractContextManager[None] | None:
-    """What to enter for the time of a spawn; None: the place needs no such thing. Others than root
-    are not kept from the memory of their own processes by the kernel in any case.
+    """The context in which to spawn with this struct sbx_place; None if it needs no protection.
+
+    Only root needs it. The kernel lets every other user trace processes of their own anyway.
     """
     return _unreadable() if place.namespaces & _NEWUSER and os.geteuid() == 0 else None
 
 
 def held_flags(n_mounts: int, held: Iterable[int]) -> Any:
-    """One byte for each mount: 1 where its target is a stub that the caller holds."""
+    """One byte for each mount: 1 if its target is a stub that the caller keeps locked."""
     if n_mounts == 0:
         return _EMPTY
     flags = ffi.new("unsigned char[]", n_mounts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several runs at once: one wait for all of them, and a bell that wakes it."""
+"""Pump waits for several runs at once, and Bell lets another thread wake it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# ---- several runs at once ----------------------------------------------------------------------
-
-
 class Pump:
-    """One wait for several runs, `most` of them."""
+    """Waits for several runs at once. most: the highest number of runs in one wait."""
 
     def __init__(self, most: int) -> None:
         self._runs = ffi.new("struct sbx_run *[]", most)
@@ -28,8 +25,8 @@ class Pump:
         self._room = ffi.new("uint64_t[]", 4 * most)
 
     def __call__(self, structs: Sequence[Any], wait_ns: int) -> list[int]:
-        """What there is to be done for each of the runs, as by sbx_pump; [] where there is nothing
-        for any.
+        """Wait at most wait_ns nanoseconds. Returns the enum sbx_pump_result of each run, as
+        sbx_pump() gives it, or [] if no run has anything to do.
         """
         count = len(structs)
         self._runs[0:count] = structs
@@ -40,10 +37,12 @@ class Pump:
 
 
 class Bell:
-    """By which a thread wakes one that pumps: in the form of a run, whose output is full then."""
+    """An eventfd(2) in the shape of a run, so that a Pump can wait for it: another thread wakes the
+    Pump by ring(), which fills the output of this run.
+    """
 
     def __init__(self) -> None:
-        self._buffer = ffi.new("char[]", 8)  # eventfd(2)
+        self._buffer = ffi.new("char[]", 8)  # the size of one read from an eventfd
         self._lock = allocate_lock()
         self._memory, self.struct = _ending("struct sbx_run *", lib.sbx_end)
         self.struct.out.buffer, self.struct.out.size = self._buffer, 8
@@ -52,13 +51,13 @@ class Bell:
             raise OSError(-error, os.strerror(-error))
 
     def ring(self) -> None:
-        """Does nothing once it is closed."""
+        """Wake the Pump. Does nothing if the bell is closed."""
         with self._lock:
             if self.struct.out.fd >= 0:
                 os.eventfd_write(self.struct.out.fd, 1)
 
     def reset(self) -> None:
-        """Was heard."""
+        """Empty the output, so that the next ring() wakes the Pump again."""
         self.struct.out.length = 0
 
     def close(self) -> None:

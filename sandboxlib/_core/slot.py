@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slot of the core, and a watch over what its paths name."""
+"""Slot opens a slot of the core; Watch notices that its paths name other files by now."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ if TYPE_CHECKING:
 
 
 class Slot:
-    """A slot, opened for a place (of new_place); its resident does `inside` for each run. OSError
-    where the kernel refuses. It closes itself when it is lost.
+    """An open slot: a resident in namespaces that serve one run after the other.
+
+    place: what new_place() returns, for the resident. stubs: what held_flags() returns.
+    run_place: what pack_place() returns; the resident sets this up anew for every run.
+    setup_ns: the time limit of the set-up in nanoseconds, 0 for none. Raises OSError if the kernel
+    refuses. A Slot that is garbage closes itself.
     """
 
-    def __init__(self, place: Any, held: Any, inside: bytes, setup_ns: int = 0) -> None:
+    def __init__(self, place: Any, stubs: Any, run_place: bytes, setup_ns: int = 0) -> None:
         self._memory, self.struct = _ending("struct sbx_slot *", lib.sbx_close_slot)
         workspace = take_workspace()
         run, stdio = workspace.run, (lib.SBX_NULL,) * 3
         try:
             init = init_descriptor()
-            keep = fill_job(workspace, b"/\0", 2, (0, 0, 0, 0), stdio, init, held, -1)
+            keep = fill_job(workspace, b"/\0", 2, (0, 0, 0, 0), stdio, init, stubs, -1)
             workspace.job.setup_ns, workspace.job.pump_ns = setup_ns, 0
-            words = (place[0], workspace.job, run, workspace.stack, inside, len(inside))
+            args = (place[0], workspace.job, run, workspace.stack, run_place, len(run_place))
             if (guard := unreadable_for(place[0])) is None:
-                result = lib.sbx_open_slot(*words, self.struct)
+                result = lib.sbx_open_slot(*args, self.struct)
             else:
                 with guard:
-                    result = lib.sbx_open_slot(*words, self.struct)
+                    result = lib.sbx_open_slot(*args, self.struct)
             del keep
             if result != 0:
                 raise OSError(run.failure.error, STEPS[run.failure.step])
@@ -47,27 +51,27 @@ class Slot:
         return bool(self.struct.owner)
 
     def close(self) -> int:
-        """A pidfd if it does not end, otherwise 0."""
+        """Close the slot. Returns a pidfd of the resident if it does not end, otherwise 0."""
         return close_slot(self.struct)
 
     @property
     def pid(self) -> int:
-        """Of the resident."""
+        """The pid of the resident."""
         return pid_of(self.struct.pidfd)
 
 
 class Watch:
-    """What some paths name at the moment, and what the caller has mounted."""
+    """Remembers which files some paths name, and what the caller has mounted."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        words = ffi.from_buffer(b"".join(os.fsencode(path) + b"\0" for path in paths))
-        self._seen = words, len(paths), ffi.new("uint64_t[]", 3 * len(paths))
+        strings = ffi.from_buffer(b"".join(os.fsencode(path) + b"\0" for path in paths))
+        self._files = strings, len(paths), ffi.new("uint64_t[]", 3 * len(paths))
         self._memory, self._watch = _ending("struct sbx_watch *", lib.sbx_close_watch)
-        lib.sbx_open_watch(*self._seen, self._watch)
+        lib.sbx_open_watch(*self._files, self._watch)
 
     def is_same(self) -> bool:
-        """Whether nothing changed since."""
-        return bool(lib.sbx_is_watch_same(*self._seen, self._watch))
+        """Return True if nothing changed since the Watch was made."""
+        return bool(lib.sbx_is_watch_same(*self._files, self._watch))
 
     def close(self) -> None:
         lib.sbx_close_watch(self._watch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of one run, and what becomes of runs that SIGKILL did not end."""
+"""The memory of one run, and the runs that SIGKILL did not end."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-SCRATCH_SIZE = 65536  # what a pipe holds (pipe(7)): most commands write less
+SCRATCH_SIZE = 65536  # as much as a pipe holds (pipe(7)); most commands write less
 GROWTH = 1 << 20
-VEC_SIZE = 256  # pointers to argv, environment and paths; more are made where they are needed
+VEC_SIZE = 256  # pointers to argv, environment and paths; a run with more allocates its own
 
 
 class Stream:
-    """An output of a run: scratch memory first; once that is full, bytes that C reads into where
-    they stay. BytesIO grows by realloc, and hands its bytes over without a copy when they are
-    exactly full.
+    """An output of a run. C reads it into scratch memory, and once that is full into a BytesIO.
+
+    A BytesIO grows by realloc, and getvalue() of one that is exactly full hands its bytes over, so
+    a long output is not copied.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -39,8 +40,9 @@ class Stream:
         stream.buffer, stream.size = self._scratch, SCRATCH_SIZE
 
     def enlarge(self) -> None:
-        """Makes room, if there is none, for as much as a large pipe holds. BytesIO writes zeros
-        there, which then are in the cache of the CPU, and for more it has asked malloc already.
+        """If the buffer is full, make room for as much as a large pipe holds. BytesIO fills the new
+        room with zeros, which brings it into the CPU's cache before C reads into it; and it asks
+        malloc for more than that, so the next enlarge() is cheap.
         """
         stream = self._stream
         if stream.length < stream.size:
@@ -56,17 +58,17 @@ class Stream:
         stream.buffer, stream.size = self._view, len(self._view)
 
     def take_chunk(self) -> bytes:
-        """What there is; the buffer is empty then."""
+        """Take the bytes that the scratch memory holds, and empty it."""
         content: bytes = ffi.buffer(self._scratch, self._stream.length)[:]
         self._stream.length = 0
         return content
 
     def set_eager(self, eager: bool) -> None:
-        """Whether what comes is handed over at once; until the next run."""
+        """True: sbx_pump() returns as soon as it has read something. It holds until reset()."""
         self._stream.eager, self.is_long = int(eager), True
 
     def take(self) -> bytes:
-        """What the run wrote."""
+        """Return all that the run wrote."""
         length: int = self._stream.length
         if not length:
             return b""
@@ -83,71 +85,75 @@ class Stream:
             self._view = None
 
     def reset(self) -> None:
-        """Ready for the next run, where it is_long: where there is something to be undone."""
+        """Make the stream ready for the next run. Only a stream that is_long needs it."""
         self._release()
         self._file, self.is_long = None, False
         self._stream.eager = 0
         self._stream.buffer, self._stream.size = self._scratch, SCRATCH_SIZE
 
 
-#: Processes that were killed and do not end: a pidfd, which file that is, what they may use.
+#: Processes that were killed and do not end: the pidfd, the identity of its file, and the memory
+#: that the process may still use.
 _stuck: list[tuple[int, int, tuple[object, ...]]] = []
 
-#: Structs that were garbage, and ended. reap_stuck() looks whether SIGKILL did not end a process.
+#: Structs that were garbage and have been ended. reap_stuck() checks whether SIGKILL ended theirs.
 _lost: list[Any] = []
 
 
 def _ending(kind: str, end: Any) -> tuple[Any, Any]:
-    """Memory, and the same as a struct for which `end` is called when it is lost; keep both.
+    """Allocate a struct that calls `end` on itself when it is garbage. Returns its memory and the
+    struct; the owner keeps both.
 
-    With a cycle of garbage it is lost, and its memory freed, before methods of the others in the
-    cycle are called for the last time, which may still use it. So `end` comes first, then _lost
-    keeps the memory. Neither is written in Python: an exception from a signal handler or another
-    thread would come up in their midst, and Python drops what a finalizer raises.
+    In a cycle of garbage the struct may be collected before the __del__ of another object in the
+    cycle, which may still use it. So `end` runs first, and then _lost keeps the memory alive.
+    Neither finalizer is Python code: a signal handler or another thread could raise an exception in
+    the midst of it, and Python drops what a finalizer raises.
     """
     memory = ffi.new(kind)
-    kept = memory if kind == "struct sbx_watch *" else ffi.gc(memory, _lost.append)
-    return memory, ffi.gc(kept, end)
+    owner = memory if kind == "struct sbx_watch *" else ffi.gc(memory, _lost.append)
+    return memory, ffi.gc(owner, end)
 
 
 class Workspace:
     """The C memory of one run at a time: a stack for the child, the run itself, two outputs.
 
-    They are kept for the next run, because making them costs more than using them.
+    A later run reuses it, because making it takes longer than using it.
     """
 
     def __init__(self) -> None:
-        # With a callback it is cleared before the finalizers of a cycle of garbage are called. This
-        # one does nothing, and no exception can come up in it, since it is not written in Python.
+        # Python clears a weak reference that has a callback before it calls the finalizers of a
+        # cycle of garbage. The callback has no effect; id is C code, so no exception can interrupt
+        # it.
         self.alive = ref(self, id)
         stack = lib.sbx_new_stack()
         if not stack:
             raise MemoryError("no memory for the stack of a child")
         self.stack = ffi.gc(stack, lib.sbx_free_stack)
-        # The struct knows how to end itself, whatever happens to this object and whenever.
+        # The struct ends its run by itself if this object is lost.
         self._memory, self.run = _ending("struct sbx_run *", lib.sbx_end)
-        self.slot: object = None  # C has a pointer to it
+        self.slot: object = None  # keeps the slot alive: the run has a pointer to it
         self.job = ffi.new("struct sbx_job *")
-        self.rare: tuple[list[Any], tuple[str, ...]] | None = None  # of fill_rare()
+        # The arrays and the names of the fields that fill_rare() filled.
+        self.rare: tuple[list[Any], tuple[str, ...]] | None = None
         self.out, self.err = Stream(self.run.out), Stream(self.run.err)
         self.vec = ffi.new("const char *[]", VEC_SIZE)
         self.sources = ffi.new("int[]", MOUNTS_SIZE)
 
 
-# ---- what SIGKILL did not end ----------------------------------------------------------------
+# ---- processes that SIGKILL did not end ------------------------------------------------------
 
 
 def end_run(struct: Any, *keep: object) -> int:
-    """lib.sbx_end of a struct sbx_run: a pidfd if its process does not end, otherwise 0.
+    """End a struct sbx_run. Returns a pidfd if its process does not end, otherwise 0.
 
-    keep: what that process may use until it is gone.
+    keep: the memory that the process may use until it is gone.
     """
     lib.sbx_end(struct)
     return _take_over(struct, (struct, *keep)) if struct.stuck else 0
 
 
 def close_slot(struct: Any) -> int:
-    """The same for a struct sbx_slot."""
+    """Close a struct sbx_slot. Returns as end_run() does."""
     lib.sbx_close_slot(struct)
     return _take_over(struct, (struct,))
 
@@ -161,13 +167,13 @@ def _take_over(struct: Any, keep: tuple[object, ...]) -> int:
 
 
 def reap_stuck() -> None:
-    """Reaps those that ended meanwhile. Nobody waits for the others, also not in the end."""
+    """Reap the stuck processes that ended meanwhile. Nothing ever waits for the others."""
     while _lost:
         with contextlib.suppress(IndexError):  # another thread was faster
             _take_over(lost := _lost.pop(), (lost,))
     for entry in list(_stuck):
         fd, file, _ = entry
-        if lib.sbx_file_of(fd) == file:  # else the host closed, or replaced, what is not its own
+        if lib.sbx_file_of(fd) == file:  # otherwise the host closed our descriptor, or reused it
             if not lib.sbx_reap_stuck(fd):
                 continue
             os.close(fd)
@@ -190,7 +196,7 @@ _free: list[Workspace] = []
 
 
 def take_workspace() -> Workspace:
-    """A workspace that no other run is using."""
+    """Take a free workspace, or make one."""
     if _stuck or _lost:
         reap_stuck()
     try:
@@ -200,10 +206,10 @@ def take_workspace() -> Workspace:
 
 
 def give_back(workspace: Workspace) -> None:
-    """The workspace of a run that was ended by end_run()."""
-    if workspace.alive() is None:  # garbage, whose stack may be gone already
+    """Return a workspace, after end_run() ended its run, for a later run to take."""
+    if workspace.alive() is None:  # it is garbage, and its stack may be freed already
         return
-    # The child of one that is stuck may still use it.
+    # If the process of the run is stuck, it may still use the workspace.
     if _stuck and any(workspace in keep for _, _, keep in _stuck):
         return
     workspace.slot = None
@@ -220,17 +226,19 @@ def give_back(workspace: Workspace) -> None:
 
 
 def answers(root: str, path: str, seconds: float) -> bool:
-    """Whether the file system answers in which the directory of a path lies, inside the root: a
-    child looks. What else is wrong there is for others to find.
+    """Return False if the file system of a path's directory, inside the root, does not answer in so
+    many seconds. A child looks at it, because a dead server would block the caller. Any other error
+    counts as an answer: the run itself will report it.
     """
-    work = take_workspace()
-    words = text(root), text(path)
+    workspace = take_workspace()
+    paths = text(root), text(path)
+    timeout_ns = int(seconds * 1e9)
     try:
-        result: int = lib.sbx_filesystem_answers(work.run, *words, int(seconds * 1e9), work.stack)
+        result: int = lib.sbx_filesystem_answers(workspace.run, *paths, timeout_ns, workspace.stack)
         return result != -errno.ETIMEDOUT
     finally:
-        end_run(work.run, work, words)
-        give_back(work)
+        end_run(workspace.run, workspace, paths)
+        give_back(workspace)
 
 
 def fill_job(
@@ -240,25 +248,26 @@ def fill_job(
     counts: tuple[int, int, int, int],
     stdio: tuple[int, int, int],
     init_fd: int,
-    held: Any,
+    stubs: Any,
     mapper: int,
 ) -> tuple[Any, ...]:
-    """Fills the job of a workspace; returns what has to stay alive until the spawn is over.
+    """Fill the job of a workspace. Returns the memory that must stay alive until the spawn is over.
 
-    The blob is the cwd, cwd_size bytes, and then the strings of struct sbx_job. counts: how many
-    candidates, arguments and variables these are, and then cwd_or_root.
+    blob: the cwd, which takes cwd_size bytes, and then the strings of struct sbx_job. counts: the
+    numbers of candidates, arguments and variables among them, and the flag cwd_or_root. stubs: what
+    held_flags() returns.
     """
     job = workspace.job
     job.n_candidates, job.n_args, job.n_env, job.cwd_or_root = counts
     size = sum(counts) + 3
     vec = workspace.vec if size <= VEC_SIZE else ffi.new("const char *[]", size)
     strings = ffi.from_buffer(blob)
-    job.cwd, job.strings, job.vec, job.held = strings, strings + cwd_size, vec, held
+    job.cwd, job.strings, job.vec, job.held = strings, strings + cwd_size, vec, stubs
     job.size, job.cwd_size = len(blob), cwd_size
-    sources = workspace.sources if len(held) <= MOUNTS_SIZE else ffi.new("int[]", len(held))
+    sources = workspace.sources if len(stubs) <= MOUNTS_SIZE else ffi.new("int[]", len(stubs))
     job.stdio = stdio
     job.init_fd, job.mapper, job.sources = init_fd, mapper, sources
-    return (vec, strings, held, sources)
+    return (vec, strings, stubs, sources)
 
 
 def fill_rare(
@@ -268,8 +277,8 @@ def fill_rare(
     cgroups: Sequence[int],
     numbers: Mapping[str, int],
 ) -> None:
-    """What few jobs have, until the workspace is given back. numbers: fields of struct sbx_job that
-    are numbers, each 0 otherwise.
+    """Fill the fields that few jobs have; give_back() clears them. numbers: those fields of struct
+    sbx_job that are numbers; each of them is 0 otherwise.
     """
     job = workspace.job
     arrays = [ffi.new("int[]", fds) for fds in (passed, passed_from, cgroups)]

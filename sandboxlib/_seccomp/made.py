@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs of the profile "builds". Written by make_syscalls.py: change builds.py, not this
-file.
+"""Compiled programs of the profile "builds". make_syscalls.py writes this file: change builds.py
+instead.
 """
 
 from __future__ import annotations
 
-#: Of a machine, and what is open there.
+#: By the machine and the openers (parts of the profile that a run opens) of a program.
 PROGRAMS = {
     ("x86_64", frozenset(["net_raw"])): (
         "2000000004000000150000213e0000c020000000000000003500000ef800000035002400a901000035007100"
