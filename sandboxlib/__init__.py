@@ -92,7 +92,8 @@ __all__ = [
     "validate_extra_mounts",
 ]
 
-#: Modules that are imported when they are asked for.
+#: Modules and names that __getattr__ imports at their first use, so that `import sandboxlib` stays
+#: fast.
 _LATER = ("bubblewrap", "linux_user_chroot", "load", "user_namespace", "utils")
 _NAMES_LATER = {
     "AsyncProcess": "_concurrent.aio",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sandbox and the functions of the package: a value of _spec, and what runs it."""
+"""The public calls: Sandbox, which adds running to a Spec, and the functions of the package."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ run_sandbox = choose.api.run_sandbox
 
 
 class _Later:
-    """A module that is imported when it is used: so `import sandboxlib` has less to do."""
+    """Imports a module at its first use, so that `import sandboxlib` stays fast."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -45,71 +45,76 @@ else:
 
 
 class Sandbox(Spec):
-    """A place to run commands in. One Sandbox runs many, from any number of threads at once.
+    """Where commands run: a frozen value, checked when it is made. One Sandbox runs any number of
+    commands, from any number of threads at once.
 
-    What no command can change of it (namespaces, mounts) is kept from run to run: docs/slots.md.
-    close(), or the end of a `with`, ends that; the next run makes it anew.
+    It keeps what no command can change (namespaces, mounts) from run to run: docs/slots.md.
+    close(), or the end of a `with` block, ends that; the next run makes it anew.
 
     root: str or path     the root directory of the commands.
-    network               'isolated' (the default): lo, up, and nothing else. 'undefined': the
-                          caller's.
-    mounts                'isolated' (the default): a mount namespace of its own, whose root is
-                          `root`; nothing is ever mounted in the caller's. 'undefined': chroot(2),
-                          from which a command with sys_chroot can escape.
-    processes             'isolated' (the default): a pid namespace; whatever the command started
-                          is gone when the call returns. 'undefined': the caller's processes are
-                          visible, and only the command's process group ends with it.
-    ipc                   'isolated' (the default): System V IPC, POSIX message queues, hostname
-                          and session keyring of its own. 'undefined': the caller's.
-    hostname: str         64 bytes at most; None leaves it as it is.
+    network: str          'isolated' (the default): lo, up, and nothing else. 'undefined': the
+                          caller's network.
+    mounts: str           'isolated' (the default): a new mount namespace, whose root is `root`;
+                          nothing is ever mounted in the caller's namespace. 'undefined': chroot(2),
+                          from which a command with the capability sys_chroot can escape.
+    processes: str        'isolated' (the default): a new pid namespace; all processes that the
+                          command started are gone when the call returns. 'undefined': the command
+                          sees the caller's processes, and only its process group ends with it.
+    ipc: str              'isolated' (the default): new System V IPC, POSIX message queues, hostname
+                          and session keyring. 'undefined': the caller's.
+    hostname: str         1 to 64 bytes. None (the default) does not set it.
     extra_mounts          a list of Mount, or of earlier (source, target, type, options) tuples,
-                          mounted in this order, after /tmp.
-    filesystem_writable_paths   'none': the root, with every mount below it, is read-only. 'all'. Or
-                          a list of paths in the root that stay writable while the rest is
-                          read-only. extra_mounts are writable unless they say otherwise. None (the
-                          default): 'none' with mounts='isolated', otherwise 'all'.
-    tmp                   'private': an empty tmpfs on /tmp, new for each command, unless an extra
-                          mount lies there; a root without a directory /tmp gets none. 'root': what
-                          the root has there. None (the default): 'private' with mounts='isolated',
+                          mounted in this order, after /tmp; () by default.
+    filesystem_writable_paths   'none': the root, with every mount below it, is read-only. 'all':
+                          nothing is made read-only. Or a list of paths in the root that stay
+                          writable while the rest is read-only. extra_mounts are writable unless
+                          they are made read-only themselves. None (the default): 'none' with
+                          mounts='isolated', otherwise 'all'.
+    tmp: str              'private': an empty tmpfs on /tmp, new for each command, unless an extra
+                          mount lies there; a root without a directory /tmp gets none. 'root': the
+                          /tmp of the root. None (the default): 'private' with mounts='isolated',
                           otherwise 'root'.
     resolv_conf: bool     True: the caller's /etc/resolv.conf, read-only, for commands that look up
                           names; it takes network='undefined'. False (the default): the root's.
     devices               'minimal' (the default): with mounts='isolated' no device node of the root
-                          works, and a root that has a directory /dev gets, read-only, what
-                          Mount.dev() has, unless an extra mount lies on /dev. A list of paths below
-                          /dev, like ['/dev/kvm']: these devices of the caller's as well. 'root':
-                          what the root has; with root='/' the machine's disks.
+                          works, and a root that has a directory /dev gets the devices of
+                          Mount.dev() there, read-only, unless an extra mount lies on /dev. A list
+                          of paths below /dev, like ['/dev/kvm']: these devices of the caller as
+                          well. 'root': all devices of the root; with root='/' these are the
+                          machine's disks too.
     policy: Policy        what the commands may do: capabilities, no_new_privs, system calls,
                           sandboxes of their own. Policy() by default: twelve capabilities, and a
                           filter of system calls.
     init: bool            True (the default): with processes='isolated' pid 1 is a reaper. False:
-                          it is the command itself, which begins sooner; nobody reaps orphans,
-                          SIGTERM that it sends to itself is ignored, abort() ends it with -11.
-    user                  None (the default): the ids of the caller. 'caller': the same. 'root': uid
-                          and gid 0. As root that is no difference; other callers appear as root in
-                          a user namespace in which no other id exists. 'ranges': the same, with the
-                          ids that /etc/subuid and /etc/subgid give to the caller from 1 on
-                          (newuidmap(1)), as chown(2) and package managers need it. A User: these
-                          ids, and no other group than those that it names; a uid is short for
-                          User(uid). Where a namespace has a single id, it is this one, and the
-                          caller may have no other groups, which cannot be dropped there.
-                          The reaper changes ids, so a User takes processes='isolated' and
-                          init=True. Another uid than 0 has the capabilities that the policy names,
-                          and of 'default' none; 'all' is refused.
-    umask: int            of the command; None (the default): the caller's.
-    personality           'linux32': the command sees a 32-bit machine (uname -m, personality(2)).
-                          None (the default): the caller's.
-    limits: Limits        how much the commands may use.
-    deterministic: bool   True: what differs from machine to machine, and finds its way into what
-                          is built, is the same: hostname ('sandbox', unless another is given),
-                          uid and gid (0, unless others are given) and /etc/passwd and /etc/group
-                          with root, build (1000) and nobody; umask 022, unless another is given;
-                          TZ=UTC, LC_ALL=C and SOURCE_DATE_EPOCH (the caller's, or 315532800: the
-                          year 1980), unless the environment of the command has others; addresses
-                          are not randomised (personality(2)). It takes mounts='isolated'. The
-                          number of CPUs is Limits.cpuset.
+                          pid 1 is the command itself. It starts sooner, but nothing reaps orphans,
+                          a SIGTERM that it sends to itself is ignored, and abort() ends it with
+                          exit status -11.
+    user                  None (the default) or 'caller': the ids of the caller. 'root': uid and gid
+                          0. For root as the caller that is the same; other callers appear as root
+                          in a user namespace in which no other id exists. 'ranges': as 'root', with
+                          the ids that /etc/subuid and /etc/subgid give to the caller from 1 on
+                          (newuidmap(1)); chown(2) and package managers need them. A User: the ids
+                          that it names, and no other groups; an int is short for User(uid). In a
+                          namespace with a single id the caller may have no other groups, as they
+                          cannot be dropped there. The reaper changes the ids, so a User takes
+                          processes='isolated' and init=True. A uid that is not 0 has the
+                          capabilities that the policy lists by name; with 'default' it has none,
+                          and 'all' is refused.
+    umask: int            the umask of the command, 0 to 0o777. None (the default): the caller's.
+    personality: str      'linux32': the command sees a 32-bit machine (uname -m, personality(2)).
+                          None (the default): the caller's personality.
+    limits: Limits        how much the commands may use. None (the default): as much as the caller.
+    deterministic: bool   True: the sandbox hides what differs from machine to machine and finds its
+                          way into build results. The hostname is 'sandbox', uid and gid are 0 and
+                          umask is 022, unless others are given. /etc/passwd and /etc/group have
+                          root, build (1000) and nobody. TZ=UTC, LC_ALL=C and SOURCE_DATE_EPOCH (the
+                          caller's, or 315532800: the year 1980) are set, unless the environment of
+                          the command has others. Addresses are not randomised (personality(2)). It
+                          takes mounts='isolated'. Limits.cpuset sets the number of CPUs. False is
+                          the default.
 
-    Raises SpecError for everything that makes no sense.
+    Raises SpecError (a ValueError) if a value is wrong, or two of them contradict each other, and
+    SpecTypeError for a value of the wrong type, or an unknown keyword argument.
     """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
@@ -130,15 +135,34 @@ class Sandbox(Spec):
 
         command: a Command; or its argv, a list of str, bytes or paths, or a str that names one
             program.
-        fresh: bool. True: every namespace is made anew for this run, as by run_sandbox. False (the
-            default): those that a command cannot change serve one run after the other.
-        check: bool. True: CommandFailed unless Result.ok. False (the default): the Result says it.
-        options: the keyword arguments of Command: cwd, extra_env, env, stdin, stdout, stderr,
-            limits, timeout, grace, max_output, on_overflow, pass_fds, pty. A Command has its own,
-            and none is given beside it.
+        fresh: bool. True: the run gets new namespaces, as with run_sandbox. False (the default): it
+            may use a slot, whose namespaces serve one run after the other.
+        check: bool. True: raises CommandFailed unless Result.ok. False (the default): the caller
+            looks at the Result.
+        options: the keyword arguments of Command, which has all about them. They go with an argv
+            only: a Command has its own.
 
-        Raises SpecError, UnsupportedError and SetupError as run_sandbox does; Unkillable if the
-        kernel does not end what was killed; StatusLost if nobody knows how the command ended.
+            cwd: str or path, inside the root; None (the default): '/', or with root='/' the
+                caller's directory.
+            extra_env, env: mappings of str to str, added to BASE_ENVIRONMENT and in place of it;
+                None by default.
+            stdin: bytes, a file or a descriptor; None (the default): empty.
+            stdout, stderr: CAPTURE (the default), a file, a descriptor, a function, Lines, Tee,
+                None (discarded); stderr also STDOUT.
+            limits: Limits, over those of the Sandbox; None by default.
+            timeout: float, seconds until every process is killed; None (the default): no limit.
+            grace: float, seconds from SIGTERM to SIGKILL after the timeout; 0 by default.
+            max_output: int, bytes, or a str like "200M"; None (the default): no limit.
+            on_overflow: 'truncate' (the default) or 'kill', for output beyond max_output.
+            pass_fds: iterable of int, up to 32 descriptors that the command inherits; () by
+                default.
+            pty: bool, or (rows, columns); False by default.
+
+        Raises SpecError (a ValueError) if an argument is wrong; UnsupportedError if no executor can
+        keep all promises on this machine; SetupError (an OSError: FileNotFoundError,
+        PermissionError, ...) if the kernel refuses a step before the command runs, as for a program
+        that does not exist; CommandFailed with check=True; Unkillable if the kernel does not end a
+        process that was killed; StatusLost if the exit status cannot be known.
         """
         if options or type(command) is not Command:
             command = command_of("run", command, options, "fresh", "check")
@@ -152,18 +176,19 @@ class Sandbox(Spec):
         /,
         **options: _types.Unpack[_command.CommandOptions],
     ) -> process.Process:
-        """Starts a command and returns a Process, which is much like a subprocess.Popen.
+        """Starts a command, and returns a Process, which is much like a subprocess.Popen.
 
         command: a Command, or its argv.
-        options: those of Command, see run(); but no timeout and no grace, as Process.wait() has a
-            timeout, and no max_output, Lines or Tee, which take somebody who always reads. With
-            stdin=CAPTURE the command reads from a pipe, whose other end is Process.stdin; outputs
-            that are captured are files, Process.stdout and .stderr. With pty all that is written
-            to Process.stdin is what somebody types.
+        options: the keyword arguments of Command, as in run(), with these differences. timeout and
+            grace are refused: Process.wait() has a timeout. max_output, Lines and Tee are refused,
+            as they need a reader at all times. With stdin=CAPTURE the command reads from a pipe,
+            and Process.stdin is its other end. Process.stdout and .stderr are files that read the
+            captured outputs. With pty the command reads from its terminal what is written to
+            Process.stdin.
 
-        Every namespace is made anew. Raises as run() does, also where there is no such program; and
-        UnsupportedError if the executor drives a program of its own (linux_user_chroot,
-        bubblewrap).
+        The run always gets new namespaces. Raises the errors of run(), SetupError also for a
+        program that does not exist; and UnsupportedError if the executor drives a program of its
+        own (linux_user_chroot, bubblewrap).
         """
         return process.start(self, command_of("start", command, options))
 
@@ -176,11 +201,14 @@ class Sandbox(Spec):
         check: bool = False,
         **options: _types.Unpack[_command.CommandOptions],
     ) -> Result:
-        """As run(), in an event loop: of asyncio, or of what anyio knows (`sandboxlib[anyio]`).
+        """Does the same as run() in an event loop, of asyncio or of another library that anyio
+        supports (`sandboxlib[anyio]`).
 
-        No thread is made; the loop waits for many runs at once. To start one takes the loop as
-        long as a run takes to start, below a millisecond mostly. A cancellation kills the run, and
-        waits for its end. The arguments are those of run(); UnsupportedError as in start().
+        command, fresh, check, options: as in run().
+
+        It starts no thread: the loop waits for many runs at once. Starting a run blocks the loop,
+        mostly for less than a millisecond. A cancellation kills the run, and waits for its end.
+        Raises the errors of run(), and UnsupportedError as start() does.
         """
         made = command_of("run_async", command, options, "fresh", "check")
         result = await aio.run(self, made, fresh)
@@ -192,11 +220,14 @@ class Sandbox(Spec):
         /,
         **options: _types.Unpack[_command.CommandOptions],
     ) -> aio.AsyncProcess:
-        """As start(), in an event loop; the command starts when it is entered:
+        """Does the same as start() in an event loop. The command starts at `async with`:
 
-        async with box.start_async(["make"]) as process:
-            async for line in process.stdout:
-                ...
+            async with box.start_async(["make"]) as process:
+                async for line in process.stdout:
+                    ...
+
+        command, options: as in start(). Raises SpecError at once, the other errors of start() at
+        `async with`.
         """
         return aio.start(self, command_of("start_async", command, options))
 
@@ -242,40 +273,40 @@ class Sandbox(Spec):
             for result in box.map((["cc", "-c", name] for name in names), jobs=8, cwd="/src"):
                 print(names[result.number], result.wall)
 
-        commands: any iterable of Commands or argvs, read little by little.
-        jobs: how many run at once; None: as many as there are CPUs for this process.
-        ordered: True (the default): results come in the order of the commands. False: as the
-            commands end. Result.number and Result.command say which one it was.
-        on_failure: what happens when the Result of a command is not ok (another exit status than 0,
-            or a timeout), or a command cannot be run (a SandboxError).
-            'stop' (the default): no other is started, and the failure is raised: CommandFailed,
-            which has the Result, or the error itself. Commands that run are killed; in order only
-            those after the one that failed: all results before it come first, as if one command
-            had been run after the other.
-            'continue': nothing is raised. Every Result is yielded, and for a command that could
-            not be run its SandboxError, in its place.
-        progress: called with the number of commands that ended so far and the Result, or the
-            SandboxError, of each as it ends. What it raises ends the map.
-        fresh: as in run(), for each of them.
-        options: those of Command, see run(), for every argv; a Command has its own, and none is
-            given beside it. timeout is in seconds of each command.
+        commands: any iterable of Commands or argvs; it is read little by little.
+        jobs: int, how many run at once. None (the default): one for each CPU of this process.
+        ordered: bool. True (the default): the results come in the order of the commands. False:
+            they come as the commands end. Result.number and Result.command tell which is which.
+        on_failure: str, for a Result that is not ok (an exit status other than 0, or a timeout),
+            and for a command that cannot be run (a SandboxError).
+            'stop' (the default): the map starts no other command, and raises the failure:
+            CommandFailed, which has the Result, or the error itself. It kills the commands that
+            run; if ordered, only those after the failed one, and first yields all results before
+            it, as if the commands had run one after the other.
+            'continue': the map raises nothing. It yields every Result, and for a command that could
+            not be run its SandboxError.
+        progress: a function, called as each command ends, with the number of commands that ended so
+            far and the Result or the SandboxError. Its exceptions end the map. None by default.
+        fresh: bool, as in run(), for each command.
+        options: the keyword arguments of Command, as in run(), for every argv; a Command has its
+            own, and takes none beside it. timeout is in seconds for each command.
 
-        All is done in next(): nothing is started before the first, and while the caller does
-        something else commands that run go on, but few new ones begin. At most `jobs` commands run.
-        At most 4 * jobs were read whose results are not handed over yet: those that run, some that
-        are about to, and results that wait, whose outputs are what a map keeps in memory.
+        All work is done in next(): the first call starts the first commands, and while the caller
+        does something else, the commands go on but few new ones start. At most `jobs` commands run.
+        At most 4 * jobs commands are read whose results were not yielded yet, so the outputs of so
+        many are in memory.
 
-        Whatever ends the iteration (its end, an exception, Ctrl-C, close(), the iterator being
-        dropped) kills what still runs, and waits until it is gone. Several threads may use a
-        Sandbox, each with iterators of its own.
+        However the iteration ends (at its end, by an exception, Ctrl-C, close(), or the garbage
+        collector), the map kills the commands that still run, and waits until they are gone.
+        Several threads may use a Sandbox, each with iterators of its own.
 
-        Raises SpecError, at once, for arguments that make no sense.
+        Raises SpecError at once if an argument is wrong.
         """
         given = {**options, "fresh": fresh}
         return _map.start(_map.each_in(self, commands), jobs, ordered, on_failure, progress, given)
 
     def close(self) -> None:
-        """Ends what is kept from run to run; the next run makes it anew."""
+        """Ends the slots, which keep namespaces from run to run; the next run makes new ones."""
         for plan in list(self._plans.values()):
             if slots := getattr(plan, "slots", None):
                 slots.close()
@@ -295,8 +326,10 @@ async def run_sandbox_async(
     network: str = "undefined",
     **options: _types.Any,
 ) -> Result:
-    """As run_sandbox, in an event loop; see Sandbox.run_async. The arguments are those of
-    run_sandbox's first form.
+    """Does the same as run_sandbox in an event loop; see Sandbox.run_async.
+
+    rootfs_path, command, cwd, extra_env, network, options: as in the first form of run_sandbox.
+    Raises the errors of run_sandbox, and UnsupportedError as Sandbox.start does.
     """
     options["network"] = network
     box, made = of_first_form("run_sandbox_async", rootfs_path, command, cwd, extra_env, options)
@@ -339,19 +372,23 @@ def map(
 
         sandboxlib.map([(box, ["make"]), (other, Command(["make"], "/src"))], jobs=2)
 
-    calls: an iterable of (Sandbox, command). All else is as in Sandbox.map.
+    calls: an iterable of (Sandbox, command); each command is a Command or an argv.
+    jobs, ordered, on_failure, progress, fresh, options: as in Sandbox.map, and the errors too.
     """
     return _map.start(calls, jobs, ordered, on_failure, progress, {**options, "fresh": fresh})
 
 
 def doctor() -> list[dict[str, _types.Any]]:
-    """What works on this machine: for each executor a dict.
+    """Reports what works on this machine: returns a dict for each executor, with these keys.
 
-    name: str; usable: bool; reason: str, why not; isolation: dict, as maximum_possible_isolation,
-    with 'seccomp'; causes: a list of (cause, remedy) found on this machine.
+    name: str.
+    usable: bool, whether the executor works.
+    reason: str, why it does not work, or "".
+    isolation: dict, as from maximum_possible_isolation, 'seccomp' included; {} if not usable.
+    causes: list of (cause, remedy), both str, found on this machine.
     """
-    found: list[dict[str, Any]] = _doctor.examine()
-    return found
+    reports: list[dict[str, Any]] = _doctor.examine()
+    return reports
 
 
 if TYPE_CHECKING:

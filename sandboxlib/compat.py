@@ -38,16 +38,18 @@ KNOWN = COMMAND_OPTIONS | set(SANDBOX_OPTIONS)
 
 
 class HostRootWarning(UserWarning):
-    """A call in the form of sandboxlib 0.3 does not say filesystem_root=, so that its command runs
-    on the root of the machine, with all that 0.3 gave it.
+    """A call in the form of sandboxlib 0.3 lacks filesystem_root=, so its command runs on the root
+    of the machine, with all the rights that 0.3 gave it.
     """
 
 
 class EarlierNames:
-    """What an executor has of 0.3.
+    """The functions of sandboxlib 0.3, for one executor.
 
-    processes: the default of a call in its form; there was no such isolation then, and where it can
-    be had it is better: what a command leaves behind is gone when the call returns.
+    name: str, the executor. run_command, possible: its functions run_command and
+    maximum_possible_isolation.
+    processes: the default of a call in the form of 0.3. 0.3 could not isolate processes. An
+    executor that can does so by default, as then no process of the command outlives the call.
     """
 
     def __init__(
@@ -65,7 +67,8 @@ class EarlierNames:
     def run_sandbox_with_redirection(self, *args: _types.Any, **options: _types.Any) -> int:
         """Runs a command as run_sandbox does, and returns its exit status alone.
 
-        stdout and stderr are files or descriptors, or None (the default): discarded.
+        args, options: as in run_sandbox. stdout and stderr are files or descriptors; None (the
+        default) discards them. Raises the errors of run_sandbox.
         """
         for name in ("stdout", "stderr"):
             if options.get(name, CAPTURE) == CAPTURE:
@@ -76,23 +79,24 @@ class EarlierNames:
     def degrade_config_for_capabilities(
         self, in_config: Mapping[str, _types.Any], warn: bool = True
     ) -> dict[str, _types.Any]:
-        """A copy of a configuration that asks for no more than can be had on this machine.
+        """Returns a copy of a configuration that asks for no more than this machine can isolate.
+        No other call asks for less than it is told.
 
-        in_config: keyword arguments of run_sandbox. What cannot be had of network, mounts,
-        processes and ipc becomes 'undefined', and with mounts filesystem_writable_paths, tmp,
-        extra_mounts and devices get their defaults; a seccomp that cannot be had, also that of a
-        policy, becomes 'default' or 'none'. Nothing is added that was not asked for, and all else
-        stays as it is: run_sandbox refuses what cannot be had of that (nesting, a list of devices).
-        It is the one way to ask for less.
-        warn: bool. True (the default): a UserWarning for each thing that is given up.
+        in_config: mapping, keyword arguments of run_sandbox. Of network, mounts, processes and ipc
+            those that this machine cannot isolate become 'undefined'. If mounts is one of them,
+            filesystem_writable_paths, tmp, extra_mounts and devices get their defaults. A seccomp
+            that this machine cannot install, also in a policy, becomes 'default' or 'none'. The
+            copy gets no keyword that in_config lacks. All others stay as they are: run_sandbox
+            refuses those that it cannot keep (nesting, a list of devices).
+        warn: bool. True (the default): issues a UserWarning for each promise that is given up.
         """
         return degrade(self._name, self._possible(), in_config, warn)
 
 
 def understands_0_3(run_sandbox: Callable[P, Result]) -> Callable[P, Result]:
-    """Makes run_sandbox of an executor, which has the first form, understand that of 0.3 as well.
+    """Decorates the run_sandbox of an executor, so that it understands the form of 0.3 as well.
 
-    Type checkers, inspect.signature and help() see the first form.
+    Type checkers, inspect.signature and help() still see the signature of the first form.
     """
 
     @functools.wraps(run_sandbox)
@@ -105,7 +109,10 @@ def understands_0_3(run_sandbox: Callable[P, Result]) -> Callable[P, Result]:
 
 
 def is_form_of_0_3(args: tuple[object, ...], options: Mapping[str, object]) -> bool:
-    """Of `(str, str)`, which may be either, the first form is taken."""
+    """Whether a call has the form of 0.3. `(str, str)` fits both, and counts as the first form.
+
+    args: the positional arguments after the first.
+    """
     if "rootfs_path" in options:
         return False
     if "filesystem_root" in options or not args or isinstance(args[0], (list, tuple)):
@@ -127,7 +134,7 @@ def run_form_of_0_3(
     stderr: _types.Sink = CAPTURE,
     **options: _types.Any,
 ) -> Result:
-    """Runs a command as run_sandbox of 0.3 would, but for what it left behind."""
+    """Runs a command as run_sandbox of 0.3 did, except that no mount or process is left behind."""
     if isinstance(command, Command):
         raise SpecTypeError(
             "the form of sandboxlib 0.3 takes no Command: run_sandbox(root, command)"
@@ -138,7 +145,7 @@ def run_form_of_0_3(
     given |= {"cwd": cwd or "/", "env": os.environ if env is None else env}
     made = Command(command, stdout=stdout, stderr=stderr, **given)
     extra_mounts = tuple(extra_mounts or ())
-    # They were mounted where everybody saw them; here, where the command alone does.
+    # 0.3 mounted these in the caller's namespace; we mount them where only the command sees them.
     if extra_mounts or filesystem_writable_paths != "all":
         mounts = "isolated"
     asked = {
@@ -158,13 +165,15 @@ def run_form_of_0_3(
 
 
 def _policy(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """That of the form of 0.3; another uid than 0 would lose all that its caller has."""
+    """The policy of the form of 0.3. A User gets 'default' capabilities: a uid that is not 0 would
+    lose them at its exec, so 'all' is refused for it.
+    """
     is_other = isinstance(options.get("user"), (int, User))
     return {**ALL, "capabilities": "default"} if is_other else ALL
 
 
 def _least_filter(possible: str, asked: object) -> str | None:
-    """What to ask for if the filter that was asked for cannot be had; None if it can."""
+    """The filter to ask for instead of one that this machine cannot install; None if it can."""
     return None if possible == "builds" or asked in (None, "none", possible) else possible
 
 
@@ -200,7 +209,7 @@ def degrade(
     return degraded
 
 
-#: Keyword arguments that take mounts, and those of their values that take none.
+#: Keyword arguments that need mounts='isolated', each with a value that does not.
 _TAKE_MOUNTS: dict[str, object] = {
     **{"filesystem_writable_paths": "all", "tmp": "root"},
     **{"extra_mounts": (), "devices": "minimal"},
@@ -210,19 +219,23 @@ _TAKE_MOUNTS: dict[str, object] = {
 def validate_extra_mounts(
     extra_mounts: Iterable[Mount | Sequence[object]] | None,
 ) -> list[list[object]]:
-    """The mounts as lists of source, target, type and options, checked; SpecError."""
-    found: list[list[object]] = []
+    """Checks mounts, and returns each as a list of source, target, type and options.
+
+    extra_mounts: iterable of (source, target, type[, options]); None is the same as (). Raises
+    SpecError for a mount that is wrong, SpecTypeError for one of another form.
+    """
+    mounts: list[list[object]] = []
     for mount in extra_mounts or ():
         if not isinstance(mount, (list, tuple)):
             raise SpecTypeError(f"not (source, target, type[, options]): {mount!r}")
         Mount.from_tuple(mount)
         source, target, kind, options = (*mount, None)[:4]
-        found.append([source or "", target, kind or "", options or ""])
-    return found
+        mounts.append([source or "", target, kind or "", options or ""])
+    return mounts
 
 
 def argv_to_string(argv: Sequence[str]) -> str:
-    """A command as one would type it in a shell."""
+    """Returns a command as one would type it in a shell. argv: a list of str."""
     import shlex
 
     return shlex.join(argv)

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong, and what each kind of it means.
+"""The exceptions, as one tree.
 
-    SandboxError(Exception)                  everything that sandboxlib raises of its own
+    SandboxError(Exception)                  the base of all exceptions of sandboxlib
      |- SpecError(ValueError)                the request makes no sense; nothing was touched
      |   |- SpecTypeError(TypeError)         ... because a value has the wrong type
-     |   `- SpecChoiceError(AssertionError)  ... because a value is none of those that there are
+     |   `- SpecChoiceError(AssertionError)  ... because a value is not among the choices
      |- UnsupportedError(AssertionError)     this executor cannot promise that; nothing was touched
      |   `- ProgramNotFound                  ... because its program is not installed
-     |- ImageError(ValueError)               an image is broken or hostile; nothing of it is left
+     |- ImageError(ValueError)               an image is broken or hostile; it was removed again
      |- SetupError(OSError, RuntimeError)    the kernel refused a step; everything was undone
      |   |- SetupNotFound(FileNotFoundError)
      |   |- SetupExists(FileExistsError)
      |   |- SetupDenied(PermissionError)
      |   `- SetupNotADirectory(NotADirectoryError)
      |- Unkillable                           the run was killed, and the kernel does not end it
-     |- StatusLost(ChildProcessError)        the command ran, but nobody knows how it ended
-     `- CommandFailed                        a map that stops at a failure met one; Result.check()
+     |- StatusLost(ChildProcessError)        the command ran, but its exit status cannot be known
+     `- CommandFailed                        Result.check(), or a map with on_failure='stop'
 
-A command that fails is no error of ours otherwise: its exit status is in the Result.
+Only CommandFailed is about the command itself. Otherwise a command that fails raises nothing: the
+Result has its exit status.
 """
 
 from __future__ import annotations
@@ -32,24 +33,25 @@ def _lasting(state: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in state.items() if name != "command" or not passing}
 
 
-def printable(text: str, kept: str = "") -> str:
-    """A text with nothing that a terminal would obey: what it does not print is escaped.
+def printable(text: str, unescaped: str = "") -> str:
+    """Escapes the characters that a terminal does not print but obeys.
 
-    Names of files, and what commands write, may move the cursor, or turn the text around. `kept`:
-    characters that stay, as in "\\n\\t".
+    Names of files, and outputs of commands, could otherwise move the cursor, or turn the text
+    around. unescaped: such characters that stay as they are, as in "\\n\\t".
     """
     if text.isprintable():
         return text
     return "".join(
-        each if each.isprintable() or each in kept else ascii(each)[1:-1] for each in text
+        each if each.isprintable() or each in unescaped else ascii(each)[1:-1] for each in text
     )
 
 
 class SandboxError(Exception):
-    """The base of every error that sandboxlib raises of its own.
+    """The base of all exceptions of sandboxlib.
 
-    number: int, from a map: which of its commands it was. command: the Command, or what the map
-    was given where that is none; a copy by pickle lacks one that cannot be pickled.
+    number: int, in an error from a map: the index of the command, from 0 on; otherwise -1.
+    command: in an error from a map: the Command, or the item of the iterable if it is not a
+        command; otherwise None. A pickled copy lacks a Command that cannot be pickled.
     """
 
     number = -1
@@ -69,13 +71,13 @@ class SpecTypeError(SpecError, TypeError):
 
 
 class SpecChoiceError(SpecError, AssertionError):
-    """A request with a value that is none of the choices, for which earlier versions raised
-    AssertionError. Nothing was touched.
+    """A request with a value that is not among the choices. Nothing was touched. It is an
+    AssertionError as well, because earlier versions raised that.
     """
 
 
 class UnsupportedError(SandboxError, AssertionError):
-    """The executor cannot promise what was asked. Nothing was touched."""
+    """The executor cannot keep a promise that the request asks for. Nothing was touched."""
 
 
 class ProgramNotFound(UnsupportedError):
@@ -83,22 +85,19 @@ class ProgramNotFound(UnsupportedError):
 
 
 class ImageError(SandboxError, ValueError):
-    """An image that cannot be used, or must not be: broken, too large, or hostile.
-
-    Nothing of it is left.
-    """
+    """An image is broken, too large, or hostile. All that was unpacked of it is removed."""
 
 
 class SetupError(SandboxError, OSError, RuntimeError):
-    """The kernel refused a step on the way to the command, which was not run.
+    """The kernel refused a step before the command; the command was not run.
 
-    It is a RuntimeError as well, because earlier versions raised those for a bad root or cwd.
+    It is a RuntimeError as well, because earlier versions raised that for a bad root or cwd.
 
     errno, strerror, filename: as in every OSError; filename may be None.
-    step: the name of the step, as in csrc/sandbox.h without its prefix ("mount", "cwd", "exec"), or
-    "unpack" of an image.
-    what: what the step was about, for people ("mount 3: bind /src on /build/src").
-    hint: the likely remedy, or "".
+    step: str, the name of the step, as in csrc/sandbox.h without its prefix ("mount", "cwd",
+        "exec"), or "unpack" for an image.
+    what: str, for people: the action of the step ("mount 3: bind /src on /build/src").
+    hint: str, the likely remedy, or "".
     """
 
     def __init__(
@@ -115,24 +114,24 @@ class SetupError(SandboxError, OSError, RuntimeError):
         return f"{text}; {self.hint}" if self.hint else text
 
     def __reduce__(self) -> tuple[object, ...]:
-        words = (self.errno, self.filename, self.step, self.what, self.hint)
-        return (type(self), words, _lasting(self.__dict__))
+        args = (self.errno, self.filename, self.step, self.what, self.hint)
+        return (type(self), args, _lasting(self.__dict__))
 
 
 class SetupNotFound(SetupError, FileNotFoundError):
-    """ENOENT: the root, the cwd, a mount's source or the program is not there."""
+    """ENOENT: the root, the cwd, the source of a mount, or the program does not exist."""
 
 
 class SetupExists(SetupError, FileExistsError):
-    """EEXIST: the directory that an image was to be unpacked to is there already."""
+    """EEXIST: the directory into which an image should be unpacked exists already."""
 
 
 class SetupDenied(SetupError, PermissionError):
-    """EPERM or EACCES."""
+    """EPERM or EACCES: the caller lacks the permission for a step."""
 
 
 class SetupNotADirectory(SetupError, NotADirectoryError):
-    """ENOTDIR: the root, the cwd or a mount point is something else."""
+    """ENOTDIR: the root, the cwd or a mount point is not a directory."""
 
 
 _CLASSES = {
@@ -147,19 +146,19 @@ _CLASSES = {
 def setup_error(
     errno: int, filename: str | None, step: str, what: str, hint: str = ""
 ) -> SetupError:
-    """The SetupError for an errno, of the class that `except FileNotFoundError` expects."""
+    """Makes a SetupError of the class for an errno: `except FileNotFoundError` catches ENOENT."""
     return _CLASSES.get(errno, SetupError)(errno, filename, step, what, hint)
 
 
 class Unkillable(SandboxError):
-    """The run was killed, and a process of it did not end in time: it waits in the kernel for
-    something that does not come, as a file system whose server does not answer.
+    """The run was killed, and one of its processes did not end in time: it waits in the kernel, for
+    example for a file system whose server does not answer.
 
-    All that the call held is closed; a later call reaps the process once it ends.
+    The call has closed its descriptors; a later call reaps the process once it ends.
 
-    pid: int, of that process, as the caller sees it.
-    waits_in: str, the function of the kernel that it waits in (/proc/PID/wchan), "" if that cannot
-        be read.
+    pid: int, the process, as the caller sees it.
+    waits_in: str, the kernel function in which it waits (/proc/PID/wchan, see proc(5)); "" if that
+        cannot be read.
     """
 
     def __init__(self, pid: int, waits_in: str) -> None:
@@ -176,17 +175,19 @@ class Unkillable(SandboxError):
 
 
 class StatusLost(SandboxError, ChildProcessError):
-    """The command ended, but how is not known.
+    """The command ended, but its exit status cannot be known. There are three causes:
 
-    Either the caller's process waits for any child, or ignores SIGCHLD; the run had no reaper
-    (processes='undefined' or init=False), and the kernel is older than 6.15. Or the kernel does not
-    let us wait for the command (a seccomp filter of the host that forbids wait4): then the run was
-    ended. Or somebody outside broke the slot that the command ran in.
+    - The caller's process waits for any child, or ignores SIGCHLD, and so took the status itself;
+      the run had no reaper (processes='undefined' or init=False), and the kernel is older than
+      6.15.
+    - The kernel does not let us wait for the command, because a seccomp filter of the host forbids
+      wait4(2). We have killed the run.
+    - A process outside of the sandbox broke the slot in which the command ran.
     """
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
-    """A warning that names the line which called this package."""
+    """Issues a warning that names the line which called this package."""
     import sys
     import warnings
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run comes back with."""
+"""Result and Usage, which a run returns, and CommandFailed."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ if TYPE_CHECKING:
 
 
 class Usage:
-    """What a run used: all of its processes that were waited for. With a reaper these are all; a
-    command without one may leave some that nobody waits for.
+    """How much a run used: the sum over its processes that were waited for (getrusage(2)). A reaper
+    waits for all of them; a command without a reaper may leave some that nothing waits for.
 
     user, system: float, seconds of CPU time.
-    peak_memory: int, bytes: the most that one of the processes had in memory. Without a reaper
-        None where it is not more than the caller itself has had: the
-        kernel begins to count with the memory that the two shared at the start.
+    peak_memory: int, bytes: the largest resident size of one process. Without a reaper it is None
+        if it is not above the peak of the caller itself: the kernel begins to count with the memory
+        that the two shared at the start.
     minor_faults, major_faults: int, page faults without and with I/O.
-    block_reads, block_writes: int, of 512 bytes each, from and to disks.
+    block_reads, block_writes: int, blocks of 512 bytes, from and to disks.
     voluntary_switches, involuntary_switches: int, context switches.
 
-    From a cgroup (Limits), of all processes at once; None without one, or where the kernel does not
-    tell:
+    From the cgroup of the run (Limits), for all of its processes together; None without a cgroup,
+    or if the kernel does not report the number:
 
-    cpu: float, seconds of CPU time. tree_memory: int, bytes at the highest moment, with the page
-    cache. tree_pids: int, processes and threads at the highest moment. throttled: int, periods of
-    100 ms in which Limits.cpus made it wait. pressure: dict of pressure stall information.
+    cpu: float, seconds of CPU time.
+    tree_memory: int, bytes at the highest moment, with the page cache.
+    tree_pids: int, processes and threads at the highest moment.
+    throttled: int, periods of 100 ms in which Limits.cpus made the run wait.
+    pressure: dict, pressure stall information.
     """
 
     def __init__(self, rusage: bytes, cgroup: Mapping[str, _types.Any] | None = None) -> None:
@@ -56,34 +58,34 @@ class Usage:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        words = (f"{name}={value!r}" for name, value in self.__dict__.items() if value is not None)
-        return f"Usage({', '.join(words)})"
+        fields = (f"{name}={value!r}" for name, value in self.__dict__.items() if value is not None)
+        return f"Usage({', '.join(fields)})"
 
 
 class Result(tuple[int, bytes | None, bytes | None]):
-    """`(exit, out, err)`, with more as attributes.
+    """`(exit, out, err)`, a tuple with these attributes.
 
-    exit: int     the command's exit status; -n where signal n ended it.
+    exit: int     the exit status of the command; -n if signal n ended it.
     ok: bool      whether exit is 0 and timed_out is False.
-    out, err      what the command wrote, bytes; None if it was not captured.
-    stdout, stderr   the same, but ValueError if it was not captured.
-    out_size, err_size   how many bytes the command wrote there, also where out and err hold fewer;
-                  None where sandboxlib did not see them.
-    timed_out     bool: the timeout ended it; out and err hold what there was until then.
-    limits_hit    a tuple of the limits that the run came up against: 'memory' (a process was
-                  killed because there was no more), 'pids' (a fork was refused), 'cpu_time',
-                  'file_size' (it was ended by it), 'output' (it wrote more than max_output).
+    out, err      the outputs of the command, bytes; None for one that was not captured.
+    stdout, stderr   the same, but reading one that was not captured raises ValueError.
+    out_size, err_size   int, how many bytes the command wrote, also if out and err hold fewer; None
+                  if the output did not pass through sandboxlib.
+    timed_out: bool   whether the timeout ended the run; out and err hold the output until then.
+    limits_hit    a tuple of the limits that the run reached: 'memory' (the kernel killed a process
+                  for it), 'pids' (a fork was refused), 'cpu_time', 'file_size' (it ended the
+                  command), 'output' (the command wrote more than max_output).
     wall: float   seconds from the call to the end of the run.
-    usage: Usage  CPU time, memory and more. None where nobody counted: somebody else took the
+    usage: Usage  CPU time, memory and more. None if they were not counted: another waiter took the
                   command's status; bubblewrap ran it; or the reaper was killed with all the rest,
                   by the timeout or for max_output.
-    executor      the name of the executor that ran it.
-    isolation     a mapping of what the run had: network, mounts, processes, ipc; and seccomp, which
-                  filter of system calls: 'builds' (that of sandboxlib), 'profile' (one that was
-                  given), 'tool' (that of the executor's program) or 'none'.
-    number: int   from a map: which of its commands it was, from 0 on; otherwise -1.
-    command       the Command that was run. A copy by pickle has it too, unless it holds files,
-                  functions or descriptors: then None.
+    executor: str   the name of the executor that ran the command.
+    isolation     a mapping: network, mounts, processes and ipc of the run; and seccomp, its filter
+                  of system calls: 'builds' (the filter of sandboxlib), 'profile' (a seccomp profile
+                  of the caller), 'tool' (the filter of the executor's program) or 'none'.
+    number: int   from a map: the index of the command, from 0 on; otherwise -1.
+    command       the Command that was run. It is None in a pickled copy if the Command holds files,
+                  functions or descriptors.
     """
 
     timed_out: bool
@@ -122,17 +124,17 @@ class Result(tuple[int, bytes | None, bytes | None]):
 
     @property
     def ok(self) -> bool:
-        """Whether the exit status is 0, and the time was not over."""
+        """Whether exit is 0 and timed_out is False."""
         return self[0] == 0 and not self.timed_out
 
     @property
     def stdout(self) -> bytes:
-        """out; ValueError if it was not captured."""
+        """The same as out; raises ValueError if it was not captured."""
         return self._captured("stdout", self[1])
 
     @property
     def stderr(self) -> bytes:
-        """err; ValueError if it was not captured."""
+        """The same as err; raises ValueError if it was not captured."""
         return self._captured("stderr", self[2])
 
     def _captured(self, name: str, content: bytes | None) -> bytes:
@@ -142,22 +144,31 @@ class Result(tuple[int, bytes | None, bytes | None]):
 
     @property
     def exit(self) -> int:
+        """The exit status of the command; -n if signal n ended it."""
         return self[0]
 
     @property
     def out(self) -> bytes | None:
+        """What the command wrote to stdout; None if it was not captured."""
         return self[1]
 
     @property
     def err(self) -> bytes | None:
+        """What the command wrote to stderr; None if it was not captured."""
         return self[2]
 
     @property
     def out_size(self) -> int | None:
+        """How many bytes the command wrote to stdout;
+        None if it did not pass through sandboxlib.
+        """
         return self._size(0)
 
     @property
     def err_size(self) -> int | None:
+        """How many bytes the command wrote to stderr;
+        None if it did not pass through sandboxlib.
+        """
         return self._size(1)
 
     def _size(self, which: int) -> int | None:
@@ -166,10 +177,11 @@ class Result(tuple[int, bytes | None, bytes | None]):
 
     @property
     def usage(self) -> Usage | None:
+        """CPU time, memory and more; None if they were not counted, see Result."""
         return Usage(self._rusage, self._cgroup) if self._rusage else None
 
     def check(self) -> Result:
-        """This Result if it is ok; otherwise raises CommandFailed, which has it."""
+        """Returns this Result if it is ok; otherwise raises CommandFailed, which has it."""
         if not self.ok:
             raise CommandFailed(self)
         return self
@@ -180,14 +192,15 @@ class Result(tuple[int, bytes | None, bytes | None]):
         return f"Result(exit={self[0]}, out={self[1]!r}, err={self[2]!r}{late}{hit})"
 
 
-_LAYOUT = "\n\t"  # of the text that a command wrote
+_LAYOUT = "\n\t"  # these stay in the output of a command that a message quotes
 
 
 class CommandFailed(SandboxError):
-    """A command ended with another exit status than 0, or when its time was over: in a map with
-    on_failure='stop', or as Result.check() found.
+    """A command ended with an exit status that is not 0, or by its timeout. Result.check() raises
+    it, and a map with on_failure='stop'.
 
-    result: its Result. number, command: which of the commands it was.
+    result: Result, of the command.
+    number, command: as in the Result.
     """
 
     def __init__(self, result: Result) -> None:

@@ -11,7 +11,10 @@ from .errors import ProgramNotFound, UnsupportedError
 
 
 def find_program(program_name: str) -> str:
-    """The path of a program in the caller's PATH; ProgramNotFound where there is none."""
+    """Returns the path of a program in the caller's PATH; raises ProgramNotFound if there is none.
+
+    program_name: str.
+    """
     path = shutil.which(program_name)
     if path is None:
         searched = os.environ.get("PATH", os.defpath)
@@ -20,8 +23,11 @@ def find_program(program_name: str) -> str:
 
 
 def check_parameter(name: str, value: object, supported_values: Iterable[object]) -> None:
-    """UnsupportedError, which is an AssertionError, where the value is none of those."""
+    """Raises UnsupportedError, an AssertionError, if value is not among supported_values.
+
+    name: str, the name of the parameter for the message.
+    """
     supported = list(supported_values)
     if value not in supported:
-        words = ", ".join(map(repr, supported))
-        raise UnsupportedError(f"{name} is {value!r}, and this backend supports {words}")
+        choices = ", ".join(map(repr, supported))
+        raise UnsupportedError(f"{name} is {value!r}, and this backend supports {choices}")

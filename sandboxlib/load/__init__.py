@@ -4,8 +4,9 @@
     with sandboxlib.load.open_image('busybox.tar') as (root, process):
         sandboxlib.run_sandbox(root, process.argv, process.cwd, env=process.env, user=process.user)
 
-An image is unpacked by a child that is confined to the target: _images/child/extract.py.
-What is supported and what is refused: docs/images.md.
+A child process that is confined to the target directory unpacks an image:
+_images/child/extract.py. docs/images.md lists the parts of the formats that are supported, and
+those that are refused.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def is_image(path: _types.Path) -> bool:
-    """Whether a path names an image of either kind."""
+    """Returns whether a path names an image of either kind; see is_app_container_image and
+    is_oci_image, also for the errors. path: str or path.
+    """
     from . import appc, oci
 
     return appc.is_app_container_image(path) or oci.is_oci_image(path)
@@ -46,13 +49,16 @@ def is_image(path: _types.Path) -> bool:
 def open_image(
     path: _types.Path, ref: str | None = None, timeout: float | None = 600.0
 ) -> Iterator[tuple[str, Process]]:
-    """Unpacks an image of either kind: (rootfs_path, process). It is removed at the end.
+    """Unpacks an image of either kind, and yields (rootfs_path, process), a str and a Process. The
+    end of the `with` block removes the root.
 
-    ref: which one, if an OCI image layout or a docker-archive holds several.
-    timeout: seconds for unpacking, 600 by default; None is no limit.
+    path: str or path, the image.
+    ref: str, the name of the image, if an OCI image layout or a docker-archive holds several; None
+        by default.
+    timeout: float, seconds for unpacking, 600 by default; None: no limit.
 
-    ImageError for whatever is wrong with the image, SetupError (ETIMEDOUT) when the time is over,
-    UnsupportedError if this caller cannot unpack one safely.
+    Raises ImageError if the image is broken, hostile or too large, SetupError (ETIMEDOUT) after the
+    timeout, UnsupportedError if this caller cannot unpack images safely.
     """
     from .._images import unpack
     from . import appc, oci
@@ -62,9 +68,9 @@ def open_image(
         raise ImageError(f"an .aci holds one image, and none of the name {ref!r}")
     kind = "aci" if is_aci else "oci"
     request = unpack.Request(kind, path, ref=ref, timeout=timeout, account=True)
-    with unpack.unpacked(request) as found:
-        process = (appc if is_aci else oci).process(found.value)
-        process.user = found.user
-        if found.ids is not None:
-            process.user = User(*found.ids, ranges=found.user == "ranges")
-        yield found.path, process
+    with unpack.unpacked(request) as image:
+        process = (appc if is_aci else oci).process(image.value)
+        process.user = image.user
+        if image.ids is not None:
+            process.user = User(*image.ids, ranges=image.user == "ranges")
+        yield image.path, process

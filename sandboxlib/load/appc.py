@@ -17,7 +17,7 @@ from .command import Process
 
 
 def is_app_container_image(path: _types.Path) -> bool:
-    """Whether the name says so: it ends in .aci."""
+    """Returns whether the name of a file ends in .aci. path: str or path."""
     return check_text("the path of an image", path).endswith(".aci")
 
 
@@ -28,30 +28,37 @@ def unpack_app_container_image(
     max_members: int = unpack.MAX_MEMBERS,
     timeout: float | None = unpack.TIMEOUT,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Unpacks an image: (rootfs_path, manifest). It is removed at the end of the `with`.
+    """Unpacks an image, and yields (rootfs_path, manifest), a str and a dict. The end of the `with`
+    block removes the root.
 
-    max_size: bytes of content, 16 GiB by default; max_members: files and directories, 1,000,000 by
-    default. ImageError past them, and for whatever is wrong with the image; UnsupportedError if
-    this caller cannot unpack one safely.
-    timeout: seconds, 600 by default; None is no limit. SetupError (ETIMEDOUT) after it, and nothing
-    is left.
+    image_file: str or path.
+    max_size: int, bytes of content, 16 GiB by default.
+    max_members: int, files and directories, 1,000,000 by default.
+    timeout: float, seconds, 600 by default; None: no limit.
+
+    Raises ImageError if the image is broken or hostile, or exceeds max_size or max_members,
+    SetupError (ETIMEDOUT) after the timeout, UnsupportedError if this caller cannot unpack images
+    safely. After an error nothing of the image is left.
     """
     request = unpack.Request(
         "aci", image_file, max_size=max_size, max_members=max_members, timeout=timeout
     )
-    with unpack.unpacked(request) as found:
-        yield found.path, found.value
+    with unpack.unpacked(request) as image:
+        yield image.path, image.value
 
 
 def process(manifest: dict[str, Any]) -> Process:
-    """What a manifest says about its command. ImageError."""
+    """Returns the Process that a manifest describes; raises ImageError if the manifest is wrong.
+
+    manifest: dict, as unpack_app_container_image yields it.
+    """
     with unpack.refusals():
         app = documents.checked(manifest.get("app") or {}, dict, "app")
         name = documents.strings([manifest.get("name") or ""], "name")[0]
         env = {**BASE_ENVIRONMENT, "AC_APP_NAME": name}
         for setting in documents.checked(app.get("environment") or [], list, "environment"):
-            words = documents.checked(setting, dict, "a variable of environment")
-            variable = [words.get("name"), words.get("value")]
+            entry = documents.checked(setting, dict, "a variable of environment")
+            variable = [entry.get("name"), entry.get("value")]
             unpack.set_variable(env, *documents.strings(variable, "environment"))
         cwd = documents.strings([app.get("workingDirectory") or "/"], "app")[0]
         argv = documents.strings(app.get("exec"), "exec")

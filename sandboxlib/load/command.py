@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image says about its command."""
+"""Process: the command that an image names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ if TYPE_CHECKING:
 
 
 class Process:
-    """What an image says about its command, as words of run_sandbox.
+    """The command that an image names, as arguments for run_sandbox.
 
-    argv: list of str, empty where the image names no command; cwd: str; env: dict, all of it.
-    account: str, the user as the image has it ("", "0", "name:group").
-    user: a str or a User, for `user` of a Sandbox: open_image sets it, to what the account is in
-    this image and to the kind of ids that it was unpacked with.
+    argv: list of str, empty if the image names no command.
+    cwd: str, the working directory inside the root.
+    env: dict of str to str, the whole environment.
+    account: str, the user as the image writes it ("", "0", "name:group"); "" by default.
+    user: str or User, for `user` of a Sandbox: 'caller' until open_image sets it to the account in
+        this image, and to the kind of ids with which the image was unpacked.
     """
 
     def __init__(self, argv: list[str], cwd: str, env: dict[str, str], account: str = "") -> None:

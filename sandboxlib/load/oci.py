@@ -18,9 +18,9 @@ from .command import Process
 
 
 def is_oci_image(path: _types.Path) -> bool:
-    """Whether it is a directory or a tar that holds an image.
+    """Returns whether a path is a directory or a tar that holds an image. path: str or path.
 
-    A tar is looked at by a confined child: UnsupportedError if this caller cannot have one.
+    A confined child process reads a tar: raises UnsupportedError if this caller cannot have one.
     """
     path = check_text("the path of an image", path)
     if os.path.isdir(path):
@@ -41,20 +41,24 @@ def unpack_oci_image(
     timeout: float | None = unpack.TIMEOUT,
     keep_set_ids: bool = False,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Unpacks an image: (rootfs_path, config). It is removed at the end of the `with`.
+    """Unpacks an image, and yields (rootfs_path, config), a str and a dict. The end of the `with`
+    block removes the root, unless `into` is given.
 
-    ref: which image, if there are several: its name in the layout, or its docker tag.
-    into: a directory that is made for it, and stays; the default is a temporary one.
-    max_size: bytes of content of all layers, 16 GiB by default; max_members: their files and
-    directories, 1,000,000 by default. ImageError past them.
-    timeout: seconds, 600 by default; None is no limit. SetupError (ETIMEDOUT) after it, and nothing
-    is left.
-    keep_set_ids: True keeps set-user-ID and set-group-ID of files in a directory `into` that other
-    users can reach. False (the default): they are kept only if no other user can.
+    path: str or path, the image: a layout, or a tar of one, or a docker-archive.
+    ref: str, the name of the image in the layout, or its docker tag, if there are several; None by
+        default.
+    into: str or path, a directory that is created for the root, and stays. None (the default): a
+        temporary directory.
+    max_size: int, bytes of content of all layers, 16 GiB by default.
+    max_members: int, files and directories of all layers, 1,000,000 by default.
+    timeout: float, seconds, 600 by default; None: no limit.
+    keep_set_ids: bool. True: files keep their set-user-ID and set-group-ID bits also in a directory
+        `into` that other users can reach. False (the default): only if no other user can.
 
-    Sizes and digests are verified. ImageError for whatever is wrong with the image, SetupExists (a
-    FileExistsError) if `into` is there already, UnsupportedError if this caller cannot unpack one
-    safely.
+    It verifies sizes and digests. Raises ImageError if the image is broken or hostile, or exceeds
+    max_size or max_members, SetupExists (a FileExistsError) if `into` exists already, SetupError
+    (ETIMEDOUT) after the timeout, UnsupportedError if this caller cannot unpack images safely.
+    After an error nothing of the image is left.
     """
     request = unpack.Request(
         "oci",
@@ -66,12 +70,15 @@ def unpack_oci_image(
         timeout=timeout,
         keep_set_ids=keep_set_ids,
     )
-    with unpack.unpacked(request) as found:
-        yield found.path, found.value
+    with unpack.unpacked(request) as image:
+        yield image.path, image.value
 
 
 def process(config: dict[str, Any]) -> Process:
-    """What a config says about its command. ImageError."""
+    """Returns the Process that a config describes; raises ImageError if the config is wrong.
+
+    config: dict, as unpack_oci_image yields it.
+    """
     with unpack.refusals():
         settings = documents.checked(config.get("config") or {}, dict, "config")
         env = dict(BASE_ENVIRONMENT)
@@ -79,7 +86,7 @@ def process(config: dict[str, Any]) -> Process:
             name, equals, value = setting.partition("=")
             unpack.set_variable(env, name if equals else "", value)
         keys = ("Entrypoint", "Cmd")
-        argv = [word for key in keys for word in documents.strings(settings.get(key), key)]
+        argv = [text for key in keys for text in documents.strings(settings.get(key), key)]
         cwd = documents.strings([settings.get("WorkingDir") or "/"], "config")[0]
         account = documents.oci_account(config)
     return Process(argv, os.path.join("/", cwd), env, account)
