@@ -27,12 +27,26 @@ def _mounts_below(above: str) -> list[str]:
         if mount.point != above and _below(mount.point, above)
     }
     seen = {name for name in points.values() if points.get(_mount_id(name)) == name}
+    seen = {name for name in seen if _may_enter(name)}
     return sorted(seen, key=_parts)
 
 
 def _parts(path: str) -> list[str]:
     """The key that sorts a directory before what is in it, and that before its next neighbour."""
     return path.split("/")
+
+
+def _may_enter(directory: str) -> bool:
+    """Whether a command with the caller's ids can enter it, now or after a chmod(2).
+
+    Others, as tracefs with mode 0700, cannot be bound by the caller, and protect themselves.
+    """
+    if os.access(directory, os.X_OK, effective_ids=True):
+        return True
+    try:
+        return os.stat(directory).st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _mount_id(path: str) -> int:

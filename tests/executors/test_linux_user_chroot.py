@@ -639,6 +639,35 @@ assert sh("ls /dev/in", extra_mounts=outside).out == b""
     as_user(setuid_tool, user_rootfs, script, uid=0, before=drop)
 
 
+def test_executor_needs_no_mount_that_its_user_cannot_enter(
+    setuid_tool: SetuidTool, user_rootfs: Path
+) -> None:
+    """As /sys/kernel/tracing is on most machines. Its own it could open with chmod(1)."""
+    only_root_renames(user_rootfs.parent, user_rootfs)
+    script = """
+command = "for at in /closed /closed/in /tmp; do touch $at/new && echo $at; done; true"
+whole = {"root": "/", "cwd": "/", "extra_mounts": [Mount.bind(root, "/mnt")]}
+for words in ({"root": root}, whole):
+    result = sh(command, filesystem_writable_paths="none", devices="root", **words)
+    assert result.out == b"", result
+result = sh(command, filesystem_writable_paths="all", devices="root")
+assert result.out.split() == [b"/tmp"], result
+"""
+    refused = """
+fails(PermissionError, ["true"], filesystem_writable_paths="none", devices="root")
+"""
+    for owner, told in (("0", script), ("65534", refused)):
+        mount = f"""
+set -e
+cd {user_rootfs}
+mkdir -p closed; mount -t tmpfs -o mode=700 none closed
+mkdir -m 777 closed/in; chmod 000 closed; chown {owner} closed
+exec "$@"
+"""
+        drop = ("sh", "-c", mount, "sh", "setpriv", "--reuid=65534", "--regid=65534")
+        as_user(setuid_tool, user_rootfs, told, uid=0, before=(*drop, "--clear-groups"))
+
+
 def test_executor_follows_no_link_out_of_the_root(
     setuid_tool: SetuidTool, user_rootfs: Path
 ) -> None:
