@@ -145,8 +145,8 @@ class Value:
         type(self).__init__(self, **state)
 
     def __repr__(self) -> str:
-        words = (f"{name}={getattr(self, name)!r}" for name in self._fields)
-        return f"{type(self).__name__}({', '.join(words)})"
+        fields = (f"{name}={getattr(self, name)!r}" for name in self._fields)
+        return f"{type(self).__name__}({', '.join(fields)})"
 
 
 def check_inside(what: str, value: object) -> str:

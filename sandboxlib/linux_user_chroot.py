@@ -139,14 +139,14 @@ def _no_new_privs() -> bool:
     return False
 
 
-def _attempt(path: str, *words: str) -> tuple[int, str, str]:
+def _attempt(path: str, *args: str) -> tuple[int, str, str]:
     """(exit, out, err) of the program run on itself, the one program that is there for sure.
 
     SetupError where that says nothing about the program, and is not to be remembered.
     """
     from subprocess import DEVNULL, TimeoutExpired, run
 
-    argv = [path, *words, "--version"]
+    argv = [path, *args, "--version"]
     try:
         done = run(
             argv, stdin=DEVNULL, capture_output=True, cwd="/", env={}, timeout=30, check=False
@@ -197,8 +197,8 @@ def _of_the_policy(policy: Policy, recent: bool) -> list[str]:
     # An ordinary user's command has what the user has: none. Root's has all, or before 2015 none.
     kept = ("default", "all", "none") if os.getuid() else ("all",) if recent else ("none",)
     if policy.capabilities not in kept:
-        words = " or ".join(map(repr, kept))
-        found.append(f"linux-user-chroot promises this caller no other capabilities than {words}")
+        text = " or ".join(map(repr, kept))
+        found.append(f"linux-user-chroot promises this caller no other capabilities than {text}")
     return found
 
 
@@ -221,7 +221,7 @@ def _devices_refused(box: Spec, recent: bool) -> list[str]:
 
 
 def command_line(
-    tool: Tool, recipe: Recipe, words: list[bytes | str], cwd: str
+    tool: Tool, recipe: Recipe, argv: list[bytes | str], cwd: str
 ) -> list[bytes | str]:
     """All words of a run. Raises UnsupportedError where the program does not take so many."""
     options = [[word] for word in namespaces(recipe.box)]
@@ -236,7 +236,7 @@ def command_line(
             f"the sandbox takes {len(options)} options of linux-user-chroot, "
             f"which takes {tool.limit} at most in version {version}"
         )
-    return [tool.path, *(word for option in options for word in option), recipe.place, *words]
+    return [tool.path, *(word for option in options for word in option), recipe.place, *argv]
 
 
 def _filter(tool: Tool, box: Spec) -> str:
@@ -251,7 +251,7 @@ def namespaces(box: Spec) -> list[str]:
     return [f"--unshare-{kind}" for kind, name in kinds if isolation[name] == "isolated"]
 
 
-def with_stripped(view: View, words: list[bytes | str], env: dict[str, str]) -> list[bytes | str]:
+def with_stripped(view: View, argv: list[bytes | str], env: dict[str, str]) -> list[bytes | str]:
     """The command with a front that sets the variables which would not arrive otherwise.
 
     They leave `env`: the program itself is to run without them. Others can read them in /proc.
@@ -259,14 +259,14 @@ def with_stripped(view: View, words: list[bytes | str], env: dict[str, str]) -> 
     # As root nothing is removed, and the loader would obey it for the program itself.
     names = sorted(name for name in env if name in STRIPPED or name.startswith("LD_"))
     if not names:
-        return words
+        return argv
     helper = _executable(view, "/usr/bin/env", "/bin/env")
-    if helper is None or b"=" in os.fsencode(words[0]):
+    if helper is None or b"=" in os.fsencode(argv[0]):
         raise UnsupportedError(
             f"the loader of a set-user-ID program removes {', '.join(names)}; "
             "to set them in the sandbox its root has to have /usr/bin/env"
         )
-    return [helper, *(f"{name}={env.pop(name)}" for name in names), *words]
+    return [helper, *(f"{name}={env.pop(name)}" for name in names), *argv]
 
 
 def _executable(view: View, *paths: str) -> str | None:
@@ -274,7 +274,7 @@ def _executable(view: View, *paths: str) -> str | None:
     return next(found, None)
 
 
-def with_report(words: list[bytes | str], env: Mapping[str, str], number: int) -> list[bytes | str]:
+def with_report(argv: list[bytes | str], env: Mapping[str, str], number: int) -> list[bytes | str]:
     """The command behind a shell that writes a byte to a descriptor, closes it, and executes the
     command, which therefore can neither write nor take back anything there.
 
@@ -283,7 +283,7 @@ def with_report(words: list[bytes | str], env: Mapping[str, str], number: int) -
     added = [name for name in ("PWD", "OLDPWD", "SHLVL") if name not in env]
     unset = f"unset {' '.join(added)}; " if added else ""
     script = f'echo >&{number}; exec {number}>&-; {unset}exec "$@"'
-    return ["/bin/sh", "-c", script, "sh", *words]
+    return ["/bin/sh", "-c", script, "sh", *argv]
 
 
 def _passes_a_shell(env: Mapping[str, str]) -> bool:

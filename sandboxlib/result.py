@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from struct import unpack
 
 from . import _types
 from ._spec.command import Command
@@ -38,6 +37,8 @@ class Usage:
     """
 
     def __init__(self, rusage: bytes, cgroup: Mapping[str, _types.Any] | None = None) -> None:
+        from struct import unpack
+
         values = unpack("18q", rusage)  # getrusage(2)
         self.user = values[0] + values[1] / 1e6
         self.system = values[2] + values[3] / 1e6

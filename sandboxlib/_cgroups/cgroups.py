@@ -18,8 +18,8 @@ import atexit
 import errno
 import os
 from _thread import RLock, interrupt_main
+from _weakref import ref  # weakref itself takes as long as ten of our modules
 from collections import deque
-from weakref import ref
 
 from ..errors import SpecError, UnsupportedError
 from .hierarchies import (
@@ -317,9 +317,9 @@ class Cgroup:
         for name, fd in self._counters:  # cpu.stat may be there twice: of v1, and of v2
             numbers = found.setdefault(name, {})
             for line in os.pread(fd, 4096, 0).decode().splitlines():
-                words = line.split()  # "5", "max 5", or "some avg10=0.00 ... total=5"
-                key = words[0] if len(words) > 1 else ""
-                numbers[key] = int(words[-1].rpartition("=")[2])
+                fields = line.split()  # "5", "max 5", or "some avg10=0.00 ... total=5"
+                key = fields[0] if len(fields) > 1 else ""
+                numbers[key] = int(fields[-1].rpartition("=")[2])
         return found
 
     def pids(self) -> list[int]:
@@ -542,8 +542,8 @@ def controllers() -> dict[str, str]:
         "io": {"io_weight": 100},
         "hold": {"hold": True},
     }
-    for name, words in limits.items():
-        pool = Cgroups(CgroupLimits(**words))
+    for name, options in limits.items():
+        pool = Cgroups(CgroupLimits(**options))
         try:
             cgroup = pool.take()
         except UnsupportedError:

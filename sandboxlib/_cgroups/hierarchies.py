@@ -403,10 +403,10 @@ def mark() -> str:
 def sweep(parent: str) -> None:
     """Removes what processes that are no more have left; not what somebody is in."""
     for name in os.listdir(parent):
-        words = name.split("-")
-        if words[0] != "sandboxlib" or len(words) != 6 or words[3] != _namespaces():
+        parts = name.split("-")
+        if parts[0] != "sandboxlib" or len(parts) != 6 or parts[3] != _namespaces():
             continue
-        if words[1].isdigit() and not _is_alive(int(words[1]), words[2]):
+        if parts[1].isdigit() and not _is_alive(int(parts[1]), parts[2]):
             try:
                 for directory in tree(f"{parent}/{name}"):
                     os.rmdir(directory)

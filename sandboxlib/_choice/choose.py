@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping
 from types import ModuleType
@@ -29,6 +28,8 @@ def get_executor(name: str) -> ModuleType:
     canonical = name.replace("-", "_")
     if canonical not in EXECUTORS:
         raise KeyError(name)
+    import importlib
+
     return importlib.import_module(f"sandboxlib.{canonical}")
 
 

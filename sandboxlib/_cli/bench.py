@@ -61,14 +61,14 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=_count, default=30)
-    words = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     try:
         with tempfile.TemporaryDirectory(prefix="sandboxlib-bench-") as place:
             os.chmod(place, 0o755)
             root, command, what = _command(Path(place))
             rows, executor = _rows(root, command)
             print(f"sandboxlib {__version__}, executor {executor}; the command is {what}")
-            _print_table(_measure(rows, words.rounds))
+            _print_table(_measure(rows, options.rounds))
     except SandboxError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -98,9 +98,9 @@ def _command(place: Path) -> tuple[str, str, str]:
 
 def _rows(root: str, command: str) -> tuple[dict[str, Row], str]:
     """The rows, and the name of the executor."""
-    words: dict[str, Any] = {"network": "isolated", "tmp": "private"}
-    words |= {"filesystem_writable_paths": "none"}
-    box = Sandbox(root, **words)
+    options: dict[str, Any] = {"network": "isolated", "tmp": "private"}
+    options |= {"filesystem_writable_paths": "none"}
+    box = Sandbox(root, **options)
     first = box.run([command], cwd="/")
 
     def tool(*argv: str) -> Row:
@@ -108,7 +108,7 @@ def _rows(root: str, command: str) -> tuple[dict[str, Row], str]:
 
     rows: dict[str, Row] = {
         BARE: tool(command if root == "/" else root + command),
-        ONE_SHOT: lambda: run_sandbox(root, [command], cwd="/", **words),
+        ONE_SHOT: lambda: run_sandbox(root, [command], cwd="/", **options),
         PREPARED: lambda: box.run([command], cwd="/"),
     }
     if bwrap := shutil.which("bwrap"):

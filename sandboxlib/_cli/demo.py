@@ -149,12 +149,12 @@ class Workshop:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the demo; 0 if every step worked and every attempt to get out was stopped."""
-    words = _parse(argv)
+    options = _parse(argv)
     try:
-        project = _project(words)
+        project = _project(options)
         with tempfile.TemporaryDirectory(prefix="sandboxlib-demo-") as place:
             os.chmod(place, 0o755)
-            shop = Workshop(project, Path(place), words.cc, words.jobs)
+            shop = Workshop(project, Path(place), options.cc, options.jobs)
             _make_places(shop)
             return _demo(shop)
     except (SandboxError, demo_source.SourceError, OSError) as error:
@@ -181,9 +181,9 @@ def _count(text: str) -> int:
 # ---- what is built ---------------------------------------------------------------------------
 
 
-def _project(words: argparse.Namespace) -> Project:
-    if words.source:
-        return _own_project(words.source.resolve())
+def _project(options: argparse.Namespace) -> Project:
+    if options.source:
+        return _own_project(options.source.resolve())
     try:
         return _lua_project(demo_source.fetch())
     except demo_source.SourceError as error:
@@ -301,10 +301,10 @@ def _progress(title: str, total: Pass, end: str = "") -> None:
 def _run_programs(shop: Workshop, box: Sandbox) -> bool:
     good = True
     for name in shop.project.programs:
-        words = ["-e", "print(_VERSION)"] if name.startswith("lua5") else []
-        exit, out, _ = box.run([f"/build/{name}", *words], timeout=30)
-        print(f"  {name} {' '.join(words)}: exit {exit}, {_text(out)[:60]}")
-        good &= exit == 0 or not words
+        args = ["-e", "print(_VERSION)"] if name.startswith("lua5") else []
+        exit, out, _ = box.run([f"/build/{name}", *args], timeout=30)
+        print(f"  {name} {' '.join(args)}: exit {exit}, {_text(out)[:60]}")
+        good &= exit == 0 or not args
     return good
 
 
@@ -330,9 +330,9 @@ def _prove_network(shop: Workshop, box: Sandbox) -> bool:
         outside, _ = shop.bare(["/build/probe", "connect", port])
         exit, out, _ = box.run(["/build/probe", "connect", port])
     interfaces = _text(box.run(["/build/probe", "interfaces"]).out)
-    words = f"inside: {_text(out)}, interfaces: {interfaces}; outside: exit {outside}"
+    text = f"inside: {_text(out)}, interfaces: {interfaces}; outside: exit {outside}"
     stopped = outside == 0 and exit == 1 and interfaces == "lo"
-    return _stopped("connects to a server of the host", stopped, words)
+    return _stopped("connects to a server of the host", stopped, text)
 
 
 def _prove_files(box: Sandbox) -> bool:

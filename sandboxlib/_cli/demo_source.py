@@ -68,15 +68,15 @@ def index_url() -> str:
     configured = os.environ.get("PIP_INDEX_URL") or _pip("config", "get", "global.index-url")
     if configured.strip():
         return configured.strip()
-    words = " ".join(_pip("download", "--help").split())
-    found = re.search(r"--index-url <url> .*?\(default (\S+?)\)", words)
+    text = " ".join(_pip("download", "--help").split())
+    found = re.search(r"--index-url <url> .*?\(default (\S+?)\)", text)
     if not found:
         raise SourceError("pip does not say which index it uses")
     return found.group(1)
 
 
-def _pip(*words: str) -> str:
-    argv = [sys.executable, "-m", "pip", *words]
+def _pip(*args: str) -> str:
+    argv = [sys.executable, "-m", "pip", *args]
     env = {**os.environ, "COLUMNS": "500", "NO_COLOR": "1"}
     done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False)
     return done.stdout if done.returncode == 0 else ""

@@ -36,20 +36,20 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
     """run-sandbox. The exit status is the command's; 128+n, 124, 125 as the help says."""
     if (sys.argv[1:] if argv is None else list(argv)) == ["doctor"]:
         return _doctor([])
-    words = _run_parser(prog).parse_args(argv)
+    options = _run_parser(prog).parse_args(argv)
     # Where PATH comes after a "--" some versions of argparse leave that in, others do not.
-    path, *command = words.words[1:] if words.words[0] == "--" else words.words
+    path, *command = options.args[1:] if options.args[0] == "--" else options.args
     try:
-        executor = choose.get_executor(words.executor) if words.executor else choose.api
-        with _place(path, words) as (root, place):
-            keywords = _run_keywords(words) | place
+        executor = choose.get_executor(options.executor) if options.executor else choose.api
+        with _place(path, options) as (root, place):
+            keywords = _run_keywords(options) | place
             keywords["command"] = command or keywords["command"]
             result: Result
-            if words.tty:
-                result = _run_on_terminal(root, words, keywords)
+            if options.tty:
+                result = _run_on_terminal(root, options, keywords)
             else:
                 result = executor.run_sandbox(root, **keywords)
-        if words.json:
+        if options.json:
             _write(json.dumps(_record(result)) + "\n")
     except (SandboxError, OSError) as error:
         print(f"{prog}: {printable(str(error), _LAYOUT)}", file=sys.stderr)
@@ -61,13 +61,13 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
     return 128 - result.exit if result.exit < 0 else result.exit
 
 
-def _run_on_terminal(root: str, words: argparse.Namespace, keywords: dict[str, Any]) -> Result:
+def _run_on_terminal(root: str, options: argparse.Namespace, keywords: dict[str, Any]) -> Result:
     from . import terminal as _terminal
 
-    if words.json or words.timeout is not None:
+    if options.json or options.timeout is not None:
         raise SpecError("--tty stands without --json and --timeout: a user ends the command")
-    if words.executor:
-        os.environ[choose.VARIABLE] = words.executor
+    if options.executor:
+        os.environ[choose.VARIABLE] = options.executor
     env = {**(keywords.pop("env", None) or {}), **keywords.pop("extra_env")}
     command, cwd = keywords.pop("command"), keywords.pop("cwd")
     if "TERM" in os.environ:
@@ -78,25 +78,25 @@ def _run_on_terminal(root: str, words: argparse.Namespace, keywords: dict[str, A
 
 
 @contextlib.contextmanager
-def _place(path: str, words: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+def _place(path: str, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """The root directory, and the words of run_sandbox that come with it: (root, keywords).
 
     An image says more than a directory; what the command line says goes before that.
     """
     if not os.path.isfile(path) and not os.path.isfile(os.path.join(path, "oci-layout")):
-        if words.ref is not None:
+        if options.ref is not None:
             raise SpecError("--ref chooses among the images of a file or layout; this is neither")
-        yield path, {"command": ["/bin/sh"], "user": words.user}
+        yield path, {"command": ["/bin/sh"], "user": options.user}
         return
     from .. import load
 
     for signum in (signal.SIGTERM, signal.SIGHUP):  # or nobody would take the image away
         if signal.getsignal(signum) is signal.SIG_DFL:
             signal.signal(signum, _leave)
-    with load.open_image(path, words.ref, words.unpack_timeout) as (root, process):
-        user = process.user if words.user is None else words.user
-        said = {"cwd": words.cwd or process.cwd, "env": process.env, "user": user}
-        if words.writable is None and words.mounts == "isolated":  # nobody else has this root
+    with load.open_image(path, options.ref, options.unpack_timeout) as (root, process):
+        user = process.user if options.user is None else options.user
+        said = {"cwd": options.cwd or process.cwd, "env": process.env, "user": user}
+        if options.writable is None and options.mounts == "isolated":  # nobody else has this root
             said["filesystem_writable_paths"] = "all"
         yield root, {"command": process.argv or ["/bin/sh"], **said}
 
@@ -109,20 +109,20 @@ def _leave(signum: int, frame: object) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """python -m sandboxlib."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    args = list(sys.argv[1:] if argv is None else argv)
     commands: Mapping[str, Callable[[Sequence[str]], int]] = {
         "run": lambda rest: run_sandbox_command(rest, "python -m sandboxlib run"),
         "demo": _demo,
         "bench": _bench,
         "doctor": _doctor,
     }
-    if words and words[0] in commands:
-        return commands[words[0]](words[1:])
-    if words == ["--version"]:
+    if args and args[0] in commands:
+        return commands[args[0]](args[1:])
+    if args == ["--version"]:
         print(f"sandboxlib {__version__}")
         return 0
     print(f"usage: python -m sandboxlib {{{','.join(commands)},--version}} ...", file=sys.stderr)
-    return 0 if words in (["-h"], ["--help"]) else 2
+    return 0 if args in (["-h"], ["--help"]) else 2
 
 
 def _demo(argv: Sequence[str]) -> int:
@@ -165,7 +165,7 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     # One argument, as argparse would take a "--" between PATH and COMMAND for its own.
     text = "the root directory or image, and the command (default: the image's, or /bin/sh)"
-    add("words", metavar="PATH", nargs=argparse.PARSER, help=text)
+    add("args", metavar="PATH", nargs=argparse.PARSER, help=text)
     _add_place(add)
     _add_policy(add)
     return parser
@@ -234,39 +234,39 @@ def _add_policy(add: Callable[..., object]) -> None:
     add("--json", action="store_true", help="capture the output and print a record of the run")
 
 
-def _run_keywords(words: argparse.Namespace) -> dict[str, Any]:
+def _run_keywords(options: argparse.Namespace) -> dict[str, Any]:
     names = ("cwd", "network", "mounts", "processes", "ipc", "hostname", "timeout", "grace")
-    keywords = {name: getattr(words, name) for name in names}
-    writable: list[str] | None = words.writable
+    keywords = {name: getattr(options, name) for name in names}
+    writable: list[str] | None = options.writable
     if writable and len(writable) > 1 and not {"all", "none"}.isdisjoint(writable):
         raise SpecError("--writable all and --writable none stand alone")
-    devices: list[str] = words.devices or ["minimal"]
+    devices: list[str] = options.devices or ["minimal"]
     if len(devices) > 1 and not {"minimal", "root"}.isdisjoint(devices):
         raise SpecError("--devices minimal and --devices root stand alone")
-    capabilities: str = words.capabilities
-    seccomp: str = words.seccomp
+    capabilities: str = options.capabilities
+    seccomp: str = options.seccomp
     simple = capabilities in ("default", "all", "none")
-    stdio: tuple[Any, ...] = (0, CAPTURE, CAPTURE) if words.json else (0, 1, 2)
-    if words.max_output is not None:
-        if not words.json:
+    stdio: tuple[Any, ...] = (0, CAPTURE, CAPTURE) if options.json else (0, 1, 2)
+    if options.max_output is not None:
+        if not options.json:
             raise SpecError("--max-output takes --json: otherwise the output is not captured")
-        keywords["max_output"] = words.max_output
-    if words.kill_on_overflow:
+        keywords["max_output"] = options.max_output
+    if options.kill_on_overflow:
         keywords["on_overflow"] = "kill"
     return keywords | {
-        "extra_env": dict(words.env),
-        "extra_mounts": tuple(words.extra_mounts or ()),
+        "extra_env": dict(options.env),
+        "extra_mounts": tuple(options.extra_mounts or ()),
         "filesystem_writable_paths": _one_of(writable, "all", "none"),
-        "tmp": words.tmp,
-        "resolv_conf": words.resolv_conf,
+        "tmp": options.tmp,
+        "resolv_conf": options.resolv_conf,
         "devices": _one_of(devices, "minimal", "root"),
         "policy": Policy(
             capabilities=capabilities if simple else capabilities.split(","),
-            no_new_privs=not words.allow_new_privileges,
+            no_new_privs=not options.allow_new_privileges,
             seccomp=seccomp if seccomp in ("default", "builds", "none") else Path(seccomp),
-            nesting=words.nesting,
+            nesting=options.nesting,
         ),
-        "init": not words.no_init,
+        "init": not options.no_init,
         "stdin": stdio[0],
         "stdout": stdio[1],
         "stderr": stdio[2],

@@ -6,9 +6,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from _weakref import ref  # weakref itself takes as long as ten of our modules
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from weakref import ref
 
 from .._sandbox import ffi as ffi
 from .._sandbox import lib as lib
@@ -23,7 +23,7 @@ GROWTH = 1 << 20
 VEC_SIZE = 256  # pointers to argv, environment and paths; a run with more allocates its own
 
 
-class Stream:
+class OutputBuffer:
     """An output of a run. C reads it into scratch memory, and once that is full into a BytesIO.
 
     A BytesIO grows by realloc, and getvalue() of one that is exactly full hands its bytes over, so
@@ -133,9 +133,9 @@ class Workspace:
         self._memory, self.run = _ending("struct sbx_run *", lib.sbx_end)
         self.slot: object = None  # keeps the slot alive: the run has a pointer to it
         self.job = ffi.new("struct sbx_job *")
-        # The arrays and the names of the fields that fill_rare() filled.
-        self.rare: tuple[list[Any], tuple[str, ...]] | None = None
-        self.out, self.err = Stream(self.run.out), Stream(self.run.err)
+        # The arrays and the names of the fields that fill_extras() filled.
+        self.extras: tuple[list[Any], tuple[str, ...]] | None = None
+        self.out, self.err = OutputBuffer(self.run.out), OutputBuffer(self.run.err)
         self.vec = ffi.new("const char *[]", VEC_SIZE)
         self.sources = ffi.new("int[]", MOUNTS_SIZE)
 
@@ -213,9 +213,9 @@ def give_back(workspace: Workspace) -> None:
     if _stuck and any(workspace in keep for _, _, keep in _stuck):
         return
     workspace.slot = None
-    if workspace.rare is not None:
-        _, numbers = workspace.rare
-        workspace.rare = None
+    if workspace.extras is not None:
+        _, numbers = workspace.extras
+        workspace.extras = None
         for name in ("n_passed", "n_cgroups", *numbers):
             setattr(workspace.job, name, 0)
     for stream in (workspace.out, workspace.err):
@@ -270,7 +270,7 @@ def fill_job(
     return (vec, strings, stubs, sources)
 
 
-def fill_rare(
+def fill_extras(
     workspace: Workspace,
     passed: Sequence[int],
     passed_from: Sequence[int],
@@ -286,4 +286,4 @@ def fill_rare(
     job.n_passed, job.n_cgroups = len(passed), len(cgroups)
     for name, number in numbers.items():
         setattr(job, name, number)
-    workspace.rare = arrays, tuple(numbers)
+    workspace.extras = arrays, tuple(numbers)

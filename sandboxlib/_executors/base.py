@@ -90,8 +90,8 @@ def _bare_plan(
     keyring: bool, limits: Limits | None, umask: int | None, personality: str | None
 ) -> Plan:
     """Where the program of an executor runs: the caller's own place, nothing taken away."""
-    words: dict[str, Any] = {**UNDEFINED, "policy": Policy(**ALL, no_new_privs=False)}
-    box = Spec("/", **words, limits=limits, umask=umask, personality=personality)
+    options: dict[str, Any] = {**UNDEFINED, "policy": Policy(**ALL, no_new_privs=False)}
+    box = Spec("/", **options, limits=limits, umask=umask, personality=personality)
     plan = Plan(box, None)
     plan.place.keyring = int(keyring)
     plan.place.guard_keyring = 0  # the program is the command's parent, and the caller its
@@ -111,7 +111,7 @@ def run_tool(
     """Runs the program of an executor through the C core, in a session of its own.
 
     job: the program. command: what it runs, whose streams and times are those of the run.
-    start: of monotonic(), when the call began. moved: see Rare. began: see complete().
+    start: of monotonic(), when the call began. moved: see Extras. began: see complete().
     """
     if command.pty:
         raise errors.UnsupportedError(f"{executor}: a terminal takes an executor without a program")

@@ -28,13 +28,13 @@ def table(pid: int | str = "self") -> list[Entry]:
     return [_entry(line.split(b" ")) for line in lines if line]
 
 
-def _entry(words: list[bytes]) -> Entry:
-    kind = words.index(b"-", 6) + 1  # there are optional fields before it
-    root, point = (_OCTAL.sub(_character, word) for word in words[3:5])
-    flags = words[5].split(b",")
+def _entry(fields: list[bytes]) -> Entry:
+    kind = fields.index(b"-", 6) + 1  # there are optional fields before it
+    root, point = (_OCTAL.sub(_character, word) for word in fields[3:5])
+    flags = fields[5].split(b",")
     names = os.fsdecode(root), os.fsdecode(point)
-    numbers = int(words[0]), int(words[1])
-    return Entry(*numbers, words[2], *names, b"ro" in flags, os.fsdecode(words[kind]))
+    numbers = int(fields[0]), int(fields[1])
+    return Entry(*numbers, fields[2], *names, b"ro" in flags, os.fsdecode(fields[kind]))
 
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
@@ -44,7 +44,7 @@ def _character(found: re.Match[bytes]) -> bytes:
     return bytes([int(found[1], 8)])
 
 
-class Place:
+class BindSource:
     """A file or directory of the caller's that something is bound from: named, and identified."""
 
     def __init__(self, fd: int, entries: Sequence[Entry]) -> None:
@@ -79,7 +79,7 @@ class Wanted:
     def __init__(
         self,
         target: str,
-        source: Place | None = None,
+        source: BindSource | None = None,
         type: str = "",
         read_only: bool = False,
         is_new: bool = True,

@@ -29,7 +29,7 @@ from .._runs.mount_points import Stubs
 from .._spec.mount import Mount
 from .._spec.spec import Spec
 from ..errors import UnsupportedError
-from .bwrap_look import Place, Wanted, is_below, table
+from .bwrap_look import BindSource, Wanted, is_below, table
 from .bwrap_tool import Descriptors, Tool
 from .view import View, doing
 
@@ -147,24 +147,24 @@ class Layout:
         self._undo.callback(os.close, fd)
         return fd
 
-    def _place(self, fd: int) -> Place:
-        return Place(fd, self._entries)
+    def _place(self, fd: int) -> BindSource:
+        return BindSource(fd, self._entries)
 
-    def _bind(self, option: str, source: Place, target: str, fd: int = -1) -> None:
+    def _bind(self, option: str, source: BindSource, target: str, fd: int = -1) -> None:
         path = source.path
         if self._sources.get(path, ["--ro-bind"])[0] == "--ro-bind":
             self._sources[path] = [option, path, _HERE]
         if path == "/":
             self._unnamed[_ROOT] = self._sources[path]
-        words = [option, _ROOT if path == "/" and self._tool.is_staged else path]
+        option_args = [option, _ROOT if path == "/" and self._tool.is_staged else path]
         # One is kept for the options.
         if fd >= 0 and self._tool.binds_descriptors and self._descriptors.has_room(1):
             by_descriptor = ["--bind-fd", self._descriptors.take(fd)]
             if self._tool.is_staged:
                 self._sources[path] = [*by_descriptor, _HERE]
             else:
-                words = by_descriptor
-        self._options += [*words, target]
+                option_args = by_descriptor
+        self._options += [*option_args, target]
         self.wanted.append(Wanted(target, source, read_only=option == "--ro-bind"))
 
     def _add_hole(self, path: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from .._host import machine as _machine
+from .._host import machine
 from .._spec.policy import CAPABILITIES, DEFAULT_CAPABILITIES
 from .._spec.spec import Spec
 
@@ -41,7 +41,7 @@ def limits_refused(
     found = []
     has = () if in_user_namespace else _capabilities_of(box)
     if limits.processes is not None:
-        if _machine.is_root_of_the_machine() and not is_other:
+        if machine.is_root_of_the_machine() and not is_other:
             found = ["Limits.processes: the kernel exempts uid 0; give other ids, or Limits.pids"]
         elif "sys_admin" in has or "sys_resource" in has:
             found = ["Limits.processes: exempt is who has sys_admin or sys_resource"]
@@ -73,11 +73,11 @@ def read_only_refused(box: Spec) -> list[str]:
     if box.processes == "isolated" or box.filesystem_writable_paths == "all":
         return []
     asked = box.policy.capabilities
-    if asked == "all" or _machine.has_one_id():  # 'all' makes the root writable again by itself
+    if asked == "all" or machine.has_one_id():  # 'all' makes the root writable again by itself
         return []
     remedy = "isolate processes, or say filesystem_writable_paths='all'"
     if os.geteuid() == 0:
-        have = int(_machine.status("CapEff") or "0", 16)
+        have = int(machine.status("CapEff") or "0", 16)
         names = DEFAULT_CAPABILITIES if asked == "default" else () if asked == "none" else asked
         bad = [
             name
@@ -94,8 +94,8 @@ def read_only_refused(box: Spec) -> list[str]:
 def _capabilities_of(box: Spec) -> Sequence[str]:
     """What a command keeps of the caller's, of those beyond the default."""
     asked = box.policy.capabilities
-    if asked in ("default", "none") or _machine.is_in_user_namespace():
+    if asked in ("default", "none") or machine.is_in_user_namespace():
         return ()
-    have = int(_machine.status("CapEff") or "0", 16)
+    have = int(machine.status("CapEff") or "0", 16)
     names = CAPABILITIES if asked == "all" else asked
     return [name for name in names if have >> CAPABILITIES.index(name) & 1]

@@ -50,10 +50,10 @@ def trial(
     seccomp: str = "none",
 ) -> str:
     """Whether an executor can isolate these on this machine: "", or why not. Tried once."""
-    words: dict[str, Any] = {**UNDEFINED, **dict.fromkeys(isolated, "isolated"), **AS_IT_IS}
-    words["policy"] = Policy(seccomp=seccomp)
+    options: dict[str, Any] = {**UNDEFINED, **dict.fromkeys(isolated, "isolated"), **AS_IT_IS}
+    options["policy"] = Policy(seccomp=seccomp)
     try:
-        result = run_command(Spec("/", **words, user=user), _TRIAL, True)
+        result = run_command(Spec("/", **options, user=user), _TRIAL, True)
     except errors.SetupError as error:
         if error.errno in TRANSIENT:
             raise

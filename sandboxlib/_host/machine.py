@@ -57,10 +57,10 @@ def mounts(pid: int | str = "self") -> Iterator[Mounted]:
     """
     # A name may hold whatever str.split() takes for a space: the kernel puts b" " and b"\n" alone
     # between words and lines, and writes these in octal where they are part of a name.
-    for words in (line.split(b" ") for line in _mountinfo(pid).split(b"\n") if line):
-        kind = words.index(b"-", 6) + 1  # there are optional fields before it
-        root, point, options = map(_plain, (words[3], words[4], words[kind + 2]))
-        yield Mounted(int(words[0]), root, point, os.fsdecode(words[kind]), options)
+    for fields in (line.split(b" ") for line in _mountinfo(pid).split(b"\n") if line):
+        kind = fields.index(b"-", 6) + 1  # there are optional fields before it
+        root, point, options = map(_plain, (fields[3], fields[4], fields[kind + 2]))
+        yield Mounted(int(fields[0]), root, point, os.fsdecode(fields[kind]), options)
 
 
 def _mountinfo(pid: int | str) -> bytes:

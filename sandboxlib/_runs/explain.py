@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from .. import errors
 from .._core import native
-from .._host import machine as _machine
+from .._host import machine
 from .._spec.limits import RLIMITS, SCHEDULERS
 from .._spec.policy import Profile
 from .job import Job
@@ -143,8 +143,8 @@ def _limit_words(index: int, values: Mapping[str, Any]) -> str:
     if name == "personality":
         return f"set the personality {values[name]:#x} (deterministic, linux32)"
     if name == "cpus":
-        name, words = "cpuset", enumerate(values["cpus"])
-        value: Any = [64 * n + i for n, word in words for i in range(64) if word >> i & 1]
+        name, masks = "cpuset", enumerate(values["cpus"])
+        value: Any = [64 * n + i for n, word in masks for i in range(64) if word >> i & 1]
     elif name == "scheduler":
         value = next(word for word, n in SCHEDULERS.items() if n == values["scheduler"])
     elif index < 16:
@@ -164,8 +164,8 @@ def _limit_hint(index: int, error: int) -> str:
 def hint(step: str, index: int, error: int, in_user_namespace: bool = False) -> str:
     """The likely remedy, or ""."""
     if in_user_namespace or step in ("source", "root", "mount"):
-        applies = in_user_namespace or _machine.is_in_user_namespace()
-        remedy = _machine.user_namespace_remedy(step, error) if applies else ""
+        applies = in_user_namespace or machine.is_in_user_namespace()
+        remedy = machine.user_namespace_remedy(step, error) if applies else ""
         if remedy:
             return remedy
     if step == "exec" and error == errno.ENOENT:
@@ -204,7 +204,7 @@ def _about(plan: Plan, step: str, index: int, job: Job) -> tuple[str, str | None
     box = plan.box
     if step in ("source", "target", "mount"):
         mount = plan.mounts[index]
-        return f"{mount.words}: {step}", mount.source if step == "source" else mount.target
+        return f"{mount.title}: {step}", mount.source if step == "source" else mount.target
     if step == "exec":
         path = job.paths[index] if index >= 0 else job.program
         return f"exec {path!r} in the root {box.root}", path
@@ -217,5 +217,5 @@ def _about(plan: Plan, step: str, index: int, job: Job) -> tuple[str, str | None
         names = ("stdin", "stdout", "stderr", "status", "lifeline")
         return f"descriptor {names[index] if index < 5 else 'of pass_fds'}", None
     is_limit = step == "limits"
-    words = _limit_words(index, plan.values[step]) if is_limit else _STEPS.get(step, step)
-    return words, None
+    text = _limit_words(index, plan.values[step]) if is_limit else _STEPS.get(step, step)
+    return text, None

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -30,7 +29,7 @@ _NO_LIMITS = Limits()
 SINK = -99  # an output that is captured, but not as bytes of a Result
 
 
-class Rare:
+class Extras:
     """What few runs have, so that the others need not look for it: what a Command says beside its
     streams and its timeout, sinks, and the cgroup of Limits.
 
@@ -98,8 +97,8 @@ class Rare:
             stdio = (self._terminal[1],) * 3
         numbers = {**self._numbers, "announce": int(self._announce)}
         if self._cpu_time is not None and self._cpu_time < 1 << 31:  # else the place has it
-            numbers["cpu_seconds"] = math.ceil(self._cpu_time)
-        workspace.fill_rare(work, self._passed, self._passed_from, procs, numbers)
+            numbers["cpu_seconds"] = int(-(-self._cpu_time // 1))  # rounded up
+        workspace.fill_extras(work, self._passed, self._passed_from, procs, numbers)
         return stdio
 
     def count_reaper(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from .. import errors
 from .._core import native
-from .._host import machine as _machine
+from .._host import machine
 from .._spec.mount import Mount
 from .._spec.spec import Spec
 
@@ -25,8 +25,8 @@ class PlannedMount:
 
     stays = False  # no run can change it: a slot keeps it, where the root has the place
 
-    def __init__(self, words: str, kind: int, flags: int, target: str, in_root: bool) -> None:
-        self.words = words
+    def __init__(self, text: str, kind: int, flags: int, target: str, in_root: bool) -> None:
+        self.title = text
         self.target = target
         self.source: str | None = None
         self.in_root = in_root  # the target lies in the root, where a stub can be made
@@ -58,8 +58,8 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
     if isinstance(box.filesystem_writable_paths, tuple):
         flags = lib.SBX_RECURSIVE | (lib.SBX_NO_DEVICES if _hides_devices(box) else 0)
         for path in box.filesystem_writable_paths:
-            words = f"writable path {path}"
-            found.append(PlannedMount(words, lib.SBX_HOLE, flags | cover, path, False))
+            text = f"writable path {path}"
+            found.append(PlannedMount(text, lib.SBX_HOLE, flags | cover, path, False))
     isolated = box.processes == box.mounts == "isolated"
     with_proc = any(mount.target == "/proc" for mount in box.extra_mounts)
     if cover and box.mounts == "isolated":
@@ -136,7 +136,7 @@ def resolver_of(box: Spec) -> Mount | None:
     if not box.resolv_conf:
         return None
     try:
-        path = _machine.real_path(_RESOLVER)
+        path = machine.real_path(_RESOLVER)
     except OSError:  # it is not there, which the run tells
         path = _RESOLVER
     return Mount.bind(path, _RESOLVER, read_only=True)
@@ -164,7 +164,7 @@ def seal_paths(source: str, target: str, more: tuple[str, ...]) -> list[str]:
     /sys of a root is always looked at, as it may be mounted later. Nothing is looked up where
     nobody may answer. What is sealed is sealed with all below it, so that is left out.
     """
-    types = {mount.point: mount.type for mount in _machine.mounts()}  # the last one lies on top
+    types = {mount.point: mount.type for mount in machine.mounts()}  # the last one lies on top
     points = sorted(point for point, kind in types.items() if kind in _OF_THE_KERNEL)
     top = source.rstrip("/")
     if not _is_straight(top):
@@ -187,23 +187,23 @@ def _is_straight(path: str) -> bool:
     """Whether mountinfo has a directory by this name: one without links and ".." in it."""
     if not path:
         return True
-    if _machine.may_hang(path, _machine.hanging_mounts()):
+    if machine.may_hang(path, machine.hanging_mounts()):
         return False
     try:
-        return _machine.real_path(path) == path
+        return machine.real_path(path) == path
     except OSError:
         return False
 
 
 def _ends(points: Sequence[str]) -> list[str]:
     """All names that mount points may have below a directory that may be any."""
-    words = [point.split("/")[1:] for point in points]
-    return sorted({"/" + "/".join(w[i:]) for w in words for i in range(len(w)) if w[i:] != [""]})
+    parts = [point.split("/")[1:] for point in points]
+    return sorted({"/" + "/".join(w[i:]) for w in parts for i in range(len(w)) if w[i:] != [""]})
 
 
 def is_of_the_kernel(path: str) -> bool:
     """Whether a path of the caller's lies in such a file system."""
-    around = [m for m in _machine.mounts() if f"{path}/".startswith(f"{m.point.rstrip('/')}/")]
+    around = [m for m in machine.mounts() if f"{path}/".startswith(f"{m.point.rstrip('/')}/")]
     return bool(around) and max(around, key=lambda m: len(m.point)).type in _OF_THE_KERNEL
 
 
@@ -222,8 +222,8 @@ def _planned(name: str, mount: Mount, is_inside: bool, cover: int) -> PlannedMou
     flags |= lib.SBX_RECURSIVE if mount.recursive else 0
     flags |= lib.SBX_READ_ONLY if mount.read_only else 0
     what = f"bind {mount.source}" if mount.source else mount.type
-    words = f"{name}: {what} on {mount.target}"
-    planned = PlannedMount(words, _KINDS[mount.type], flags, mount.target, not is_inside)
+    text = f"{name}: {what} on {mount.target}"
+    planned = PlannedMount(text, _KINDS[mount.type], flags, mount.target, not is_inside)
     if mount.source:
         planned.source = planned.values["source"] = mount.source
     if mount.type == "tmpfs":

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from .. import errors
 from .._core import native
-from .._host import machine as _machine
+from .._host import machine
 from .._spec.limits import RLIMITS, SCHEDULERS, Limits
 from .._spec.policy import (
     CAPABILITIES,
@@ -78,7 +78,7 @@ class Plan:
 
     def may_hang(self) -> bool:
         """Whether the set-up of a run may take for ever."""
-        hanging = _machine.hanging_mounts()
+        hanging = machine.hanging_mounts()
         return bool(hanging) and may_hang(self.box.root, self.paths, self.mounts, hanging)
 
     def held(self, indices: Sequence[int]) -> Any:
@@ -90,10 +90,10 @@ def may_hang(
     root: str, paths: Sequence[str], mounts: Sequence[PlannedMount], hanging: frozenset[str]
 ) -> bool:
     """Whether it may take for ever to look at one of the paths, the root and the sources, or at a
-    mount point in the root. hanging: as of _machine.hanging_mounts().
+    mount point in the root. hanging: as of machine.hanging_mounts().
     """
-    return any(_machine.may_hang(path, hanging) for path in paths) or any(
-        _machine.may_hang(mount.target, hanging, root) for mount in mounts
+    return any(machine.may_hang(path, hanging) for path in paths) or any(
+        machine.may_hang(mount.target, hanging, root) for mount in mounts
     )
 
 
@@ -209,10 +209,10 @@ def _cpu_words(cpus: int | tuple[int, ...]) -> list[int]:
         if len(mine) < cpus:
             raise errors.UnsupportedError(f"{cpus} CPUs: the caller may use {len(mine)}")
         cpus = tuple(mine[:cpus])
-    words = [0] * 16
+    mask = [0] * 16
     for cpu in cpus:
-        words[cpu // 64] |= 1 << cpu % 64
-    return words
+        mask[cpu // 64] |= 1 << cpu % 64
+    return mask
 
 
 def plan_for(box: Spec, ids: tuple[int, int] | None = None) -> Plan:

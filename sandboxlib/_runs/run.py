@@ -12,7 +12,7 @@ from time import monotonic
 from .. import errors
 from .._core import native
 from .._core.workspace import Workspace, end_run, fill_job, give_back, take_workspace
-from .._host import machine as _machine
+from .._host import machine
 from .._spec import streams
 from .._spec.command import Command
 from .._spec.streams import CAPTURE, STDOUT, is_capture
@@ -20,7 +20,7 @@ from .._values import check_descriptor
 from ..result import Result
 from . import explain
 from .explain import error_of
-from .extras import SINK, Rare
+from .extras import SINK, Extras
 from .job import Job
 from .mount_points import LEAST_SETUP, Silent, Stubs
 from .plan import Plan
@@ -100,11 +100,11 @@ class Run:
     in any case `end` and `release`. SpecError for a stdio that is none.
 
     job: what is executed, the Command's own or a program that runs it. stdio: in place of the
-    Command's. more: the keyword arguments of Rare.
+    Command's. more: the keyword arguments of Extras.
     """
 
     __slots__ = (
-        *("plan", "_job", "_stdio", "_captures", "deadline", "_timed_out", "_content", "_rare"),
+        *("plan", "_job", "_stdio", "_captures", "deadline", "_timed_out", "_content", "_extras"),
         "_command",
         *("_workspace", "_slots", "_slot", "_stubs", "unkillable"),
     )
@@ -126,7 +126,7 @@ class Run:
         self._slots: Slots | None = None
         self._slot: Slot | None = None
         self._stubs: Stubs | None = None
-        self._rare: Rare | None = None
+        self._extras: Extras | None = None
         self.unkillable: errors.Unkillable | None = None
         self._content = -1
         if stdout is CAPTURE and stderr is CAPTURE:  # as most have it
@@ -134,8 +134,8 @@ class Run:
         else:
             outputs = _output("stdout", stdout), _output("stderr", stderr)
         if more or plan.is_limited or SINK in outputs or not command._is_plain:
-            self._rare = Rare(plan, command, stdout, stderr, **more)
-            outputs = self._rare.outputs(outputs)
+            self._extras = Extras(plan, command, stdout, stderr, **more)
+            outputs = self._extras.outputs(outputs)
         first = _NULL
         if isinstance(stdin, bytes):
             first = self._content = _memory_file(stdin)
@@ -160,7 +160,7 @@ class Run:
         pump: True also moves its output, as far as it gets without Python. Returns what there is to
         follow.
         """
-        is_plain = pump and self._rare is None and not self.plan.mapped_outside
+        is_plain = pump and self._extras is None and not self.plan.mapped_outside
         pump_ns = setup_ns = 0
         if is_plain:  # of the struct nothing is read: it still tells of the run before
             pump_ns = LONGEST_WAIT if self.deadline is None else self._wait_until(self.deadline)
@@ -168,15 +168,15 @@ class Run:
             setup_ns = int(self._setup_time() * 1e9)
         job = self._workspace.job
         job.pump_ns, job.setup_ns = pump_ns, setup_ns
-        if self._rare is not None:
-            self._stdio = self._rare.prepare(self._workspace, self._stdio)
-            fresh = fresh or self._rare.needs_fresh
+        if self._extras is not None:
+            self._stdio = self._extras.prepare(self._workspace, self._stdio)
+            fresh = fresh or self._extras.needs_fresh
         if fresh or not self._start_in_slot():
-            if self._rare is not None and self.plan.reaper:
-                self._rare.count_reaper()
+            if self._extras is not None and self.plan.reaper:
+                self._extras.count_reaper()
             self._start_fresh()
-        if self._rare is not None:
-            self._rare.started(self.struct)
+        if self._extras is not None:
+            self._extras.started(self.struct)
         first: int = self.struct.first
         return first
 
@@ -265,7 +265,7 @@ class Run:
                 self._stubs.check("/", mount.source)
             self._stubs.hold(mount.target, mount.is_directory())
         except OSError as error:
-            what, number = f"{mount.words}: make the mount point", error.errno or 0
+            what, number = f"{mount.title}: make the mount point", error.errno or 0
             hint = explain.SILENT if isinstance(error, Silent) else explain.hint_of_stub(number)
             raise errors.setup_error(number, mount.target, "target", what, hint) from error
 
@@ -292,7 +292,7 @@ class Run:
         if (killed := self.struct.killed) and monotonic() >= killed / 1e9 + LAST:
             self._give_up()
         if result == _FULL:
-            if self._rare is None or not self._rare.feed(self._workspace):
+            if self._extras is None or not self._extras.feed(self._workspace):
                 self._workspace.out.enlarge()
                 self._workspace.err.enlarge()
         elif result == _ERROR:
@@ -334,30 +334,30 @@ class Run:
                 pid = native.pid_of(stuck)
             except OSError:  # it ended just now
                 return
-            self.unkillable = errors.Unkillable(*_machine.what_waits(pid))
+            self.unkillable = errors.Unkillable(*machine.what_waits(pid))
 
     def _be_late(self) -> None:
         grace = 0.0
-        if self._rare is not None and not self._timed_out:
-            grace = self._rare.grace
+        if self._extras is not None and not self._timed_out:
+            grace = self._extras.grace
         lib.sbx_signal(self.struct, _SIGTERM if grace else _SIGKILL)
         self._timed_out = True
         self.deadline = monotonic() + grace if grace else None
 
     def result(self, executor: str, began: float, isolation: Mapping[str, str]) -> Result:
         """Of a run that is over; began: when, by monotonic(). StatusLost."""
-        work, struct, rare = self._workspace, self.struct, self._rare
+        work, struct, extras = self._workspace, self.struct, self._extras
         captures = self._captures
         out = work.out.take() if captures[0] else None
         err = work.err.take() if captures[1] else None
-        if rare is not None:
-            out, err = rare.finish(out, err)
+        if extras is not None:
+            out, err = extras.finish(out, err)
         exit = _exit_status(struct.wait_status)
         result = Result(exit, out, err, self._timed_out, 0.0, executor, isolation)
         result.command = self._command
         result._rusage = native.usage_of(struct)
-        if rare is not None:
-            rare.tell(result)
+        if extras is not None:
+            extras.tell(result)
         result.wall = monotonic() - began
         return result
 
@@ -368,8 +368,8 @@ class Run:
         self._give_slot()
         if self._stubs is not None:
             self._stubs.release()
-        if self._rare is not None:
-            self._rare.release(self.unkillable is not None)
+        if self._extras is not None:
+            self._extras.release(self.unkillable is not None)
         give_back(self._workspace)
 
     def _give_slot(self) -> None:
@@ -437,13 +437,13 @@ def _spawn(
             return _spawn(workspace, plan, job, stdio, held, fd)
     init = native.init_descriptor() if plan.reaper else -1
     keep = fill_job(workspace, job.blob, job.cwd_size, job.counts, stdio, init, held, mapper)
-    words = (plan.place, workspace.job, workspace.run, workspace.stack)
+    args = (plan.place, workspace.job, workspace.run, workspace.stack)
     if (guard := native.unreadable_for(plan.place)) is None:
-        result: int = lib.sbx_spawn(*words)
+        result: int = lib.sbx_spawn(*args)
     else:
         workspace.job.pump_ns = 0
         with guard:
-            result = lib.sbx_spawn(*words)
+            result = lib.sbx_spawn(*args)
     del keep
     return result
 

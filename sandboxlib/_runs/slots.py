@@ -12,9 +12,9 @@ from __future__ import annotations
 import atexit
 import os
 from _thread import RLock, interrupt_main
+from _weakref import ref  # weakref itself takes as long as ten of our modules
 from collections import deque
 from collections.abc import Callable
-from weakref import ref
 
 from .._core import native
 from .._core import slot as _slot

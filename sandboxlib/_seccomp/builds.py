@@ -91,8 +91,8 @@ def compile_builds(openers: frozenset[str], abis: Sequence[str]) -> bytes:
 
 def _answers(openers: frozenset[str]) -> dict[str, list[Rule]]:
     answers = _looked_at(openers)
-    for names, answer, words in CLOSED:
-        if openers.isdisjoint(words.split()):
+    for names, answer, opened_by in CLOSED:
+        if openers.isdisjoint(opened_by.split()):
             answers.update({name: [((), answer)] for name in names.split()})
     return answers
 

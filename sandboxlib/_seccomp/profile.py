@@ -359,16 +359,16 @@ def _condition(where: str, arg: object) -> Condition:
 
 
 def _kernel(where: str, value: object) -> tuple[int, int]:
-    words = value.split(".") if isinstance(value, str) else []
-    if len(words) != 2 or not all(word.isascii() and word.isdecimal() for word in words):
+    parts = value.split(".") if isinstance(value, str) else []
+    if len(parts) != 2 or not all(word.isascii() and word.isdecimal() for word in parts):
         raise SpecError(f"{where} is {value!r}, and has to be a version such as '4.8'")
-    return int(words[0]), int(words[1])
+    return int(parts[0]), int(parts[1])
 
 
 def _running_kernel() -> tuple[int, int]:
-    words = os.uname().release.split(".")
-    minor = "".join(character for character in words[1].partition("-")[0] if character.isdecimal())
-    return int(words[0]), int(minor)
+    parts = os.uname().release.split(".")
+    minor = "".join(character for character in parts[1].partition("-")[0] if character.isdecimal())
+    return int(parts[0]), int(minor)
 
 
 ALLOWED = (ALLOW, LOG)

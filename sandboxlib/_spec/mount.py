@@ -113,7 +113,7 @@ class Mount(Value):
         return cls(target, None, "dev")
 
     @classmethod
-    def from_tuple(cls, words: Sequence[object]) -> Mount:
+    def from_tuple(cls, entry: Sequence[object]) -> Mount:
         """The earlier form: (source, target, type) or (source, target, type, options).
 
         A type of None, '' or 'none' goes with the option 'bind' (this directory alone) or 'rbind'.
@@ -121,12 +121,12 @@ class Mount(Value):
         'mode=OCTAL'. SpecChoiceError, an AssertionError, for what is none of these: 'remount' too,
         for which there is filesystem_writable_paths.
         """
-        if not isinstance(words, (list, tuple)) or not 3 <= len(words) <= 4:
-            raise SpecChoiceError(f"not (source, target, type[, options]): {words!r}")
-        source, target, kind, options = (*words, None)[:4]
+        if not isinstance(entry, (list, tuple)) or not 3 <= len(entry) <= 4:
+            raise SpecChoiceError(f"not (source, target, type[, options]): {entry!r}")
+        source, target, kind, options = (*entry, None)[:4]
         kind, options = (None if word == "none" else word for word in (kind, options))
         if not isinstance(target, (str, os.PathLike)):
-            raise SpecChoiceError(f"the target of the mount {tuple(words)!r} is no path")
+            raise SpecChoiceError(f"the target of the mount {tuple(entry)!r} is no path")
         target = check_path("the target of a mount", target)
         values: dict[str, Any] = {}
         for option in check_text("options", options or "").split(","):
@@ -138,11 +138,11 @@ class Mount(Value):
             elif name in ("size", "mode") and kind == "tmpfs" and value:
                 values[name] = value if name == "size" else _octal(value)
             elif name not in ("", "rw"):
-                raise SpecChoiceError(f"unknown option {option!r} of the mount {tuple(words)!r}")
+                raise SpecChoiceError(f"unknown option {option!r} of the mount {tuple(entry)!r}")
         if kind in ("tmpfs", "proc", "dev"):
             values["type"] = kind
         elif kind or "type" not in values:
-            raise SpecChoiceError(f"neither tmpfs, proc, dev nor a bind: {tuple(words)!r}")
+            raise SpecChoiceError(f"neither tmpfs, proc, dev nor a bind: {tuple(entry)!r}")
         return cls(target if target.startswith("/") else "/" + target, **values)
 
 

@@ -225,9 +225,9 @@ def filter_of(policy: Policy) -> str:
 
 def names_of(policy: Policy) -> frozenset[str]:
     """The capabilities that it asks for, which open what they are for in a filter."""
-    words = {"default": DEFAULT_CAPABILITIES, "all": CAPABILITIES, "none": ()}
+    named = {"default": DEFAULT_CAPABILITIES, "all": CAPABILITIES, "none": ()}
     asked = policy.capabilities
-    return frozenset(words[asked] if isinstance(asked, str) else asked)
+    return frozenset(named[asked] if isinstance(asked, str) else asked)
 
 
 def program_of(policy: Policy, in_slot: bool = False) -> bytes:

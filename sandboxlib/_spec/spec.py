@@ -240,13 +240,13 @@ class Spec(Value):
         return box
 
 
-def _unknown(words: Mapping[str, object]) -> SpecTypeError:
-    for name in words:
+def _unknown(options: Mapping[str, object]) -> SpecTypeError:
+    for name in options:
         if name in ("ids", "group", "groups"):
             return SpecTypeError(f"{name} belongs to User: Sandbox(user=User(uid, gid, groups))")
         if name in Policy._fields:
             return SpecTypeError(f"{name} belongs to Policy: Sandbox(policy=Policy({name}=...))")
-    return unknown_keyword("Sandbox", words, Spec._fields)
+    return unknown_keyword("Sandbox", options, Spec._fields)
 
 
 def _root(value: object) -> str:
@@ -265,14 +265,14 @@ _cached_policy = functools.lru_cache(maxsize=64, typed=True)(Policy)
 _POLICY = frozenset(Policy._fields)
 
 
-def _policy_for(words: dict[str, Any]) -> Policy:
+def _policy_for(options: dict[str, Any]) -> Policy:
     """Takes the words of a Policy out of those of a call; a file is read in each call."""
-    if "policy" in words:
-        names = ", ".join(sorted(_POLICY & words.keys()))
+    if "policy" in options:
+        names = ", ".join(sorted(_POLICY & options.keys()))
         raise errors.SpecError(
             f"there is a policy, and {names} as well: say all of it in the Policy"
         )
-    given = {name: words.pop(name) for name in _POLICY & words.keys()}
+    given = {name: options.pop(name) for name in _POLICY & options.keys()}
     if isinstance(given.get("capabilities"), list):
         given["capabilities"] = tuple(given["capabilities"])
     if not isinstance(given.get("seccomp", ""), str):
@@ -291,12 +291,12 @@ def sandbox_for(root: Path, options: dict[str, Any]) -> Spec:
     if not _POLICY.isdisjoint(options):
         options = dict(options)
         options["policy"] = _policy_for(options)
-    words = {name: tuple(v) if type(v) is list else v for name, v in options.items()}
-    mounts = words.get("extra_mounts") or ()
+    hashable = {name: tuple(v) if type(v) is list else v for name, v in options.items()}
+    mounts = hashable.get("extra_mounts") or ()
     is_absolute = isinstance(root, str) and root.startswith("/")
     if not is_absolute or type(mounts) is not tuple or not all(type(m) is Mount for m in mounts):
         return Spec(root, **options)
     try:
-        return _cached(root, **words)  # type: ignore[arg-type]
+        return _cached(root, **hashable)  # type: ignore[arg-type]
     except TypeError:  # something that cannot be hashed, or is wrong: the next line says it
         return Spec(root, **options)

@@ -34,7 +34,6 @@ LICENSED = [
 ]
 # Steps without a line in the table: the caller's own, one that MOUNT tells apart, the reaper's.
 NOT_IN_THE_TABLE = {"NONE", "PIPE", "LIFELINE", "CLONE", "TARGET", "FORK", "KILL"}
-PYTHON = ("command", "_plan", "_native", "_rare", "_process")  # set fields of the contract
 PURE_LIBC = {"strlen", "strcmp", "memcpy", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
 
 

@@ -188,13 +188,15 @@ class Archive:
         """GNU tar's pax formats: 1.0 has the map before the content, 0.1 in the header."""
         if extra.get(b"GNU.sparse.major") == b"1":
             member.size = decimal(extra, b"GNU.sparse.realsize", -1)
-            words = self.read_map(member)
+            numbers = self.read_map(member)
         else:
             member.size = decimal(extra, b"GNU.sparse.size", -1)
-            words = extra.get(b"GNU.sparse.map", b"").split(b",")
-        if not (all(map(bytes.isdigit, words)) and max(map(len, words), default=0) <= MAX_DIGITS):
+            numbers = extra.get(b"GNU.sparse.map", b"").split(b",")
+        if not (
+            all(map(bytes.isdigit, numbers)) and max(map(len, numbers), default=0) <= MAX_DIGITS
+        ):
             raise Refused(f"{shown(member.name)} has an impossible map: not a number in it")
-        self.place_content(member, list(map(int, words)))
+        self.place_content(member, list(map(int, numbers)))
 
     def read_map(self, member: Member) -> list[bytes]:
         """The map before the content: lines of a count, and twice as many numbers, in blocks."""
