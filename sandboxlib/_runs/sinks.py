@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 
 from .._spec.streams import Lines, Tee
+from ..errors import SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,6 +124,17 @@ class _TeeSink(Sink):
         return bytes(self._head + tail)
 
 
+def _check_open(tee: Tee) -> None:
+    """A number that is closed would soon be that of one of the run's own descriptors."""
+    if isinstance(tee.file, int):
+        try:
+            os.fstat(tee.file)
+        except OSError as error:
+            raise SpecError(f"the file of a Tee is {tee.file}: {error.strerror}") from None
+    elif getattr(tee.file, "closed", False):
+        raise SpecError(f"the file of a Tee is closed: {tee.file!r}")
+
+
 def _write(tee: Tee, data: bytes) -> None:
     """All of it, now. OSError."""
     if tee.text is not None:
@@ -164,7 +176,7 @@ def sink_for(value: Any, most: int | None, kill: bool) -> Sink | None:
     if isinstance(value, Lines):
         return _LineSink(value.function, most)
     if isinstance(value, Tee):
-        value.check_open()
+        _check_open(value)
         return _TeeSink(value, most)
     if callable(value) and not hasattr(value, "fileno"):
         return _Function(value, most)
