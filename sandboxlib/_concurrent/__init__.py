@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many runs: processes with handles, event loops, maps, thread pools."""
+"""Several ways to run commands beside the caller: Process, event loops, map, a thread pool."""

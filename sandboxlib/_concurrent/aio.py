@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs in an event loop: of asyncio, or, where anyio is installed, of what anyio knows.
+"""Runs in an event loop: that of asyncio, or one that anyio supports if anyio is installed.
 
-A run has an epoll descriptor of its own, on which the loop waits; whatever comes is moved by the
-same pump as everywhere. There is no thread.
+Each run has an epoll descriptor on which the loop waits; then sbx_pump() moves the data, as in any
+other run. No thread is needed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Asyncio:
 
     @staticmethod
     async def ready(fd: int, timeout: float | None, writing: bool = False) -> None:
-        """Until it can be read or written, or the time is over."""
+        """Wait until fd can be read (or written), or for `timeout` seconds; None: for ever."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         add, remove = (
@@ -78,7 +78,7 @@ class _Anyio:
 
 
 def _loop() -> Any:
-    """What the caller's coroutine runs in."""
+    """The functions for the event loop that the caller's coroutine runs in."""
     try:
         asyncio.get_running_loop()
         return _Asyncio
@@ -87,7 +87,7 @@ def _loop() -> Any:
 
 
 class _Watch:
-    """An epoll(7) descriptor that is readable when there is something to do for a run."""
+    """An epoll(7) descriptor that becomes readable when a run has something for sbx_pump()."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -100,7 +100,8 @@ class _Watch:
         if struct.slot:
             pidfd, control = struct.slot.pidfd, struct.slot.control
         fds = [pidfd, control, struct.out.fd, struct.err.fd]
-        # What was closed has left the epoll; what is new to it means another start.
+        # A descriptor that was closed has left the epoll. A new one means that the run was started
+        # a second time, fresh, because its slot failed: then all of them are new.
         if self._epoll is None or any(f not in self._watched for f in fds if f >= 0):
             self.close()
             self._epoll = select.epoll()
@@ -120,7 +121,7 @@ class _Watch:
 
 
 async def run(box: Spec, command: Command, fresh: bool) -> Result:
-    """A run in the caller's loop; see Sandbox.run_async."""
+    """Run a Command in the caller's event loop; see Sandbox.run_async."""
     began = monotonic()
     box = box._for(command)
     executor = choose.native_executor_of(box)
@@ -132,14 +133,16 @@ async def run(box: Spec, command: Command, fresh: bool) -> Result:
         while not run.follow(lib.sbx_pump(run.struct, 0)):
             await loop.ready(watch.fileno(), _patience(run))
         return run.result(executor.name, began, run.plan.isolation)
-    finally:  # a cancellation as well: kill, wait, close
+    finally:  # after a cancellation too: kill the run, wait for its end, close its descriptors
         watch.close()
         run.end()
         run.release()
 
 
 def _patience(run: Run) -> float:
-    """How long to wait before looking up: what hangs at its end wakes nobody."""
+    """Seconds until the next look at a run: a process that hangs in its exit makes no descriptor
+    readable, so the wait has to end by itself.
+    """
     return max(0.0, min(_LONGEST_WAIT, run.due() - monotonic()))
 
 
@@ -147,41 +150,49 @@ def _patience(run: Run) -> float:
 
 
 class AsyncReader:
-    """An output of an AsyncProcess: read(), readline(), and lines by `async for`."""
+    """An output of an AsyncProcess, to read bytes from: read(), readline(), or `async for` over its
+    lines.
+    """
 
     def __init__(self, process: AsyncProcess, queue: _handle.Queue) -> None:
         self._process = process
         self._queue = queue
-        self._rest = b""
+        self._buffer = b""  # what readline() took from the queue, and did not return
 
     async def read(self, most: int = -1) -> bytes:
-        """Up to `most` bytes, at least one; b'' at the end. Without `most`: all until the end."""
+        """Wait for output and return it as bytes; b'' at the end.
+
+        most: int, the highest number of bytes to return; the call returns as soon as there is one.
+            -1 (the default): return everything up to the end of the output.
+        """
         if most >= 0:
-            data = self._rest[:most] or await self._more(most)
-            self._rest = self._rest[most:]
+            data = self._buffer[:most] or await self._take(most)
+            self._buffer = self._buffer[most:]
             return data
-        chunks = [self._rest]
-        self._rest = b""
-        while data := await self._more(1 << 20):
+        chunks = [self._buffer]
+        self._buffer = b""
+        while data := await self._take(1 << 20):
             chunks.append(data)
         return b"".join(chunks)
 
     async def readline(self) -> bytes:
-        """The next line, with its b'\\n', which the last one may lack; b'' at the end."""
+        """Wait for a line and return it with its b'\\n', which the last line may lack; b'' at the
+        end.
+        """
         chunks = []
-        data = self._rest
+        data = self._buffer
         while True:
             line, newline, rest = data.partition(b"\n")
             chunks.append(line + newline)
-            self._rest = rest
+            self._buffer = rest
             if newline:
                 break
-            data = await self._more(65536)
+            data = await self._take(65536)
             if not data:
                 break
         return b"".join(chunks)
 
-    async def _more(self, most: int) -> bytes:
+    async def _take(self, most: int) -> bytes:
         await self._process._until(lambda: bool(self._queue))
         return self._queue.take_at_most(most)
 
@@ -191,26 +202,29 @@ class AsyncReader:
 
 
 class AsyncWriter:
-    """stdin of an AsyncProcess: write(), drain() and close()."""
+    """The stdin of an AsyncProcess: write(), drain() and close()."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._rest = b""
+        self._buffer = b""
         os.set_blocking(fd, False)
 
     def write(self, data: bytes) -> None:
-        """Keeps it for drain()."""
-        self._rest += data
+        """Add bytes to the buffer, which drain() writes."""
+        self._buffer += data
 
     async def drain(self) -> None:
-        """Until all is written, or the command reads no more: then BrokenPipeError."""
-        while self._rest:
-            written, rest = 0, memoryview(self._rest)
+        """Write the buffer, and wait until the pipe has taken all of it.
+
+        Raises BrokenPipeError if the command has closed its stdin.
+        """
+        while self._buffer:
+            written, data = 0, memoryview(self._buffer)
             try:
-                while written < len(rest):
-                    written += await self._write_some(rest[written:])
-            finally:  # there may be more of it by now
-                self._rest = self._rest[written:]
+                while written < len(data):
+                    written += await self._write_some(data[written:])
+            finally:  # another task may have added to the buffer meanwhile
+                self._buffer = self._buffer[written:]
 
     async def _write_some(self, data: memoryview) -> int:
         try:
@@ -220,19 +234,31 @@ class AsyncWriter:
             return 0
 
     def close(self) -> None:
-        """What drain() did not write is lost."""
+        """Close the pipe: the command reads the end of its stdin. The buffer is dropped, so call
+        drain() first.
+        """
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 class AsyncProcess:
-    """A command that runs, in an event loop: what `async with box.start_async(...)` gives.
+    """A command that runs beside an event loop; Sandbox.start_async makes one.
 
-    args, pid, returncode, result, fileno(), send_signal(), terminate(), kill(), suspend(), resume()
-    and resize() are those of Process. stdin is an AsyncWriter, stdout and stderr are AsyncReaders,
-    or None. Leaving the block waits for the end; by an exception, a cancellation too, it kills
-    everything first.
+        async with box.start_async(["make"]) as process:
+            async for line in process.stdout:
+                ...
+
+    Entering the block starts the command, and raises as Sandbox.start does. Leaving the block waits
+    for its end. If an exception or a cancellation leaves the block, every process of the run is
+    killed first.
+
+    stdin: AsyncWriter, with stdin=CAPTURE or a pty; otherwise None.
+    stdout, stderr: AsyncReader, if that output is captured; otherwise None.
+
+    These are the same as in Process, and raise AttributeError before the block is entered: args,
+    pid, returncode, result, fileno(), send_signal(), terminate(), kill(), suspend(), resume(),
+    resize().
     """
 
     stdin: AsyncWriter | None = None
@@ -277,12 +303,14 @@ class AsyncProcess:
             self._process.close()
 
     def __getattr__(self, name: str) -> Any:
-        if name in _SAME and self._process is not None:
+        if name in _OF_PROCESS and self._process is not None:
             return getattr(self._process, name)
         raise AttributeError(f"an AsyncProcess has no {name}, or was not entered")
 
     async def wait(self) -> int:
-        """Waits for the end and returns returncode."""
+        """Wait for the end of the run, and return returncode. Raises as Process.wait does; a
+        timeout is that of the loop (asyncio.timeout, anyio.fail_after).
+        """
         await self._until(lambda: False)
         assert self._process is not None
         code = self._process._code()
@@ -290,25 +318,31 @@ class AsyncProcess:
         return code
 
     async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:
-        """Writes `input` to stdin and closes it, waits for the end, returns what was captured and
-        not read yet.
+        """Write to stdin and close it, wait for the end, and return the outputs (stdout, stderr).
+
+        input: bytes for stdin. None (the default): nothing is written.
+
+        Each output is the bytes that were not read before, or None if it is not captured. Raises
+        ValueError if there is input, and stdin is not captured; otherwise as wait() does.
         """
         if self.stdin is not None:
             self.stdin.write(input or b"")
-            await self._feed()
+            await self._write_stdin()
         elif input:
             raise ValueError("stdin is not captured")
         await self.wait()
         out = None if self.stdout is None else await self.stdout.read()
         return out, None if self.stderr is None else await self.stderr.read()
 
-    async def _feed(self) -> None:
-        """Outputs are moved meanwhile, or both sides would wait for each other."""
+    async def _write_stdin(self) -> None:
+        """Write the buffer of stdin, and read the outputs meanwhile: if the command waits for room
+        in one of those, it does not read its stdin.
+        """
         assert self.stdin is not None
         writer = self.stdin
-        while writer._rest and not self._is_over():
+        while writer._buffer and not self._is_over():
             try:
-                writer._rest = writer._rest[os.write(writer._fd, writer._rest) :]
+                writer._buffer = writer._buffer[os.write(writer._fd, writer._buffer) :]
             except BlockingIOError:
                 await self._step(lambda: False, 0.01)
             except BrokenPipeError:
@@ -324,7 +358,7 @@ class AsyncProcess:
             await self._step(done, None)
 
     async def _step(self, done: Callable[[], bool], timeout: float | None) -> None:
-        """One task pumps, the others wait for what it finds."""
+        """Pump once. Only one task pumps at a time; the others wait until it has."""
         assert self._process is not None
         if self._is_pumping:
             await self._changed.wait()
@@ -344,12 +378,12 @@ class AsyncProcess:
             changed.set()
 
 
-_SAME = frozenset(
+_OF_PROCESS = frozenset(
     "args pid returncode result fileno send_signal terminate kill suspend resume resize".split()
 )
 
 
 def start(box: Spec, command: Command) -> AsyncProcess:
-    """What starts a command when it is entered; see Sandbox.start_async."""
+    """An AsyncProcess, which starts the Command when it is entered; see Sandbox.start_async."""
     _handle.check_startable("start_async", command)
     return AsyncProcess(lambda: _handle.start(box, command))

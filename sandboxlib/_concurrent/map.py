@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many commands, a few at a time: what Sandbox.map and sandboxlib.map do.
+"""Run many commands, a few at a time, for Sandbox.map and sandboxlib.map.
 
-To start a run in a slot (see _runs/slots.py) takes one message. So those are started and moved by
-the thread that asks for results, all in one wait. Every other kind of run keeps the thread that
-starts it until its exec, so that each is given a thread of its own; so is what another program
-runs. docs/benchmark.md has the figures, beside those of threads that call Sandbox.run.
+One message starts a run in a slot (see _runs/slots.py), so the thread that asks for results starts
+those runs and pumps all of them in one wait. Any other run blocks the thread that starts it until
+its exec, and an executor that drives a program blocks it until the end; each of these runs in a
+worker thread. docs/benchmark.md compares this with threads that call Sandbox.run.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
-    #: None: it was killed.
+    #: None: the map killed it.
     Outcome: TypeAlias = Result | BaseException | None
     Progress: TypeAlias = Callable[[int, Any], object]
 
 lib = native.lib
 
-AHEAD = 4  # times jobs: results that are not handed over, and commands that run
+AHEAD = 4  # at most 4 * jobs commands run, or have a result that the caller did not take yet
 _AGAIN: int = lib.SBX_PUMP_AGAIN
 _SIGKILL = 9
 
 
 def each_in(box: Spec, commands: Iterable[object]) -> Iterator[tuple[Spec, object]]:
-    """The commands of one Sandbox as start() takes them."""
+    """Pair each command with the same Sandbox, as start() takes them."""
     _check_iterable(commands)
     return ((box, command) for command in commands)
 
@@ -56,7 +56,7 @@ def start(
     progress: Progress | None,
     options: Mapping[str, Any],
 ) -> Generator[Any, None, None]:
-    """Results of (Sandbox, command) pairs; see Sandbox.map. SpecError."""
+    """A generator of the results of (Sandbox, command) pairs; see Sandbox.map. Raises SpecError."""
     _check_iterable(calls)
     if jobs is None:
         jobs = len(os.sched_getaffinity(0))
@@ -74,11 +74,11 @@ def start(
     fresh = options.pop("fresh", False)
     check_flag("fresh", fresh)
     names = ("jobs", "ordered", "on_failure", "progress", "fresh")
-    # Its argv is replaced by that of each command.
-    model = command_of("map", "/", options, *names)
+    # This checks the options once. Each argv of the map then takes the place of "/".
+    template = command_of("map", "/", options, *names)
     stop = on_failure == "stop"
     group = _Group(jobs, stop, fresh)
-    return _Map(iter(calls), group, ordered, stop, progress, model, options).results()
+    return _Map(iter(calls), group, ordered, stop, progress, template, options).results()
 
 
 def _is_failure(outcome: object) -> bool:
@@ -97,7 +97,7 @@ def _as_error(failure: Result | SandboxError) -> SandboxError:
 
 
 class _Map:
-    """One map: which commands were started, what ended and is not handed over yet."""
+    """One map. It starts commands, keeps results until it is their turn, and yields them."""
 
     def __init__(
         self,
@@ -106,19 +106,19 @@ class _Map:
         ordered: bool,
         stop: bool,
         progress: Progress | None,
-        model: Command,
+        template: Command,
         options: Mapping[str, Any],
     ) -> None:
-        self._calls: Iterator[object] | None = calls  # None: no other is started
+        self._calls: Iterator[object] | None = calls  # None: start no more
         self._group = group
         self._ordered = ordered
         self._stop = stop
         self._progress = progress
-        self._model, self._options = model, options
-        self._commands: dict[int, object] = {}  # of those that run
-        self._ended: dict[int, Result | SandboxError] = {}
-        self._failed: int | None = None  # stop: the first that failed
-        self._n_started = self._n_ended = self._n_given = 0
+        self._template, self._options = template, options
+        self._commands: dict[int, object] = {}  # that run, by number
+        self._ended: dict[int, Result | SandboxError] = {}  # that the caller did not take yet
+        self._failed: int | None = None  # on_failure="stop": the number of the first failure
+        self._n_started = self._n_ended = self._n_yielded = 0
 
     def results(self) -> Generator[Any, None, None]:
         try:
@@ -127,7 +127,7 @@ class _Map:
             finally:
                 self._group.close()
         finally:
-            self._group.close()  # once more: Ctrl-C may have come in the midst of it
+            self._group.close()  # again, because Ctrl-C may have interrupted the first call
 
     def _results(self) -> Generator[Any, None, None]:
         while self._group or self._ended or self._calls is not None:
@@ -136,13 +136,14 @@ class _Map:
             self._start_some()
             ready = self._next()
             if ready is not None:
-                self._n_given += 1
+                self._n_yielded += 1
                 if ready == self._failed:
                     raise _as_error(self._ended.pop(ready))
                 yield self._ended.pop(ready)
 
     def _wait(self) -> None:
-        # Also where something is ready: the caller may have been away for long.
+        # Even if a result is ready: the caller may have been busy for long, and others may have
+        # ended meanwhile.
         for number, outcome in self._group.wait(blocking=self._next() is None):
             self._note(number, outcome)
 
@@ -151,7 +152,7 @@ class _Map:
         while (
             self._calls is not None
             and group.has_room()
-            and self._n_started - self._n_given < AHEAD * group.jobs
+            and self._n_started - self._n_yielded < AHEAD * group.jobs
         ):
             try:
                 call = next(self._calls)
@@ -172,20 +173,22 @@ class _Map:
             if isinstance(argv, Command):
                 command = command_of("map", argv, self._options)
             else:
-                command = self._model._with_argv(argv)
+                command = self._template._with_argv(argv)
             self._commands[number] = command
             self._group.start(number, box, command)
         except SandboxError as error:
             self._note(number, error.with_traceback(None))
 
     def _next(self) -> int | None:
-        """Which result is to be handed over next, if it is there."""
+        """The number of the result to yield next, or None if it is not ready."""
         if self._ordered:
-            return self._n_given if self._n_given in self._ended else None
+            return self._n_yielded if self._n_yielded in self._ended else None
         return next(iter(self._ended), None)
 
     def _note(self, number: int, outcome: Outcome) -> None:
-        """A command ended."""
+        """Keep the outcome of a command that ended. Raises it if it is no SandboxError, such as an
+        exception of the caller's sink.
+        """
         command = self._commands.pop(number)
         if outcome is None:
             return
@@ -204,26 +207,29 @@ class _Map:
             self._progress(self._n_ended, outcome)
 
     def _fail(self, number: int) -> None:
-        """No other is started. In order, those before it are waited for."""
+        """Start no more commands, and kill those that run. If results come in order, the commands
+        before the failure go on, because their results come first.
+        """
         self._calls = None
         self._failed = number
         self._group.kill([n for n in self._commands if n > number or not self._ordered])
 
 
 class _Group:
-    """The commands that run, `jobs` of them at most; and some that threads take up next.
+    """The commands that run, at most `jobs` of them, and a few that wait for a worker thread.
 
-    stop: none is taken up once one failed.
+    stop: once a command has failed, the workers skip all with a higher number.
     """
 
     def __init__(self, jobs: int, stop: bool, fresh: bool) -> None:
         self.jobs = jobs
         self._fresh = fresh
         self._stop = stop
-        self._last: float = float("inf")  # threads take up none of a higher number
+        self._last: float = float("inf")  # workers skip commands with a higher number
         self._owner = os.getpid()
-        self._runs: dict[int, tuple[Run, str, float]] = {}  # executor, start
-        self._threads: dict[int, Event] = {}  # an event that ends it; those that wait as well
+        self._runs: dict[int, tuple[Run, str, float]] = {}  # with its executor and start time
+        # The commands of the workers, also those that wait for one; setting the event ends it.
+        self._threads: dict[int, Event] = {}
         self._ended: deque[tuple[int, Outcome]] = deque()
         self._pump = pump.Pump(jobs + 1)
         self._bell: pump.Bell | None = None
@@ -234,13 +240,14 @@ class _Group:
         return len(self._runs) + len(self._threads)
 
     def has_room(self) -> bool:
-        """Whether another may be started. A thread that is done finds one waiting for it: to wake
-        two threads for each would take longer than a short command.
+        """Return True if another command may be started. Up to `jobs` commands wait for a worker,
+        so that one that is done has its next at once: waking this thread, and then the worker, for
+        each would take longer than a short command.
         """
         return len(self) < (self.jobs if self._runs else 2 * self.jobs)
 
     def start(self, number: int, box: Spec, command: Command) -> None:
-        """Starts a run; SandboxError if it cannot be started."""
+        """Start a run, or hand it to a worker. Raises SandboxError if it cannot be started."""
         began = monotonic()
         limited = box._for(command)
         executor = choose.executor_of(limited, choose.needs_native(command))
@@ -259,7 +266,9 @@ class _Group:
             raise
 
     def wait(self, blocking: bool) -> list[tuple[int, Outcome]]:
-        """Which ended meanwhile, and how; waits 100 ms at most for the first of them."""
+        """The commands that ended since the last call, with their outcomes. blocking: wait up to
+        100 ms for the first of them.
+        """
         runs = list(self._runs.items())
         structs = [run.struct for _, (run, _, _) in runs]
         if self._bell is not None:
@@ -282,7 +291,7 @@ class _Group:
         return ended
 
     def kill(self, numbers: Iterable[int]) -> None:
-        """Kills some of the runs. Those that have threads end soon, with None for an outcome."""
+        """Kill some of the runs. Those of workers end a little later. Their outcome is None."""
         doomed = set(numbers)
         runs = [number for number in self._runs if number in doomed]
         for number in runs:
@@ -295,25 +304,27 @@ class _Group:
             self._threads[number].set()
 
     def close(self) -> None:
-        """Kills all, and waits until it is gone. A fork of the caller closes only."""
+        """Kill all runs, and wait until they are gone. A fork of the caller only closes its copies,
+        because the runs belong to the parent.
+        """
         if self._owner == os.getpid():
             self._last = -1
             self.kill([*self._runs, *self._threads])
             for _ in self._workers:
                 self._tasks.put(None)
             for worker in self._workers:
-                if worker.is_alive():  # not where its start was interrupted
+                if worker.is_alive():  # False if Ctrl-C interrupted its start
                     worker.join()
             if self._bell is not None:
                 self._bell.close()
         for number in list(self._runs):
             self._end(number)
 
-    def _tell(self, number: int, outcome: Outcome) -> None:
+    def _add_outcome(self, number: int, outcome: Outcome) -> None:
         if self._stop and _is_failure(outcome):
             self._last = min(self._last, number)
         if isinstance(outcome, SandboxError):
-            outcome.__traceback__ = None  # through its frames it would keep all of the map
+            outcome.__traceback__ = None  # its frames would keep the whole map alive
         self._ended.append((number, outcome))
 
     # ---- runs in slots -----------------------------------------------------------------------
@@ -323,9 +334,9 @@ class _Group:
         try:
             if not run.follow(result):
                 return
-            self._tell(number, run.result(executor, began, dict(run.plan.isolation)))
+            self._add_outcome(number, run.result(executor, began, dict(run.plan.isolation)))
         except SandboxError as error:
-            self._tell(number, error)
+            self._add_outcome(number, error)
         self._end(number)
 
     def _end(self, number: int) -> None:
@@ -342,7 +353,7 @@ class _Group:
         event = self._threads[number] = Event()
         self._tasks.put((number, event, box, command))
         if len(self._workers) < min(len(self._threads), self.jobs):
-            # A daemon: at the end of the interpreter a map that nobody ended keeps nobody.
+            # A daemon thread: a map that was never ended must not keep the interpreter from exit.
             self._workers.append(Thread(target=self._work, name="sandboxlib-map", daemon=True))
             self._workers[-1].start()
 
@@ -355,12 +366,11 @@ class _Group:
         stops[get_ident()] = event
         try:
             is_over = event.is_set() or number > self._last
-            self._tell(
-                number, None if is_over else run_command(box._for(command), command, self._fresh)
-            )
+            result = None if is_over else run_command(box._for(command), command, self._fresh)
+            self._add_outcome(number, result)
         except Stopped:
-            self._tell(number, None)
-        except BaseException as error:  # it is the caller's, in whose thread it is raised
-            self._tell(number, error)
+            self._add_outcome(number, None)
+        except BaseException as error:  # _note() raises it in the caller's thread
+            self._add_outcome(number, error)
         del stops[get_ident()]
         self._bell.ring()

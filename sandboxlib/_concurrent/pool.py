@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A concurrent.futures.Executor whose work is commands in a Sandbox."""
+"""A concurrent.futures.Executor that runs commands in a Sandbox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from ..errors import SpecError, SpecTypeError
 
 
 def _itself() -> None:
-    """What map() of the base class hands to submit() as the function."""
+    """A marker: map() has the base class pass it to submit() as the function, which then knows that
+    its argument is the command itself.
+    """
 
 
 class SandboxExecutor(ThreadPoolExecutor):
@@ -28,11 +30,14 @@ class SandboxExecutor(ThreadPoolExecutor):
             futures = [pool.submit(["cc", "-c", name], cwd="/src") for name in names]
 
     box: Sandbox, or another Runner.
-    max_workers: how many run at once; None: as many as there are CPUs for this process.
+    max_workers: int, the highest number of commands that run at once. None (the default): the
+        number of CPUs that this process may use.
 
-    A builder that submits subprocess.run needs nothing changed but the line that makes the pool:
-    `pool.submit(subprocess.run, argv, ...)` runs argv in the sandbox, and its result is a
+    A program that submits subprocess.run to a ThreadPoolExecutor changes only the line that makes
+    the pool: `pool.submit(subprocess.run, argv, ...)` runs argv in the sandbox, and the result is a
     CompletedProcess; see submit().
+
+    Raises SpecTypeError if box is no Runner, and ValueError if max_workers is less than 1.
     """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
@@ -45,13 +50,21 @@ class SandboxExecutor(ThreadPoolExecutor):
         self._box = box
 
     def submit(self, command: Any, /, *args: Any, **options: Any) -> Future[Any]:
-        """A Command, or an argv and keyword arguments of Sandbox.run: a Future of its Result.
+        """Run a command in a worker thread, and return a Future of its Result.
 
-        Or subprocess.run, and its arguments: a Future of a CompletedProcess, or of the exceptions
-        of subprocess.run. Differences: cwd is inside the root; with env=None the environment is
-        BASE_ENVIRONMENT; shell, preexec_fn, pass_fds and the like are refused (TypeError).
+        command: a Command; or an argv, a list of str, bytes or paths, or a str that names one
+            program; or the function subprocess.run.
+        options: the keyword arguments of Sandbox.run, `fresh` and `check` too. Beside a Command
+            only those two.
 
-        SpecTypeError for any other function: it could not be run in the sandbox.
+        With subprocess.run the other arguments are those of that function, and the Future has a
+        CompletedProcess, or the exceptions of subprocess.run. Three things differ: cwd is a path
+        inside the root; with env=None the environment is BASE_ENVIRONMENT; shell, preexec_fn,
+        pass_fds and other arguments that mean the caller's own process raise TypeError.
+
+        Raises SpecError at once for values that make no sense, and SpecTypeError for any other
+        function, because a Python function cannot run in the sandbox. The Future has the
+        exceptions of Sandbox.run.
         """
         if command is _itself:
             command, *args = args  # type: ignore[assignment]
@@ -68,10 +81,17 @@ class SandboxExecutor(ThreadPoolExecutor):
     def map(
         self, commands: Any, *iterables: Any, timeout: float | None = None, chunksize: int = 1
     ) -> Iterator[Any]:
-        """Results of commands, in their order, all of which are submitted at once. Or, as in any
-        executor: map(subprocess.run, commands). timeout: seconds, for all of it.
+        """Submit many commands at once, and iterate over their Results in the same order.
 
-        Sandbox.map starts commands as their results are taken, and has more to say on failures.
+        commands: an iterable of Commands or argvs. Or the function subprocess.run, followed by an
+            iterable of argvs, as with any executor; then the results are CompletedProcesses.
+        timeout: float, seconds from the call of map() until the last result. None (the default):
+            no limit.
+        chunksize: ignored, as in a ThreadPoolExecutor.
+
+        Iterating raises the exception of a command that could not be run, and TimeoutError after
+        the timeout. map() itself raises SpecError as submit() does. Sandbox.map starts a command
+        only when results are taken, and can stop at the first failure.
         """
         if not callable(commands):
             if isinstance(commands, (str, bytes)) or not isinstance(commands, Iterable):
@@ -99,7 +119,7 @@ def _run_as_subprocess(
     errors: str | None = None,
     universal_newlines: bool | None = None,
 ) -> subprocess.CompletedProcess[Any]:
-    """subprocess.run in a Sandbox."""
+    """Do in a Sandbox what subprocess.run does; the arguments are those of that function."""
     if input is not None and stdin is not None:
         raise SpecError("stdin and input are both given")
     if capture_output and (stdout is not None or stderr is not None):
@@ -128,7 +148,9 @@ def _run_as_subprocess(
 
 
 def _inherited(number: int, stream: Sink) -> Sink:
-    """None is the caller's own, and DEVNULL is nothing."""
+    """A stream of subprocess.run as Command takes it. There None means the caller's own stream, and
+    DEVNULL none; here the descriptor says the first, and None the second.
+    """
     if stream is None:
         return number
     return None if stream is subprocess.DEVNULL or stream == subprocess.DEVNULL else stream

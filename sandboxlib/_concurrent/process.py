@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A command that runs while its caller does something else: what Sandbox.start returns."""
+"""Process, a command that runs while its caller does something else: Sandbox.start returns one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ lib = native.lib
 
 
 class Queue(_values.Output, sinks.Sink):
-    """An output that is read while the command runs, by whoever has the Process."""
+    """A captured output that the caller reads while the command runs."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -48,13 +48,13 @@ class Queue(_values.Output, sinks.Sink):
         return len(self._content)
 
     def take_at_most(self, most: int) -> bytes:
-        """The next bytes, as many as there are, and not more than that."""
+        """Remove and return the next bytes: as many as there are, but at most `most`."""
         data = bytes(self._content[:most])
         del self._content[:most]
         return data
 
     def finish(self) -> bytes:
-        """What nobody has read; it can still be read."""
+        """The bytes that were not read, for the Result. They stay, and can still be read."""
         return bytes(self._content)
 
 
@@ -76,26 +76,28 @@ class _Reader(io.RawIOBase):
 
 
 class Process:
-    """A command that runs in a sandbox of its own. It is much like a subprocess.Popen:
+    """A command that runs in new namespaces; Sandbox.start makes one. It resembles
+    subprocess.Popen:
 
         with box.start(["make"], stdout=CAPTURE) as process:
             for line in process.stdout:
                 ...
         process.returncode
 
-    args           a list of str: Command.argv.
-    pid: int       of the first process of the run, as the caller sees it; with a reaper that is the
-                   reaper. To send signals by it would miss the others.
-    returncode     None while it runs; then as Result.exit.
-    result         None while it runs; then a Result, whose out and err are what nobody has read.
-    stdin          a file to write to, with stdin=CAPTURE or a pty; otherwise None.
-    stdout, stderr files to read from, where they are captured; otherwise None.
+    args: list of str, Command.argv.
+    pid: int, the pid of the run's first process as the caller sees it. With a reaper that is the
+        reaper. Do not send signals to it, which would miss the other processes: see send_signal().
+    returncode: int, as Result.exit; None while the command runs.
+    result: Result, whose out and err hold the bytes that were not read; None while the command
+        runs.
+    stdin: a binary file to write to, with stdin=CAPTURE or a pty; otherwise None.
+    stdout, stderr: a binary file to read from, if that output is captured; otherwise None.
 
-    What the command writes is read by any method that waits, wait() as well, so that it never has
-    to stop for a pipe that is full while one waits for it. Methods may be called from any thread.
+    Every method that waits, wait() too, reads what the command writes meanwhile, so that the
+    command never stops because a pipe is full. Any thread may call any method.
 
-    Other than with Popen a signal goes to every process of the run, and a Process that is lost, by
-    garbage collection or the end of the caller, ends the run.
+    Unlike Popen, a Process sends a signal to every process of the run. If a Process is garbage, or
+    the caller ends, the run is killed.
     """
 
     stdin: IO[bytes] | None = None
@@ -112,7 +114,7 @@ class Process:
         self._is_over = self._is_pumping = False
         self._changed = Condition()
         self._pidfd = -1
-        self._gives_up = False  # True: nothing more is written to stdin that has to wait for room
+        self._gives_up = False  # True: a write to stdin that finds the pipe full fails at once
         self.pid: int = run.struct.pid
 
     @property
@@ -120,7 +122,11 @@ class Process:
         return None if self.result is None else self.result.exit
 
     def fileno(self) -> int:
-        """A pidfd of the run's first process, which can be polled: readable once all is over."""
+        """A pidfd of the run's first process, for poll(2): it is readable once that has ended.
+
+        close() closes it. Raises ValueError if the command has ended, and fileno() was not called
+        before.
+        """
         with self._changed:
             if self._pidfd < 0:
                 if self._is_over:
@@ -129,13 +135,20 @@ class Process:
             return self._pidfd
 
     def poll(self) -> int | None:
-        """returncode, after a look whether it ended."""
+        """Check whether the command has ended, without waiting, and return returncode. Raises as
+        wait() does.
+        """
         self._until(lambda: False, 0.0)
         return self._code()
 
     def wait(self, timeout: float | None = None) -> int:
-        """Waits for the end and returns returncode. timeout: seconds; then TimeoutExpired of
-        subprocess is raised, and the command runs on. Unkillable if it was killed and does not end.
+        """Wait for the end of the run, and return returncode.
+
+        timeout: float, seconds. None (the default): no limit.
+
+        Raises subprocess.TimeoutExpired after the timeout, and the command goes on; Unkillable if
+        the run was killed, and the kernel does not end it; StatusLost if the exit status of the
+        command was lost.
         """
         if not self._until(lambda: False, timeout):
             from subprocess import TimeoutExpired
@@ -148,49 +161,63 @@ class Process:
     def communicate(
         self, input: bytes | None = None, timeout: float | None = None
     ) -> tuple[bytes | None, bytes | None]:
-        """Writes `input` to stdin and closes it, waits for the end, returns what was captured and
-        not read yet: (out, err). timeout: as in wait(); after it, it can be called again.
+        """Write to stdin and close it, wait for the end, and return the outputs (stdout, stderr).
+
+        input: bytes for stdin. None (the default): nothing is written.
+        timeout: float, seconds; None (the default): no limit. After subprocess.TimeoutExpired,
+            communicate() may be called again, and no output is lost.
+
+        Each output is the bytes that were not read before, or None if it is not captured. Raises
+        ValueError if there is input, and stdin is not captured or closed; otherwise as wait().
         """
         if self.stdin is not None and not self.stdin.closed:
-            # However short it is: the command may have filled the pipe itself.
+            # In a thread, however short the input is: the pipe may be full already.
             Thread(target=self._write, args=(input or b"",), daemon=True).start()
         elif input:
             raise ValueError("stdin is not captured, or was closed")
         self.wait(timeout)
-        return self._rest(self.stdout), self._rest(self.stderr)
+        return self._read_all(self.stdout), self._read_all(self.stderr)
 
     def send_signal(self, signum: int) -> None:
-        """Sends a signal to every process of the run; nothing where it is over.
+        """Send a signal to every process of the run. Does nothing if the run is over.
 
-        With init=False and processes='isolated' the command is pid 1, and alone gets it: signals
-        but SIGKILL only where it handles them.
+        signum: int, or a member of signal.Signals.
+
+        With init=False and processes='isolated' the command is pid 1, and only the command gets the
+        signal. The kernel then drops every signal that it does not handle, except SIGKILL and
+        SIGSTOP.
         """
         with self._changed:
             if not self._is_over:
                 lib.sbx_signal(self._run.struct, int(signum))
 
     def terminate(self) -> None:
-        """SIGTERM, to every process of the run."""
+        """Send SIGTERM to every process of the run; see send_signal()."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL, to every process of the run."""
+        """Send SIGKILL to every process of the run."""
         self.send_signal(signal.SIGKILL)
 
     def suspend(self) -> None:
-        """Stops every process of the run (SIGSTOP) until resume(). UnsupportedError with
-        init=False and processes='isolated', where only pid 1 would stop.
+        """Stop every process of the run by SIGSTOP, until resume().
+
+        Raises UnsupportedError with init=False and processes='isolated', because the signal would
+        stop pid 1 alone.
         """
         self._refuse_without_reaper()
         self.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Lets them go on (SIGCONT)."""
+        """Let the processes that suspend() stopped go on (SIGCONT). Raises as suspend() does."""
         self._refuse_without_reaper()
         self.send_signal(signal.SIGCONT)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Tells the terminal of a pty its size; the command gets SIGWINCH."""
+        """Set the size of the command's terminal; the command gets SIGWINCH.
+
+        rows, columns: int, in characters. Raises ValueError if there is no pty.
+        """
         if not isinstance(self.stdin, _Terminal):
             raise ValueError("there is no pty")
         self.stdin.resize(rows, columns)
@@ -199,7 +226,9 @@ class Process:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        """Waits for the end; kills the run first where an exception is on its way. Unkillable."""
+        """Wait for the end of the run. If an exception leaves the block, kill the run first. Raises
+        Unkillable if the kernel does not end a run that was killed.
+        """
         try:
             if kind is not None:
                 self._gives_up = True
@@ -207,13 +236,16 @@ class Process:
             self._close_stdin()
             self._until(lambda: False, None)
         finally:
-            with contextlib.suppress(Unkillable):  # told below, unless there is more to tell
+            # Raised below, unless another exception is on its way.
+            with contextlib.suppress(Unkillable):
                 self.close()
         if kind is None and self._run.unkillable is not None:
             raise self._run.unkillable
 
     def close(self) -> None:
-        """Kills what runs still, and closes all files. Does nothing the second time. Unkillable."""
+        """Kill the run if it is not over, and close all files. Does nothing the second time. Raises
+        Unkillable if the kernel does not end the run.
+        """
         was_over = self._is_over
         with self._changed:
             if not self._is_over:
@@ -237,12 +269,12 @@ class Process:
     def __repr__(self) -> str:
         return f"<Process {self.pid} {self.args!r} returncode={self.returncode}>"
 
-    # ---- how it moves ------------------------------------------------------------------------
+    # ---- the pump ----------------------------------------------------------------------------
 
     def _until(self, done: Callable[[], bool], timeout: float | None) -> bool:
-        """Moves what there is until done() or the end; False where the time was over before.
+        """Pump until done() or the end of the run; False if the timeout came first.
 
-        One thread pumps, without the lock; the others wait for what it finds.
+        One thread at a time pumps, and releases the lock meanwhile; the others wait until it has.
         """
         end = None if timeout is None else monotonic() + timeout
         with self._changed:
@@ -271,7 +303,7 @@ class Process:
             self._changed.notify_all()
 
     def _follow(self, result: int) -> None:
-        if self._is_over:  # closed meanwhile
+        if self._is_over:  # another thread closed the Process meanwhile
             return
         try:
             if not self._run.follow(result):
@@ -286,7 +318,7 @@ class Process:
         self._end()
 
     def _end(self) -> None:
-        """Ends what is left of it, and gives all back."""
+        """End the run, and release what it used."""
         self._is_over = True
         self._run.end()
         self._run.release()
@@ -300,7 +332,7 @@ class Process:
 
     def _write(self, data: bytes) -> None:
         assert self.stdin is not None
-        # The command does not want it, or the Process was closed meanwhile.
+        # The command closed its stdin, or another thread closed the Process.
         with contextlib.suppress(BrokenPipeError, ValueError):
             self.stdin.write(data)
             self.stdin.flush()
@@ -311,7 +343,7 @@ class Process:
             with contextlib.suppress(BrokenPipeError):
                 self.stdin.close()
 
-    def _rest(self, file: IO[bytes] | None) -> bytes | None:
+    def _read_all(self, file: IO[bytes] | None) -> bytes | None:
         return None if file is None else file.read()
 
     def _refuse_without_reaper(self) -> None:
@@ -321,8 +353,8 @@ class Process:
 
 
 class _Input(io.FileIO):
-    """The caller's end of stdin. It does not block: a write waits for room by poll(2), and raises
-    BrokenPipeError once the run is over, whoever else may hold the other end.
+    """The caller's end of stdin. The descriptor does not block: a write waits for room by poll(2),
+    and raises BrokenPipeError once the run is over, even if another process has the pipe open.
     """
 
     def __init__(self, fd: int, process: Process) -> None:
@@ -337,7 +369,7 @@ class _Input(io.FileIO):
                 raise BrokenPipeError(errno.EPIPE, "the command ended, and did not read it")
             poll = select.poll()
             poll.register(self.fileno(), select.POLLOUT)
-            poll.poll(100)  # milliseconds; then the run may be over
+            poll.poll(100)  # milliseconds; then check again whether the run is over
         return written
 
 
@@ -349,8 +381,8 @@ class _Terminal(_Input):
 
 
 def check_startable(call: str, command: Command) -> None:
-    """SpecTypeError if a Command has options that nobody would keep: what a Process writes is moved
-    by whoever reads or waits, and that may be nobody for a long time.
+    """Raise SpecTypeError if a Command has options that a Process cannot keep. Only methods of the
+    Process pump its run, and the caller may call none for a long time.
     """
     for name in ("timeout", "grace"):
         if getattr(command, name):
@@ -365,7 +397,7 @@ def check_startable(call: str, command: Command) -> None:
 
 
 def start(box: Spec, command: Command) -> Process:
-    """A command that was started; see Sandbox.start."""
+    """Start a Command, and return its Process; see Sandbox.start."""
     began = monotonic()
     check_startable("start", command)
     box = box._for(command)
@@ -415,8 +447,8 @@ _keeper: ThreadPoolExecutor | None = None
 
 
 def _start_in_keeper(run: Run) -> None:
-    """Without a reaper a command ends with the thread that started it (prctl(2),
-    PR_SET_PDEATHSIG): one that lives as long as the process.
+    """Start a run in a thread that lives as long as the process. Without a reaper the kernel kills
+    the command when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG).
     """
     global _keeper  # noqa: PLW0603
     from concurrent.futures import ThreadPoolExecutor, wait
