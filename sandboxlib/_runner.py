@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol Runner. It is imported late: typing takes longer than all of sandboxlib."""
+"""The protocol Runner, imported at its first use: typing takes longer than all of sandboxlib."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .result import Result
 
 @runtime_checkable
 class Runner(Protocol):
-    """Whatever runs Commands, as a Sandbox does.
+    """The protocol of objects that run Commands, as a Sandbox does.
 
     def build(runner: Runner) -> None:
         for result in runner.map(Command(["cc", "-c", name], "/src") for name in names):
@@ -30,7 +30,10 @@ class Runner(Protocol):
         check: bool = False,
         **options: _types.Unpack[_command.CommandOptions],
     ) -> Result:
-        """Runs a command and waits for its end; see Sandbox.run."""
+        """Runs a command and waits for its end.
+
+        command, check, options, and the errors: as in Sandbox.run.
+        """
         ...
 
     async def run_async(
@@ -41,7 +44,10 @@ class Runner(Protocol):
         check: bool = False,
         **options: _types.Unpack[_command.CommandOptions],
     ) -> Result:
-        """The same in an event loop; see Sandbox.run_async."""
+        """Does the same in an event loop.
+
+        command, check, options, and the errors: as in Sandbox.run_async.
+        """
         ...
 
     @overload
@@ -76,5 +82,8 @@ class Runner(Protocol):
         progress: _types.Progress | None = None,
         **options: _types.Unpack[_command.CommandOptions],
     ) -> Generator[_types.Any, None, None]:
-        """Runs many commands, a few at a time; see Sandbox.map."""
+        """Runs many commands, a few at a time.
+
+        commands, jobs, ordered, on_failure, progress, options, and the errors: as in Sandbox.map.
+        """
         ...

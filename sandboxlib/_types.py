@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The names that annotations use: `_types.Argv`, `_types.Any`.
 
-Annotations are strings here, and nothing evaluates them while a program runs. So `import
-sandboxlib` does not import typing, which would double its time. typing.get_type_hints evaluates
-them: then this module imports typing, and takes from there what it has not itself.
+Annotations are strings here, and a program that runs does not evaluate them. So `import sandboxlib`
+does not import typing, which would double its time. typing.get_type_hints does evaluate them: then
+this module imports typing, and takes the names from there.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
     Stdin: TypeAlias = int | IO[Any] | bytes | bytearray | memoryview | None
     Sink: TypeAlias = int | IO[Any] | Callable[[bytes], object] | Output | None
-    #: What a map calls as commands end.
+    #: The function that a map calls as each command ends.
     Progress: TypeAlias = Callable[[int, Any], object]
 else:
 
     def __getattr__(name):
-        """Of typing, or made with what typing has."""
+        """Takes a name from typing, or builds it with typing, when get_type_hints asks for it."""
         if name.startswith("__"):
             raise AttributeError(name)
         import typing
@@ -52,7 +52,7 @@ else:
         return getattr(typing, name)
 
     class _Unpack:
-        """`**options: Unpack[CommandOptions]` is CommandOptions for get_type_hints then."""
+        """For Python 3.10, where get_type_hints gets CommandOptions for Unpack[CommandOptions]."""
 
         def __class_getitem__(cls, item):
             return item

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all values of the library are made of: checks of single words, and a frozen base."""
+"""Value, the frozen base of all values, and the checks of single arguments."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-ENCODING = sys.getfilesystemencoding()  # in which os.fsencode does the same
+ENCODING = sys.getfilesystemencoding()  # as os.fsencode uses it
 
 
 def check_text(what: str, value: object) -> str:
-    """A str that can be handed to the kernel, from a str or a path."""
+    """The str of a str or a path; SpecError if the kernel cannot take it."""
     if type(value) is not str and isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str):
@@ -34,7 +34,7 @@ def check_text(what: str, value: object) -> str:
 
 
 def check_path(what: str, value: object) -> str:
-    """The same of a path, which is not empty: joined to another, '' would name that one."""
+    """The str of a path; SpecError also for "", which joined to another path would name that."""
     path = check_text(what, value)
     if not path:
         raise SpecError(f"{what} is empty")
@@ -84,7 +84,7 @@ def check_seconds(what: str, value: object) -> float:
 
 
 def check_descriptor(name: str, value: Any) -> int:
-    """The descriptor that a file or a number is."""
+    """The descriptor of a file, or the number itself."""
     if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "fileno")):
         raise SpecTypeError(f"{name} is neither a file nor a descriptor: {value!r}")
     try:
@@ -99,8 +99,9 @@ def check_descriptor(name: str, value: Any) -> int:
 def unknown_keyword(
     call: str, options: Iterable[str], known: Iterable[str], hint: str = ""
 ) -> SpecTypeError:
-    """The error for keyword arguments that a call does not have; it names the nearest of those
-    that there are. hint: what to say in place of that.
+    """The error for an unknown keyword argument; it names the nearest known one.
+
+    hint: text that replaces that.
     """
     names = list(known)
     name = next(each for each in options if each not in names)
@@ -113,13 +114,13 @@ def unknown_keyword(
 
 
 class Value:
-    """Frozen; equal, hashed and shown by its fields. (dataclasses takes 10 ms to import.)"""
+    """A frozen value: ==, hash() and repr() use its fields. (dataclasses takes 10 ms to import.)"""
 
     _fields: tuple[str, ...] = ()
     _values_of: Callable[[Value], object]
 
     def __init_subclass__(cls) -> None:
-        cls._values_of = staticmethod(attrgetter(*cls._fields))  # several times a loop's speed
+        cls._values_of = staticmethod(attrgetter(*cls._fields))  # several times as fast as a loop
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a {type(self).__name__} does not change: {name}")
@@ -139,7 +140,7 @@ class Value:
         return {name: getattr(self, name) for name in self._fields}
 
     def __setstate__(self, state: object) -> None:
-        """Only a value that its class would make comes out of a pickle."""
+        """Checks the fields again: a pickle may hold values that the class would refuse."""
         if not isinstance(state, dict) or state.keys() != set(self._fields):
             raise SpecTypeError(f"a pickle does not have what a {type(self).__name__} is made of")
         type(self).__init__(self, **state)
@@ -163,12 +164,12 @@ def check_inside(what: str, value: object) -> str:
 
 
 def absolute(path: str) -> str:
-    """The path from '/' on, as the kernel would go it: `link/..` stays what it is."""
+    """The path from '/' on. Unlike os.path.abspath it keeps `link/..`, as the kernel does."""
     return path if path.startswith("/") else os.path.join(caller_directory(), path)
 
 
 def caller_directory() -> str:
-    """os.getcwd(); SetupError where it was removed."""
+    """os.getcwd(); SetupError if the directory was removed."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -177,4 +178,4 @@ def caller_directory() -> str:
 
 
 class Output:
-    """An output that is more than a buffer: Lines, Tee. _runs/sinks.py has what moves it."""
+    """The base of Lines and Tee: outputs that _runs/sinks.py moves while the command runs."""

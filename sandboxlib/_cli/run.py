@@ -16,7 +16,7 @@ from .._choice import choose
 from .._spec.mount import Mount
 from .._spec.policy import Policy
 from .._spec.streams import CAPTURE
-from .._spec.user import WORDS, User
+from .._spec.user import NAMES, User
 from .._version import __version__
 from ..api import Sandbox
 from ..errors import SandboxError, SpecError, printable
@@ -288,7 +288,7 @@ def _executor(text: str) -> str:
 
 
 def _user(text: str) -> str | User:
-    if text in WORDS:
+    if text in NAMES:
         return text
     numbers = text.split(":")
     if len(numbers) > 2 or not all(each.isascii() and each.isdigit() for each in numbers):

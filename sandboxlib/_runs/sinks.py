@@ -125,7 +125,7 @@ class _TeeSink(Sink):
 
 
 def _check_open(tee: Tee) -> None:
-    """A number that is closed would soon be that of one of the run's own descriptors."""
+    """SpecError if the file of a Tee is closed: a descriptor of ours could get its number."""
     if isinstance(tee.file, int):
         try:
             os.fstat(tee.file)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WHAT is wanted: frozen values, checked when they are made."""
+"""The values that say what to run and where: frozen, checked when they are made."""

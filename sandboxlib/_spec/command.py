@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command: what is run, with which streams, and for how long. A Sandbox says where."""
+"""Command: an argv with its environment, streams and times. A Sandbox says where it runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any, TypedDict
 
     class CommandOptions(TypedDict, total=False):
-        """The keyword arguments of Command. (At run time it is made of Command itself.)"""
+        """The keyword arguments of Command. (At run time __getattr__ makes it from Command.)"""
 
         cwd: _types.Path | None
         extra_env: _types.Env | None
@@ -47,30 +47,35 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name):
-        """CommandOptions, made of the annotations of Command."""
+        """Makes CommandOptions from the annotations of Command: importing needs no typing then."""
         if name != "CommandOptions":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import typing
 
         hints = typing.get_type_hints(Command.__init__)
         fields = {field: hints[field] for field in Command._fields if field != "argv"}
-        globals()[name] = typing.TypedDict(name, fields, total=False)
-        return globals()[name]
+        options = typing.TypedDict(name, fields, total=False)
+        options.__doc__ = "The keyword arguments of Command, which says all about them."
+        globals()[name] = options
+        return options
 
 
-MOST_PASSED = 32  # as SBX_MOST_PASSED
+MOST_PASSED = 32  # the same as SBX_MOST_PASSED in csrc/sandbox.h
 
-#: The environment of a command, unless env or extra_env says more.
+#: The environment of a command that has neither env nor extra_env.
 BASE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 def environment_vars(extra_env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a command: BASE_ENVIRONMENT, updated by extra_env."""
+    """Returns the environment of a command: a new dict, BASE_ENVIRONMENT updated by extra_env.
+
+    extra_env: mapping of str to str; None (the default): nothing.
+    """
     return {**BASE_ENVIRONMENT, **(extra_env or {})}
 
 
 class Command(Value):
-    """A command to run, with all that belongs to it: a frozen value, checked when it is made.
+    """A command with its environment, streams and times: a frozen value, checked when it is made.
 
         cc = Command(["cc", "-c", "a.c"], "/src", timeout=60)
         box.run(cc)
@@ -81,33 +86,38 @@ class Command(Value):
 
     argv: list of str, bytes or paths; or a str that names one program and is never split. A program
         without a slash is looked up in the PATH of the sandbox, inside the root.
-    cwd: str or path, inside the root. None (the default): '/'; where the root is '/', the caller's
+    cwd: str or path, inside the root. None (the default): '/'; with root='/' the caller's
         directory, or '/' if the sandbox has no such directory.
-    extra_env: mapping of str to str, added to BASE_ENVIRONMENT or to env.
-    env: mapping of str to str, in place of BASE_ENVIRONMENT.
-    stdin: None (the default): empty. bytes, a file, or a descriptor. For start() also CAPTURE.
-    stdout, stderr: CAPTURE (the default): returned as bytes. A file or a descriptor: written there.
-        None: discarded. stderr=STDOUT: goes where stdout goes. A function: called with bytes as
-        they come; Lines(function): called with each line; Tee(file): written there as it comes.
-        What a function raises ends the run. docs/streams.md has more.
-    limits: Limits; they go over those of the Sandbox, field by field. Where they change anything
-        but cpu_time and the limits of a cgroup, the run is a fresh one. None (the default): those
-        of the Sandbox.
-    timeout: float, seconds; then every process of the run is killed, and Result.timed_out is True.
-        None (the default): no limit.
-    grace: float, seconds. After the timeout every process gets SIGTERM, and only so much later
-        SIGKILL. 0 (the default): SIGKILL at once.
-    max_output: int, or a size as "200M": how many bytes of stdout, and of stderr, are kept or
-        passed on; None (the default): all. Result.limits_hit has 'output' if there were more.
-    on_overflow: 'truncate' (the default): what goes beyond max_output is read and counted only.
+    extra_env: mapping of str to str, added to BASE_ENVIRONMENT or to env. None (the default): none.
+    env: mapping of str to str, in place of BASE_ENVIRONMENT. None (the default): BASE_ENVIRONMENT.
+    stdin: bytes, a file, or a descriptor. None (the default): empty. With start() also CAPTURE.
+    stdout, stderr: CAPTURE (the default): the Result has the bytes. A file or a descriptor: the
+        command writes there. None: discarded. A function: called with bytes as they arrive.
+        Lines(function): called with each line. Tee(file): copied there as it arrives.
+        stderr=STDOUT: both go where stdout goes. An exception of a function ends the run.
+        docs/streams.md has more.
+    limits: Limits, which replace those of the Sandbox field by field. If a field changes that is
+        not cpu_time nor a limit of a cgroup, the run gets new namespaces. None (the default): the
+        limits of the Sandbox.
+    timeout: float, seconds from 0 to 1e9; then every process of the run is killed, and
+        Result.timed_out is True. None (the default): no limit.
+    grace: float, seconds from 0 to 1e9. After the timeout every process gets SIGTERM, and SIGKILL
+        only so much later. 0 (the default): SIGKILL at once.
+    max_output: int, bytes, or a str like "200M": how much of stdout, and of stderr, is kept or
+        passed on. None (the default): all. Result.limits_hit has 'output' if there was more.
+    on_overflow: str. 'truncate' (the default): output beyond max_output is read and counted only.
         'kill': it ends the run.
-    pass_fds: up to 32 more descriptors, which the command gets by the same numbers.
-    pty: True, or (rows, columns): stdin, stdout and stderr are a terminal, of 24 rows and 80
-        columns by default, and the command's own; Result.out is what was written there.
+    pass_fds: iterable of int, up to 32 more descriptors, which the command gets under the same
+        numbers; () by default.
+    pty: bool, or (rows, columns). True: stdin, stdout and stderr are a new terminal, of 24 rows and
+        80 columns, which is the controlling terminal of the command; Result.out has its output.
+        False (the default): no terminal.
 
-    It can be hashed and pickled, unless it holds files, functions or descriptors: then TypeError.
+    A Command can be hashed and pickled, unless it holds files, functions or descriptors: that
+    raises TypeError.
 
-    Raises SpecError for everything that makes no sense.
+    Raises SpecError (a ValueError) if a value is wrong, or two of them contradict each other, and
+    SpecTypeError for a value of the wrong type, or an unknown keyword argument.
     """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
@@ -116,8 +126,8 @@ class Command(Value):
         *("argv", "cwd", "extra_env", "env", "stdin", "stdout", "stderr", "limits", "timeout"),
         *("grace", "max_output", "on_overflow", "pass_fds", "pty"),
     )
-    # An instance has in its __dict__ only the fields that are not the default: most have few, and
-    # one is made for every run.
+    # An instance keeps in its __dict__ only the fields that are not the default. Most have few of
+    # them, and every run makes an instance.
     cwd: str | None = None
     extra_env: _types.Env | None = None
     env: _types.Env | None = None
@@ -131,11 +141,11 @@ class Command(Value):
     on_overflow: str = "truncate"
     pass_fds: tuple[int, ...] = ()
     pty: bool | tuple[int, int] = False
-    #: argv and environment as the core takes them; the directories of PATH, each with its slash.
+    #: argv and environment as the core takes them; the directories of PATH, each ending in a slash.
     _argv: list[bytes]
     _settings: list[bytes]
     _search: list[bytes]
-    #: False: the run has something that few have; see _runs/extras.py.
+    #: False: the run has options that only _runs/extras.py knows.
     _is_plain: bool = True
 
     def __init__(
@@ -159,7 +169,7 @@ class Command(Value):
     ) -> None:
         if unknown:
             raise unknown_option("Command", unknown)
-        put = self.__dict__  # frozen: the one way in
+        put = self.__dict__  # a Value refuses setattr
         put["_argv"] = encode_argv(argv)
         if cwd is not None:
             put["cwd"] = check_path("cwd", cwd)
@@ -198,10 +208,10 @@ class Command(Value):
                 put[name] = MappingProxyType(dict(values))
         put["_settings"], put["_search"] = encode_environment(self.extra_env, self.env)
 
-    def _put_max_output(self, most: object, on_overflow: str) -> None:
+    def _put_max_output(self, max_output: object, on_overflow: str) -> None:
         check_choice("on_overflow", on_overflow, ("truncate", "kill"))
-        if most is not None:
-            self.__dict__["max_output"] = check_size("max_output", most, 0, 1 << 62)
+        if max_output is not None:
+            self.__dict__["max_output"] = check_size("max_output", max_output, 0, 1 << 62)
             if not any(is_capture(each) or is_sink(each) for each in (self.stdout, self.stderr)):
                 text = "max_output takes an output that is captured, or goes to a sink"
                 raise SpecError(text)
@@ -215,20 +225,20 @@ class Command(Value):
         return tuple(map(os.fsdecode, self._argv))
 
     def _job_numbers(self) -> dict[str, int]:
-        """Fields of struct sbx_job that are numbers, and not 0, as the core takes them."""
+        """The fields of struct sbx_job that this Command sets to a number that is not 0."""
         return {"terminal": 1} if self.pty else {}
 
     def replace(self, **changes: _types.Any) -> Command:
-        """The same with other values: command.replace(timeout=60). SpecError.
+        """Returns a Command with other values: command.replace(timeout=60).
 
-        changes: argv, or any keyword argument of Command.
+        changes: argv, or any keyword argument of Command. Raises the errors of Command.
         """
         if not changes.keys() <= _NAMES:
             raise unknown_option("Command.replace", changes, "argv")
         return Command(**{**self._values(), **changes})
 
     def _with_argv(self, argv: object) -> Command:
-        """The same for another argv: its other fields were checked already."""
+        """Returns a Command with another argv, without checking the other fields again."""
         command = object.__new__(Command)
         command.__dict__.update(self.__dict__, _argv=encode_argv(argv))
         return command
@@ -240,7 +250,9 @@ class Command(Value):
 
     @property
     def _passing(self) -> str:
-        """What of it means something else in another process, or later: "", or its name."""
+        """The name of a field that means something else in another process, or later, as a
+        descriptor does; "" if there is none.
+        """
         for name in ("stdin", "stdout", "stderr"):
             value = getattr(self, name)
             is_constant = type(value) is int and value < 0  # CAPTURE, STDOUT
@@ -275,7 +287,7 @@ class Command(Value):
         return repr(list(self.argv))
 
     def __repr__(self) -> str:
-        """Without the values of variables and the content of stdin, which may be secret."""
+        """Leaves out the values of variables and the content of stdin, which may be secret."""
         text = [str(self)]
         for name, value in self._values().items():
             if name in ("env", "extra_env"):
@@ -287,7 +299,7 @@ class Command(Value):
         return f"Command({', '.join(text)})"
 
 
-#: The keyword arguments of Command, and those of them that every call takes.
+#: The arguments of Command, and the keyword arguments that every call takes.
 _NAMES = frozenset(Command._fields)
 OPTIONS = _NAMES - {"argv"}
 
@@ -295,9 +307,9 @@ OPTIONS = _NAMES - {"argv"}
 def command_of(
     call: str, command: _types.Argv | Command, options: Mapping[str, Any], *names: str
 ) -> Command:
-    """The Command of a call, which was given one, or the arguments of one. SpecError.
+    """The Command of a call, which got a Command, or the arguments of one. SpecError.
 
-    names: the keyword arguments that the call has itself.
+    names: the other keyword arguments of the call, for the message.
     """
     if not options:
         return command if isinstance(command, Command) else Command(command)
@@ -311,9 +323,9 @@ def command_of(
 
 
 def unknown_option(call: str, options: Mapping[str, object], *names: str) -> SpecTypeError:
-    """The error for keyword arguments that a call which runs a command does not have.
+    """The error for an unknown keyword argument of a call that runs a command.
 
-    names: those that it has beside the options of Command.
+    names: the keyword arguments of the call that are not options of Command.
     """
     known = (*Command._fields[1:], *names)
     name = next(each for each in options if each not in known)
@@ -333,20 +345,20 @@ def _items(env: Mapping[str, str] | None) -> frozenset[tuple[str, str]] | None:
 
 
 def encode_argv(argv: object) -> list[bytes]:
-    """The words of a command, encoded; SpecError if it is none."""
+    """The arguments of a command, encoded; SpecError if it is not a command."""
     if not isinstance(argv, (list, tuple)):
         if not isinstance(argv, (str, bytes, os.PathLike)):
             raise SpecTypeError(f"the command is neither a list nor a str: {argv!r}")
         argv = (argv,)
     try:
         encoded = [
-            word.encode(ENCODING, "surrogateescape") if type(word) is str else os.fsencode(word)
-            for word in argv
+            arg.encode(ENCODING, "surrogateescape") if type(arg) is str else os.fsencode(arg)
+            for arg in argv
         ]
     except TypeError:
-        raise SpecTypeError("a word of the command is neither str, bytes nor path") from None
+        raise SpecTypeError("an argument of the command is neither str, bytes nor path") from None
     except UnicodeEncodeError as error:
-        raise SpecError(f"a word of the command cannot be encoded: {error}") from None
+        raise SpecError(f"an argument of the command cannot be encoded: {error}") from None
     if not encoded or not encoded[0]:
         raise SpecError("the command is empty")
     if b"\0" in b"".join(encoded):
@@ -362,10 +374,10 @@ def check_mapping(name: str, value: object) -> None:
 def whole_environment(
     extra_env: Mapping[str, str] | None, env: Mapping[str, str] | None
 ) -> dict[str, str]:
-    """The environment of a command, checked: `env`, or else BASE_ENVIRONMENT, and extra_env."""
+    """The environment of a command, checked: `env` or BASE_ENVIRONMENT, updated by extra_env."""
     whole = environment_vars(extra_env) if env is None else {**env, **(extra_env or {})}
     for name, value in whole.items():
-        # The values may be secret: no message holds one.
+        # No message shows a value, as it may be secret.
         if not isinstance(name, str) or not isinstance(value, str):
             raise SpecTypeError(f"the variable {name!r} or its value is not a str")
         if not name or "=" in name:
@@ -376,9 +388,9 @@ def whole_environment(
 def encode_environment(
     extra_env: Mapping[str, str] | None, env: Mapping[str, str] | None
 ) -> tuple[list[bytes], list[bytes]]:
-    """The environment as NAME=VALUE, and the directories of its PATH, each with its slash."""
+    """The environment as NAME=VALUE, and the directories of its PATH, each ending in a slash."""
     whole = whole_environment(extra_env, env)
-    # As in execvp(3): an empty entry is the current directory, and there is a default.
+    # execvp(3): an empty entry is the current directory, and without PATH there is a default.
     directories = whole.get("PATH", "/bin:/usr/bin").split(":")
     if len(directories) > 9999:
         raise SpecError(f"PATH has {len(directories)} entries")
@@ -400,7 +412,7 @@ Command._settings, Command._search = encode_environment(None, None)
 
 def check_limits(value: object) -> Limits:
     if not isinstance(value, Limits):
-        raise SpecTypeError(f"limits is no Limits: {value!r}")
+        raise SpecTypeError(f"limits is not a Limits: {value!r}")
     return value
 
 
@@ -420,19 +432,19 @@ def _check_output(name: str, value: Any) -> Any:
 
 
 def _check_passed(value: object) -> tuple[int, ...]:
-    """The descriptors of pass_fds, in order; whether they are open is seen in the run."""
+    """The descriptors of pass_fds, sorted. The run checks whether they are open."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise SpecTypeError(f"pass_fds is not several descriptors: {value!r}")
-    found = tuple(sorted({check_descriptor("a descriptor of pass_fds", fd) for fd in value}))
-    if len(found) > MOST_PASSED:
-        raise SpecError(f"pass_fds has {len(found)} descriptors, and may have {MOST_PASSED}")
-    if found and found[0] < 3:
+        raise SpecTypeError(f"pass_fds is not an iterable of descriptors: {value!r}")
+    fds = tuple(sorted({check_descriptor("a descriptor of pass_fds", fd) for fd in value}))
+    if len(fds) > MOST_PASSED:
+        raise SpecError(f"pass_fds has {len(fds)} descriptors, and may have {MOST_PASSED}")
+    if fds and fds[0] < 3:
         raise SpecError("pass_fds has 0, 1 or 2, which are stdin, stdout and stderr")
-    return found
+    return fds
 
 
 def terminal_size(value: Any, stdin: Any, stdout: Any, stderr: Any) -> tuple[int, int]:
-    """(rows, columns) of a pty; True is that of a VT100. SpecError."""
+    """(rows, columns) of a pty; True stands for the size of a VT100. SpecError."""
     if value is not True and (not isinstance(value, (tuple, list)) or len(value) != 2):
         raise SpecTypeError(f"pty is neither a bool nor (rows, columns): {value!r}")
     if stdin is not None:

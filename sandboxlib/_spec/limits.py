@@ -9,7 +9,7 @@ from .. import _types
 from .._values import Value, check_choice, check_number, check_size, check_text, unknown_keyword
 from ..errors import SpecError, SpecTypeError
 
-#: Limits of setrlimit(2), each of one process, by their numbers in asm-generic/resource.h.
+#: Limits of setrlimit(2), each for one process; the numbers are from asm-generic/resource.h.
 RLIMITS = {
     "cpu_time": 0,
     "file_size": 1,
@@ -21,10 +21,10 @@ RLIMITS = {
     "locked_memory": 8,
     "address_space": 9,
 }
-#: sched(7), by the numbers in linux/sched.h.
+#: Scheduling policies, sched(7); the numbers are from linux/sched.h.
 SCHEDULERS = {"other": 0, "batch": 3, "idle": 5}
 _MOST = (1 << 63) - 1
-_MOST_CPUS = 1024
+_MOST_CPUS = 1024  # bits of the mask in struct sbx_limits
 _MOST_SECONDS = 1 << 32
 
 
@@ -32,11 +32,11 @@ _SIZES = (
     *("address_space", "data", "stack", "core", "file_size", "locked_memory"),
     *("memory", "swap"),
 )
-#: What each number may be; others from 0 on.
+#: The least and the most of each number; for the others 0 and _MOST.
 _RANGES = {
     "nice": (-20, 19),
     "oom_score_adj": (-1000, 1000),
-    "open_files": (3, _MOST),  # with less the reaper could not look at its own
+    "open_files": (3, _MOST),  # with less the reaper could not inspect itself
     "memory": (1, _MOST),
     "pids": (1, 1 << 22),
     "cpu_weight": (1, 10000),
@@ -45,41 +45,47 @@ _RANGES = {
 
 
 class Limits(Value):
-    """How much a command may use. A frozen value; None, everywhere the default, leaves a thing as
-    the caller has it. What is asked for and cannot be enforced is an error.
+    """How much a command may use. A frozen value.
 
-    `a | b` has the fields of b, and where b has None those of a.
+    Every field is None by default: that leaves the limit as the caller has it. A limit that is
+    given and cannot be enforced is an error.
+
+    `a | b` has the fields of b, and those of a for which b has None.
 
     A size is an int, bytes, or a str like "512K", "200M", "2G", "1T", in powers of 1024.
 
-    Of each process, inherited by its children (setrlimit(2)); soft and hard limit are the same:
+    For each process, inherited by its children (setrlimit(2)); soft and hard limit are the same:
 
-    address_space, data, stack, core, file_size, locked_memory: sizes. stack is what main threads
-        get; core=0 leaves no core dumps. A write beyond file_size ends the process with SIGXFSZ.
+    address_space, data, stack, core, file_size, locked_memory: sizes. stack is the stack of main
+        threads; core=0 leaves no core dumps. A write beyond file_size ends the process with
+        SIGXFSZ.
     cpu_time: int or float, seconds of CPU time; then SIGXCPU, and SIGKILL a second later. The
-        kernel counts whole seconds here: a fraction is rounded up for the signal. A command that
-        ends before the signal, and used more than cpu_time together with the children that it
-        waited for, has 'cpu_time' in Result.limits_hit as well.
-    open_files: int, one more than the highest descriptor.
-    processes: int, how many processes and threads the command's user may have on the whole
-        machine, others' included; uid 0 is exempt. `pids` is the better one.
+        kernel counts whole seconds here: a fraction is rounded up for the signal. Result.limits_hit
+        also has 'cpu_time' if a command ends before the signal, and used more than a fractional
+        cpu_time together with the children that it waited for.
+    open_files: int, from 3 on: one more than the highest descriptor.
+    processes: int, how many processes and threads the command's user may have on the whole machine,
+        in the sandbox or not; uid 0 is exempt. pids is the better limit.
 
-    nice: int, -20 to 19 (setpriority(2)). scheduler: 'other', 'batch' or 'idle' (sched(7)).
-    cpuset: which CPUs: a number of them, the first of those that the caller may use; or the
-        numbers of some (sched_setaffinity(2)).
+    nice: int, -20 to 19 (setpriority(2)).
+    scheduler: 'other', 'batch' or 'idle' (sched(7)).
+    cpuset: int, how many CPUs: the first ones of the caller's; or an iterable of int, the numbers
+        of the CPUs (sched_setaffinity(2)).
     oom_score_adj: int, -1000 to 1000 (proc(5)).
 
-    Of the whole run, by a cgroup (docs/cgroups.md), as the machine has it, of version 1 or 2:
+    For the whole run, by a cgroup of version 1 or 2, as the machine has it (docs/cgroups.md):
 
-    memory, swap: sizes of memory, and of swap beyond that; swap takes memory.
+    memory, swap: sizes of memory, and of swap in addition to it; swap takes memory.
     pids: int, processes and threads.
-    cpus: int or float, how many CPUs' time, as in Docker: 1.5 is that of one and a half CPUs.
-    cpu_weight, io_weight: int, 1 to 10000; 100 is what everybody has.
-    cgroup: True: there is a cgroup even where none of these is asked for. It counts what the run
-        used, and no process escapes from it, also where processes='undefined'. A path: that of a
-        delegated directory of version 2, in which to make them.
+    cpus: int or float, from 0.01 on, a quota of CPU time, as in Docker: 1.5 is as much time as one
+        and a half CPUs have.
+    cpu_weight, io_weight: int, 1 to 10000; other cgroups have 100 unless they are told otherwise.
+    cgroup: True: the run gets a cgroup even if none of these limits is given. The cgroup counts how
+        much the run used, and no process escapes from it, also with processes='undefined'. A path:
+        a delegated directory of version 2 that gets the cgroups.
 
-    Raises SpecError for everything that makes no sense.
+    Raises SpecError (a ValueError) if a value is wrong, and SpecTypeError for a value of the wrong
+    type, or an unknown keyword argument. UnsupportedError comes from the run.
     """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
@@ -151,7 +157,7 @@ class Limits(Value):
         self.__dict__.update(values)
 
     def __or__(self, other: Limits | None) -> Limits:
-        """Those of the other, and what it leaves open as it is here."""
+        """The fields of other, and those of self for which other has None."""
         if other is None:
             return self
         if not isinstance(other, Limits):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mount: what is mounted inside the root, for the command alone."""
+"""Mount: a mount inside the root, which only the command sees."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ _MOST_BYTES = (1 << 63) - 1
 
 
 class Mount(Value):
-    """Something that is mounted inside the root, for the command alone. A frozen value.
+    """A mount inside the root, which only the command sees. A frozen value.
 
-    target: str       absolute path inside the root. What is missing of it is made for the run and
+    target: str or path   absolute, inside the root. Its missing parts are made for the run, and
                       removed afterwards. Symbolic links on the way stay inside the root.
-    source: str       bind: a file or directory of the caller's.
-    type: str         'bind', 'tmpfs' (empty, private), 'proc' or 'dev' (a minimal /dev).
-    read_only: bool   with every mount below it.
-    recursive: bool   bind: with the mounts below the source, True by default.
-    size              tmpfs: bytes at most, an int or a str like "200M"; None: half of the memory
-                      (tmpfs(5)). It holds as many files and directories as pages of 4 KiB, from
-                      1,024 to 1,048,576.
-    mode: int         tmpfs: permissions of its root, 0o1777 by default.
+    source: str or path   bind: a file or directory of the caller's. None (the default) otherwise.
+    type: str         'bind' (the default), 'tmpfs' (empty, private), 'proc' or 'dev' (a minimal
+                      /dev).
+    read_only: bool   bind: True: read-only, with every mount below it. False (the default): as the
+                      source is.
+    recursive: bool   bind: True (the default): with the mounts below the source. False: without.
+    size              tmpfs: int, bytes, or a str like "200M". None (the default): half of the
+                      memory (tmpfs(5)). It holds one file or directory for each 4 KiB of its size,
+                      but at least 1,024 and at most 1,048,576.
+    mode: int         tmpfs: the permissions of its root, 0o1777 by default.
 
-    Raises SpecError for everything that makes no sense.
+    Raises SpecError (a ValueError) if a value is wrong, and SpecTypeError if its type is.
     """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
@@ -67,8 +69,8 @@ class Mount(Value):
         mode: int = 0o1777,
     ) -> None:
         check_choice("the type of a mount", type, ("bind", "tmpfs", "proc", "dev"))
-        inside = check_inside("the target of a mount", target)
-        if inside == "/":
+        target = check_inside("the target of a mount", target)
+        if target == "/":
             raise SpecError("the target of a mount is the root itself")
         check_flag("read_only", read_only)
         check_flag("recursive", recursive)
@@ -80,7 +82,7 @@ class Mount(Value):
             raise SpecError(f"a {type} mount cannot be asked to be read-only")
         size = _tmpfs_size(type, size)
         check_number("the mode of a tmpfs", mode, 0, 0o7777)
-        values = (inside, source, type, read_only, recursive, size, mode)
+        values = (target, source, type, read_only, recursive, size, mode)
         self.__dict__.update(zip(self._fields, values, strict=True))
 
     @classmethod
@@ -91,42 +93,55 @@ class Mount(Value):
         read_only: bool = False,
         recursive: bool = True,
     ) -> Mount:
-        """The caller's `source` at `target`."""
+        """Shows a file or directory of the caller at a path inside the root.
+
+        source, target, read_only, recursive: as in Mount. Raises the errors of Mount.
+        """
         return cls(target, source, "bind", read_only, recursive)
 
     @classmethod
     def tmpfs(cls, target: _types.Path, size: int | str | None = None, mode: int = 0o1777) -> Mount:
-        """An empty directory in memory."""
+        """Mounts an empty directory in memory, which only the command sees.
+
+        target, size, mode: as in Mount. Raises the errors of Mount.
+        """
         return cls(target, None, "tmpfs", size=size, mode=mode)
 
     @classmethod
     def proc(cls, target: _types.Path = "/proc") -> Mount:
-        """proc(5): of the run's own processes where they are isolated."""
+        """Mounts proc(5). With processes='isolated' it shows only the processes of the run.
+
+        target: as in Mount, '/proc' by default. Raises the errors of Mount.
+        """
         return cls(target, None, "proc")
 
     @classmethod
     def dev(cls, target: _types.Path = "/dev") -> Mount:
-        """null, zero, full, random, urandom, tty, pts, shm and the links to /proc/self/fd.
+        """Mounts a /dev with null, zero, full, random, urandom, tty, pts, shm and the links to
+        /proc/self/fd. It is new for each run, and writable; shm is a tmpfs, and pts has at most
+        1,024 terminals.
 
-        It is the run's own, and can be written to; shm is a tmpfs, pts has 1,024 terminals at most.
+        target: as in Mount, '/dev' by default. Raises the errors of Mount.
         """
         return cls(target, None, "dev")
 
     @classmethod
-    def from_tuple(cls, entry: Sequence[object]) -> Mount:
-        """The earlier form: (source, target, type) or (source, target, type, options).
+    def from_tuple(cls, fields: Sequence[object]) -> Mount:
+        """Makes a Mount from the earlier form: (source, target, type[, options]).
 
-        A type of None, '' or 'none' goes with the option 'bind' (this directory alone) or 'rbind'.
-        More options, with commas between: 'ro', 'rw', and for tmpfs 'size=BYTES' (k, m, g) and
-        'mode=OCTAL'. SpecChoiceError, an AssertionError, for what is none of these: 'remount' too,
-        for which there is filesystem_writable_paths.
+        fields: list or tuple. A type of None, '' or 'none' needs the option 'bind' (without the
+            mounts below the source) or 'rbind'. More options, separated by commas: 'ro', 'rw', and
+            for tmpfs 'size=BYTES' (k, m, g) and 'mode=OCTAL'.
+
+        Raises SpecChoiceError, an AssertionError, for any other form or option, also for 'remount',
+        which filesystem_writable_paths replaces; and the errors of Mount.
         """
-        if not isinstance(entry, (list, tuple)) or not 3 <= len(entry) <= 4:
-            raise SpecChoiceError(f"not (source, target, type[, options]): {entry!r}")
-        source, target, kind, options = (*entry, None)[:4]
-        kind, options = (None if word == "none" else word for word in (kind, options))
+        if not isinstance(fields, (list, tuple)) or not 3 <= len(fields) <= 4:
+            raise SpecChoiceError(f"not (source, target, type[, options]): {fields!r}")
+        source, target, kind, options = (*fields, None)[:4]
+        kind, options = (None if text == "none" else text for text in (kind, options))
         if not isinstance(target, (str, os.PathLike)):
-            raise SpecChoiceError(f"the target of the mount {tuple(entry)!r} is no path")
+            raise SpecChoiceError(f"the target of the mount {tuple(fields)!r} is no path")
         target = check_path("the target of a mount", target)
         values: dict[str, Any] = {}
         for option in check_text("options", options or "").split(","):
@@ -138,11 +153,11 @@ class Mount(Value):
             elif name in ("size", "mode") and kind == "tmpfs" and value:
                 values[name] = value if name == "size" else _octal(value)
             elif name not in ("", "rw"):
-                raise SpecChoiceError(f"unknown option {option!r} of the mount {tuple(entry)!r}")
+                raise SpecChoiceError(f"unknown option {option!r} of the mount {tuple(fields)!r}")
         if kind in ("tmpfs", "proc", "dev"):
             values["type"] = kind
         elif kind or "type" not in values:
-            raise SpecChoiceError(f"neither tmpfs, proc, dev nor a bind: {tuple(entry)!r}")
+            raise SpecChoiceError(f"neither tmpfs, proc, dev nor a bind: {tuple(fields)!r}")
         return cls(target if target.startswith("/") else "/" + target, **values)
 
 

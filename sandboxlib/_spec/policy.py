@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command may do: capabilities, no_new_privs, the system call filter, nesting."""
+"""Policy: the rights of a command, that is capabilities, no_new_privs, seccomp and nesting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: linux/capability.h, in the order of their numbers.
+#: All capabilities of linux/capability.h, in the order of their numbers; capabilities(7).
 CAPABILITIES = (
     "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable "
     "net_bind_service net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio "
@@ -25,18 +25,21 @@ CAPABILITIES = (
     "wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
 ).split()
 
-#: What a build needs of root's power, and nothing that leads out of a sandbox.
+#: The capabilities that builds need, without those that lead out of a sandbox.
 DEFAULT_CAPABILITIES = (
     "chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw "
     "sys_chroot setfcap"
 ).split()
 
-_MOST_BYTES = 4 << 20  # of a profile: Docker's default has 30,000
-_WHERE = "a path of the caller's, outside of the sandbox; the words are default, builds and none"
+_MOST_BYTES = 4 << 20  # the longest profile; Docker's default has 30,000 bytes
+_WHERE = "a path of the caller's, outside of the sandbox; a str is default, builds or none"
 
 
 class Profile(Value):
-    """A seccomp profile of a Policy, as JSON in one canonical form. A frozen value."""
+    """A seccomp profile of a Policy, as JSON in one canonical form. A frozen value.
+
+    content: mapping, the profile as json.loads gives it. Raises SpecError if it is not JSON.
+    """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
 
@@ -61,10 +64,14 @@ class Profile(Value):
 
     @classmethod
     def read(cls, path: os.PathLike[str]) -> Profile:
-        """That of a file. SetupError where it cannot be read, SpecError where it is no JSON."""
+        """Reads the profile in a file. path: a PathLike.
+
+        Raises SetupError if the file cannot be read, SpecError if it is no JSON, no regular file,
+        or longer than 4 MiB.
+        """
         name = check_text("the path of a seccomp profile", path)
         try:
-            # Of a FIFO nobody may ever open the other end.
+            # O_NONBLOCK: opening a FIFO would wait until its other end is open, perhaps for ever.
             with open(name, "rb", opener=_open_at_once) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise SpecError(f"the seccomp profile {name} is no regular file")
@@ -77,7 +84,7 @@ class Profile(Value):
         return cls(_parsed(data, f"the seccomp profile {name}"))
 
     def content(self) -> dict[str, _types.Any]:
-        """The profile as json.loads gives it."""
+        """Returns the profile as json.loads gives it: a new dict."""
         import json
 
         content: dict[str, Any] = json.loads(self.text)
@@ -104,7 +111,7 @@ def _open_at_once(name: str, flags: int) -> int:
 
 
 def _plain(value: object) -> object:
-    """The same of dicts and lists, which are all that json writes."""
+    """Turns mappings into dicts and tuples into lists, as json writes no other containers."""
     if isinstance(value, Mapping):
         if not all(isinstance(name, str) for name in value):
             raise TypeError("a name in it is not a str")
@@ -117,25 +124,27 @@ def _plain(value: object) -> object:
 class Policy(Value):
     """What the commands of a Sandbox may do. A frozen value.
 
-    capabilities          'default': DEFAULT_CAPABILITIES, twelve that builds need, as far as the
-                          caller has them. 'all': those of the caller; root's commands can leave
-                          the sandbox then. 'none'. Or a list of names, like ['net_admin'] or
-                          ['CAP_NET_ADMIN'], which the caller has to have; each also opens in the
-                          filter 'builds' the system calls that it is for.
-    no_new_privs: bool    True (the default): no set-user-ID program gives privilege (prctl(2)).
-                          False: the root's set-user-ID programs work.
-    seccomp               which system calls are closed (docs/seccomp.md). 'default': the best
-                          filter that the executor has; Result.isolation tells which. 'builds': the
+    capabilities          'default' (the default): DEFAULT_CAPABILITIES, twelve that builds need, as
+                          far as the caller has them. 'all': those of the caller; commands of root
+                          can leave the sandbox then. 'none': no capability. Or a list of names,
+                          like ['net_admin'] or ['CAP_NET_ADMIN']; the caller must have each of
+                          them, and in the filter 'builds' each opens the system calls that need it
+                          (capabilities(7)).
+    no_new_privs: bool    True (the default): set-user-ID programs give no privilege (prctl(2),
+                          PR_SET_NO_NEW_PRIVS). False: those of the root work.
+    seccomp               the filter of system calls (docs/seccomp.md). 'default' (the default): the
+                          best filter of the executor; Result.isolation tells which. 'builds': the
                           filter of sandboxlib, or UnsupportedError. 'none': no filter. Or a
-                          seccomp profile as OCI and Docker have it: a mapping, or the path of a
+                          seccomp profile in the form of OCI and Docker: a mapping, or the path of a
                           JSON file as a PathLike, which is read when the Policy is made (SetupError
                           if it cannot be read). A str is always one of the three names.
     nesting: bool         False (the default): no user namespaces and no mounts inside. True: a
                           command may make sandboxes of its own, with bwrap, unshare or sandboxlib.
-                          UnsupportedError, when the Sandbox first runs, for commands that are uid 0
-                          of the machine: root says user=1000. SpecError with a profile.
+                          The first run of the Sandbox raises UnsupportedError if its commands are
+                          uid 0 of the machine: as root, give user=1000. SpecError with a profile.
 
-    All are keyword arguments. Raises SpecError (a ValueError) for everything that makes no sense.
+    All are keyword arguments. Raises SpecError (a ValueError) if a value is wrong, or two of them
+    contradict each other.
     """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
@@ -169,12 +178,15 @@ class Policy(Value):
             _check_program(program_of(self))
 
     def replace(self, **changes: _types.Any) -> Policy:
-        """The same with other values: policy.replace(nesting=True). SpecError."""
+        """Returns a Policy with other values: policy.replace(nesting=True).
+
+        changes: any keyword argument of Policy. Raises the errors of Policy.
+        """
         return Policy(**{**{name: getattr(self, name) for name in self._fields}, **changes})
 
 
 def _check_program(program: bytes) -> None:
-    """Behind it there is our own exec, and, if that is refused, our own end."""
+    """SpecError if a profile closes our own last system calls: execve, and exit if that fails."""
     from .._seccomp.filters import native_abi
     from .._seccomp.profile import ALLOWED, FATAL, answer
 
@@ -183,7 +195,9 @@ def _check_program(program: bytes) -> None:
         if answer(program, name, abi) not in ALLOWED:
             raise SpecError(f"the seccomp profile closes {name}: no command could end")
     if answer(program, "execve", abi) in FATAL:
-        raise SpecError("the seccomp profile kills who calls execve: no command could begin")
+        raise SpecError(
+            "the seccomp profile kills a process that calls execve: no command could begin"
+        )
 
 
 def _capabilities(value: object) -> str | tuple[str, ...]:
@@ -193,7 +207,7 @@ def _capabilities(value: object) -> str | tuple[str, ...]:
         check_choice("capabilities", value, ("default", "all", "none"))
         return value
     if not isinstance(value, (list, tuple, set, frozenset)):
-        raise SpecTypeError(f"capabilities is neither a word nor a list of names: {value!r}")
+        raise SpecTypeError(f"capabilities is neither a str nor a list of names: {value!r}")
     names = []
     for name in value:
         names.append(check_text("a capability", name).lower().removeprefix("cap_"))
@@ -213,27 +227,27 @@ def _checked_seccomp(value: object) -> str | Profile:
         return Profile.read(value)
     if isinstance(value, Mapping):
         return Profile(value)
-    raise SpecTypeError(f"seccomp is neither a word, nor a path, nor a mapping: {value!r}")
+    raise SpecTypeError(f"seccomp is neither a str, nor a path, nor a mapping: {value!r}")
 
 
 def filter_of(policy: Policy) -> str:
-    """Which filter that is, in a word of Result.isolation: 'none', 'builds' or 'profile'."""
+    """The filter as Result.isolation names it: 'none', 'builds' or 'profile'."""
     if isinstance(policy.seccomp, Profile):
         return "profile"
     return "none" if policy.seccomp == "none" else "builds"
 
 
 def names_of(policy: Policy) -> frozenset[str]:
-    """The capabilities that it asks for, which open what they are for in a filter."""
-    named = {"default": DEFAULT_CAPABILITIES, "all": CAPABILITIES, "none": ()}
+    """The names of the capabilities of a Policy. In a filter each opens the calls that need it."""
+    named_sets = {"default": DEFAULT_CAPABILITIES, "all": CAPABILITIES, "none": ()}
     asked = policy.capabilities
-    return frozenset(named[asked] if isinstance(asked, str) else asked)
+    return frozenset(named_sets[asked] if isinstance(asked, str) else asked)
 
 
 def program_of(policy: Policy, in_slot: bool = False) -> bytes:
-    """Its filter, as seccomp(2) takes it; b"": there is none.
+    """The filter of a Policy, as seccomp(2) takes it; b"" if it has none.
 
-    in_slot: for the resident of a slot; see _seccomp.filters.builds.
+    in_slot: bool, for the resident of a slot; see _seccomp.filters.builds.
     """
     if policy.seccomp == "none":
         return b""
@@ -243,5 +257,5 @@ def program_of(policy: Policy, in_slot: bool = False) -> bytes:
 
 
 DEFAULT = Policy()
-#: Of the caller's own programs, and of the form of sandboxlib 0.3.
+#: Policy(**ALL) is for the programs of executors, and for the form of sandboxlib 0.3.
 ALL: dict[str, Any] = {"capabilities": "all", "seccomp": "none"}

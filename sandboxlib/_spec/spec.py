@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from .._types import Path
 
-MOST_LIMITED = 64  # sets of limits of Commands for which a Sandbox keeps a plan
+MOST_LIMITED = 64  # a Sandbox keeps plans for so many different Command.limits
 
 
 def _writable(value: object) -> str | tuple[str, ...]:
@@ -40,21 +40,21 @@ def _writable(value: object) -> str | tuple[str, ...]:
         check_choice("filesystem_writable_paths", value, ("all", "none"))
         return value
     if not isinstance(value, (list, tuple, set, frozenset)):
-        raise SpecTypeError(f"filesystem_writable_paths is neither a word nor a list: {value!r}")
+        raise SpecTypeError(f"filesystem_writable_paths is neither a str nor a list: {value!r}")
     paths = [check_path("a writable path", path) for path in value]
-    inside = sorted({check_inside("a writable path", "/" + path) for path in paths})
-    return "all" if "/" in inside else tuple(inside) or "none"
+    writable = sorted({check_inside("a writable path", "/" + path) for path in paths})
+    return "all" if "/" in writable else tuple(writable) or "none"
 
 
 def _devices(value: object) -> str | tuple[str, ...]:
-    """A word, or paths below /dev."""
+    """Checks `devices` of a Sandbox: 'minimal', 'root', or paths below /dev."""
     if isinstance(value, str):
         if value.startswith("/"):
             raise SpecTypeError(f"devices is one path, and has to be a list of them: [{value!r}]")
         check_choice("devices", value, ("minimal", "root"))
         return value
     if not isinstance(value, (list, tuple, set, frozenset)):
-        raise SpecTypeError(f"devices is neither a word nor a list of paths: {value!r}")
+        raise SpecTypeError(f"devices is neither a str nor a list of paths: {value!r}")
     paths = sorted({check_inside("a device", path) for path in value})
     for path in paths:
         if not path.startswith("/dev/"):
@@ -63,9 +63,9 @@ def _devices(value: object) -> str | tuple[str, ...]:
 
 
 class Spec(Value):
-    """What a Sandbox is made of: where commands run, checked. sandboxlib.Sandbox can run them.
+    """Where commands run, as checked values. sandboxlib.Sandbox adds the methods that run them.
 
-    Two of them with the same values are equal; plans and slots are not shared between them.
+    Two Specs with the same values are equal, but share no plans and slots.
     """
 
     _fields = (
@@ -91,13 +91,13 @@ class Spec(Value):
     tmp: str
     resolv_conf: bool
     personality: str | None
-    _left: frozenset[str]  # the names of arguments that were None, for which there is a default
+    _left: frozenset[str]  # the names of arguments that were None, and got a default
     _user_kind: str  # 'caller', 'root' or 'ranges'
-    _ids: tuple[int, int] | None  # of the User
+    _ids: tuple[int, int] | None  # uid and gid of the User
     _groups: tuple[int, ...]
     _plans: dict[object, _types.Any]
-    _limited: dict[Limits, Spec]  # by the limits of Commands
-    _base: Spec | None = None  # of one of those: the Sandbox that it was made of
+    _limited: dict[Limits, Spec]  # Sandboxes for Commands with limits, by these limits
+    _base: Spec | None = None  # in one of _limited: the Sandbox from which it was made
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Spec(Value):
     ) -> None:
         if unknown:
             raise _unknown(unknown)
-        put = self.__dict__.__setitem__  # frozen: the one way in
+        put = self.__dict__.__setitem__  # a Value refuses setattr
         left = {"filesystem_writable_paths": filesystem_writable_paths, "tmp": tmp, "user": user}
         put("_left", frozenset(name for name, value in left.items() if value is None))
         put("root", _root(root))
@@ -143,7 +143,7 @@ class Spec(Value):
         put("personality", personality)
         put("devices", _devices(devices))
         if not isinstance(policy, Policy):
-            raise SpecTypeError(f"policy is no Policy: {policy!r}")
+            raise SpecTypeError(f"policy is not a Policy: {policy!r}")
         put("policy", policy)
         for name, flag in (
             *(("init", init), ("deterministic", deterministic)),
@@ -154,7 +154,7 @@ class Spec(Value):
         self._set_user(user, deterministic)
         put("umask", None if umask is None else check_number("umask", umask, 0, 0o777))
         if limits is not None and not isinstance(limits, Limits):
-            raise SpecTypeError(f"limits is no Limits: {limits!r}")
+            raise SpecTypeError(f"limits is not a Limits: {limits!r}")
         put("limits", limits)
         put("_plans", {})
         put("_limited", {})
@@ -199,13 +199,14 @@ class Spec(Value):
             raise SpecError("user= with a uid needs processes='isolated' and init=True")
 
     def isolation(self) -> dict[str, str]:
-        """The four kinds of isolation, by name."""
+        """Returns network, mounts, processes and ipc of this Sandbox as a dict."""
         return {name: getattr(self, name) for name in ("network", "mounts", "processes", "ipc")}
 
     def replace(self, **changes: _types.Any) -> Spec:
-        """The same with other values: box.replace(network='undefined'). SpecError.
+        """Returns a Sandbox with other values: box.replace(network='undefined').
 
-        What was left to a default that depends on other values is left to it again.
+        changes: root, or any keyword argument of Sandbox. An argument that was None, and got a
+        default that depends on others, is None again. Raises the errors of Sandbox.
         """
         return type(self)(**{**self.__getstate__(), **changes})
 
@@ -217,15 +218,15 @@ class Spec(Value):
         if user is None:
             user = "root" if deterministic else "caller"
         user = check_user(user)
-        found: dict[str, object] = {"user": user, "_user_kind": user, "_ids": None, "_groups": ()}
+        fields: dict[str, object] = {"user": user, "_user_kind": user, "_ids": None, "_groups": ()}
         if isinstance(user, User):
-            found["_user_kind"] = "ranges" if user.ranges else "caller"
-            found |= {"_ids": (user.uid, user.gid), "_groups": user.groups}
-        self.__dict__.update(found)
+            fields["_user_kind"] = "ranges" if user.ranges else "caller"
+            fields |= {"_ids": (user.uid, user.gid), "_groups": user.groups}
+        self.__dict__.update(fields)
 
     def _for(self, command: Command) -> Spec:
-        """The Sandbox that a Command runs in: this one, with the limits of the Command over its
-        own. Its runs share the slots of this one where they can (see plan_for in _runs/plan.py).
+        """The Sandbox in which a Command runs: this one, with the limits of the Command over its
+        own. Its runs use the slots of this one if they can (see plan_for in _runs/plan.py).
         """
         if command.limits is None:
             return self
@@ -266,7 +267,7 @@ _POLICY = frozenset(Policy._fields)
 
 
 def _policy_for(options: dict[str, Any]) -> Policy:
-    """Takes the words of a Policy out of those of a call; a file is read in each call."""
+    """Takes the options of a Policy out of those of a call. It reads a profile's file each time."""
     if "policy" in options:
         names = ", ".join(sorted(_POLICY & options.keys()))
         raise errors.SpecError(
@@ -279,14 +280,14 @@ def _policy_for(options: dict[str, Any]) -> Policy:
         return Policy(**given)
     try:
         return _cached_policy(**given)
-    except TypeError:  # something that cannot be hashed, or is wrong
+    except TypeError:  # an option cannot be hashed, or is wrong: the next line tells which
         return Policy(**given)
 
 
 def sandbox_for(root: Path, options: dict[str, Any]) -> Spec:
-    """The Sandbox of a one-shot call; the same words give the same one, compiled once.
+    """The Sandbox of a one-shot call; equal options give the same Sandbox, which has its plan once.
 
-    What holds a relative path is made anew each time: it changes with the caller's directory.
+    One with a relative path is made anew each time, as the caller's directory may change.
     """
     if not _POLICY.isdisjoint(options):
         options = dict(options)
@@ -298,5 +299,5 @@ def sandbox_for(root: Path, options: dict[str, Any]) -> Spec:
         return Spec(root, **options)
     try:
         return _cached(root, **hashable)  # type: ignore[arg-type]
-    except TypeError:  # something that cannot be hashed, or is wrong: the next line says it
+    except TypeError:  # an option cannot be hashed, or is wrong: the next line tells which
         return Spec(root, **options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The outputs that a Command can name: CAPTURE, STDOUT, Lines and Tee."""
+"""The values for outputs of a Command: CAPTURE, STDOUT, Lines and Tee."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: The values of subprocess, without importing it.
+#: The values of subprocess.PIPE and subprocess.STDOUT. (subprocess is slow to import.)
 CAPTURE = -1
 STDOUT = -2
 
 
 def is_capture(value: object) -> bool:
-    """Whether an output is CAPTURE: the number, which no descriptor is equal to by chance."""
+    """Whether an output is CAPTURE: an int, so that a value that only compares equal is none."""
     return type(value) is int and value == CAPTURE
 
 
 class Lines(Output):
-    """An output for a function that is called with each line as it comes: bytes, with its b'\\n',
-    which the last one may lack.
+    """An output that calls a function with each line as it arrives.
 
         box.run(["make"], stdout=Lines(lambda line: print(line.decode(), end="")))
+
+    function: called with bytes, a line with its b'\\n', which the last line may lack. An exception
+        of it ends the run. Raises SpecTypeError if it is not callable.
     """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
@@ -40,14 +42,16 @@ class Lines(Output):
 
 
 class Tee(Output):
-    """An output that is written to a file as it comes, and whose ends are kept for the Result.
+    """An output that is copied to a file as it arrives. The Result has its beginning and its end.
 
         box.run(["make"], stdout=Tee(log, keep_head=4096, keep_tail=65536), stderr=STDOUT)
 
-    file: a binary file (or a text file with a `buffer`, as sys.stdout), or a descriptor. What
-        it raises when it is written to ends the run.
-    keep_head, keep_tail: int, bytes; 0, the default of both, keeps nothing, and the Result has
-        None. Where something in the middle is missing, a line between the two says how many bytes.
+    file: a binary file (or a text file with a `buffer`, as sys.stdout), or a descriptor. An
+        exception of its write() ends the run.
+    keep_head, keep_tail: int, bytes to keep; 0 by default. If both are 0, the Result has None. If
+        bytes in the middle are missing, a line between the two says how many.
+
+    Raises SpecError if a value is wrong, and SpecTypeError if its type is.
     """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
@@ -69,5 +73,5 @@ class Tee(Output):
 
 
 def is_sink(value: object) -> bool:
-    """Whether it is an output of this module, or a function."""
+    """Whether an output is a Lines, a Tee, or a function."""
     return isinstance(value, Output) or (callable(value) and not hasattr(value, "fileno"))

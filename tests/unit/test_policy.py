@@ -123,7 +123,7 @@ def test_an_unknown_word_is_named() -> None:
     words: dict[str, Any] = {"colour": "red"}
     with pytest.raises(SpecTypeError, match="colour"):
         Sandbox("/", **words)
-    with pytest.raises(SpecTypeError, match="policy is no Policy"):
+    with pytest.raises(SpecTypeError, match="policy is not a Policy"):
         Sandbox("/", policy={})  # type: ignore[arg-type]
 
 
