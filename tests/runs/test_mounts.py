@@ -8,7 +8,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import signal
 import socket
 import stat
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 from lib.boxes import open_box
 from lib.machine import many, needs_root
+from lib.waiting import wait_until
 
 from sandboxlib import Mount, Policy, SetupError, run_sandbox
 
@@ -485,8 +485,7 @@ def test_the_next_run_removes_what_a_killed_host_left(rootfs: Path, tmp_path: Pa
     before = names(rootfs)
     script = WORKER.replace("usleep {i % 5 * 1000}", "echo up > /up; sleep 60")
     host = subprocess.Popen([sys.executable, "-c", script, str(rootfs), str(tmp_path)])
-    while not (rootfs / "up").exists():
-        signal.sigtimedwait([], 0.01)
+    assert wait_until((rootfs / "up").exists)
     host.kill()
     host.wait()
     (rootfs / "up").unlink()
