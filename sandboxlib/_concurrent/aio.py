@@ -20,7 +20,8 @@ from .._runs.run import Run
 from .._spec.command import Command
 from .._spec.spec import Spec
 from ..result import Result
-from . import process as _handle
+from .process import Process, Queue, check_startable
+from .process import start as start_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class AsyncReader:
     lines.
     """
 
-    def __init__(self, process: AsyncProcess, queue: _handle.Queue) -> None:
+    def __init__(self, process: AsyncProcess, queue: Queue) -> None:
         self._process = process
         self._queue = queue
         self._buffer = b""  # what readline() took from the queue, and did not return
@@ -265,9 +266,9 @@ class AsyncProcess:
     stdout: AsyncReader | None = None
     stderr: AsyncReader | None = None
 
-    def __init__(self, start: Callable[[], _handle.Process]) -> None:
+    def __init__(self, start: Callable[[], Process]) -> None:
         self._start = start
-        self._process: _handle.Process | None = None
+        self._process: Process | None = None
         self._is_pumping = False
 
     async def __aenter__(self) -> AsyncProcess:
@@ -385,5 +386,5 @@ _OF_PROCESS = frozenset(
 
 def start(box: Spec, command: Command) -> AsyncProcess:
     """An AsyncProcess, which starts the Command when it is entered; see Sandbox.start_async."""
-    _handle.check_startable("start_async", command)
-    return AsyncProcess(lambda: _handle.start(box, command))
+    check_startable("start_async", command)
+    return AsyncProcess(lambda: start_process(box, command))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class Slot:
+class OpenSlot:
     """An open slot: a resident in namespaces that serve one run after the other.
 
     place: what new_place() returns, for the resident. stubs: what held_flags() returns.

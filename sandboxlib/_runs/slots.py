@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .._core import native
-from .._core import slot as _slot
+from .._core.slot import OpenSlot, Watch
 from .._host import machine
 from .._spec.policy import DEFAULT_CAPABILITIES
 from .mount_points import Stubs
@@ -64,7 +64,7 @@ class _Shared:
 
     def __init__(self, root: str) -> None:
         self.stubs = Stubs(root)
-        self.watch: _slot.Watch | None = None
+        self.watch: Watch | None = None
         self.program: tuple[Any, Any, bytes] | None = None
         self.is_checked = False
         self.is_over = False
@@ -100,7 +100,7 @@ class _Shared:
                 self.watch = None
 
 
-class Slot(_slot.Slot):
+class Slot(OpenSlot):
     """A slot that is open."""
 
     runs = 0
@@ -264,7 +264,7 @@ class Slots:
         shared = self._shared
         try:
             if shared.watch is None:
-                shared.watch = _slot.Watch(self._paths)
+                shared.watch = Watch(self._paths)
                 shared.lacks = [p for p in self._optional if not os.path.lexists(p)]
             if shared.program is None:
                 shared.program = self._prepare(shared.stubs)

@@ -270,12 +270,18 @@ class Command(Value):
         values = {**self._values(), "env": _items(self.env), "extra_env": _items(self.extra_env)}
         return hash(tuple(values.get(name) for name in self._fields))
 
-    def __reduce__(self) -> tuple[object, ...]:
+    def __getstate__(self) -> dict[str, Any]:
         self._refuse_passing("pickled")
         values = self._values()
         for name in values.keys() & {"env", "extra_env"}:
             values[name] = dict(values[name])
-        return _unpickle, (values,)
+        return values
+
+    def __setstate__(self, state: object) -> None:
+        """Only a Command that can be made comes out of a pickle."""
+        if not isinstance(state, dict) or "argv" not in state or not state.keys() <= _NAMES:
+            raise SpecTypeError("a pickle does not have what a Command is made of")
+        Command.__init__(self, **state)
 
     def __copy__(self) -> Command:
         return self
@@ -331,10 +337,6 @@ def unknown_option(call: str, options: Mapping[str, object], *names: str) -> Spe
     name = next(each for each in options if each not in known)
     hint = f"Limits has it: limits=Limits({name}=...)" if name in Limits._fields else ""
     return unknown_keyword(call, options, known, hint)
-
-
-def _unpickle(values: dict[str, Any]) -> Command:
-    return Command(**values)
 
 
 def _items(env: Mapping[str, str] | None) -> frozenset[tuple[str, str]] | None:

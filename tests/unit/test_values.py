@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+import pickletools
 from typing import Any
 
 import pytest
 
-from sandboxlib import Limits, Mount, Policy, Sandbox, SandboxError, SpecError, User
+from sandboxlib import Command, Limits, Mount, Policy, Sandbox, SandboxError, SpecError, User
 
 PROFILE = {"defaultAction": "SCMP_ACT_ALLOW"}
 VALUES = (
@@ -73,3 +74,19 @@ def test_a_forged_policy_is_refused_with_our_own_error() -> None:
     for text in ("{", "[]", 5, '{"defaultAction": "SCMP_ACT_NONE"}'):
         with pytest.raises(SandboxError):
             forged(Policy, {**good, "seccomp": forged(profile, {"text": text})})
+
+
+@pytest.mark.parametrize(
+    "value", [*VALUES, Command(["cc"], env={"A": "b"}, timeout=5)], ids=lambda v: type(v).__name__
+)
+def test_a_pickle_names_the_package_alone_so_files_may_move(value: Any) -> None:
+    text = pickle.dumps(value, 2)
+    assert pickle.loads(text) == value
+    named = [arg for op, arg, _ in pickletools.genops(text) if op.name == "GLOBAL"]
+    assert {str(arg).split()[0] for arg in named} <= {"sandboxlib", "copy_reg", "__builtin__"}
+
+
+def test_a_pickle_holds_no_command_that_could_not_be_made() -> None:
+    for wrong in (5, [], {"x": 1}, {"timeout": 5}, {"argv": ["a"], "x": 1}, {"argv": []}):
+        with pytest.raises(SpecError):
+            forged(Command, wrong)
