@@ -3,13 +3,14 @@
 
 Theory of operation. A machine mounts each controller (memory, pids, cpu, io) in one hierarchy, that
 of v2 or one of v1. A Cgroup is one directory in each hierarchy that its limits need, made below the
-caller's own. Where v2 does not allow that (a cgroup that has processes hands no controllers down,
+caller's own. If v2 does not allow that (a cgroup that has processes hands no controllers down,
 Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint"), it is made below the
 nearest ancestor that does. The child of a run joins by writing "0" to each of `procs`. A run leases
-a Cgroup from the Cgroups of its Sandbox; when it is empty again, another run may have it.
+a Cgroup from the Cgroups of its Sandbox; when it is empty again, another run may lease it.
 
-Where neither v2 nor a limit on pids is asked for, there is a directory of v2, or of the v1 freezer,
-all the same: without it one could not be sure to kill what forks faster than its list is read.
+If the limits need neither v2 nor the pids controller, the Cgroup has a directory of v2, or of the
+v1 freezer, all the same. Without one, processes that fork faster than we read their list could
+escape kill().
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
 
     Numbers = dict[str, dict[str, int]]
 
-MOST_IDLE = 16  # that wait for a run, with up to 40 descriptors each; more are removed
-_AT_A_TIME = 64  # processes that are killed by descriptors
-PATIENCE = 5.0  # seconds for the processes of a cgroup to die, once they are killed
+MOST_IDLE = 16  # cgroups that wait for a run, each with up to 40 descriptors; others are removed
+_AT_A_TIME = 64  # pidfds that are open at once while processes are killed one by one
+PATIENCE = 5.0  # seconds that killed processes have to end
 _PRESSURES = ("cpu.pressure", "memory.pressure", "io.pressure")
 _PEAKS = ("memory.peak", "memory.max_usage_in_bytes")
 # Documentation/admin-guide/cgroup-v2.rst; cgroup-v1/memory.rst, pids.rst, cpuacct.rst
@@ -53,8 +54,8 @@ _COUNTERS = (
     *("memory.oom_control", "memory.failcnt", "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
     *("pids.events", "pids.current", "pids.peak", "cpu.stat", "cpuacct.usage", *_PRESSURES),
 )
-# A command that reaches cgroupfs (docs/security.md) could change them for the next one. Of
-# memory.oom_control, which counts as well, it is the first line.
+# A command that reaches cgroupfs (docs/security.md) could change these files for the next command.
+# Of memory.oom_control only the first line is a setting; the others are counters.
 _SETTINGS = frozenset(
     (
         "cgroup.freeze cgroup.subtree_control cgroup.type cgroup.pressure cgroup.max.depth"
@@ -70,11 +71,11 @@ _SETTINGS = frozenset(
     ).split()
 )
 _all: dict[int, ref[Cgroups]] = {}
-_stuck: list[str] = []  # directories whose processes would not die
+_stuck: list[str] = []  # directories that could not be removed: their processes do not end
 
 
 class Cgroups:
-    """The cgroups of one Sandbox: made when they are needed, recycled, removed in the end."""
+    """The cgroups of one Sandbox. It makes them when runs need them, reuses and removes them."""
 
     def __init__(self, limits: CgroupLimits) -> None:
         self.limits = limits
@@ -89,9 +90,9 @@ class Cgroups:
         _all[id(self)] = ref(self)
 
     def take(self) -> Cgroup:
-        """A Cgroup for one run: release() it.
+        """Lease a Cgroup for one run, which gives it back by release().
 
-        UnsupportedError: this machine, or this caller, cannot enforce one of the limits.
+        Raises UnsupportedError if this machine, or this caller, cannot enforce one of the limits.
         """
         cgroup = self._take_idle() or self._make()
         cgroup.pool = self
@@ -106,11 +107,12 @@ class Cgroups:
                 return None
             if cgroup.is_as_made():
                 return cgroup
-            cgroup.remove()  # somebody changed it, or removed a part of it
+            cgroup.remove()  # another process changed it, or removed a part of it
 
     def _make(self) -> Cgroup:
         with self._lock:
-            if self._parts is None:  # where the caller is may change, until close()
+            # The caller may have moved to another cgroup: close() makes us look again.
+            if self._parts is None:
                 self._parts = find_parts(self.limits)
                 self._name = f"{mark()}-{os.urandom(4).hex()}"
             self._made += 1
@@ -126,7 +128,7 @@ class Cgroups:
         return cgroup
 
     def give(self, cgroup: Cgroup) -> None:
-        """Back from a run. What has processes loses them, and is kept only if it is like new."""
+        """Take a Cgroup back from its run: kill its processes, and keep it if it is like new."""
         self._leased.pop(id(cgroup), None)
         if len(self._idle) < MOST_IDLE:
             try:
@@ -141,7 +143,7 @@ class Cgroups:
         cgroup.remove()
 
     def close(self) -> None:
-        """Removes the idle ones now, and those that are in use when they come back."""
+        """Remove the idle cgroups now; those in use are removed when their run gives them back."""
         with self._lock:
             self._generation += 1
             self._parts = None
@@ -150,13 +152,13 @@ class Cgroups:
         _remove_stuck()
 
     def end(self) -> None:
-        """Kills what is in those that are in use, too: at the end of the interpreter."""
+        """Remove all, and kill the processes of those in use: at the end of the interpreter."""
         self.close()
         for cgroup in [c for c in (r() for r in list(self._leased.values())) if c is not None]:
             cgroup.release()
 
     def forget(self) -> None:
-        """In a fork of the caller: they are the caller's, and only descriptors are closed."""
+        """In a fork of the caller, close the descriptors only: the cgroups are the parent's."""
         self._lock = RLock()
         self._generation += 1
         self._parts = None
@@ -165,7 +167,7 @@ class Cgroups:
             self._idle.pop().remove()
 
     def __del__(self) -> None:
-        if _all is not None:  # else the interpreter is at its end, and end_all() was here
+        if _all is not None:  # None: the interpreter is ending, and end_all() did the work
             _all.pop(id(self), None)
             _insist(self.close)
 
@@ -173,11 +175,12 @@ class Cgroups:
 class Cgroup:
     """Directories in one or several hierarchies that hold one run.
 
-    procs: descriptors of their cgroup.procs, numbers from 10 on. Who writes "0" to each is in.
+    procs: descriptors of their cgroup.procs, numbered from 10 on. A process joins by writing "0" to
+    each.
     """
 
     procs: tuple[int, ...] = ()
-    directories: tuple[int, ...] = ()  # descriptors: what is read and written is found from here
+    directories: tuple[int, ...] = ()  # their descriptors, from which all files are opened
 
     def __init__(self, limits: CgroupLimits, generation: int) -> None:
         self.pool: Cgroups | None = None
@@ -188,21 +191,21 @@ class Cgroup:
         self._counters: list[tuple[str, int]] = []
         self._settings: list[_Setting] = []
         self._pids_setting: _Setting | None = None
-        self._threads: list[tuple[int, str]] = []  # the other file by which one may join
+        self._threads: list[tuple[int, str]] = []  # the other file by which a thread can join
         self._owners: list[tuple[int, int, int, int]] = []
         self._before: Numbers = {}
         self._most_pids = limits.pids
-        self._is_reset = True  # whether peaks are those of this run
+        self._is_reset = True  # False: the peaks may be those of an earlier run
         self._is_suspended = False
 
     def open(self) -> None:
-        """Opens what each run needs; opening one costs as much as reading it ten times."""
+        """Open the files that each run reads, because opening one takes as long as ten reads."""
         for path in self.paths:
             kind = version(path)
             self.directories += (directory := _above(open_cgroup(path, kind)),)
             fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
             self.procs += (_above(fd),)
-            # Those of an O_PATH descriptor cannot be listed.
+            # An O_PATH descriptor cannot be listed itself; its link in /proc can.
             for name in os.listdir(f"/proc/self/fd/{directory}"):
                 if name in _COUNTERS:
                     self._open_counter(directory, name)
@@ -236,22 +239,24 @@ class Cgroup:
             self._pids_setting = setting
 
     def _look_at_owners(self) -> list[tuple[int, int, int, int]]:
-        """Who may write to it, and whether there are cgroups below it."""
+        """The owners and modes, which say who may write, and st_nlink, which counts the cgroups
+        below.
+        """
         statuses = [os.fstat(fd) for fd in (*self.directories, *self.procs)]
         statuses += [os.stat(name, dir_fd=fd) for fd, name in self._threads]
         return [(s.st_mode, s.st_uid, s.st_gid, s.st_nlink) for s in statuses]
 
     def is_as_made(self) -> bool:
-        """Whether it is there, and nobody changed it since it was made: its limits, its freezer,
-        its owners, its cgroups below.
+        """Return True if no process has removed it or changed it since it was made: its limits, its
+        freezer, its owners, the cgroups below it.
         """
         try:
             return self._look_at_owners() == self._owners and all(s.holds() for s in self._settings)
-        except OSError:  # ENODEV: somebody removed it
+        except OSError:  # ENODEV: the cgroup was removed
             return False
 
     def begin(self, extra_pids: int = 0) -> None:
-        """What report() tells is counted from here. The limit on pids is extra_pids higher."""
+        """Start the counts of report(). extra_pids is added to the limit on pids."""
         if self._limits.pids is not None:
             self._set_most_pids(self._limits.pids + extra_pids)
         for name, fd in self._counters:
@@ -263,16 +268,18 @@ class Cgroup:
         self._before = self._read()
 
     def report(self) -> dict[str, object]:
-        """What happened since begin(); None is not known, as no file of this cgroup tells.
+        """What happened since begin(). None: no file of this cgroup has the value.
 
-        oom_kills: int, processes killed for want of memory. pids_hits: int, forks refused.
+        oom_kills: int, processes that the kernel killed because memory ran out.
+        pids_hits: int, forks that the kernel refused.
         throttled: int, periods (of 100 ms) in which the quota was used up.
-        memory_peak: int, bytes, without what earlier runs left in the page cache (if the limit was
-        reached: with it). pids_peak: int. A peak that the kernel does not set back (pids.peak;
-        memory.peak before Linux 6.12) is None in a recycled cgroup where an earlier run's was as
-        high. Both count all that joined: the reaper too.
-        cpu: float, seconds. pressure: {"cpu": {"some": seconds, "full": seconds}, ...}, the time in
-        which some or all processes had to wait for it.
+        memory_peak: int, bytes, without the page cache that earlier runs left (with it, if the
+            limit was reached). pids_peak: int. Both count every process that joined, the reaper
+            too. The kernel cannot reset some peaks (pids.peak; memory.peak before Linux 6.12): in a
+            reused cgroup they are None unless this run went beyond the earlier ones.
+        cpu: float, seconds.
+        pressure: {"cpu": {"some": seconds, "full": seconds}, ...}, the time in which some or all
+            processes had to wait for it.
         """
         now, before = self._read(), self._before
 
@@ -313,28 +320,30 @@ class Cgroup:
         }
 
     def _read(self) -> Numbers:
-        found: Numbers = {}
+        counters: Numbers = {}
         for name, fd in self._counters:  # cpu.stat may be there twice: of v1, and of v2
-            numbers = found.setdefault(name, {})
+            numbers = counters.setdefault(name, {})
             for line in os.pread(fd, 4096, 0).decode().splitlines():
                 fields = line.split()  # "5", "max 5", or "some avg10=0.00 ... total=5"
                 key = fields[0] if len(fields) > 1 else ""
                 numbers[key] = int(fields[-1].rpartition("=")[2])
-        return found
+        return counters
 
     def pids(self) -> list[int]:
-        """The processes in it, and in cgroups that they made below; zombies do not count."""
-        found: set[int] = set()
+        """The processes in it, and in cgroups that they made below it; zombies do not count."""
+        pids: set[int] = set()
         for directory in self.directories:
-            try:  # opened anew: a descriptor of v1's would show a list of a second ago
-                found.update(map(int, lists_of_processes(directory).split()))
+            try:  # opens the file anew: an old descriptor of v1 shows the list of a second ago
+                pids.update(map(int, lists_of_processes(directory).split()))
             except OSError as error:
                 if error.errno not in GONE:
                     raise
-        return sorted(found - {0})  # 0 is one that our pid namespace has no number for
+        return sorted(pids - {0})  # 0 stands for a process that our pid namespace does not know
 
     def kill(self) -> None:
-        """Ends every process in it, and returns when there is none. OSError: some live for 5 s."""
+        """Kill every process in it, and wait until all are gone. Raises OSError if some still live
+        after 5 s.
+        """
         import time
 
         deadline, patience = time.monotonic() + PATIENCE, 0.01
@@ -346,7 +355,8 @@ class Cgroup:
                 self._kill_each()
             if self._is_suspended:
                 self.resume()
-            # To die they need a CPU, and not to be frozen again before they have had it.
+            # A killed process needs a CPU to end, and must not be frozen again before it has had
+            # one. So wait for a while, each time longer, before killing again.
             again, pause = time.monotonic() + patience, 0.0002
             while left := self.pids():
                 if time.monotonic() > again:
@@ -360,7 +370,9 @@ class Cgroup:
             patience = min(patience * 2, 0.5)
 
     def _kill_each(self) -> None:
-        """While nobody can fork: so that the list is all of them."""
+        """Kill the processes one by one. First stop them from forking, so that the list of them is
+        complete.
+        """
         if self._most_pids is not None:
             self._set_most_pids(0)
         else:
@@ -370,10 +382,11 @@ class Cgroup:
             self._kill_these(pids[first : first + _AT_A_TIME])
 
     def _kill_these(self, pids: list[int]) -> None:
-        """By pidfd, never by number: a number that is used again would hit anybody.
+        """Kill by pidfd, never by pid: a pid that was reused would hit a stranger.
 
-        What is in the list after its pidfd was opened is what the pidfd is of; if it is of a
-        process that had the number before, that one is dead, and the signal is lost.
+        If a pid is still listed after we opened its pidfd, the pidfd refers to a process of this
+        cgroup; or it refers to an earlier process with that pid, which is dead, and then the signal
+        has no effect.
         """
         import signal
 
@@ -394,41 +407,45 @@ class Cgroup:
                 os.close(fd)
 
     def suspend(self) -> bool:
-        """Stops every process in it. False: it has neither v2 nor the v1 freezer."""
+        """Stop every process in it. Returns False if it has neither v2 nor the v1 freezer."""
         return self._freeze("1", "FROZEN")
 
     def resume(self) -> bool:
-        """The opposite of suspend()."""
+        """Let the processes go on that suspend() stopped. Returns as suspend() does."""
         return self._freeze("0", "THAWED")
 
     def _freeze(self, v2: str, v1: str) -> bool:
-        """Waits for a second: it takes its time where a process is in the midst of a call."""
+        """Write to the freezer, and wait up to a second until the kernel reports the new state: a
+        process in the midst of a system call takes that long.
+        """
         import time
 
         if (directory := self._find("cgroup.freeze")) is not None:
-            file, said, word, state = "cgroup.freeze", "cgroup.events", v2, f"frozen {v2}"
+            file, state_file, value, state = "cgroup.freeze", "cgroup.events", v2, f"frozen {v2}"
         elif (directory := self._find("freezer.state")) is not None:
-            file, said, word, state = "freezer.state", "freezer.state", v1, v1
+            file, state_file, value, state = "freezer.state", "freezer.state", v1, v1
         else:
             return False
         self._is_suspended = v2 == "1"
-        write(file, word, directory)
+        write(file, value, directory)
         deadline = time.monotonic() + 1
-        while state not in read(said, directory).splitlines() and time.monotonic() < deadline:
+        while state not in read(state_file, directory).splitlines() and time.monotonic() < deadline:
             time.sleep(0.0005)
         return True
 
     def release(self) -> None:
-        """Back to the Cgroups it is from. What is still in it is killed."""
+        """Give it back to its Cgroups, which kills the processes that are still in it."""
         pool, self.pool = self.pool, None
         if pool is not None and self._maker == os.getpid():
             pool.give(self)
 
     def is_like_new(self) -> bool:
-        """Whether another run may have it: zombies count as pids, and the page cache as memory.
+        """Return True if another run may lease it: zombies count against the limit on pids, and the
+        page cache against that on memory.
 
-        memory.force_empty takes a millisecond or more, and the pages from those who share them; a
-        new cgroup a third of that. So what is left is left, unless it is much.
+        Emptying the cache (memory.force_empty) takes a millisecond or more, and drops pages that
+        others share. A new cgroup takes a third of that. So a little cache is left in place, and a
+        cgroup with much of it is not used again.
         """
         if self._is_suspended:
             self.resume()
@@ -438,7 +455,7 @@ class Cgroup:
         return is_small and not numbers.get("pids.current", {}).get("", 0)
 
     def leave(self) -> None:
-        """Gives it up with a process that SIGKILL does not end: a later close() removes it."""
+        """Give it up, because SIGKILL does not end a process in it: a later close() removes it."""
         pool, self.pool = self.pool, None
         if pool is not None:
             pool._leased.pop(id(self), None)
@@ -448,7 +465,7 @@ class Cgroup:
         self.remove()
 
     def remove(self) -> None:
-        """Ends what is in it, and removes it. What cannot be is tried again when others go."""
+        """Kill its processes, and remove it. If that fails, a later close() tries again."""
         if self._maker == os.getpid():
             try:
                 if self.pids():
@@ -490,7 +507,7 @@ class Cgroup:
 
 
 class _Setting:
-    """A file of a cgroup, open, and what it says as long as nobody changes it."""
+    """An open file of a cgroup, and its content as long as no process changes it."""
 
     __slots__ = ("fd", "size", "value")
 
@@ -500,7 +517,7 @@ class _Setting:
         self.size = 0
 
     def remember(self, whole: bool) -> bool:
-        """What it says now, or its first line. False where it cannot be read."""
+        """Keep its content, or only the first line of it. Returns False if it cannot be read."""
         try:
             self.value = os.pread(self.fd, 4096, 0)
         except OSError:
@@ -519,7 +536,7 @@ class _Setting:
 
 
 def _above(fd: int) -> int:
-    """The same, as a number from 10 on, where a run puts nothing of its own."""
+    """Move a descriptor to a number from 10 on, because a run uses the lower ones itself."""
     from fcntl import F_DUPFD_CLOEXEC, fcntl
 
     try:
@@ -529,11 +546,11 @@ def _above(fd: int) -> int:
 
 
 def controllers() -> dict[str, str]:
-    """Which limits the caller can set, and in which version: {"memory": "v1", "hold": "v2", ...}.
+    """The limits that the caller can set, with the version of each: {"memory": "v1", ...}.
 
-    The names: memory, swap, pids, cpu, io, hold. Found by making a cgroup with each.
+    The names: memory, swap, pids, cpu, io, hold. It makes a cgroup with each of them to find out.
     """
-    found = {}
+    versions = {}
     limits: dict[str, dict[str, int]] = {
         "memory": {"memory": 1 << 30},
         "swap": {"memory": 1 << 30, "swap": 0},
@@ -548,14 +565,16 @@ def controllers() -> dict[str, str]:
             cgroup = pool.take()
         except UnsupportedError:
             continue
-        found[name] = version(cgroup.paths[0])
+        versions[name] = version(cgroup.paths[0])
         cgroup.release()
         pool.close()
-    return found
+    return versions
 
 
 def _remove(path: str) -> bool:
-    """Whether it is gone. A process that dies is still in it for a moment (EBUSY)."""
+    """Remove a directory; False if that fails. A process that is ending stays in it for a moment
+    (EBUSY), so it is tried several times.
+    """
     import time
 
     for pause in (0.0005, 0.002, 0.01, 0.05, 0.2, 0.5, 0.0):
@@ -577,7 +596,9 @@ def _remove_stuck() -> None:
 
 
 def _insist(finish: Callable[[], None]) -> None:
-    """For __del__, where a KeyboardInterrupt would be lost."""
+    """Call finish() until no KeyboardInterrupt stops it, and raise that later in the main thread:
+    Python drops what __del__ raises.
+    """
     while True:
         try:
             return finish()
@@ -596,7 +617,7 @@ def _forget_all() -> None:
 
 
 def end_all() -> None:
-    """At the end of the interpreter."""
+    """Remove all cgroups of this process, at the end of the interpreter."""
     for pool in _each():
         pool.end()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where on this machine cgroups can be made, and what is written into them for which limit."""
+"""The cgroup hierarchies of this machine: where cgroups can be made, and which file has a limit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MOST_PARTS = 4  # directories of a cgroup: as many descriptors as a run can be given
+MOST_PARTS = 4  # directories of a cgroup, because a run takes at most four descriptors of them
 DELEGATE = "systemd-run --user --scope -p Delegate=yes"
 _V1_NAMES = {"memory": "memory", "pids": "pids", "cpu": "cpu", "io": "blkio"}
 _OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
-GONE = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)  # what a cgroup says that was removed
+GONE = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)  # the errors of a cgroup that was removed
 _SEARCH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAGIC = {"v1": 0x27E0EB, "v2": 0x63677270}  # statfs(2): CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC
 
@@ -32,20 +32,21 @@ class CgroupLimits(
         defaults=[None, None, None, None, None, None, None, False],
     )
 ):
-    """What is asked for; None is not asked for.
+    """The limits of a cgroup. None: no limit.
 
     memory: bytes. swap: bytes beyond memory; it needs memory.
-    pids: processes and threads of the run.
-    cpu_weight, io_weight: 1 to 10000; 100 is what everybody has. cpu_quota: CPUs, as 1.5.
-    directory: absolute path of a cgroup of v2 that is the caller's to use, to make them in.
-    hold: bool; a cgroup even where there is no limit, to count, suspend and kill every process.
+    pids: the number of processes and threads of the run.
+    cpu_weight, io_weight: 1 to 10000; 100 is the kernel's default. cpu_quota: CPUs, such as 1.5.
+    directory: the absolute path of a cgroup of v2, in which the caller may make cgroups.
+    hold: bool. True: make a cgroup even without a limit, to count, suspend and kill every process.
     """
 
     __slots__ = ()
 
 
 class Part:
-    """One hierarchy of a cgroup: the directories to make it in, the best first; what is written.
+    """The part of a cgroup in one hierarchy: in which directories it may be made, the best first,
+    and which values are written to its files.
 
     A parent of v1 is a (path, "v1"), one of v2 a (path, "v2").
     """
@@ -58,9 +59,9 @@ class Part:
         self._is_swept = False
 
     def make(self, name: str, paths: list[str]) -> None:
-        """Makes the directory of one cgroup, and puts its path into paths.
+        """Make the directory of one cgroup, and append its path to paths.
 
-        UnsupportedError where neither of the parents can have one.
+        Raises UnsupportedError if it cannot be made in any of the parents.
         """
         refusals = []
         for parent, kind in self.parents:
@@ -79,20 +80,21 @@ class Part:
         self.parents = []
 
     def _make_in(self, parent: str, kind: str, name: str, paths: list[str]) -> None:
-        """By descriptors: no name is looked up twice, and no symbolic link is followed.
+        """Make the directory, and write its files. Descriptors are used throughout, so that no name
+        is looked up twice and no symbolic link is followed.
 
-        OSError where there can be no such directory, UnsupportedError where it cannot be set up.
+        Raises OSError if it cannot be made, UnsupportedError if a file refuses its value.
         """
-        path, place, made = f"{parent}/{name}", open_cgroup(parent, kind), -1
+        path, parent_fd, made = f"{parent}/{name}", open_cgroup(parent, kind), -1
         try:
             try:
-                os.mkdir(name, 0o755, dir_fd=place)
+                os.mkdir(name, 0o755, dir_fd=parent_fd)
             except OSError as error:
                 error.filename = path
                 raise
             paths.append(path)
-            os.chmod(name, 0o755, dir_fd=place)  # mkdir(2) takes the umask of the caller away
-            made = os.open(name, _SEARCH, dir_fd=place)
+            os.chmod(name, 0o755, dir_fd=parent_fd)  # mkdir(2) applied the caller's umask
+            made = os.open(name, _SEARCH, dir_fd=parent_fd)
             for file, value in self.files:
                 try:
                     write(file, value, made)
@@ -100,33 +102,33 @@ class Part:
                     error.filename = f"{path}/{file}"
                     raise _refusal(self.names, error, kind) from None
         finally:
-            os.close(place)
+            os.close(parent_fd)
             if made >= 0:
                 os.close(made)
 
     def _prepare(self, parent: str) -> None:
-        """Has the controllers enabled for the children, and sees to it that one may join them.
+        """Enable the controllers for the children, and check that the caller may join them.
 
-        Controllers stay enabled: others may have come to use them.
+        The controllers stay enabled afterwards, because others may have begun to use them.
         """
-        there = read(f"{parent}/cgroup.controllers").split()
+        available = read(f"{parent}/cgroup.controllers").split()
         for name in self.names:
-            if name not in there:
+            if name not in available:
                 message = f"the controller {name} is not in it"
                 raise OSError(errno.ENOENT, message, f"{parent}/cgroup.controllers")
         enabled = read(f"{parent}/cgroup.subtree_control").split()
         if missing := [f"+{name}" for name in self.names if name not in enabled]:
             write(f"{parent}/cgroup.subtree_control", " ".join(missing))
-        # cgroup-v2.rst, "Delegation Containment": to move a process takes the right to write the
-        # cgroup.procs of the place where the two paths meet.
+        # cgroup-v2.rst, "Delegation Containment": moving a process takes write access to the
+        # cgroup.procs of the nearest common ancestor of both cgroups.
         own, point = own_directories().get(""), mount_points().get("")
         if own and point and f"{parent}/".startswith(f"{point}/"):
-            meet = os.path.commonpath([own, parent])
-            os.close(os.open(f"{meet}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+            ancestor = os.path.commonpath([own, parent])
+            os.close(os.open(f"{ancestor}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
 
 
 def find_parts(limits: CgroupLimits) -> list[Part]:
-    """The parts of a cgroup with these limits."""
+    """The parts of a cgroup with these limits. Raises UnsupportedError if no hierarchy has one."""
     own = own_directories()
     unified = _unified(limits.directory, own)
     delegated = _controllers_of(limits.directory) if limits.directory else ""
@@ -153,7 +155,9 @@ def find_parts(limits: CgroupLimits) -> list[Part]:
 
 
 def _controllers_of(directory: str) -> str:
-    """The controllers that a directory of the caller's choice has. UnsupportedError."""
+    """The controllers of a directory that the caller named. Raises UnsupportedError if it is no
+    cgroup of v2.
+    """
     try:
         fd = open_cgroup(directory, "v2")
         try:
@@ -174,22 +178,22 @@ def _is_asked(limits: CgroupLimits, name: str) -> bool:
 
 
 def _unified(directory: str | None, own: dict[str, str]) -> list[tuple[str, str]]:
-    """Where a cgroup of v2 may be: below the caller's own, or the nearest above that lets one."""
+    """The parents to try for a cgroup of v2: the caller's own, then each one above it."""
     if directory is not None:
         return [(directory, "v2")]
-    found = []
+    parents = []
     if path := own.get(""):
         point = mount_points()[""]
         while True:
-            found.append((path, "v2"))
+            parents.append((path, "v2"))
             if len(path) <= len(point):
                 break
             path = os.path.dirname(path)
-    return found
+    return parents
 
 
 def _files(limits: CgroupLimits, name: str, kind: str) -> list[tuple[str, str]]:
-    """What is written for the limits of one controller, in this order."""
+    """The files of one controller with the value for each, in the order to write them."""
     is_v1 = kind == "v1"
     files: list[tuple[str, object]] = []
     if name == "memory":
@@ -203,7 +207,8 @@ def _files(limits: CgroupLimits, name: str, kind: str) -> list[tuple[str, str]]:
     elif name == "io":
         files = _io_files(limits.io_weight, is_v1)
     if name == "cpu" and limits.cpu_weight is not None:
-        # Shares as systemd makes them of a weight; 2 and 262144: kernel/sched/sched.h, MIN_SHARES
+        # systemd converts a weight to shares like this. 2 and 262144 are MIN_SHARES and MAX_SHARES
+        # of kernel/sched/sched.h.
         shares = min(max(limits.cpu_weight * 1024 // 100, 2), 262144)
         files += [("cpu.shares", shares) if is_v1 else ("cpu.weight", limits.cpu_weight)]
     if name == "cpu" and limits.cpu_quota is not None:
@@ -218,10 +223,11 @@ def _files(limits: CgroupLimits, name: str, kind: str) -> list[tuple[str, str]]:
 
 
 def _io_files(weight: int, is_v1: bool) -> list[tuple[str, object]]:
-    """A weight is only kept to where a device has the scheduler for it, or the cost model is on.
+    """The files for io_weight. Raises UnsupportedError if the kernel would ignore a weight, because
+    no device has the scheduler bfq, nor the cost model of io.cost.qos.
 
-    Documentation/block/bfq-iosched.rst: 1 to 1000, 100 is what everybody has; above it, converted
-    as systemd does. cgroup-v2.rst: io.weight, and io.cost.qos in the root.
+    Documentation/block/bfq-iosched.rst: weights go from 1 to 1000 with 100 as the default; higher
+    weights are converted as systemd does it. cgroup-v2.rst: io.weight, and io.cost.qos in the root.
     """
     files: list[tuple[str, object]] = []
     if any("[bfq]" in read(f"/sys/block/{name}/queue/scheduler") for name in _block_devices()):
@@ -232,8 +238,8 @@ def _io_files(weight: int, is_v1: bool) -> list[tuple[str, object]]:
         files += [("io.weight", f"default {weight}")]
     if not files:
         raise UnsupportedError(
-            "io: no block device keeps to weights; /sys/block/*/queue/scheduler is bfq on none, and"
-            " io.cost.qos in the root of cgroup v2 enables none"
+            "io: the kernel ignores weights on every block device: /sys/block/*/queue/scheduler is"
+            " bfq on none, and io.cost.qos in the root of cgroup v2 enables none"
         )
     return files
 
@@ -247,7 +253,9 @@ def _block_devices() -> list[str]:
 
 
 def _refusal(names: list[str], error: OSError, kind: str) -> Exception:
-    """The UnsupportedError, with the remedy; or the error itself, if it is about something else."""
+    """An UnsupportedError with the remedy; or the error itself, if it only means that something ran
+    out (descriptors, memory).
+    """
     if error.errno in _OUT_OF:
         return error
     remedy = ""
@@ -266,13 +274,13 @@ def _refusal(names: list[str], error: OSError, kind: str) -> Exception:
         remedy = "the kernel lacks it"
     elif error.errno == errno.EINVAL:
         remedy = "the value is beyond what the kernel takes, or what a cgroup above it leaves"
-    what = " and ".join(names) or "a cgroup"
+    limits = " and ".join(names) or "a cgroup"
     code = errno.errorcode.get(error.errno or 0, "?")
-    text = f"{what}: {error.filename}: {error.strerror} ({code})"
+    text = f"{limits}: {error.filename}: {error.strerror} ({code})"
     return UnsupportedError(f"{text}; {remedy}" if remedy else text)
 
 
-# ---- what is mounted -------------------------------------------------------------------------
+# ---- the mounted hierarchies -----------------------------------------------------------------
 
 
 def _mounts() -> Iterator[tuple[str, str, str]]:
@@ -284,36 +292,37 @@ def _mounts() -> Iterator[tuple[str, str, str]]:
 
 
 def mount_points() -> dict[str, str]:
-    """Where v2 ("") and each controller of v1 are mounted."""
+    """The mount points of v2 ("") and of each controller of v1."""
     return {name: point for name, _, point in _mounts()}
 
 
 def own_directories() -> dict[str, str]:
-    """The directories of the cgroups that the caller is in: of v2 (""), and of v1 by controller.
+    """The directories of the caller's own cgroups: of v2 (""), and of v1 by controller.
 
-    Those out of reach are left out: unmounted, or above the root of a cgroup namespace.
+    A cgroup without a directory here is left out: its hierarchy is not mounted, or it lies above
+    the root of the caller's cgroup namespace.
     """
     own = {}
     for line in filter(None, read("/proc/self/cgroup").split("\n")):
         _, names, path = line.split(":", 2)
         own.update({name: path.rstrip("/") for name in names.split(",")})
-    found = {}
+    directories = {}
     for name, root, point in _mounts():
         top = root.rstrip("/")
         if name in own and f"{own[name]}/".startswith(f"{top}/"):
-            rest = own[name][len(top) :]
-            if "/.." not in rest:
-                found[name] = point + rest
-    return found
+            below = own[name][len(top) :]
+            if "/.." not in below:
+                directories[name] = point + below
+    return directories
 
 
 def version(path: str) -> str:
-    """v1 or v2: of which the directory is."""
+    """The version of cgroups that a directory belongs to: "v1" or "v2"."""
     return "v2" if os.path.exists(f"{path}/cgroup.controllers") else "v1"
 
 
 def lists_of_processes(directory: int) -> str:
-    """What cgroup.procs says in a directory and in all below it, read through its descriptor."""
+    """The text of cgroup.procs of a directory and of all below it, read through its descriptor."""
     if os.fstat(directory).st_nlink <= 2:
         return read("cgroup.procs", directory)
     text = ""
@@ -327,7 +336,7 @@ def lists_of_processes(directory: int) -> str:
 
 
 def tree(path: str) -> list[str]:
-    """The directory and all below it, those first. st_nlink counts them."""
+    """A directory and all below it, the deepest first. If st_nlink is 2, there is none below."""
     try:
         if os.stat(path).st_nlink <= 2:
             return [path]
@@ -337,32 +346,33 @@ def tree(path: str) -> list[str]:
 
 
 def open_cgroup(path: str, kind: str) -> int:
-    """A descriptor of a directory of cgroupfs, of v1 or v2, which no symbolic link leads to.
+    """Open a directory of cgroupfs, of kind "v1" or "v2", without following a symbolic link.
 
-    OSError where it is none: what lies behind a link, or in another file system, is never written.
+    Raises OSError if it is none, so that nothing behind a link or in another file system is ever
+    written.
     """
-    place, at = os.open("/", _SEARCH), ""
-    for word in filter(None, path.split("/")):
-        at += f"/{word}"
-        above = place
+    fd, reached = os.open("/", _SEARCH), ""
+    for name in filter(None, path.split("/")):
+        reached += f"/{name}"
+        above = fd
         try:
-            place = os.open(word, _SEARCH, dir_fd=above)
+            fd = os.open(name, _SEARCH, dir_fd=above)
         except OSError as error:
-            if error.errno == errno.ENOTDIR and stat.S_ISLNK(os.lstat(word, dir_fd=above).st_mode):
-                text = f"{at} is a symbolic link, and none is followed"
+            if error.errno == errno.ENOTDIR and stat.S_ISLNK(os.lstat(name, dir_fd=above).st_mode):
+                text = f"{reached} is a symbolic link, and none is followed"
                 raise OSError(errno.ELOOP, text, path) from None
             error.filename = path
             raise
         finally:
             os.close(above)
-    if filesystem_of(place) != _MAGIC[kind]:
-        os.close(place)
+    if filesystem_of(fd) != _MAGIC[kind]:
+        os.close(fd)
         raise OSError(errno.EINVAL, "it is not in a file system of cgroups", path)
-    return place
+    return fd
 
 
 def filesystem_of(fd: int) -> int:
-    """The magic number of the file system (statfs(2))."""
+    """The magic number of the file system of a descriptor (statfs(2))."""
     return int(native.lib.sbx_filesystem_of(fd))
 
 
@@ -391,17 +401,19 @@ def write(path: str, value: str, directory: int | None = None) -> None:
         os.close(fd)
 
 
-# ---- whose is it? ----------------------------------------------------------------------------
+# ---- names, and cgroups that dead processes left ---------------------------------------------
 
 
 def mark() -> str:
-    """What the names of this process's cgroups begin with; and one with its pid, later, do not."""
+    """The prefix of the names of this process's cgroups. It has the start time of the process, so a
+    later process with the same pid has another prefix.
+    """
     pid = os.getpid()
     return f"sandboxlib-{pid}-{_started('self')}-{_namespaces()}"
 
 
 def sweep(parent: str) -> None:
-    """Removes what processes that are no more have left; not what somebody is in."""
+    """Remove the cgroups that dead processes left, unless a process is in them."""
     for name in os.listdir(parent):
         parts = name.split("-")
         if parts[0] != "sandboxlib" or len(parts) != 6 or parts[3] != _namespaces():
@@ -415,13 +427,13 @@ def sweep(parent: str) -> None:
 
 
 def _namespaces() -> str:
-    """In which pids and start times mean what they do here."""
+    """The pid and time namespaces of the caller: only there do its pids and start times hold."""
     kinds = [f"/proc/self/ns/{kind}" for kind in ("pid", "time")]
     return ".".join(f"{os.stat(path).st_ino:x}" for path in kinds if os.path.exists(path))
 
 
 def _started(pid: int | str) -> str:
-    """proc(5), stat: field 22, in clock ticks since the machine was started."""
+    """The start time of a process, in clock ticks since boot: field 22 of proc(5), stat."""
     return read(f"/proc/{pid}/stat").rpartition(")")[2].split()[19]
 
 
@@ -434,5 +446,5 @@ def _is_alive(pid: int, started: str) -> bool:
         pass
     try:
         return _started(pid) == started
-    except OSError:  # hidden (hidepid), or gone just now
+    except OSError:  # its /proc is hidden (hidepid), or it ended just now
         return True

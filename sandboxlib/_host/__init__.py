@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine that the caller runs on: what it allows, and which tools it has."""
+"""The machine that the caller runs on: its kernel settings, its mounts, its tools."""

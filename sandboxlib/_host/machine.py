@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine forbids, why, and what an administrator can do about it.
+"""The restrictions of this machine, their causes, and what an administrator can do about each.
 
-One place for the knowledge that the hints of errors and `run-sandbox doctor` share. Nothing here
-decides anything: whether an executor works is found by trying it.
+The hints of errors and `run-sandbox doctor` share this knowledge. Nothing here decides anything:
+sandboxlib tries an executor to find out whether it works.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MOST_LINKS = 40
 
 
 def read(path: str) -> str:
-    """The text of a small file, or "" where it cannot be read."""
+    """The text of a small file, or "" if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().strip()
@@ -29,7 +29,7 @@ def read(path: str) -> str:
 
 
 def status(field: str) -> str:
-    """A field of /proc/self/status (proc(5)), or ""."""
+    """A field of /proc/self/status (proc(5)), or "" if there is no such field."""
     for line in read("/proc/self/status").split("\n"):
         name, _, value = line.partition(":")
         if name == field:
@@ -38,7 +38,7 @@ def status(field: str) -> str:
 
 
 def kernel_is_older_than(major: int, minor: int) -> bool:
-    """Whether uname(2) says so."""
+    """Return True if the version that uname(2) gives is lower than major.minor."""
     numbers = os.uname().release.split(".")[:2]
     try:
         return (int(numbers[0]), int("".join(filter(str.isdigit, numbers[1])))) < (major, minor)
@@ -50,16 +50,16 @@ Mounted = namedtuple("Mounted", "number root point type options")
 
 
 def mounts(pid: int | str = "self") -> Iterator[Mounted]:
-    """What a process sees mounted, in the order of proc_pid_mountinfo(5).
+    """The mounts that a process sees, in the order of proc_pid_mountinfo(5).
 
-    number: the mount's ID. root: of its file system. options: those of its file system.
-    Nothing where there is no /proc.
+    number: the mount's ID. root: the directory of the file system that is mounted. options: those
+    of the file system. Without a /proc there are none.
     """
-    # A name may hold whatever str.split() takes for a space: the kernel puts b" " and b"\n" alone
-    # between words and lines, and writes these in octal where they are part of a name.
+    # Split at b" " and b"\n" only. The kernel writes these two in octal inside a name, but not the
+    # other characters that str.split() takes for a space.
     for fields in (line.split(b" ") for line in _mountinfo(pid).split(b"\n") if line):
         kind = fields.index(b"-", 6) + 1  # there are optional fields before it
-        root, point, options = map(_plain, (fields[3], fields[4], fields[kind + 2]))
+        root, point, options = map(_unescape, (fields[3], fields[4], fields[kind + 2]))
         yield Mounted(int(fields[0]), root, point, os.fsdecode(fields[kind]), options)
 
 
@@ -71,10 +71,10 @@ def _mountinfo(pid: int | str) -> bytes:
         return b""
 
 
-def _plain(word: bytes) -> str:
-    """Characters that would part the words stand in octal, and so do the backslash and '#'."""
-    if b"\\" not in word:  # nearly always, and this is done for every mount of the machine
-        return os.fsdecode(word)
+def _unescape(field: bytes) -> str:
+    """A field of mountinfo as text: the kernel writes spaces, the backslash and '#' in octal."""
+    if b"\\" not in field:  # nearly always true, and this runs for every mount of the machine
+        return os.fsdecode(field)
     for code, character in (
         (rb"\040", b" "),
         (rb"\011", b"\t"),
@@ -82,13 +82,13 @@ def _plain(word: bytes) -> str:
         (rb"\043", b"#"),
         (rb"\134", b"\\"),
     ):
-        word = word.replace(code, character)
-    return os.fsdecode(word)
+        field = field.replace(code, character)
+    return os.fsdecode(field)
 
 
 def real_path(path: str) -> str:
-    """os.path.realpath of an absolute path, for any number of links. OSError: ELOOP where there are
-    more than the kernel follows (path_resolution(7)).
+    """os.path.realpath of an absolute path. Raises OSError (ELOOP) if there are more symbolic links
+    than the kernel follows (path_resolution(7)).
     """
     real, todo, links = "/", path.split("/")[::-1], 0
     while todo:
@@ -104,7 +104,7 @@ def real_path(path: str) -> str:
         except OSError as error:
             if error.errno in (errno.ENOMEM, errno.ENAMETOOLONG):
                 raise
-            real = here  # no link, or nothing, or not to be seen: as it stands
+            real = here  # it is no link, does not exist, or may not be read
             continue
         links += 1
         if links > _MOST_LINKS:
@@ -120,22 +120,24 @@ _OVER_NETWORKS = (
 
 
 def hanging_mounts() -> frozenset[str]:
-    """Where file systems are mounted that may take for ever to answer: over a network, say."""
+    """The mount points of file systems that may never answer, such as those over a network."""
     kinds = tuple(_OVER_NETWORKS)
     return frozenset(mount.point for mount in mounts() if mount.type.startswith(kinds))
 
 
 def may_hang(path: str, hanging: frozenset[str], root: str = "/") -> bool:
-    """Whether the way to a path, inside the root, leads over one of those mount points.
+    """Return True if the way to a path, inside the root, leads over one of those mount points.
 
-    Told without going there: the way is gone as real_path() does, and only as far as that.
+    It resolves the path as real_path() does, and stops at such a mount point without touching it.
     """
     base = "/" if root == "/" else _way(root, "/", hanging)
     return base is None or _way(path, base, hanging) is None
 
 
 def _way(path: str, base: str, hanging: frozenset[str]) -> str | None:
-    """As real_path(), from a base that is none with links; None where it leads over a mount."""
+    """As real_path(), with `base` (a path without links) as the root. Returns None if the way leads
+    over a mount point in `hanging`.
+    """
     real, todo, links = base, path.split("/")[::-1], 0
     while todo:
         if real in hanging:
@@ -156,19 +158,19 @@ def _way(path: str, base: str, hanging: frozenset[str]) -> str | None:
             continue
         links += 1
         if links > _MOST_LINKS:
-            return real  # an error is sure to come, at once
+            return real  # the kernel will refuse the path at once (ELOOP), so nothing hangs
         real = base if leads_to.startswith("/") else real
         todo += leads_to.split("/")[::-1]
     return None if real in hanging else real
 
 
 def is_chrooted() -> bool:
-    """Whether the caller's root is not the root of its mount namespace, as far as can be told."""
+    """Return True if the caller is in a chroot: then no mount of its namespace is at "/"."""
     return all(mount.point != "/" for mount in mounts())
 
 
 def is_dumpable() -> bool:
-    """Whether the files of the caller in /proc belong to it (proc(5))."""
+    """Return True if the caller is dumpable: then its files in /proc belong to it (proc(5))."""
     try:
         return os.stat("/proc/self/uid_map").st_uid == os.geteuid()
     except OSError:
@@ -176,18 +178,18 @@ def is_dumpable() -> bool:
 
 
 def is_in_user_namespace() -> bool:
-    """Whether the caller is in another user namespace than the machine's first."""
+    """Return True if the caller is not in the machine's first user namespace."""
     return read("/proc/self/uid_map").split() not in ([], ["0", "0", "4294967295"])
 
 
 def has_one_id() -> bool:
-    """Whether the caller is in a user namespace in which only one uid exists."""
+    """Return True if the caller is in a user namespace in which only one uid exists."""
     counts = [int(line.split()[2]) for line in read("/proc/self/uid_map").splitlines()]
     return sum(counts) == 1
 
 
 def is_root_of_the_machine() -> bool:
-    """Whether the caller is uid 0 outside every user namespace as well."""
+    """Return True if the caller is uid 0, and that is uid 0 outside its user namespace too."""
     maps = [[int(n) for n in line.split()] for line in read("/proc/self/uid_map").splitlines()]
     uid = os.geteuid()
     outside = [low + uid - first for first, low, count in maps if 0 <= uid - first < count]
@@ -195,7 +197,7 @@ def is_root_of_the_machine() -> bool:
 
 
 def mount_point(path: str) -> str:
-    """Where the mount begins on which a path lies."""
+    """The mount point of the mount that a path lies on."""
     point = real_path(os.path.abspath(path))
     while not os.path.ismount(point):
         point = os.path.dirname(point)
@@ -203,7 +205,7 @@ def mount_point(path: str) -> str:
 
 
 def mounts_below(path: str) -> list[str]:
-    """The mount points below a path, not the path itself; none where it leads nowhere."""
+    """The mount points below a path, without the path itself; none if the path does not exist."""
     try:
         real = real_path(path).rstrip("/")
     except OSError:
@@ -213,25 +215,26 @@ def mounts_below(path: str) -> list[str]:
 
 
 def what_waits(pid: int) -> tuple[int, str]:
-    """Of a process that was killed and those below it, one that does not end: its pid, and the
-    function of the kernel that it waits in, or "".
+    """Find the process that hangs, among a process that was killed and its descendants.
+
+    Returns its pid, and the kernel function that it waits in, or "" if that is not known.
     """
     todo, seen = [pid], 0
-    found = pid, _waits_in(pid)
+    first = pid, _waits_in(pid)
     while todo and seen < 500:
         process = todo.pop()
         seen += 1
         below = read(f"/proc/{process}/task/{process}/children").split()
         where = _waits_in(process)
-        # A pid 1 waits for the end of its namespace: it is not what hangs.
+        # A pid 1 that waits for the end of its namespace does not hang itself: another one does.
         if where and where not in ("do_wait", "do_exit", "zap_pid_ns_processes"):
             return process, where
         todo += map(int, below)
-    return found
+    return first
 
 
 def _waits_in(pid: int) -> str:
-    """Of the first thread of a process that waits somewhere; threads that ended tell "0"."""
+    """The kernel function that a thread of the process waits in (a thread that ended has "0")."""
     try:
         threads = os.listdir(f"/proc/{pid}/task")
     except OSError:
@@ -243,13 +246,13 @@ def _waits_in(pid: int) -> str:
     return ""
 
 
-#: How the kernel calls the namespaces of each kind of isolation.
+#: The kernel's names of namespaces, and the keyword argument of Sandbox for each.
 _KINDS = {"user": "", "mnt": "mounts", "net": "network", "pid": "processes", "ipc": "ipc"}
 
 SECCOMP = (
     "a seccomp filter is in force, as in a container or in a sandbox",
     "docker run --security-opt seccomp=unconfined, or a profile that allows clone and mount calls; "
-    "around it Policy(nesting=True), where that is a sandbox of sandboxlib",
+    "if the caller is in a sandbox of sandboxlib, give that one Policy(nesting=True)",
 )
 MASKED_PROC = (
     "parts of the caller's /proc are hidden, as in a container, so the kernel gives no new one",
@@ -258,15 +261,17 @@ MASKED_PROC = (
 
 
 def missing_capabilities() -> list[tuple[str, str]]:
-    """Which of the capabilities that isolation takes a caller that is root lacks."""
+    """The capabilities that isolation takes, and that the caller lacks: (cause, remedy) pairs."""
     bits = int(status("CapEff") or "0", 16)
-    wanted = (("CAP_SYS_ADMIN", 21), ("CAP_SYS_CHROOT", 18))
-    names = [name for name, bit in wanted if not bits >> bit & 1]
+    needed = (("CAP_SYS_ADMIN", 21), ("CAP_SYS_CHROOT", 18))
+    names = [name for name, bit in needed if not bits >> bit & 1]
     return [(f"root lacks {name}", f"docker run --cap-add {name[4:]}") for name in names]
 
 
 def limits(*kinds: str) -> list[tuple[str, str]]:
-    """The sysctls user.max_*_namespaces that allow none; kinds: as in _KINDS, all by default."""
+    """The sysctls user.max_*_namespaces that are 0: (cause, remedy) pairs. kinds: keys of _KINDS;
+    all of them by default.
+    """
     causes = []
     for kind in kinds or _KINDS:
         name = f"user.max_{kind}_namespaces"
@@ -279,7 +284,7 @@ def limits(*kinds: str) -> list[tuple[str, str]]:
 
 
 def user_namespace_causes() -> list[tuple[str, str]]:
-    """Why a process without privilege may not have a user namespace: (cause, remedy) pairs."""
+    """Why a process without privilege cannot make a user namespace: (cause, remedy) pairs."""
     causes = limits()
     if read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
         remedy = "sysctl -w kernel.unprivileged_userns_clone=1"
@@ -292,7 +297,7 @@ def user_namespace_causes() -> list[tuple[str, str]]:
         causes.append(("sysctl kernel.apparmor_restrict_unprivileged_userns is 1", remedy))
     if not is_dumpable():
         remedy = "execute a program after the change, or prctl(PR_SET_DUMPABLE, 1)"
-        causes.append(("the caller changed its ids, so that its /proc files are root's", remedy))
+        causes.append(("the caller changed its ids, so its /proc files belong to root", remedy))
     if is_chrooted():
         causes.append(("the caller is in a chroot", "call from a mount namespace of its own"))
     if status("Seccomp") == "2":
@@ -303,12 +308,12 @@ def user_namespace_causes() -> list[tuple[str, str]]:
 
 
 def proc_is_masked() -> bool:
-    """Whether something is mounted over parts of /proc, as containers do."""
+    """Return True if a mount covers a part of /proc, as in most containers."""
     return any(mount.point.startswith("/proc/") for mount in mounts())
 
 
 def user_namespace_remedy(step: str, error: int) -> str:
-    """The likely remedy for a step of a run in a user namespace, or ""."""
+    """The likely remedy for a step that failed in a user namespace, or ""."""
     if step in ("clone", "ids") or (step == "private" and error == errno.EACCES):
         causes = user_namespace_causes()
         return "; ".join(f"{cause}: {remedy}" for cause, remedy in causes)
@@ -316,15 +321,16 @@ def user_namespace_remedy(step: str, error: int) -> str:
         return ": ".join(MASKED_PROC)
     if step == "source" and error == errno.EPERM:
         return (
-            "a proc of the caller's processes is the caller's: bind /proc, or processes='isolated'"
+            "only the owner of a pid namespace can mount its proc: bind /proc, or use"
+            " processes='isolated'"
         )
     if step in ("source", "root") and error == errno.EINVAL:
-        return "it hides mounts that a user namespace may not uncover: bind it recursively"
+        return "it hides mounts, and a user namespace may not uncover them: bind it recursively"
     return ""
 
 
 def about_user_namespaces() -> list[tuple[str, str]]:
-    """What the doctor says of user namespaces on this machine."""
+    """The restrictions of user namespaces on this machine, for the doctor."""
     causes = user_namespace_causes()
     if proc_is_masked():
         causes.append(MASKED_PROC)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that sandboxlib starts on the host: which of them are safe to start."""
+"""The programs that sandboxlib starts on the host, and whether they are safe to start."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from collections.abc import Iterable
 from .. import errors
 from . import machine
 
-#: Where programs are usually installed, for callers whose PATH is short.
-PLACES = ("/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin", "/sbin")
-#: What a tool finds in its environment: nothing of the caller's may steer it.
+#: The usual directories of programs, for callers whose PATH is short.
+DIRECTORIES = ("/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin", "/sbin")
+#: The environment of a tool: no variable of the caller may change how it works.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 _MOST_LINKS = 40  # path_resolution(7)
 _OVERFLOW_UID = "/proc/sys/kernel/overflowuid"
 
 
-def trusted_tool(name: str, places: Iterable[str] = PLACES) -> str | None:
-    """The real path of the program that the caller's PATH, or else one of `places`, has by this
-    name; None if there is none.
+def trusted_tool(name: str, directories: Iterable[str] = DIRECTORIES) -> str | None:
+    """Find a program by name in the caller's PATH, then in `directories`. Returns its real path, or
+    None if there is no such program.
 
-    UnsupportedError if somebody else could have put it there: the file, every directory on the way
-    to it, and every link on that way have to belong to root or to the caller's effective uid, and
-    nobody else may write there. It is not skipped for the next one, as the caller meant the first.
-    Entries of PATH that are empty or relative are skipped: they depend on the current directory.
+    Raises UnsupportedError if another user could have put it there: the file, every directory and
+    every link on the way to it must belong to root or to the caller's effective uid, and no other
+    user may write to them. An unsafe program is not skipped for the next one of that name, because
+    the caller meant the first. Entries of PATH that are empty or relative are skipped, because they
+    depend on the current directory.
     """
-    for place in (*os.environ.get("PATH", "").split(":"), *places):
-        path = os.path.join(place, name)
+    for directory in (*os.environ.get("PATH", "").split(":"), *directories):
+        path = os.path.join(directory, name)
         if not path.startswith("/") or not os.path.isfile(path) or not os.access(path, os.X_OK):
             continue
         real, doubt = _walk(path)
@@ -41,7 +42,9 @@ def trusted_tool(name: str, places: Iterable[str] = PLACES) -> str | None:
 
 
 def _walk(path: str) -> tuple[str, str]:
-    """Goes an absolute path as the kernel does: where it ends, and what on the way is not safe."""
+    """Resolve an absolute path as the kernel does. Returns where it ends, and why a part of the way
+    is not safe, or "".
+    """
     owners = _safe_owners()
     done, links = "", 0
     todo = deque(path.split("/"))
@@ -69,8 +72,9 @@ def _walk(path: str) -> tuple[str, str]:
 
 
 def _safe_owners() -> set[int]:
-    """Root and the caller. In a user namespace that has no root of the machine, files of root
-    appear with the overflow uid, as all others do that are not mapped: they cannot be told apart.
+    """The uids of root and the caller. In a user namespace that does not map the machine's root,
+    its files have the overflow uid. So have the files of every other user that is not mapped, and
+    nothing tells them apart.
     """
     owners = {0, os.geteuid()}
     if machine.is_in_user_namespace():
@@ -80,14 +84,14 @@ def _safe_owners() -> set[int]:
 
 
 def _doubt(status: os.stat_result, owners: set[int]) -> str:
-    """Why somebody else may change what is there, or ""."""
+    """Why another user can change this file, or "" if none can."""
     mode = status.st_mode
     if status.st_uid not in owners:
         return f"belongs to uid {status.st_uid}"
-    if stat.S_ISLNK(mode):  # its own mode means nothing, that of its directory does
+    if stat.S_ISLNK(mode):  # the mode of a link has no effect, only that of its directory
         return ""
-    # In a sticky directory a group may add files, and not replace those of others (Nix's store).
-    kept = stat.S_IWGRP if stat.S_ISDIR(mode) and mode & stat.S_ISVTX else 0
-    if mode & (stat.S_IWGRP | stat.S_IWOTH) & ~kept:
+    # In a sticky directory a group may add files, but not replace those of others (Nix's store).
+    allowed = stat.S_IWGRP if stat.S_ISDIR(mode) and mode & stat.S_ISVTX else 0
+    if mode & (stat.S_IWGRP | stat.S_IWOTH) & ~allowed:
         return f"can be written by others (mode {stat.S_IMODE(mode):04o})"
     return ""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine of images, which sandboxlib.load shows: the parent's side of unpacking."""
+"""Unpacking images: the parent's side here, the child's in child/. sandboxlib.load is the API."""

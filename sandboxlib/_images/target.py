@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory of ours, held by a descriptor: others may swap its name for something else."""
+"""A directory that we keep open, because another process may put something else under its name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Target:
-    """Makes a directory of mode 0700. SetupError if somebody swaps it for another meanwhile.
+    """A new directory of mode 0700. Raises SetupError if another process swaps it meanwhile.
 
-    path: for messages, and for those who take no descriptor. fd: where all is done.
+    path: for messages, and for calls that take no descriptor. fd: a descriptor, for all others.
     """
 
     def __init__(self, parent: int, name: str, path: str) -> None:
@@ -38,13 +38,15 @@ class Target:
             raise setup_error(error.errno or 0, path, "target", what, hint) from error
 
     def _open(self) -> None:
-        """Its name may lead to a directory of somebody else's by now, or to another of ours."""
+        """Open it, and check that it is the new one: by now its name may lead to another directory,
+        of any owner.
+        """
         fd = os.open(self._name, os.O_PATH | _DIRECTORY, dir_fd=self._parent)
         try:
             at = os.fstat(fd)
             if at.st_uid != os.geteuid() or stat.S_IMODE(at.st_mode) & 0o077:
                 raise self.swapped()
-            os.chmod(f"/proc/self/fd/{fd}", 0o700)  # whatever the umask is
+            os.chmod(f"/proc/self/fd/{fd}", 0o700)  # the umask may have removed some bits
             self.fd = os.open(".", os.O_RDONLY | _DIRECTORY, dir_fd=fd)
         finally:
             os.close(fd)
@@ -53,12 +55,13 @@ class Target:
         self.identity = at.st_dev, at.st_ino
 
     def swapped(self) -> Exception:
-        what = f"the directory {self.path}, which somebody swapped for another"
-        hint = "take one below which nobody else can write"
+        """The error for a directory that is not the one that we made."""
+        what = f"use the directory {self.path}, which another process replaced"
+        hint = "choose one that only you can write to"
         return setup_error(errno.ESTALE, self.path, "target", what, hint)
 
     def is_there(self) -> bool:
-        """Whether its name still leads to it."""
+        """Return True if its name still leads to it."""
         try:
             at = os.stat(self._name, dir_fd=self._parent, follow_symlinks=False)
         except OSError:
@@ -66,7 +69,7 @@ class Target:
         return (at.st_dev, at.st_ino) == self.identity
 
     def is_private(self) -> bool:
-        """Whether a directory above it is closed to all others, so that nobody reaches it."""
+        """Return True if a directory above it is closed to other users, so that none reaches it."""
         at = os.dup(self._parent)
         try:
             while True:
@@ -82,11 +85,11 @@ class Target:
             os.close(at)
 
     def publish(self) -> None:
-        """Lets others in: commands of other ids have it as their root directory."""
+        """Let other users in, because commands with other ids have it as their root directory."""
         os.fchmod(self.fd, 0o755)
 
     def remove(self, seconds: float) -> None:
-        """Takes it away with all that is in it. SetupError, also when the time is over."""
+        """Remove it and its content. Raises SetupError, also if it takes more than `seconds`."""
         try:
             os.fchmod(self.fd, 0o700)
             layers.empty(self.fd, time.monotonic() + seconds)

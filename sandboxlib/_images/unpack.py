@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parent's side of unpacking: a directory, the child in its sandbox, and its answer.
+"""The parent's side of unpacking: it makes a directory, runs the child in a sandbox, and checks the
+child's answer.
 
-No byte of an image is parsed here. What the child says is bounded in size, and checked.
+The parent parses no byte of an image. It bounds the size of the answer, and trusts none of it.
 """
 
 from __future__ import annotations
@@ -46,17 +47,17 @@ if TYPE_CHECKING:
 MAX_SIZE = 16 << 30  # bytes of content
 MAX_MEMBERS = 1_000_000
 TIMEOUT = 600.0  # seconds
-MAX_ANSWER = 8 * documents.MAX_JSON  # bytes: a document, in which each character may be escaped
-MAX_ERROR = 2000  # characters of a message of the child's
-#: What the child needs: to make the target its root, and to write what belongs to others.
+MAX_ANSWER = 8 * documents.MAX_JSON  # bytes: a document in which each character may be escaped
+MAX_ERROR = 2000  # characters of a message from the child
+#: The child's capabilities: to make the target its root, and to write files of other owners.
 _NEEDED = {"sys_chroot", "dac_override"}
 _FOR_OWNERS = {"chown", "fowner", "fsetid"}
-# Without it an interpreter that is not where its libraries were meant to be does not start.
+# Without it, an interpreter that was moved away from its libraries does not start.
 _LOADER = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
 
 
 class Request:
-    """What is asked for, checked: see unpack_oci_image."""
+    """The checked arguments of a call; see load.unpack_oci_image."""
 
     def __init__(
         self,
@@ -92,9 +93,11 @@ class Request:
 
 
 class Unpacked:
-    """An image that was unpacked: where, what it says of itself, and whose command it is.
+    """An unpacked image.
 
-    user: the word of Sandbox for commands that are to see the owners as they were unpacked.
+    path: its directory. value: its configuration or manifest. ids: the uid and gid of its command;
+    None: 0 and 0. user: the value for Sandbox(user=) with which commands see the owners of the
+    image's files as they were unpacked.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class Unpacked:
 
 @contextlib.contextmanager
 def unpacked(request: Request) -> Iterator[Unpacked]:
-    """Unpacks an image. It is taken away at the end, unless it was to go to `into`."""
+    """Unpack an image, and remove it at the end unless the request has `into`."""
     child = Child(request)
     with contextlib.ExitStack() as undo:
         if not request.settings["directory"]:
@@ -127,7 +130,7 @@ def unpacked(request: Request) -> Iterator[Unpacked]:
 
 @contextlib.contextmanager
 def _target(request: Request, child: Child) -> Iterator[Target]:
-    """The directory to unpack to: `into`, or one in a temporary directory of the caller's."""
+    """The directory to unpack to: `into`, or a new one in the caller's temporary directory."""
     with contextlib.ExitStack() as undo:
         if request.into is None:
             top = tempfile.gettempdir()
@@ -144,7 +147,7 @@ def _target(request: Request, child: Child) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def _made(parent: str | Target, name: str, child: Child) -> Iterator[Target]:
-    """A new directory, which is removed at the end unless it is to be kept."""
+    """Make a directory, and remove it at the end unless Target.keep is set."""
     if isinstance(parent, Target):
         made = Target(parent.fd, name, os.path.join(parent.path, name))
     else:
@@ -159,13 +162,13 @@ def _made(parent: str | Target, name: str, child: Child) -> Iterator[Target]:
     finally:
         try:
             if not made.keep:
-                child.take_away(made)
+                child.remove_target(made)
         finally:
             made.close()
 
 
 class Child:
-    """The program that unpacks, and how it is confined. UnsupportedError."""
+    """The program that unpacks, in its sandbox. Raises UnsupportedError if none can confine it."""
 
     def __init__(self, request: Request) -> None:
         self._run, self.user = executor()
@@ -174,10 +177,13 @@ class Child:
         self._timeout = request.timeout
         self._end = None if request.timeout is None else time.monotonic() + request.timeout
         self.stdin: int | None = None
-        self._foreign = False  # whether ids of the caller's ranges own some of the target
+        self._foreign = False  # True: ids of /etc/subuid may own files of the target
 
     def run(self, target: Target | None) -> dict[str, Any]:
-        """ImageError with what it says; SetupError, also when the time is over."""
+        """Run the job, and return the child's answer.
+
+        Raises ImageError with the child's message; SetupError, also after the timeout.
+        """
         self._foreign = self.user == "ranges"
         left = None if self._end is None else max(0.001, self._end - time.monotonic())
         answer = self._call(self.settings, target, left)
@@ -189,13 +195,13 @@ class Child:
             raise self.nonsense(answer)
         return answer
 
-    def take_away(self, target: Target) -> None:
-        """Removes a target; it has as much time for it as for unpacking."""
+    def remove_target(self, target: Target) -> None:
+        """Remove a target, within the timeout of the request, but at least a minute."""
         seconds = TIMEOUT if self._timeout is None else max(60.0, self._timeout)
         try:
             if self._foreign:
                 self._foreign = False
-                self._call({"job": "take_away"}, target, seconds)
+                self._call({"job": "empty"}, target, seconds)
         finally:
             target.remove(seconds)
 
@@ -210,7 +216,7 @@ class Child:
             mounts.append(Mount.bind(self._path, extract.SOURCE, read_only=True))
         box = Spec(
             "/",
-            tmp="root",  # Python, or this package, may lie there
+            tmp="root",  # Python or this package may be installed below /tmp
             user=self.user,
             extra_mounts=mounts,
             policy=Policy(capabilities=_capabilities(self.user)),
@@ -246,13 +252,14 @@ class Child:
             answer = None
         if isinstance(answer, dict):
             return answer
-        said = (result.err or b"")[-500:].decode(errors="backslashreplace")
-        told = f"the child that unpacks it ended with {result.exit}"
-        raise ImageError(f"{self._name}: {told}: {printable(said)}")
+        stderr = printable((result.err or b"")[-500:].decode(errors="backslashreplace"))
+        text = f"the child that unpacks it ended with {result.exit}: {stderr}"
+        raise ImageError(f"{self._name}: {text}")
 
     def nonsense(self, answer: object) -> ImageError:
-        told = printable(repr(answer)[:200])
-        return ImageError(f"{self._name}: the child that unpacks it said {told}")
+        """The error for an answer that an honest child never gives."""
+        text = printable(repr(answer)[:200])
+        return ImageError(f"{self._name}: the child that unpacks it said {text}")
 
 
 def _ids(child: Child, ids: Any) -> tuple[int, int] | None:
@@ -266,7 +273,7 @@ def _ids(child: Child, ids: Any) -> tuple[int, int] | None:
 
 
 def holds_image(path: Path) -> bool:
-    """Whether a file is a tar that holds an image; the child looks."""
+    """Return True if a file is a tar that holds an image. A child parses it."""
     request = Request("look", path)
     child = Child(request)
     child.stdin = _open_archive(request.path)
@@ -278,7 +285,9 @@ def holds_image(path: Path) -> bool:
 
 
 def executor() -> tuple[Any, str]:
-    """What confines the child, and as whom it runs: (run_command, user). UnsupportedError."""
+    """The function that runs the child, and its user: (run_command, user). Raises UnsupportedError
+    if this caller can confine no child.
+    """
     if os.geteuid() == 0 and not chroot.EXECUTOR.why_not():
         return chroot.EXECUTOR.run_command, "caller"
     reason = user_namespace.EXECUTOR.why_not()
@@ -289,9 +298,11 @@ def executor() -> tuple[Any, str]:
 
 
 def _capabilities(user: str) -> list[str]:
-    """What the child gets. Root may lack some; then the kernel refuses what takes them."""
+    """The capabilities of the child. If the caller is root and lacks one, it is left out, and the
+    kernel refuses the calls that need it.
+    """
     needed = _NEEDED if user == "root" else _NEEDED | _FOR_OWNERS
-    if user != "caller":  # in a user namespace there are all
+    if user != "caller":  # the first process of a user namespace has every capability there
         return sorted(needed)
     have = int(machine.status("CapEff") or "0", 16)
     return sorted(name for name in needed if have >> CAPABILITIES.index(name) & 1)
@@ -302,14 +313,14 @@ def _uncontained(reason: object) -> UnsupportedError:
 
 
 def _zstandard() -> str | None:
-    """Where the package zstandard is, if it is."""
+    """The directory that the package zstandard is in; None if it is not installed."""
     try:
-        found = importlib.util.find_spec("zstandard")
+        spec = importlib.util.find_spec("zstandard")
     except (ImportError, ValueError):
         return None
-    if found is None or not found.origin:
+    if spec is None or not spec.origin:
         return None
-    return os.path.dirname(os.path.dirname(found.origin))
+    return os.path.dirname(os.path.dirname(spec.origin))
 
 
 def _open(path: str, flags: int, step: str) -> int:
@@ -320,7 +331,7 @@ def _open(path: str, flags: int, step: str) -> int:
 
 
 def _open_archive(path: str) -> int:
-    """The file that the caller names. ImageError if it is no regular one."""
+    """Open the file that the caller names. Raises ImageError if it is no regular file."""
     fd = _open(path, documents.READ, "source")
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -330,7 +341,7 @@ def _open_archive(path: str) -> int:
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """The checks of child.documents, as the caller of the library sees them."""
+    """Turn the Refused of child.documents into an ImageError."""
     try:
         yield
     except Refused as error:
@@ -338,7 +349,7 @@ def refusals() -> Iterator[None]:
 
 
 def set_variable(env: dict[str, str], name: str, value: str) -> None:
-    """One more variable of an environment. ImageError."""
+    """Set a variable of an environment. Raises ImageError if the name is none."""
     if not name or "=" in name:
         raise ImageError(f"not a name of an environment variable: {name[:100]!r}")
     env[name] = value

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters as seccomp(2) takes them: from the answers to the calls of each ABI to classic BPF.
+"""The compiler of filters for seccomp(2): from the answers to the calls of each ABI to classic BPF.
 
-The kernel runs a new filter once for every system call number, and notes which are allowed
-whatever their arguments are: these cost nothing afterwards. So a program is a balanced tree over
-the numbers, and only few calls have their arguments looked at.
+The kernel runs a new filter once for every system call number, and remembers the calls that it
+allows whatever their arguments are: these take no time afterwards. So a program is a balanced tree
+over the numbers, and it looks at the arguments of few calls only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EQUAL, GREATER, AT_LEAST, ANY_BIT = 0x15, 0x25, 0x35, 0x45
 
 # struct seccomp_data, little-endian
 NUMBER, ARCH, POINTER, ARGS = 0, 4, 8, 16
-#: How far a conditional jump reaches, less the one JUMP that may come between.
+#: The reach of a conditional jump, minus one for a JUMP that may come between.
 REACH = 254
 MAXIMUM = 4096  # BPF_MAXINSNS
 
@@ -34,15 +34,15 @@ AUDIT = {
     "aarch64": 0xC00000B7,
     "arm": 0x40000028,
 }
-#: Of these the kernel is kept from trying all numbers (see the top), by a comparison that is always
-#: true, with something that it knows at a call only: that is a sixth of what installing a filter
-#: takes, against some nanoseconds of each call of 32-bit programs.
+#: For these the program stops the kernel from trying all numbers (see the top), by a comparison
+#: that is always true but whose value the kernel knows only at a call. That saves a sixth of the
+#: time to install a filter, and adds some nanoseconds to each call of a 32-bit program.
 SELDOM = (AUDIT["i386"], AUDIT["arm"])
 X32_BIT = 0x40000000
-MANY = 480  # calls of an ABI
+MANY = 480  # about the number of calls of an ABI
 UNIFORM = 424  # the first number that means the same call in every ABI
-MOST_ALONE = 4  # comparisons of single calls, one after the other
-WIDE = ("x86_64", "aarch64")  # arguments have 64 bits
+MOST_ALONE = 4  # single calls that are compared one after the other
+WIDE = ("x86_64", "aarch64")  # ABIs whose arguments have 64 bits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,23 +50,25 @@ if TYPE_CHECKING:
 
     #: offset of the word, bits of it that count, comparison, constant, then, else
     Test = tuple[int, int, int, int, int, int]
-    #: index of an argument, comparison, bits that count (of 64), constant, whether it is to hold
+    #: index of an argument, comparison, bits that count (of 64), constant, the wanted outcome
     Condition = tuple[int, int, int, int, bool]
-    #: What is answered where all conditions hold.
+    #: Conditions, and the answer to a call for which all of them hold.
     Rule = tuple[tuple[Condition, ...], int]
 
 
 class TooLong(Exception):
-    """More instructions than the kernel takes."""
+    """The program has more instructions than the kernel takes."""
 
 
 class Program:
-    """Nodes with two ways out. A node is made after those that it leads to, and equal ones are one
-    node, so the order in which they were made, turned round, is that of the program.
+    """The nodes of a decision graph: a test has two ways out, a leaf returns an answer.
+
+    A node is made after the nodes that it leads to, and equal nodes are one. So the reverse of the
+    order in which they were made is the order of the instructions.
     """
 
     def __init__(self) -> None:
-        self._nodes: list[Test | int] = []  # an int: what is returned
+        self._nodes: list[Test | int] = []  # an int: a leaf, with its answer
         self._known: dict[Test | int, int] = {}
 
     def _add(self, node: Test | int) -> int:
@@ -81,30 +83,33 @@ class Program:
     def test(
         self, offset: int, bits: int, comparison: int, constant: int, yes: int, no: int
     ) -> int:
-        """Compares some bits of a word of struct seccomp_data."""
+        """The node that compares some bits of a 32-bit word of struct seccomp_data."""
         if yes == no:
             return yes
         return self._add((offset, bits, comparison, constant, yes, no))
 
     def code(self, root: int) -> bytes:
-        """The program that begins with a node."""
+        """The instructions of the program that begins with a node."""
         loading = self._reached(root)
-        at: dict[int, int] = {}  # of each node: its first instruction, from the end
-        entered: dict[int, int] = {}  # of each test: its comparison, where the word is there
+        # Positions count from the end of the program.
+        starts: dict[int, int] = {}  # the first instruction of each node
+        comparisons: dict[int, int] = {}  # that of each test that has its word loaded already
         code: list[bytes] = []
 
-        def place(target: int, word: tuple[int, int]) -> int:
-            """Where to jump to a node with this word loaded; near enough for a conditional jump."""
+        def jump_to(target: int, word: tuple[int, int]) -> int:
+            """The position to jump to for a node, with this word loaded, within the reach of a
+            conditional jump: it adds a JUMP, or a copy of a leaf, if the node is too far.
+            """
             node = self._nodes[target]
             same = not isinstance(node, int) and node[:2] == word
-            found = entered[target] if same else at[target]
-            if len(code) - found <= REACH:
-                return found
+            position = comparisons[target] if same else starts[target]
+            if len(code) - position <= REACH:
+                return position
             if isinstance(node, int):  # a copy of a return is no longer than a jump to it
                 code.append(_instruction(RETURN, node))
-                at[target] = len(code)
+                starts[target] = len(code)
             else:
-                code.append(_instruction(JUMP, len(code) - found))
+                code.append(_instruction(JUMP, len(code) - position))
             return len(code)
 
         for number, node in enumerate(self._nodes):
@@ -112,33 +117,33 @@ class Program:
                 continue
             if isinstance(node, int):
                 code.append(_instruction(RETURN, node))
-                at[number] = len(code)
+                starts[number] = len(code)
                 continue
             offset, bits, comparison, constant, yes, no = node
-            no_at = place(no, (offset, bits))
-            yes_at = place(yes, (offset, bits))
+            no_at = jump_to(no, (offset, bits))
+            yes_at = jump_to(yes, (offset, bits))
             size = len(code)
             code.append(_instruction(comparison, constant, size - yes_at, size - no_at))
-            entered[number] = len(code)
+            comparisons[number] = len(code)
             if loading[number]:
                 if bits != ALL:
                     code.append(_instruction(AND, bits))
                 code.append(_instruction(LOAD, offset))
-            at[number] = len(code)
+            starts[number] = len(code)
         if len(code) > MAXIMUM:
             raise TooLong(f"{len(code)} instructions, and the kernel takes {MAXIMUM}")
         return b"".join(reversed(code))
 
     def _reached(self, root: int) -> dict[int, bool]:
-        """Of each node that is reached from here: whether it has to load its word."""
+        """The nodes that are reached from this one, each with True if it must load its word."""
         loading = {root: True}
         for number in range(root, -1, -1):
             node = self._nodes[number]
             if number not in loading or isinstance(node, int):
                 continue
             for way in node[4:]:
-                there = self._nodes[way]
-                same = not isinstance(there, int) and there[:2] == node[:2]
+                following = self._nodes[way]
+                same = not isinstance(following, int) and following[:2] == node[:2]
                 loading[way] = loading.get(way, False) or not same
         return loading
 
@@ -148,12 +153,12 @@ def _instruction(code: int, constant: int, yes: int = 0, no: int = 0) -> bytes:
 
 
 class Abi:
-    """What is answered to the calls of one ABI.
+    """The answers to the calls of one ABI.
 
-    calls: number to rules, of which the first that holds is taken; the last has no condition.
-    default: the answer to other numbers. newest: the last of the numbers known. beyond: what
-    newer ones get. skipped: number -1, by which a tracer says that there is to be no call.
-    x32: of x86_64, the answer to x32's calls.
+    calls: the rules of each number. The first rule that holds is taken; the last has no condition.
+    default: the answer to other numbers. newest: the highest number that is known. beyond: the
+    answer to higher ones. skipped: the answer to number -1, by which a tracer skips a call.
+    x32: in x86_64, the answer to the calls of x32.
     """
 
     def __init__(
@@ -172,18 +177,18 @@ class Abi:
         wide = self.name in WIDE
         default = program.leaf(self.default)
         beyond = program.leaf(self.beyond)
-        found = {X32_BIT if self.name == "x32" else 0: default, self.newest + 1: beyond}
+        nodes = {X32_BIT if self.name == "x32" else 0: default, self.newest + 1: beyond}
         for number in sorted(self.calls):
-            found[number] = _rules_node(program, self.calls[number], wide)
-            found.setdefault(number + 1, default if number < self.newest else beyond)
+            nodes[number] = _rules_node(program, self.calls[number], wide)
+            nodes.setdefault(number + 1, default if number < self.newest else beyond)
         if self.name == "x86_64":
-            found[X32_BIT] = program.leaf(self.x32)
-        found[ALL] = program.leaf(self.skipped)
-        return sorted(found.items())
+            nodes[X32_BIT] = program.leaf(self.x32)
+        nodes[ALL] = program.leaf(self.skipped)
+        return sorted(nodes.items())
 
 
 def compile_abis(abis: Iterable[Abi], foreign: int) -> bytes:
-    """The program for these, and for an ABI that is none of them."""
+    """Compile the program for these ABIs. foreign: the answer to a call of any other ABI."""
     program = Program()
     trees: dict[int, list[tuple[int, int]]] = {}
     for abi in abis:
@@ -200,28 +205,28 @@ def compile_abis(abis: Iterable[Abi], foreign: int) -> bytes:
 
 
 def _merged(ways: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Neighbours with the same answer are one stretch."""
-    found: list[tuple[int, int]] = []
+    """Join neighbouring stretches that have the same answer."""
+    merged: list[tuple[int, int]] = []
     for first, node in ways:
-        if not found or found[-1][1] != node:
-            found.append((first, node))
-    return found
+        if not merged or merged[-1][1] != node:
+            merged.append((first, node))
+    return merged
 
 
 def _tree(program: Program, ways: Sequence[tuple[int, int]], end: int) -> int:
-    """Finds the stretch of a number; about half of the calls that there are go either way.
+    """The tree that finds the stretch of a number. About half of the calls go each way.
 
-    A single call within a stretch takes one comparison there, and two if it were a stretch of its
-    own. From UNIFORM on numbers are the same in all ABIs: a tree of these alone is made once.
+    A single call within a stretch takes one comparison; as a stretch of its own it would take two.
+    From UNIFORM on the numbers are the same in all ABIs, so those share one tree.
     """
     alone = [way for i, way in enumerate(ways) if _is_alone(ways, i)]
-    rest = _merged(way for way in ways if way not in alone)
-    if len(rest) == 1 and len(alone) <= MOST_ALONE:
-        found = rest[0][1]
+    stretches = _merged(way for way in ways if way not in alone)
+    if len(stretches) == 1 and len(alone) <= MOST_ALONE:
+        tree = stretches[0][1]
         for number, node in reversed(alone):
-            found = program.test(NUMBER, ALL, EQUAL, number, node, found)
-        return found
-    starts = [way[0] for way in (rest if len(rest) > 1 else ways)][1:]
+            tree = program.test(NUMBER, ALL, EQUAL, number, node, tree)
+        return tree
+    starts = [way[0] for way in (stretches if len(stretches) > 1 else ways)][1:]
     middle = (_calls_below(ways[0][0]) + _calls_below(end)) / 2
     split = min(starts, key=lambda number: abs(_calls_below(number) - middle))
     shared = [number for number in starts if number >= UNIFORM]
@@ -233,26 +238,28 @@ def _tree(program: Program, ways: Sequence[tuple[int, int]], end: int) -> int:
 
 
 def _from(ways: Sequence[tuple[int, int]], first: int) -> list[tuple[int, int]]:
-    """The stretches from a number on, which may be in the middle of one."""
+    """The stretches from a number on. The number may lie in the middle of one."""
     before = [node for number, node in ways if number <= first]
     return [(first, before[-1]), *(way for way in ways if way[0] > first)]
 
 
 def _is_alone(ways: Sequence[tuple[int, int]], i: int) -> bool:
-    """Whether a stretch is a single call, with the same answer on both sides of it."""
+    """Return True if a stretch is a single call between two with the same answer."""
     if not 0 < i < len(ways) - 1 or ways[i + 1][0] != ways[i][0] + 1:
         return False
     return ways[i - 1][1] == ways[i + 1][1]
 
 
 def _calls_below(number: int) -> float:
-    """About how many calls have a number below this one; x32's, after the gap, hardly count."""
+    """About how many calls have a number below this one. Those of x32 hardly count, as few programs
+    use them.
+    """
     few = min(number, MANY)
     return few if number < X32_BIT else few + min(number - X32_BIT, MANY) / 100
 
 
 def _rules_node(program: Program, rules: Sequence[Rule], wide: bool) -> int:
-    """The first rule whose conditions hold; the last has none."""
+    """The node that answers by the first rule whose conditions hold; the last rule has none."""
     node = program.leaf(rules[-1][1])
     for conditions, action in reversed(rules[:-1]):
         yes = program.leaf(action)
@@ -263,7 +270,7 @@ def _rules_node(program: Program, rules: Sequence[Rule], wide: bool) -> int:
 
 
 def _condition_node(program: Program, condition: Condition, wide: bool, yes: int, no: int) -> int:
-    """wide: the ABI's arguments have 64 bits; of the others the kernel sees 32."""
+    """The node that tests a condition. wide: arguments of the ABI have 64 bits, otherwise 32."""
     index, comparison, bits, constant, holds = condition
     if not holds:
         yes, no = no, yes
@@ -281,7 +288,7 @@ def _condition_node(program: Program, condition: Condition, wide: bool, yes: int
 
 
 def _equal(program: Program, word: int, bits: int, constant: int, yes: int, no: int) -> int:
-    """Whether some bits of a word are those of a constant."""
+    """The node that compares some bits of a word with a constant."""
     if not bits:
         return yes
     constant &= bits

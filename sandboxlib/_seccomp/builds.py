@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the profile 'builds' closes, and what opens it. docs/seccomp.md has the reasons.
+"""The profile 'builds': the system calls that it closes, and the conditions that open them.
 
-After a change here: python make_syscalls.py
+docs/seccomp.md has the reasons. After a change here, run: python make_syscalls.py made
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ EPERM, ENOSYS, EAFNOSUPPORT = (
     ERRNO | number for number in (errno.EPERM, errno.ENOSYS, errno.EAFNOSUPPORT)
 )
 
-#: Calls that are closed, what they answer, and what opens them: one of these capabilities,
-#: nesting, or being the filter of a slot. Machines lack some of them.
+#: The closed calls, the answer to them, and the openers, of which one is enough: a capability,
+#: "nesting", or "slot" (the filter of a slot). Some machines lack some of the calls.
 CLOSED = (
     ("mount umount2 pivot_root fsopen fsconfig fsmount open_tree move_mount mount_setattr", EPERM,
      "sys_admin nesting slot"),
@@ -50,16 +50,16 @@ CLOSED = (
     ("reboot", EPERM, "sys_boot"),
     ("syslog", EPERM, "syslog sys_admin"),
     ("nfsservctl uselib", ENOSYS, ""),
-    # The family is in the caller's memory, where no filter looks.
+    # The address family is in the caller's memory, which no filter can read.
     ("socketcall", ENOSYS, ""),
 )  # fmt: skip
 CLONE_NEWUSER = 0x10000000
-#: With CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWPID and NEWNET.
+#: CLONE_NEWUSER, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWPID and NEWNET.
 CLONE_NEW = 0x7E020000
-#: The new process would be a child of the caller's, where there is no reaper.
+#: Without a reaper, this flag would make the new process a child of the caller.
 CLONE_PARENT = 0x8000
-CLONE_NEWTIME = 0x80  # of unshare; of clone it is part of a signal's number
-#: Of the personalities: PER_LINUX32, UNAME26 and ADDR_NO_RANDOMIZE are open.
+CLONE_NEWTIME = 0x80  # a flag of unshare; in clone it is a part of a signal number
+#: All bits of a personality but PER_LINUX32, UNAME26 and ADDR_NO_RANDOMIZE, which are open.
 ODD_PERSONALITY = 0xFFFFFFFF & ~(0x8 | 0x20000 | 0x40000)
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET = 1, 2, 10, 16, 17
 SOCK_TYPE, SOCK_PACKET = 0xF, 10
@@ -68,13 +68,14 @@ TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 
 
 def compile_builds(openers: frozenset[str], abis: Sequence[str]) -> bytes:
-    """The program for what is open (see CLOSED, and "net_raw") on a machine with these ABIs."""
+    """Compile the program for a machine with these ABIs. openers: as in CLOSED, or "net_raw"."""
     tables = []
     for name in abis:
-        if name == "x32":  # closed: its numbers are beyond those of x86_64
+        if name == "x32":  # it is closed as a whole: Abi(x32=) answers its calls
             continue
         numbers = numbers_of(name)
-        # Newer calls are ENOSYS, as on older kernels, until somebody has looked at them.
+        # A call that is newer than the table gets ENOSYS, as on older kernels, until a developer
+        # has decided about it.
         newest = max(number for number in numbers.values() if number < 0xF0000)
         abi = Abi(name, default=ALLOW, newest=newest, beyond=ENOSYS, skipped=ALLOW, x32=ENOSYS)
         # A resident makes calls of the machine's own ABI.
@@ -83,14 +84,14 @@ def compile_builds(openers: frozenset[str], abis: Sequence[str]) -> bytes:
             if call in numbers:
                 abi.calls[numbers[call]] = rules
         for number in numbers.values():
-            if number > newest:  # 32-bit ARM's own
+            if number > newest:  # the private calls of 32-bit ARM
                 abi.calls[number] = [((), ALLOW)]
         tables.append(abi)
     return compile_abis(tables, foreign=ENOSYS)
 
 
 def _answers(openers: frozenset[str]) -> dict[str, list[Rule]]:
-    answers = _looked_at(openers)
+    answers = _conditional_answers(openers)
     for names, answer, opened_by in CLOSED:
         if openers.isdisjoint(opened_by.split()):
             answers.update({name: [((), answer)] for name in names.split()})
@@ -98,17 +99,17 @@ def _answers(openers: frozenset[str]) -> dict[str, list[Rule]]:
 
 
 def _is(index: int, value: int, bits: int = 0xFFFFFFFF) -> Condition:
-    """Some of the lower 32 bits of an argument: of these calls the kernel sees no others."""
+    """A condition on the lower 32 bits of an argument; in these calls the kernel uses no others."""
     return (index, EQUAL, bits, value, True)
 
 
-def _looked_at(openers: frozenset[str]) -> dict[str, list[Rule]]:
-    """Calls that are closed for some arguments."""
+def _conditional_answers(openers: frozenset[str]) -> dict[str, list[Rule]]:
+    """The rules of the calls that are closed only for some arguments."""
     families = [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK]
     sockets: list[Rule] = []
     if "net_raw" in openers:
         families.append(AF_PACKET)
-    else:  # AF_INET with this type is AF_PACKET by an older name
+    else:  # AF_INET with this type is an old way to open an AF_PACKET socket
         old_packet = (_is(0, AF_INET), _is(1, SOCK_PACKET, SOCK_TYPE))
         sockets.append((old_packet, EAFNOSUPPORT))
     sockets += [((_is(0, family),), ALLOW) for family in families]
@@ -123,7 +124,7 @@ def _looked_at(openers: frozenset[str]) -> dict[str, list[Rule]]:
         ],
         "personality": [
             ((_is(0, 0, ODD_PERSONALITY),), ALLOW),
-            ((_is(0, 0xFFFFFFFF),), ALLOW),  # asks which one it is
+            ((_is(0, 0xFFFFFFFF),), ALLOW),  # this value only asks for the current personality
             ((), EPERM),
         ],
     }

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """System call filters: the profile 'builds', and OCI/Docker profiles, as programs for seccomp(2).
 
-The compiler is imported only where none of the programs that were made ahead (made.py) is
-the one. Those are always there: every run takes one by default, and a signal handler may make a
-run while the first one is on its way, when it would find a module that is half imported.
+The compiler is imported only if made.py has no compiled program for the request. made.py itself is
+always imported: every run takes one of its programs by default, and a signal handler that starts a
+run in the midst of the first import would find a half imported module.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-#: What uname(2) says, and the ABIs of such a machine, its own first.
+#: The machine as uname(2) names it, and its ABIs, the native one first.
 MACHINES = {
     **dict.fromkeys(("x86_64", "i386", "i486", "i586", "i686"), ("x86_64", "i386", "x32")),
     **dict.fromkeys(("aarch64", "armv8l", "armv7l"), ("aarch64", "arm")),
 }
-#: The capabilities that open something: others make no other program.
+#: The capabilities that open a call. The others do not change the program.
 OPENERS = frozenset(
     "bpf dac_read_search net_raw perfmon sys_admin sys_boot sys_module sys_pacct sys_ptrace "
     "sys_rawio sys_time syslog".split()
@@ -38,16 +38,17 @@ def builds(
     in_slot: bool = False,
     machine: str = "",
 ) -> bytes:
-    """The profile 'builds' for this machine, as the bytes of an array of struct sock_filter.
+    """The profile 'builds' for a machine, as the bytes of an array of struct sock_filter.
 
-    capabilities: each opens what it is for. nesting: opens user namespaces, and mounts in them.
-    in_slot: for the resident of a slot, whose commands inherit it: mount calls and the other
-    namespaces stay open, which without user namespaces take CAP_SYS_ADMIN. It has to be in a
-    session keyring of its own by then: keyctl(2) is closed.
-    machine: another one than this, as uname(2) calls it.
+    capabilities: each opens the calls that need it. nesting: opens user namespaces, and mounts in
+    them. in_slot: the program for the resident of a slot, which its commands inherit. It leaves
+    mount calls and the other namespaces open; without user namespaces those take CAP_SYS_ADMIN. The
+    resident must have joined a new session keyring before, because keyctl(2) is closed.
+    machine: as uname(2) names it; "" (the default): this machine. Raises UnsupportedError if there
+    are no tables for it.
     """
     openers = set(capabilities & OPENERS)
-    openers |= {word for word, given in (("nesting", nesting), ("slot", in_slot)) if given}
+    openers |= {name for name, is_set in (("nesting", nesting), ("slot", in_slot)) if is_set}
     return _builds(frozenset(openers), _abis(machine or os.uname().machine))
 
 
@@ -67,9 +68,10 @@ def from_profile(
     *,
     machine: str = "",
 ) -> bytes:
-    """An OCI or Docker seccomp profile, or its JSON text, compiled as by builds().
+    """Compile an OCI or Docker seccomp profile, or its JSON text; returns bytes as builds() does.
 
-    SpecError names what is malformed in it. capabilities: those that includes and excludes see.
+    capabilities: those that the profile's includes and excludes refer to. Raises SpecError, which
+    names the malformed part, and UnsupportedError as builds() does.
     """
     from .profile import compile_profile
 
@@ -77,7 +79,7 @@ def from_profile(
 
 
 def native_abi() -> str:
-    """That of the programs of this machine."""
+    """The ABI of this machine's own programs."""
     return _abis(os.uname().machine)[0]
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OCI and Docker seccomp profiles, read and compiled as runc and libseccomp do.
+"""OCI and Docker seccomp profiles, read and compiled as runc and libseccomp do it.
 
-Of rules for one call that have no conditions the first counts, as there. Where libseccomp's answer
-depends on the shape of its tree, the most severe rule that holds is taken; see docs/seccomp.md.
+If several rules for a call have no conditions, the first counts, as in runc. If the answer of
+libseccomp depends on the shape of its tree, we take the most severe rule that holds; see
+docs/seccomp.md.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from .bpf import Condition, Rule
 
-#: The most severe first, as the kernel has it for several filters.
+#: The answers, the most severe first, in the kernel's order for several filters.
 SEVERITY = (KILL_PROCESS, KILL_THREAD, TRAP, ERRNO, LOG, ALLOW)
 ACTIONS = {
     "SCMP_ACT_KILL_PROCESS": KILL_PROCESS,
@@ -52,11 +53,12 @@ ACTIONS = {
     "SCMP_ACT_LOG": LOG,
     "SCMP_ACT_ALLOW": ALLOW,
 }
-NOBODY = {
+#: Actions that are refused, because no process would answer the kernel.
+UNANSWERED = {
     "SCMP_ACT_TRACE": "no tracer would answer it",
     "SCMP_ACT_NOTIFY": "no supervisor would answer it",
 }
-#: How each is asked: comparison, and whether it is to hold.
+#: The comparison of each operator, and the outcome of it that the operator wants.
 COMPARISONS = {
     "SCMP_CMP_EQ": (EQUAL, True),
     "SCMP_CMP_NE": (EQUAL, False),
@@ -67,7 +69,7 @@ COMPARISONS = {
     "SCMP_CMP_MASKED_EQ": (EQUAL, True),
 }
 ALL_BITS = (1 << 64) - 1
-#: libseccomp's names of ABIs, and ours of those that we have tables of.
+#: libseccomp's names of ABIs, and ours; "" if we have no table of the calls.
 ARCHITECTURES = {
     **{f"SCMP_ARCH_{name.upper()}": name for name in ("x86_64", "x32", "aarch64", "arm")},
     "SCMP_ARCH_X86": "i386",
@@ -79,7 +81,7 @@ ARCHITECTURES = {
         ).split()
     },
 }
-#: What Go calls the machines, in includes and excludes.
+#: Go's names of the machines, which includes and excludes use.
 GO_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}
 FLAGS = ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC")
 
@@ -87,7 +89,7 @@ SOCKETCALL = (
     "socket bind connect listen accept getsockname getpeername socketpair send recv sendto "
     "recvfrom shutdown setsockopt getsockopt sendmsg recvmsg accept4 recvmmsg sendmmsg"
 ).split()
-#: Calls that i386 also, or only, has as a number of another call.
+#: Calls that i386 has, some of them only, as a sub-call of another call.
 MULTIPLEXED = {
     "socketcall": {name: number for number, name in enumerate(SOCKETCALL, 1)},
     "ipc": {
@@ -96,13 +98,13 @@ MULTIPLEXED = {
         **{"shmat": 21, "shmdt": 22, "shmget": 23, "shmctl": 24},
     },
 }
-IPC_CALL = 0xFFFF  # above it there is a version
+IPC_CALL = 0xFFFF  # the bits of the sub-call; the higher bits are a version
 
 
 def compile_profile(
     profile: Mapping[str, Any] | bytes | str, capabilities: frozenset[str], abis: tuple[str, ...]
 ) -> bytes:
-    """See _seccomp.from_profile()."""
+    """Compile a profile; see filters.from_profile()."""
     if isinstance(profile, (bytes, str)):
         return _compile_text(profile, capabilities, abis)
     return _compile(profile, capabilities, abis)
@@ -123,11 +125,13 @@ def _compile(profile: object, capabilities: frozenset[str], abis: tuple[str, ...
 
 
 def parse(text: bytes | str, what: str = "the seccomp profile") -> object:
+    """Parse JSON. Raises SpecError if it is none, or has a key twice. what: for the message."""
+
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):
             raise ValueError(f"a key is there twice among {', '.join(key for key, _ in pairs)}")
-        return found
+        return mapping
 
     try:
         return json.loads(text, object_pairs_hook=unique)
@@ -136,41 +140,42 @@ def parse(text: bytes | str, what: str = "the seccomp profile") -> object:
 
 
 class _Profile:
-    """A profile that was checked, for a machine and a set of capabilities.
+    """A checked profile, for a machine and a set of capabilities.
 
-    calls: name to rules, of what applies to them. architectures: ours, beside the machine's own.
+    calls: the rules that apply, by the name of the call. architectures: the other ABIs that the
+    profile names, by our names.
     """
 
     def __init__(self, profile: object, capabilities: frozenset[str], machine: str) -> None:
         keys = "defaultAction defaultErrnoRet defaultErrno architectures archMap syscalls flags"
-        found = _table("the seccomp profile", profile, f"{keys} listenerPath listenerMetadata")
+        table = _table("the seccomp profile", profile, f"{keys} listenerPath listenerMetadata")
         self.machine = machine
         self.capabilities = {f"CAP_{name.upper()}" for name in capabilities}
         self.default = _action(
-            *("defaultAction", found.get("defaultAction")),
-            *("defaultErrnoRet", found.get("defaultErrnoRet")),
-            *("defaultErrno", found.get("defaultErrno")),
+            *("defaultAction", table.get("defaultAction")),
+            *("defaultErrnoRet", table.get("defaultErrnoRet")),
+            *("defaultErrno", table.get("defaultErrno")),
         )
-        for word in ("listenerPath", "listenerMetadata"):
-            if found.get(word):
-                raise SpecError(f"{word}: no supervisor would listen")
-        for flag in _list("flags", found.get("flags")):
+        for key in ("listenerPath", "listenerMetadata"):
+            if table.get(key):
+                raise SpecError(f"{key}: no supervisor would listen")
+        for flag in _list("flags", table.get("flags")):
             check_choice("flags", flag, FLAGS)
-        self.architectures = self._architectures(found)
+        self.architectures = self._architectures(table)
         self.calls: dict[str, list[Rule]] = {}
         known = False
         names = _known_names()
-        for number, entry in enumerate(_list("syscalls", found.get("syscalls"))):
+        for number, entry in enumerate(_list("syscalls", table.get("syscalls"))):
             calls, rules, applies = self._entry(f"syscalls[{number}]", entry)
             known = known or not names.isdisjoint(calls)
             for name in calls if applies else ():
                 self.calls.setdefault(name, []).extend(rules)
-        if found.get("syscalls") and not known:
+        if table.get("syscalls") and not known:
             raise SpecError("syscalls: none of these names is known")
 
-    def _architectures(self, found: Mapping[str, Any]) -> set[str]:
-        names = _list("architectures", found.get("architectures"))
-        pairs = _list("archMap", found.get("archMap"))
+    def _architectures(self, table: Mapping[str, Any]) -> set[str]:
+        names = _list("architectures", table.get("architectures"))
+        pairs = _list("archMap", table.get("archMap"))
         if names and pairs:
             raise SpecError("architectures and archMap: a profile has one of the two")
         for name in names:
@@ -187,85 +192,89 @@ class _Profile:
         return {ARCHITECTURES[name] for name in names}
 
     def _entry(self, where: str, entry: object) -> tuple[list[str], list[Rule], bool]:
-        """Names, rules, and whether the machine and the capabilities are those meant."""
-        found = _table(
+        """The names and rules of an entry, and True if it applies to this machine and these
+        capabilities.
+        """
+        table = _table(
             where, entry, "name names action errnoRet errno args comment includes excludes"
         )
         action = _action(
-            *(f"{where}.action", found.get("action")),
-            *(f"{where}.errnoRet", found.get("errnoRet")),
-            *(f"{where}.errno", found.get("errno")),
+            *(f"{where}.action", table.get("action")),
+            *(f"{where}.errnoRet", table.get("errnoRet")),
+            *(f"{where}.errno", table.get("errno")),
         )
-        names = _list(f"{where}.names", found.get("names"))
-        if found.get("name"):
+        names = _list(f"{where}.names", table.get("names"))
+        if table.get("name"):
             if names:
                 raise SpecError(f"{where}: name and names: an entry has one of the two")
-            names = [found["name"]]
+            names = [table["name"]]
         if not names:
             raise SpecError(f"{where}.names is empty")
         for name in names:
             if not isinstance(name, str) or not name:
                 raise SpecTypeError(f"{where}.names: {name!r} is no name")
-        args = _list(f"{where}.args", found.get("args"))
+        args = _list(f"{where}.args", table.get("args"))
         conditions = [_condition(f"{where}.args[{i}]", arg) for i, arg in enumerate(args)]
         if len({condition[0] for condition in conditions}) == len(conditions):
             rules: list[Rule] = [(tuple(conditions), action)]
-        else:  # runc: then one of them is enough
+        else:  # two conditions on one argument: in runc one of them is enough
             rules = [((condition,), action) for condition in conditions]
-        includes = self._filter(f"{where}.includes", found.get("includes"), all)
-        excludes = self._filter(f"{where}.excludes", found.get("excludes"), any)
+        includes = self._filter(f"{where}.includes", table.get("includes"), all)
+        excludes = self._filter(f"{where}.excludes", table.get("excludes"), any)
         return names, rules, all(includes) and not any(excludes)
 
     def _filter(self, where: str, value: object, every: Any) -> Iterator[bool]:
-        """What of includes or excludes is so: of several capabilities all, or any."""
-        found = _table(where, value or {}, "caps arches minKernel")
-        caps = _list(f"{where}.caps", found.get("caps"))
-        arches = _list(f"{where}.arches", found.get("arches"))
-        for word in [*caps, *arches]:
-            if not isinstance(word, str):
-                raise SpecTypeError(f"{where}: {word!r} is no name")
-        kernel = found.get("minKernel")
-        wanted = _kernel(f"{where}.minKernel", kernel) if kernel else (0, 0)
+        """The outcome of each condition in includes or excludes. every: the function all or any,
+        which decides about several capabilities.
+        """
+        table = _table(where, value or {}, "caps arches minKernel")
+        caps = _list(f"{where}.caps", table.get("caps"))
+        arches = _list(f"{where}.arches", table.get("arches"))
+        for name in [*caps, *arches]:
+            if not isinstance(name, str):
+                raise SpecTypeError(f"{where}: {name!r} is no name")
+        kernel = table.get("minKernel")
+        oldest = _kernel(f"{where}.minKernel", kernel) if kernel else (0, 0)
         answers = []
         if caps:
             answers.append(every(cap in self.capabilities for cap in caps))
         if arches:
             answers.append(GO_NAMES[self.machine] in arches)
         if kernel:
-            answers.append(wanted <= _running_kernel())
+            answers.append(oldest <= _running_kernel())
         return iter(answers)
 
     def abi(self, name: str) -> Abi:
         """The answers for one ABI.
 
-        What is newer than all calls of the profile is ENOSYS, as runc has it: programs look for
-        new calls, and take only that for an answer. Not where others than errors are the default.
+        If the default is an error, a call that is newer than all calls of the profile gets ENOSYS,
+        as in runc: a program that tries a new call falls back to an older one for ENOSYS only.
         """
         numbers = numbers_of(name)
-        found: dict[int, list[Rule]] = {}
+        by_number: dict[int, list[Rule]] = {}
         for call, rules in self.calls.items():
             if call in numbers:
-                found[numbers[call]] = rules
+                by_number[numbers[call]] = rules
         if name == "i386":
             for call, parts in MULTIPLEXED.items():
                 rules = self._multiplexed(call, parts)
                 if rules and call not in self.calls:
-                    found[numbers[call]] = rules
-        refuses = self.default & 0xFFFF0000 == ERRNO and bool(found)
+                    by_number[numbers[call]] = rules
+        refuses = self.default & 0xFFFF0000 == ERRNO and bool(by_number)
         abi = Abi(
             name,
             default=self.default,
-            newest=max(found) if refuses else X32_BIT - 1,
+            newest=max(by_number) if refuses else X32_BIT - 1,
             beyond=ERRNO | errno.ENOSYS if refuses else self.default,
             skipped=self.default,
             x32=KILL_THREAD,
         )
-        abi.calls = {number: _ordered(rules, self.default) for number, rules in found.items()}
+        abi.calls = {number: _ordered(rules, self.default) for number, rules in by_number.items()}
         return abi
 
     def _multiplexed(self, call: str, parts: Mapping[str, int]) -> list[Rule]:
-        """Rules of socketcall or ipc: they hide the arguments, so what some of them close is closed
-        for all, and what is open for some is open for none.
+        """The rules of socketcall or ipc, whose arguments no filter can read. So a sub-call that is
+        closed for some arguments is closed for all, and none is open for some arguments only.
         """
         bits = IPC_CALL if call == "ipc" else ALL_BITS
         return [
@@ -277,15 +286,15 @@ class _Profile:
 
 
 def _ordered(rules: Sequence[Rule], default: int) -> list[Rule]:
-    """By severity, up to the one that always holds: the first such, or the default."""
+    """Sort rules by severity, up to one without conditions: the first of those, or the default."""
     always = next((number for number, rule in enumerate(rules) if not rule[0]), None)
-    kept = [rule for number, rule in enumerate(rules) if rule[0] or number == always]
-    found: list[Rule] = []
-    for rule in sorted(kept, key=_severity):
-        found.append(rule)
+    candidates = [rule for number, rule in enumerate(rules) if rule[0] or number == always]
+    ordered: list[Rule] = []
+    for rule in sorted(candidates, key=_severity):
+        ordered.append(rule)
         if not rule[0]:
-            return found
-    return [*found, ((), default)]
+            return ordered
+    return [*ordered, ((), default)]
 
 
 def _severity(rule: Rule) -> int:
@@ -298,7 +307,7 @@ def _known_names() -> frozenset[str]:
     return frozenset().union(*map(numbers_of, machines), *MULTIPLEXED.values())
 
 
-# Values, and where they are
+# ---- the values of a profile; `where` is the position in it, for messages ---------------------
 
 
 def _table(where: str, value: object, keys: str) -> Mapping[str, Any]:
@@ -319,23 +328,28 @@ def _list(where: str, value: object) -> list[Any]:
 
 
 def _action(
-    where: str, name: object, where_number: str, number: object, where_word: str, word: object
+    where: str,
+    name: object,
+    where_number: str,
+    number: object,
+    where_errno: str,
+    errno_name: object,
 ) -> int:
-    if isinstance(name, str) and name in NOBODY:
-        raise SpecError(f"{where} is {name}, and {NOBODY[name]}")
+    if isinstance(name, str) and name in UNANSWERED:
+        raise SpecError(f"{where} is {name}, and {UNANSWERED[name]}")
     check_choice(where, name, tuple(ACTIONS))
     action = ACTIONS[str(name)]
-    for place, value in ((where_number, number), (where_word, word)):
+    for where_value, value in ((where_number, number), (where_errno, errno_name)):
         if value is not None and value != "" and action != ERRNO:
-            raise SpecError(f"{place} is given, and {name} returns none")
+            raise SpecError(f"{where_value} is given, and {name} returns none")
     if action != ERRNO:
         return action
-    if word is not None and word != "":
-        named = getattr(errno, word, None) if isinstance(word, str) else None
+    if errno_name is not None and errno_name != "":
+        named = getattr(errno, errno_name, None) if isinstance(errno_name, str) else None
         if not isinstance(named, int):
-            raise SpecError(f"{where_word} is {word!r}, and has to be the name of an errno")
+            raise SpecError(f"{where_errno} is {errno_name!r}, and has to be the name of an errno")
         if number is not None and number != named:
-            raise SpecError(f"{where_number} is {number!r}, and {where_word} is {word}")
+            raise SpecError(f"{where_number} is {number!r}, and {where_errno} is {errno_name}")
         number = named
     if number is None:
         number = errno.EPERM
@@ -343,12 +357,12 @@ def _action(
 
 
 def _condition(where: str, arg: object) -> Condition:
-    found = _table(where, arg, "index value valueTwo op")
-    index = check_number(f"{where}.index", found.get("index"), 0, 5)
-    value = check_number(f"{where}.value", found.get("value"), 0, ALL_BITS)
-    more = found.get("valueTwo")
-    second = check_number(f"{where}.valueTwo", 0 if more is None else more, 0, ALL_BITS)
-    operation = found.get("op")
+    table = _table(where, arg, "index value valueTwo op")
+    index = check_number(f"{where}.index", table.get("index"), 0, 5)
+    value = check_number(f"{where}.value", table.get("value"), 0, ALL_BITS)
+    two = table.get("valueTwo")
+    second = check_number(f"{where}.valueTwo", 0 if two is None else two, 0, ALL_BITS)
+    operation = table.get("op")
     check_choice(f"{where}.op", operation, tuple(COMPARISONS))
     comparison, holds = COMPARISONS[str(operation)]
     if operation == "SCMP_CMP_MASKED_EQ":
@@ -376,7 +390,7 @@ FATAL = (KILL_THREAD, KILL_PROCESS, TRAP)
 
 
 def answer(program: bytes, name: str, abi: str) -> int:
-    """What a program says of a call whose arguments are 0."""
+    """The answer of a program to a call whose arguments are 0."""
     data = struct.pack("=II56x", numbers_of(abi)[name], AUDIT[abi])
     lines = list(struct.iter_unpack("=HBBI", program))
     at = value = 0

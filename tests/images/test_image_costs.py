@@ -396,7 +396,7 @@ def test_a_layer_may_be_there_some_times(tmp_path: Path) -> None:
     empty.config["rootfs"]["diff_ids"] = ids[:1] * 300 + ids[1:]
     with load.open_image(empty.directory(tmp_path / "y")):
         pass
-    with pytest.raises(ImageError, match="again and again"):
+    with pytest.raises(ImageError, match="repeats the same layers too often"):
         load.open_image(_with_layers(40, one).directory(tmp_path / "z")).__enter__()
 
 
@@ -543,7 +543,7 @@ def specimen(p: str = "") -> bytes:
 DRIVER = """
 import json, os, random, re, resource, sys, types
 settings = json.loads(sys.argv[1])
-if settings["job"] == "take_away":
+if settings["job"] == "empty":
     sys.exit(os.execv(sys.executable, [sys.executable, "-I", "-S", "-B", EXTRACT, sys.argv[1]]))
 package = types.ModuleType("unpacker")
 package.__path__ = [os.path.dirname(EXTRACT)]

@@ -155,13 +155,13 @@ def _swaps(monkeypatch: pytest.MonkeyPatch, when: str, swap: Callable[[], None])
             swap()
 
     def child(self: Any, settings: Any, *words: Any) -> Any:
-        if settings["job"] != "take_away":
+        if settings["job"] != "empty":
             swap()
         return call(self, settings, *words)
 
     def after(self: Any, settings: Any, *words: Any) -> Any:
         answer = call(self, settings, *words)
-        if settings["job"] != "take_away":
+        if settings["job"] != "empty":
             swap()
         return answer
 

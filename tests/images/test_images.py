@@ -547,7 +547,7 @@ def test_a_bomb_is_refused_before_it_goes_off(
     )
     image.write_bytes(compress(content))
     with (
-        pytest.raises(ImageError, match="larger than what is left of max_size"),
+        pytest.raises(ImageError, match="larger than the rest of max_size"),
         appc.unpack_app_container_image(image, max_size=1 << 20),
     ):
         pytest.fail("it was unpacked")

@@ -1,3 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program that unpacks an image. It is run by path, confined, and imports nothing from outside
-of this folder."""
+"""The program that unpacks an image. The parent runs it by path, in a sandbox, and it imports no
+module of sandboxlib from outside this folder.
+"""

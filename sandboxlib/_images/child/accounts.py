@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who a command of an image is: names are looked up in the image's own files, never the host's.
+"""The ids of an image's command. Names are looked up in the image's own files, never in the host's.
 
-Part of the child. The image is its root directory, in which links are followed.
+Part of the child. The image is its root directory, so symbolic links stay inside.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from .blobs import Refused, shown
 from .documents import MAX_JSON, open_regular
 
-LAST_ID = (1 << 32) - 2  # the last of all is no id (chown(2))
+LAST_ID = (1 << 32) - 2  # the highest id: the next number means "unchanged" to chown(2)
 
 
 def resolve(account: str) -> tuple[int, int] | None:
-    """The ids of "USER", "USER:GROUP" or "": None if that is uid 0 and gid 0. Refused.
+    """The ids of "USER", "USER:GROUP" or "". Returns None for uid 0 and gid 0. Raises Refused.
 
-    Both are names or numbers. The group of a user without one is that of /etc/passwd; a number
-    that is not there has group 0.
+    Both are names or numbers. Without a group it is that of the user in /etc/passwd; a number that
+    is not listed there has group 0.
     """
     user, _, group = account.partition(":")
     if not user:
@@ -33,31 +33,30 @@ def resolve(account: str) -> tuple[int, int] | None:
         uid, gid = _number(line[2], account), line[3]
     if group:
         gid = group if _is_number(group) else _named("group", group)[2]
-    found = uid, _number(gid, account)
-    return None if found == (0, 0) else found
+    ids = uid, _number(gid, account)
+    return None if ids == (0, 0) else ids
 
 
-def _is_number(word: str) -> bool:
-    return bool(re.fullmatch(r"[0-9]+", word))
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"[0-9]+", text))
 
 
-def _number(word: str, account: str) -> int:
-    if not _is_number(word) or len(word) > 10 or int(word) > LAST_ID:
-        raise Refused(
-            f"the user {shown(account[:100])} of the image has the id {shown(word[:100])}"
-        )
-    return int(word)
+def _number(text: str, account: str) -> int:
+    if not _is_number(text) or len(text) > 10 or int(text) > LAST_ID:
+        user = shown(account[:100])
+        raise Refused(f"the user {user} of the image has the id {shown(text[:100])}")
+    return int(text)
 
 
 def _named(file: str, name: str) -> list[str]:
     for line in _lines(file):
         if line[0] == name:
             return line
-    raise Refused(f"{shown(name[:100])}, whom the image wants to run as, is not in its /etc/{file}")
+    raise Refused(f"the image runs as {shown(name[:100])}, which is not in its /etc/{file}")
 
 
 def _lines(name: str) -> Iterator[list[str]]:
-    """Of passwd(5) or group(5); none if the image has no such file."""
+    """The fields of each line of passwd(5) or group(5); none if the image has no such file."""
     try:
         file = open_regular(f"/etc/{name}", f"/etc/{name} of the image")
     except Refused as error:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the bytes of an image: parts of files, digests, decompression. Part of the child.
+"""Reading the bytes of an image: parts of files, digests, decompression.
 
-Like all that the child consists of it imports nothing of sandboxlib: see extract.py.
+Part of the child, so it imports nothing of sandboxlib from outside this folder: see extract.py.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
         def read(self, size: int, /) -> bytes: ...
 
 
-CHUNK = 1 << 16  # bytes that are read and written at once
-INPUT = 1 << 14  # bytes for a decompressor: what follows a member of gzip in them is copied
+CHUNK = 1 << 16  # bytes of one read or write
+INPUT = 1 << 14  # bytes for a decompressor, which copies the part that follows a gzip member
 MAX_PADDING = 16 << 20  # bytes after the end of an archive
 ZSTD = b"\x28\xb5\x2f\xfd"
 MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", ZSTD)
 
 
 class Refused(Exception):
-    """What the parent tells its caller."""
+    """The image is refused. The parent passes the message on to its caller."""
 
 
 def shown(name: bytes | str) -> str:
-    """A name for a message: short, and nothing that a terminal would obey."""
+    """A name for a message: short, and without control characters for the terminal."""
     if isinstance(name, bytes):
         name = name[:400].decode(errors="backslashreplace")
     return ascii(name[:400]) if not name[:400].isprintable() else repr(name[:400])
@@ -45,17 +45,17 @@ class File:
         self.name, self.fd, self.offset, self.size = name, fd, offset, size
 
     def magic(self) -> bytes:
-        """Of what it is compressed by; b"" if it is not."""
+        """The first bytes, if they are those of a compressed file; b"" if it is not compressed."""
         head = os.pread(self.fd, min(self.size, 6), self.offset)
         return next((magic for magic in MAGIC if head.startswith(magic)), b"")
 
     def whole(self, most: int) -> bytes:
-        """Its content. Refused if that is longer than `most` bytes."""
+        """Read its content. Raises Refused if that is longer than `most` bytes."""
         if self.size > most:
             raise Refused(f"{shown(self.name)} is longer than {most} bytes")
         data = b""
-        while len(data) < self.size and (more := self._next(len(data))):
-            data += more
+        while len(data) < self.size and (chunk := self._next(len(data))):
+            data += chunk
         if len(data) < self.size:
             raise Refused(f"{shown(self.name)} is truncated")
         return data
@@ -65,7 +65,9 @@ class File:
 
 
 class Part:
-    """A File as a stream. A file that is shorter ends early: the digest or the tar tells."""
+    """A File as a stream. If the file is shorter than it says, the stream ends early; the digest or
+    the tar shows it.
+    """
 
     def __init__(self, file: File) -> None:
         self._fd, self._at, self._end = file.fd, file.offset, file.offset + file.size
@@ -77,7 +79,7 @@ class Part:
 
 
 class Counted:
-    """A stream that is hashed, counted and limited while it is read, a chunk at a time."""
+    """A stream that hashes, counts and limits the bytes of another one, a chunk at a time."""
 
     def __init__(self, stream: Stream, limit: int) -> None:
         self._stream, self._limit = stream, limit
@@ -88,7 +90,7 @@ class Counted:
         self.size = 0  # of what was read of the stream
 
     def read(self, size: int = CHUNK, /) -> bytes:
-        """The next bytes, at most `size`; b"" at the end alone."""
+        """Read the next bytes, at most `size`; b"" only at the end."""
         if self._at >= len(self._buffer):
             self._fill()
         data = self._buffer[self._at : self._at + (CHUNK if size < 0 else size)]
@@ -109,19 +111,21 @@ class Counted:
         return False
 
     def check(self, digest: str, what: str) -> None:
-        """Reads the rest, which is padding, and compares."""
+        """Read the rest, which is padding, and compare the digest. Raises Refused."""
         self._limit = self.size + MAX_PADDING
         self._past = f"more than {MAX_PADDING} bytes follow its end"
         self._at = len(self._buffer)
         while self.read():
             self._at = len(self._buffer)
-        found = f"sha256:{self._hash.hexdigest()}"
-        if digest and found != digest:
-            raise Refused(f"the {what} is not {digest}, but {found}")
+        actual = f"sha256:{self._hash.hexdigest()}"
+        if digest and actual != digest:
+            raise Refused(f"the {what} is not {digest}, but {actual}")
 
 
 class Gzip:
-    """The content of a gzip file. The gzip module reads names and padding byte by byte."""
+    """The content of a gzip file. Python's gzip module is not used, because it reads names and
+    padding byte by byte.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -151,7 +155,9 @@ class Gzip:
 
 
 def decompressors(magics: set[bytes], zstd: str | None) -> dict[bytes, Callable[[Any], Stream]]:
-    """How to read what begins with these bytes. Imported while there are files to import from."""
+    """A function that decompresses, for each of these magics. It imports the modules now, because
+    later the root directory is that of the image.
+    """
     known: dict[bytes, Callable[[Any], Stream]] = {b"": lambda stream: stream, b"\x1f\x8b": Gzip}
     if b"BZh" in magics:
         import bz2

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image says about itself: JSON documents, and the files that they name.
+"""The JSON documents of an image, and the files that they name.
 
-Part of the child. The checks of single values serve the parent as well, for what the child tells.
+Part of the child. The parent uses the checks of single values too, for the child's answer.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-MAX_JSON = 4 << 20  # bytes of a document, as registries have it for manifests
+MAX_JSON = 4 << 20  # bytes of a document; registries have the same limit for manifests
 MAX_NESTING = 100
 MAX_FILES = 100_000  # in a tar of blobs
-MAX_LAYERS = 500  # as overlayfs stacks them; Docker stops at 125
+MAX_LAYERS = 500  # the limit of overlayfs; Docker has 125
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _LAYER = re.compile(
@@ -38,9 +38,9 @@ READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO would 
 
 
 def parse_json(data: bytes, what: str) -> Any:
-    """Refused if it is none, or says the same thing twice."""
+    """Parse JSON. Raises Refused if it is none, has a key twice, or is nested too deep."""
     try:
-        found = json.loads(
+        value = json.loads(
             data.decode(),
             object_pairs_hook=_unique,
             parse_int=_integer,
@@ -51,8 +51,8 @@ def parse_json(data: bytes, what: str) -> Any:
         raise Refused(f"{what} is no JSON: {type(error).__name__}") from None
     except Refused as error:
         raise Refused(f"{what} is no JSON: {error}") from None
-    _check_nesting(found, what)
-    return found
+    _check_nesting(value, what)
+    return value
 
 
 def _check_nesting(value: Any, what: str) -> None:
@@ -65,61 +65,63 @@ def _check_nesting(value: Any, what: str) -> None:
         level = [each for each in inner if isinstance(each, (dict, list))]
         depth += 1
         if depth > MAX_NESTING:
-            raise Refused(f"{what} is no JSON that is meant: nested more than {MAX_NESTING} deep")
+            raise Refused(f"{what} is nested more than {MAX_NESTING} levels deep")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         seen = set()
         for key, _ in pairs:
             if key in seen:
                 raise Refused(f"the key {shown(key)} is there twice")
             seen.add(key)
-    return found
+    return mapping
 
 
-def _integer(word: str) -> int:
-    if len(word) > 20:  # 64 bits: int() takes quadratic time in some versions
-        raise Refused(f"a number of {len(word)} digits")
-    return int(word)
+def _integer(text: str) -> int:
+    if len(text) > 20:  # more than 64 bits; int() takes quadratic time in some versions of Python
+        raise Refused(f"a number of {len(text)} digits")
+    return int(text)
 
 
-def _float(word: str) -> float:
-    value = float(word)
+def _float(text: str) -> float:
+    value = float(text)
     if value - value != 0:
-        raise Refused(f"no finite number: {shown(word)}")
+        raise Refused(f"no finite number: {shown(text)}")
     return value
 
 
 def checked(value: Any, kind: type, what: str) -> Any:
-    """The value, if it is of that type. Refused."""
+    """Return the value. Raises Refused if it is not of that type."""
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise Refused(f"{what} is a {type(value).__name__}, not a {kind.__name__}")
     return value
 
 
 def strings(value: Any, what: str) -> list[str]:
-    """A list of str that a command can be given; None is an empty one. Refused."""
-    found = checked([] if value is None else value, list, what)
-    for each in found:
+    """Return a list of str that can be arguments of a command; None means an empty list. Raises
+    Refused.
+    """
+    values = checked([] if value is None else value, list, what)
+    for each in values:
         try:
             os.fsencode(checked(each, str, f"a word of {what}"))
         except UnicodeEncodeError:
             raise Refused(f"a word of {what} cannot be encoded: {shown(each)}") from None
         if "\0" in each:
             raise Refused(f"a word of {what} contains a NUL byte: {shown(each)}")
-    return list(found)
+    return list(values)
 
 
 def oci_account(config: dict[str, Any]) -> str:
-    """Who the command of an OCI image is."""
+    """The user of the command of an OCI image, as "USER[:GROUP]" or ""."""
     settings = checked(config.get("config") or {}, dict, "config")
     return strings([settings.get("User") or ""], "config")[0]
 
 
 def aci_account(manifest: dict[str, Any]) -> str:
-    """Who the command of an app container image is."""
+    """The user of the command of an app container image, as "USER:GROUP"."""
     app = checked(manifest.get("app") or {}, dict, "app")
     user, group = strings([app.get("user") or "0", app.get("group") or "0"], "app")
     if user.startswith("/") or group.startswith("/") or ":" in user + group:
@@ -132,7 +134,7 @@ def aci_account(manifest: dict[str, Any]) -> str:
 
 
 def open_regular(path: str, name: str) -> File:
-    """Refused if it is no regular file."""
+    """Open a file. Raises Refused if it is no regular file. name: for messages."""
     try:
         fd = os.open(path, READ)
     except OSError as error:
@@ -145,7 +147,7 @@ def open_regular(path: str, name: str) -> File:
 
 
 class Directory:
-    """An image layout on disk, which is the root directory by now."""
+    """An image layout on disk. It is the root directory of this process by now."""
 
     def has(self, name: str) -> bool:
         return os.path.lexists(f"/{name}")
@@ -155,7 +157,7 @@ class Directory:
 
 
 class Tar:
-    """The same, or a docker-archive, as an uncompressed tar: files are found by their name."""
+    """An image layout or a docker-archive as an uncompressed tar. It has an index of the names."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -187,14 +189,14 @@ class Tar:
         return name in self._files
 
     def open(self, name: str) -> File:
-        found = self._files.get(self._links.get(name, name))  # docker links what it has twice
-        if found is None:
+        position = self._files.get(self._links.get(name, name))  # docker links repeated layers
+        if position is None:
             raise Refused(f"{shown(name)}: there is no such file in the image")
-        return File(name, self._fd, *found)
+        return File(name, self._fd, *position)
 
 
 class _Members(Archive):
-    """Of a file; content is skipped without being read."""
+    """The members of a tar in a file. It skips their content without reading it."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._file = File("", fd, 0, size)
@@ -210,7 +212,7 @@ Source = Directory | Tar
 
 
 class Blob:
-    """A file as a descriptor names it: digest and size are "" and None if they are not known."""
+    """A file of the image. digest and size: as its descriptor says; "" and None if not known."""
 
     def __init__(self, name: str, digest: str = "", size: int | None = None) -> None:
         self.name, self.digest, self.size = name, digest, size
@@ -222,7 +224,7 @@ class Blob:
         return file
 
     def read(self, source: Source, kind: type = dict) -> Any:
-        """A JSON document of the image."""
+        """Read and parse it as JSON. Raises Refused if it is not of that kind."""
         file = self.open(source)
         data = file.whole(MAX_JSON)
         if isinstance(source, Directory):
@@ -237,8 +239,8 @@ class Blob:
 
 
 class Layout:
-    """One image of a source: its config, and its layers with the digests of what they
-    decompress to. Refused, also if ref does not choose one.
+    """One image of a source: its config, and its layers with their diff_ids, which are the digests
+    of the decompressed layers. Raises Refused, also if ref does not choose one image.
     """
 
     config: dict[str, Any]
@@ -270,44 +272,47 @@ class Layout:
         return layers
 
     def _docker(self, source: Source, ref: str | None) -> list[Blob]:
-        found, names = [], []
+        chosen, names = [], []
         for image in Blob("manifest.json").read(source, list):
             tags = strings(checked(image, dict, "an image").get("RepoTags"), "RepoTags")
             names += tags or ["no name"]
             if ref is None or ref in tags:
-                found.append(image)
-        if len(found) != 1:
+                chosen.append(image)
+        if len(chosen) != 1:
             _ambiguous(ref, names)
-        name = checked(found[0].get("Config"), str, "Config")
-        layers = strings(_counted(checked(found[0].get("Layers") or [], list, "Layers")), "Layers")
+        name = checked(chosen[0].get("Config"), str, "Config")
+        layers = strings(_counted(checked(chosen[0].get("Layers") or [], list, "Layers")), "Layers")
         claimed = re.search(r"([0-9a-f]{64})(\.json)?\Z", name[-69:])
         self.config = Blob(name, f"sha256:{claimed[1]}" if claimed else "").read(source)
         return [Blob(layer) for layer in layers]
 
 
 def _choose(index: dict[str, Any], ref: str | None) -> Any:
-    """The descriptor that is meant: by name, or else for this machine. Refused."""
-    found: list[tuple[str, str, Any]] = []
+    """Choose a descriptor by name, and if several are left, the one for this machine.
+
+    Raises Refused if that leaves none or several.
+    """
+    candidates: list[tuple[str, str, Any]] = []
     for descriptor in checked(index.get("manifests"), list, "manifests"):
         checked(descriptor, dict, "a descriptor")
         notes = checked(descriptor.get("annotations") or {}, dict, "annotations")
         machine = checked(descriptor.get("platform") or {}, dict, "platform")
         where = f"{machine.get('os', '?')}/{machine.get('architecture', '?')}"
-        found.append((str(notes.get(_REF, "no name")), where, descriptor))
+        candidates.append((str(notes.get(_REF, "no name")), where, descriptor))
     mine = os.uname().machine
     mine = _ARCHITECTURES.get(mine, mine)
-    named = [each for each in found if ref is None or each[0] == ref]
+    named = [each for each in candidates if ref is None or each[0] == ref]
     here = [each for each in named if each[1] == f"linux/{mine}"]
     chosen = named if len(named) == 1 else here
     if len(chosen) != 1:
-        _ambiguous(ref, [f"{name} ({where})" for name, where, _ in found])
+        _ambiguous(ref, [f"{name} ({where})" for name, where, _ in candidates])
     return chosen[0][2]
 
 
 def _ambiguous(ref: str | None, names: list[str]) -> NoReturn:
-    wanted = "no ref is given" if ref is None else f"ref is {shown(ref)}"
-    there = ", ".join(shown(name[:100]) for name in names[:20]) or "nothing"
-    raise Refused(f"{wanted}, which does not choose one image; there is {there}")
+    given = "no ref is given" if ref is None else f"ref is {shown(ref)}"
+    images = ", ".join(shown(name[:100]) for name in names[:20]) or "nothing"
+    raise Refused(f"{given}, which does not choose one image; there is {images}")
 
 
 def _counted(layers: list[Any]) -> list[Any]:
@@ -323,7 +328,7 @@ def _digest(digest: Any) -> str:
 
 
 def _blob(descriptor: Any) -> Blob:
-    """What a descriptor describes."""
+    """The file that a descriptor describes."""
     values = checked(descriptor, dict, "a descriptor")
     digest = _digest(values.get("digest"))
     size = checked(values.get("size"), int, "the size of a descriptor")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program that unpacks an image: a child of ours, confined before it reads a byte.
+"""The program that unpacks an image, in a sandbox that the parent made before it reads a byte.
 
-It is run by path, with the image as stdin or at SOURCE, its settings as JSON in argv[1], and what
-it unpacks to at TARGET. Of sandboxlib it imports its neighbours
-alone. The parent gives it a sandbox in which only the target is writable, and it makes the target
-its root directory. So whatever an image says stays inside; what is refused is refused because no
-honest image has it.
+The parent runs it by path. The image is its stdin or at SOURCE, its settings are JSON in argv[1],
+and it unpacks to TARGET. It imports no module of sandboxlib but those of its own folder. In the
+sandbox only the target is writable, and the program makes that its root directory, so nothing in an
+image can lead out of it. It refuses only images that no honest program makes.
 
-Its stdout is one JSON document: {"error"}, {"moved"} or {"value", "ids"}; see _images/unpack.py.
+It writes one JSON document to stdout: {"error"}, {"moved"} or {"value", "ids"}; see
+_images/unpack.py.
 """
 
 from __future__ import annotations
@@ -37,30 +37,31 @@ if TYPE_CHECKING:
 
 SOURCE, TARGET = "/dev/source", "/dev/target"
 MEMORY = 2 << 30  # bytes of address space
-DESCRIPTORS = 1024  # a layout has one for each layer
-AGAIN = 8  # times: an image that names its layers so often is larger than its files
-SLACK = 1 << 20  # bytes that are not worth a refusal
+DESCRIPTORS = 1024  # a layout takes one for each layer
+AGAIN = 8  # an image may repeat its layers so often; more would take long for a small file
+SLACK = 1 << 20  # bytes beyond a limit that are not worth a refusal
 _SYS_CHROOT = 18  # capabilities(7)
 _VERSION_3 = 0x20080522
 
 
 class Moved(Exception):
-    """What is mounted is not the directory that the parent made."""
+    """The directory at TARGET is not the one that the parent made."""
 
 
 class Roots:
-    """The root directories of this process: of the sandbox, of the image, of the target.
+    """The root directories of this process: that of the sandbox, later the image or the target.
 
-    Nothing is imported below the two that are not ours: it would be the image's.
+    While the root is one of the last two, imports are switched off, because Python would import
+    modules of the image.
     """
 
-    def __init__(self, wanted: list[int]) -> None:
+    def __init__(self, identity: list[int]) -> None:
         self._finders = list(sys.meta_path)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._ours = os.open("/", flags)
         self._target = os.open(TARGET, flags)
-        found = os.fstat(self._target)
-        if [found.st_dev, found.st_ino] != wanted:
+        status = os.fstat(self._target)
+        if [status.st_dev, status.st_ino] != identity:
             raise Moved
 
     def enter_source(self) -> None:
@@ -74,7 +75,7 @@ class Roots:
         sys.meta_path[:] = self._finders
 
     def enter_target(self) -> None:
-        """For good."""
+        """Make the target the root directory, and drop the capability that leads out of it."""
         drop = _dropper()
         sys.meta_path.clear()
         os.fchdir(self._target)
@@ -85,7 +86,9 @@ class Roots:
 
 
 def _dropper() -> Callable[[], None]:
-    """What takes the capability away by which a process leaves its root directory."""
+    """A function that drops CAP_SYS_CHROOT, by which a process can leave its root directory. It is
+    made before the imports are switched off.
+    """
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -105,27 +108,27 @@ def _dropper() -> Callable[[], None]:
     return drop
 
 
-# ---- what it does ----------------------------------------------------------------------------
+# ---- the jobs --------------------------------------------------------------------------------
 
 
-def look(settings: dict[str, Any]) -> bool:
-    """Whether the tar on stdin holds an image."""
+def holds_image() -> bool:
+    """Return True if the tar on stdin holds an image."""
     try:
-        found = documents.Tar(0)
+        tar = documents.Tar(0)
     except Refused:
         return False
-    return found.has("oci-layout") or found.has("manifest.json")
+    return tar.has("oci-layout") or tar.has("manifest.json")
 
 
-def take_away(settings: dict[str, Any]) -> None:
-    """All that is in the target."""
+def empty_target(settings: dict[str, Any]) -> None:
+    """Remove everything in the target."""
     Roots(settings["target"]).enter_target()
     os.chown("/", 0, 0)
     layers.empty(os.open("/", os.O_RDONLY | os.O_DIRECTORY))
 
 
 def unpack_aci(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The archive on stdin, into the target. Returns the manifest, and who its command is."""
+    """Unpack the archive on stdin to the target. Returns the manifest, and its command's user."""
     roots = Roots(settings["target"])
     file = File("it", 0, 0, os.fstat(0).st_size)
     known = decompressors({file.magic()}, settings["zstd"])
@@ -145,7 +148,9 @@ def unpack_aci(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def unpack_oci(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The image at SOURCE, or on stdin. Returns the config, and who its command is."""
+    """Unpack the image at SOURCE, or on stdin, to the target. Returns the config, and the user of
+    its command.
+    """
     roots = Roots(settings["target"])
     if settings["directory"]:
         roots.enter_source()
@@ -157,8 +162,8 @@ def unpack_oci(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
     known = decompressors({file.magic() for file in files}, settings["zstd"])
     roots.enter_target()
     budget = _budget(settings)
-    first: dict[str, int] = {}  # bytes of each layer
-    again = 0  # and of those that came before
+    sizes: dict[str, int] = {}  # bytes of each layer, counted once
+    repeated = 0  # bytes of the layers that came before already
     for number, (file, (blob, diff_id)) in enumerate(zip(files, layout.layers, strict=True)):
         try:
             layer = _layer_of(settings, budget)
@@ -166,10 +171,10 @@ def unpack_oci(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
             size = _apply(layer, known, file, limit, blob.digest, diff_id).offset
         except Refused as error:
             raise Refused(f"layer {number}, {shown(blob.name)}: {error}") from None
-        again += size if diff_id in first else 0
-        first.setdefault(diff_id, size)
-        if again > AGAIN * sum(first.values()) + SLACK:
-            raise Refused("the same layers are there again and again")
+        repeated += size if diff_id in sizes else 0
+        sizes.setdefault(diff_id, size)
+        if repeated > AGAIN * sum(sizes.values()) + SLACK:
+            raise Refused("it repeats the same layers too often")
     return layout.config, account
 
 
@@ -178,7 +183,7 @@ def _budget(settings: dict[str, Any]) -> layers.Budget:
 
 
 def _limit(size: int, members: int) -> int:
-    """Bytes of an archive with so much content, and so many headers."""
+    """The highest size of an archive with `size` bytes of content and so many members."""
     return size + 4096 * members + SLACK
 
 
@@ -212,12 +217,12 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
     most = DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.umask(0o022)
-    gc.disable()  # it would look at a million lists of a document again and again
+    gc.disable()  # it would search the million lists of a large document again and again
     job = settings["job"]
     if job == "look":
-        return {"value": look(settings), "ids": None}
-    if job == "take_away":
-        take_away(settings)
+        return {"value": holds_image(), "ids": None}
+    if job == "empty":
+        empty_target(settings)
         return {"value": True, "ids": None}
     value, account = (unpack_aci if job == "aci" else unpack_oci)(settings)
     return {"value": value, "ids": accounts.resolve(account)}
@@ -233,7 +238,7 @@ def main() -> None:
         answer = {"moved": True}
     except MemoryError:
         answer = {"error": "it takes more memory than there is for it"}
-    except Exception as error:  # every decompressor has classes of its own
+    except Exception as error:  # every decompressor has its own exceptions
         answer = {"error": f"it is damaged: {type(error).__name__}: {error}"}
     data = json.dumps(answer, separators=(",", ":")).encode()
     while data:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One archive on its way to the root directory. Part of the child, and the removal of a tree.
+"""Unpacks an archive into the root directory; and removes a tree, which the parent uses too.
 
-The child has made the target its root directory. It stands in the directory of the member that it
-unpacks, so that the kernel walks one name and not a path for each call.
+Part of the child, which has made the target its root directory. It changes its current directory to
+that of the member, so that the kernel looks up one name and not a path in each call.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_MANIFEST = 4 << 20
-MAX_DEPTH = 500  # directories below one another: the kernel walks them in each look-up
-MAX_FAR = 100  # slashes in a link, of which the kernel follows 40 one after the other
-#: Directories that no member names: a name of 4 KiB is 2,000 of them, and costs that.
-MAX_IMPLIED, IMPLIED_EACH = 1000, 4  # so many, and so many more for each member
-#: The kernel follows 40 links. It counts those twice that it met before something was renamed
-#: anywhere, which makes it start anew.
+MAX_DEPTH = 500  # nested directories, because the kernel walks all of them in each look-up
+MAX_FAR = 100  # slashes in a link, because the kernel follows up to 40 links in one look-up
+#: Directories that no member names. A name of 4 KiB can imply 2,000, and each one takes time.
+MAX_IMPLIED, IMPLIED_EACH = 1000, 4  # at the start, and so many more for each member
+#: The kernel follows 40 links in a look-up. A rename anywhere on the machine makes it start anew,
+#: and then it counts the same links a second time, so ELOOP may be false.
 TRIES = 10
 OPAQUE = b".wh..wh..opq"
 
 
 def empty(top: int, deadline: float = float("inf")) -> None:
-    """Takes away what is in the directory `top`, however deep, and whoever's it is.
+    """Remove everything in the directory `top`, at any depth and of any owner.
 
-    A directory is moved to the top before it is entered. So depth is no matter, no link is
-    followed, and what is mounted somewhere is not entered: the kernel does not move it.
-    deadline: of time.monotonic(); TimeoutError when it is over.
+    It moves each directory to the top before it enters it. So the depth does not matter, no link is
+    followed, and no mount point is entered, because the kernel does not move one.
+    deadline: a time of time.monotonic(). Raises TimeoutError after it.
     """
     token = os.urandom(8).hex()
     todo = ["."]
@@ -44,8 +44,8 @@ def empty(top: int, deadline: float = float("inf")) -> None:
         name = todo.pop()
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
         try:
-            with os.scandir(fd) as found:
-                entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
+            with os.scandir(fd) as scan:
+                entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan]
             for entry, is_directory in entries:
                 if time.monotonic() > deadline:
                     raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
@@ -64,7 +64,9 @@ def empty(top: int, deadline: float = float("inf")) -> None:
 
 
 def make_accessible(name: str, directory: int) -> None:
-    """A directory of the caller's; never what a link leads to, whoever puts it there meanwhile."""
+    """Give a directory of ours mode 0700. It never follows a link, even if another process puts one
+    there meanwhile.
+    """
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
     fd = os.open(name, flags, dir_fd=directory)
     try:
@@ -74,7 +76,7 @@ def make_accessible(name: str, directory: int) -> None:
 
 
 class Budget:
-    """What is left of the limits of an image, over all its layers."""
+    """The rest of an image's limits, over all layers. Raises Refused when one is used up."""
 
     def __init__(self, max_size: int, max_members: int) -> None:
         self.size = max_size
@@ -86,7 +88,7 @@ class Budget:
         self._implied += IMPLIED_EACH
 
     def implied(self, name: bytes) -> None:
-        """A directory on the way to `name` that no member names."""
+        """Count a directory on the way to `name` that no member names."""
         self._count(name)
         self._implied -= 1
         if self._implied < 0:
@@ -95,7 +97,7 @@ class Budget:
     def content(self, member: Member) -> None:
         self.size -= member.size
         if self.size < 0:
-            raise Refused(f"{shown(member.name)} is larger than what is left of max_size")
+            raise Refused(f"{shown(member.name)} is larger than the rest of max_size")
 
     def _count(self, name: bytes) -> None:
         self.members -= 1
@@ -106,8 +108,9 @@ class Budget:
 class Layer:
     """Unpacks one archive into the root directory.
 
-    owners: files get their owners. set_ids: and keep set-user-ID and set-group-ID with them.
-    prefix: the directory of the archive that is meant; b"" is all of it, with whiteouts.
+    owners: True: files get their owners. set_ids: True: they also keep the set-user-ID and
+    set-group-ID bits. prefix: the directory of the archive to unpack; b"" means all of it, and then
+    whiteouts count.
     """
 
     def __init__(self, budget: Budget, owners: bool, set_ids: bool, prefix: bytes = b"") -> None:
@@ -115,18 +118,18 @@ class Layer:
         self._prefix = prefix
         self.manifest: bytes | None = None
         self._has_prefix = False
-        # Directories end with a slash here, files do not.
-        self._made = {b"/"}  # by this layer: whiteouts are for what lies below it
-        self._directories: dict[bytes, Member] = {}  # their modes and times come last
-        self._real: dict[bytes, bytes] = {}  # where the directory of a member really is
-        self._here = b""  # where we stand
-        self._cleared: set[bytes] = set()  # directories that have nothing of lower layers any more
+        # In these paths a directory ends with a slash, a file does not.
+        self._made = {b"/"}  # by this layer; whiteouts remove only files of lower layers
+        self._directories: dict[bytes, Member] = {}  # whose modes and times are set at the end
+        self._real: dict[bytes, bytes] = {}  # the real path of a member's directory
+        self._here = b""  # the current directory
+        self._cleared: set[bytes] = set()  # directories without a file of a lower layer
 
     def extract(self, archive: Archive) -> None:
         for member in archive:
             self._budget.member(member.name)
             try:
-                self._place(archive, member)
+                self._unpack(archive, member)
             except OSError as error:
                 raise Refused(f"{shown(member.name)}: {error.strerror or error}") from None
         if self._prefix and not self._has_prefix:
@@ -134,11 +137,11 @@ class Layer:
         for path, member in self._directories.items():
             self._finish_directory(path, member)
 
-    def _place(self, archive: Archive, member: Member) -> None:
+    def _unpack(self, archive: Archive, member: Member) -> None:
         parts = parts_of(member.name, "the name of a member")
         if self._prefix and not self._strip(archive, member, parts):
             return
-        if not parts:  # the root directory itself: its mode and its owner are not the image's
+        if not parts:  # the root directory: it keeps its mode and its owner
             if member.kind != b"5":
                 raise Refused(f"{shown(member.name)} is the root, and no directory")
             return
@@ -157,7 +160,10 @@ class Layer:
             path = path[: path.rfind(b"/", 0, -1) + 1]
 
     def _strip(self, archive: Archive, member: Member, parts: list[bytes]) -> bool:
-        """An app container image: a manifest, and a rootfs, which alone is unpacked."""
+        """Take the prefix off the parts. Returns False if the member is not below it.
+
+        An app container image has a manifest, which is kept, and a rootfs, which is unpacked.
+        """
         if parts == [b"manifest"]:
             if member.kind not in REGULAR or member.map is not None or member.size > MAX_MANIFEST:
                 raise Refused("its manifest is no regular file, or too large")
@@ -172,42 +178,42 @@ class Layer:
             return True
         return False
 
-    # ---- where ----
+    # ---- the current directory ----
 
     def _enter(self, parts: list[bytes], name: bytes) -> bytes:
-        """Goes to a directory, which is made if it is missing; returns where that really is.
+        """Change to a directory, and make it if it is missing. Returns its real path.
 
-        Links in the root are followed, as layers that put files under /lib want it.
+        Links in the root are followed, because layers put files under /lib, which may be one.
         """
-        wanted = b"/".join(parts)
-        known = self._real.get(wanted)
-        if known is None:
-            known = self._real[wanted] = self._make_way(parts, name)
-        elif known != self._here:
-            os.chdir(known)
-        self._here = known
-        return known
+        path = b"/".join(parts)
+        real = self._real.get(path)
+        if real is None:
+            real = self._real[path] = self._make_way(parts, name)
+        elif real != self._here:
+            os.chdir(real)
+        self._here = real
+        return real
 
     def _make_way(self, parts: list[bytes], name: bytes) -> bytes:
         if len(parts) > MAX_DEPTH:
             raise Refused(f"{shown(name)} lies more than {MAX_DEPTH} directories deep")
-        there = len(parts)
-        while not self._go(parts[:there], name):
-            there -= 1
+        existing = len(parts)
+        while not self._change_to(parts[:existing], name):
+            existing -= 1
         real = self._here
-        for part in parts[there:]:
+        for part in parts[existing:]:
             real = self._checked(real + part + b"/", name)
             self._budget.implied(name)
             try:
                 os.mkdir(part, 0o755)
-            except FileExistsError:  # a link to nothing
+            except FileExistsError:  # a symbolic link whose target does not exist
                 raise _no_directory(name) from None
             os.chdir(part)
             self._here = real
         return real
 
-    def _go(self, parts: list[bytes], name: bytes) -> bool:
-        """To a directory; False if it is not there."""
+    def _change_to(self, parts: list[bytes], name: bytes) -> bool:
+        """Change to a directory. Returns False if it does not exist."""
         for tries in range(TRIES):
             try:
                 os.chdir(b"/" + b"/".join(parts))
@@ -225,7 +231,7 @@ class Layer:
 
     @staticmethod
     def _checked(path: bytes, name: bytes) -> bytes:
-        """A path that the kernel takes, and does not take long for."""
+        """Return the path. Raises Refused if it is too long, or so deep that look-ups are slow."""
         if len(path) > MAX_NAME:
             raise Refused(f"name too long: {shown(name)}")
         if path.count(b"/") > MAX_DEPTH + 1:
@@ -233,7 +239,7 @@ class Layer:
         return path
 
     def _remove(self, name: bytes) -> None:
-        """What is there, without following a link."""
+        """Remove a file, a link or a tree. A link is not followed."""
         mode = os.lstat(name).st_mode
         if not stat.S_ISDIR(mode):
             os.unlink(name)
@@ -251,10 +257,10 @@ class Layer:
             os.close(fd)
         os.rmdir(trash)
 
-    # ---- what ----
+    # ---- the members ----
 
     def _put(self, archive: Archive, member: Member, name: bytes, path: bytes) -> None:
-        """`path` is where the member lies, `name` how it is called in the current directory."""
+        """Make a member. path: its real path. name: its name in the current directory."""
         if member.kind in REGULAR:
             self._budget.content(member)
             self._make(lambda: self._write(archive, member, name), name)
@@ -268,7 +274,7 @@ class Layer:
             raise Refused(f"{shown(member.name)} is a device, a FIFO or the like")
 
     def _make(self, make: Callable[[], None], name: bytes) -> None:
-        """Tries, and takes away what is in the way."""
+        """Call make(), and if another file has the name, remove that and call it again."""
         try:
             make()
         except FileExistsError:
@@ -299,7 +305,9 @@ class Layer:
         os.utime(name, ns=(member.mtime, member.mtime), follow_symlinks=False)
 
     def _make_link(self, member: Member, name: bytes, path: bytes) -> None:
-        """A hard link to what is in the image; to a symbolic link itself, never through it."""
+        """Make a hard link to a file of the image. If that is a symbolic link, the new name is a
+        link to it, not to its target.
+        """
         parts = parts_of(member.link, f"the target of the link {shown(member.name)}")
         if self._prefix and parts and parts.pop(0) != self._prefix:
             raise Refused(f"the link {shown(member.name)} leads out of {shown(self._prefix)}")
@@ -340,12 +348,14 @@ class Layer:
             os.close(fd)
 
     def _finish(self, member: Member, file: int, is_directory: bool = False) -> None:
-        """Owner first: a change of it takes set-user-ID away.
+        """Set the owner, the mode and the times; the owner first, because chown(2) clears the
+        set-user-ID bit.
 
-        A file that has another owner than in the archive does not let anybody become that one.
+        A file keeps its set-user-ID bit only if it has its own owner. Otherwise it would run with
+        the ids of a user that it was never meant for.
         """
-        plain = (self._own(member, file) and self._set_ids) or is_directory
-        os.chmod(file, member.mode if plain else member.mode & 0o1777)
+        keeps_bits = (self._own(member, file) and self._set_ids) or is_directory
+        os.chmod(file, member.mode if keeps_bits else member.mode & 0o1777)
         os.utime(file, ns=(member.mtime, member.mtime))
 
     def _finish_directory(self, path: bytes, member: Member) -> None:
@@ -359,7 +369,9 @@ class Layer:
             os.close(fd)
 
     def _own(self, member: Member, file: int | bytes) -> bool:
-        """Gives a file its owner; False if that is none here, and it stays the caller's."""
+        """Give a file its owner. Returns False if that id does not exist here; then the file stays
+        the caller's.
+        """
         if not self._owners:
             return False
         try:
@@ -373,13 +385,13 @@ class Layer:
     # ---- whiteouts ----
 
     def _white_out(self, member: Member, parts: list[bytes]) -> None:
-        """What layers below have: one name, or all of a directory."""
+        """Remove files of lower layers: one name, or all of a directory."""
         name = parts[-1].removeprefix(b".wh.")
         if any(part.startswith(b".wh..wh.") and part != OPAQUE for part in parts):
-            return  # bookkeeping of aufs
+            return  # aufs keeps its own records under such names
         if any(part.startswith(b".wh.") for part in parts[:-1]) or name in (b"", b".", b".."):
             raise Refused(f"a whiteout of no name: {shown(member.name)}")
-        if not self._go(parts[:-1], member.name):
+        if not self._change_to(parts[:-1], member.name):
             return
         here = self._here
         if parts[-1] == OPAQUE:
@@ -394,8 +406,8 @@ class Layer:
             self._remove(path)
 
     def _clear_below(self, top: bytes) -> None:
-        """Takes away what this layer did not put there. A directory is listed once in a layer:
-        afterwards all that it has is of this layer.
+        """Remove the files that this layer did not put there. It lists a directory once in a layer,
+        because afterwards all files in it are of this layer.
         """
         todo = [top]
         while todo:

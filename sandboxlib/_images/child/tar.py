@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The members of a tar. Part of the child.
+"""Reads the members of a tar. Part of the child.
 
-The tarfile module takes a damaged header for the end of the archive, and in versions that are in
-use goes round in circles for a negative size, and takes seconds for a pax header of 64 KiB. Names
-are bytes throughout, and need not be UTF-8.
+Python's tarfile module is not used: it takes a damaged header for the end of the archive, and in
+some versions it loops for ever on a negative size, and takes seconds for a pax header of 64 KiB.
+Names are bytes throughout, because they need not be UTF-8.
 
-Each byte of the archive is looked at a bounded number of times: what repeats is limited.
+This module reads each byte of the archive a bounded number of times: everything that repeats has a
+limit.
 """
 
 from __future__ import annotations
@@ -23,25 +24,25 @@ if TYPE_CHECKING:
 BLOCK = 512
 NEWLINE = ord("\n")
 MAX_EXTRA = 1 << 20  # bytes of a pax header, a long name or a sparse map, as in Go's archive/tar
-MAX_EXTRAS = 16  # of them before a member
-MAX_RECORDS = 100  # in a pax header: a few, and one for each extended attribute
-MAX_NAME = 4095  # bytes of a name or a link, as PATH_MAX has it
+MAX_EXTRAS = 16  # extended headers before a member
+MAX_RECORDS = 100  # in a pax header: usually a few, and one for each extended attribute
+MAX_NAME = 4095  # bytes of a name or a link: PATH_MAX without the NUL byte
 REGULAR = (b"0", b"\0", b"7", b"S")
 NAMES = (b"path", b"linkpath", b"GNU.sparse.name")
-#: The keys of a pax header that mean something here: in a global one, and in any.
+#: The keys that we use of a pax header: of a global one, and of any.
 OF_ALL = {b"uid", b"gid", b"mtime"}
 KNOWN = {*NAMES, *OF_ALL, b"size", b"GNU.sparse.major", b"GNU.sparse.map"}
 KNOWN |= {b"GNU.sparse.realsize", b"GNU.sparse.size"}
 SPARSE = b"GNU.sparse."
 
 _OCTAL = re.compile(rb" *([0-7]*) *(?:\0.*)?", re.DOTALL)
-MAX_DIGITS = 19  # of a number that 63 bits hold
+MAX_DIGITS = 19  # decimal digits of a 63-bit number
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 _TIME = re.compile(rb"(-?)([0-9]{1,12})(?:\.([0-9]{0,40}))?")
 
 
 class Member:
-    """A header of the archive, with what pax and GNU headers before it say instead."""
+    """A member of the archive: its header, overridden by the pax and GNU headers before it."""
 
     def __init__(self, block: bytes, extra: dict[bytes, bytes]) -> None:
         self.kind = block[156:157]
@@ -49,7 +50,7 @@ class Member:
         if block[257:263] == b"ustar\0" and (prefix := text(block[345:500])):
             name = prefix + b"/" + name if name else prefix
         self.name = extra.get(b"GNU.sparse.name") or extra.get(b"path") or name
-        self.link = extra.get(b"linkpath") or text(block[157:257])  # where a link leads
+        self.link = extra.get(b"linkpath") or text(block[157:257])  # the target of a link
         self.mode = number(block[100:108]) & 0o7777
         self.uid = decimal(extra, b"uid", number(block[108:116]))
         self.gid = decimal(extra, b"gid", number(block[116:124]))
@@ -68,14 +69,14 @@ class Member:
 
 
 class Archive:
-    """The members of a tar, one after the other; content() gives that of the last one."""
+    """Iterates over the members of a tar. content() reads the content of the current one."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.offset = 0  # in the stream
-        self.left = 0  # of the content
-        self.padding = 0  # after it
-        self.ended = False  # by the mark of the end, not by the end of the stream
+        self.offset = 0  # the position in the stream
+        self.left = 0  # bytes of the content that are not read yet
+        self.padding = 0  # bytes after the content
+        self.ended = False  # True: the mark of the end was read, not only the end of the stream
 
     def __iter__(self) -> Iterator[Member]:
         extra: dict[bytes, bytes] = {}
@@ -91,7 +92,7 @@ class Archive:
             kind = block[156:157]
             if kind in b"xgXLK":
                 extras += 1
-                self.take_extra(block, extras, everywhere if kind == b"g" else extra)
+                self.read_extra(block, extras, everywhere if kind == b"g" else extra)
                 continue
             member = Member(block, {**everywhere, **extra} if everywhere else extra)
             self.left, self.padding = member.stored, -member.stored % BLOCK
@@ -102,23 +103,23 @@ class Archive:
             extra, extras = {}, 0
             yield member
 
-    def take_extra(self, block: bytes, count: int, extra: dict[bytes, bytes]) -> None:
-        """Reads a header that says something of the next member, or of all that follow."""
+    def read_extra(self, block: bytes, count: int, extra: dict[bytes, bytes]) -> None:
+        """Read an extended header, which is about the next member or about all that follow."""
         kind, size = block[156:157], number(block[124:136])
         if not 0 <= size <= MAX_EXTRA or count > MAX_EXTRAS:
             raise Refused(f"an extended header of {size} bytes, {count} in a row")
         data = self.take(size + -size % BLOCK)[:size]
         if kind in b"LK":
-            found = {b"path" if kind == b"L" else b"linkpath": text(data)}
+            values = {b"path" if kind == b"L" else b"linkpath": text(data)}
         else:
-            found = pax(data)
+            values = pax(data)
         for key in NAMES:
-            if len(found.get(key, b"")) > MAX_NAME:
-                raise Refused(f"name too long: {shown(found[key])}")
-        # Such a header would be copied to each member: work that is not in its size.
-        if kind == b"g" and not found.keys() <= OF_ALL:
+            if len(values.get(key, b"")) > MAX_NAME:
+                raise Refused(f"name too long: {shown(values[key])}")
+        # A long global value would be copied to each member: much work for a small archive.
+        if kind == b"g" and not values.keys() <= OF_ALL:
             raise Refused("a global header gives all members the same name, size or map")
-        extra.update(found)
+        extra.update(values)
 
     def header(self) -> bytes | None:
         start = self.offset
@@ -131,17 +132,17 @@ class Archive:
         if block.count(0) == BLOCK:
             self.ended = True
             return None
-        told = number(block[148:156])
+        checksum = number(block[148:156])
         total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-        if told != total:
-            # Some old programs added the bytes up as signed ones.
+        if checksum != total:
+            # Some old programs added the bytes up as signed numbers.
             high = sum(byte > 127 for byte in block[:148] + block[156:])
-            if told != total - 256 * high:
+            if checksum != total - 256 * high:
                 raise Refused(f"no header of a tar at byte {start}")
         return block
 
     def take(self, size: int) -> bytes:
-        """Exactly that many bytes."""
+        """Read exactly that many bytes of the stream. Raises Refused if it ends before."""
         parts = []
         while size > 0:
             data = self.stream.read(min(size, CHUNK))
@@ -157,7 +158,9 @@ class Archive:
             size -= len(self.take(min(size, CHUNK)))
 
     def pad(self) -> bool:
-        """Skips what follows the content; False if nothing does, as after umoci's last file."""
+        """Skip the padding after the content. Returns False if the stream ends within it, as after
+        the last file of an archive of umoci.
+        """
         left, self.padding = self.padding, 0
         while left > 0 and (data := self.stream.read(left)):
             self.offset += len(data)
@@ -165,27 +168,27 @@ class Archive:
         return left == 0
 
     def content(self, size: int) -> bytes:
-        """Of the content of the last member: exactly so much."""
+        """Read exactly that many bytes of the current member's content."""
         if size > self.left:
             raise Refused("its map of a sparse file does not fit")
         self.left -= size
         return self.take(size)
 
     def old_sparse(self, member: Member, block: bytes) -> None:
-        """GNU tar's type S: 4 pairs in the header, 21 in each block that follows."""
+        """Read the map of GNU tar's type S: 4 pairs in the header, 21 in each block after it."""
         member.size = number(block[483:495])
-        pairs, more = bytearray(block[386:482]), block[482]
-        while more:
+        pairs, is_continued = bytearray(block[386:482]), block[482]
+        while is_continued:
             if len(pairs) > MAX_EXTRA:
                 raise Refused(f"{shown(member.name)} has too long a map")
             block = self.take(BLOCK)
             pairs += block[:504]
-            more = block[504]
+            is_continued = block[504]
         numbers = [number(bytes(pairs[at : at + 12])) for at in range(0, len(pairs), 12)]
-        self.place_content(member, numbers)
+        self.set_map(member, numbers)
 
     def pax_sparse(self, member: Member, extra: dict[bytes, bytes]) -> None:
-        """GNU tar's pax formats: 1.0 has the map before the content, 0.1 in the header."""
+        """Read the map of GNU tar's pax formats: 0.1 has it in the header, 1.0 before the data."""
         if extra.get(b"GNU.sparse.major") == b"1":
             member.size = decimal(extra, b"GNU.sparse.realsize", -1)
             numbers = self.read_map(member)
@@ -196,23 +199,26 @@ class Archive:
             all(map(bytes.isdigit, numbers)) and max(map(len, numbers), default=0) <= MAX_DIGITS
         ):
             raise Refused(f"{shown(member.name)} has an impossible map: not a number in it")
-        self.place_content(member, list(map(int, numbers)))
+        self.set_map(member, list(map(int, numbers)))
 
     def read_map(self, member: Member) -> list[bytes]:
-        """The map before the content: lines of a count, and twice as many numbers, in blocks."""
-        found = bytearray()
-        lines, wanted = 0, 1
-        while lines < wanted:
-            if len(found) > MAX_EXTRA:
+        """Read the map before the content, in blocks: a line with the number of pairs, then a line
+        for each number.
+        """
+        data = bytearray()
+        lines, n_lines = 0, 1
+        while lines < n_lines:
+            if len(data) > MAX_EXTRA:
                 raise Refused(f"{shown(member.name)} has too long a map")
             block = self.content(BLOCK)
-            found += block
+            data += block
             lines += block.count(b"\n")
-            if wanted == 1 and lines:
-                wanted += 2 * digits(bytes(found[: found.index(b"\n")]))
-        return bytes(found).split(b"\n", wanted)[1:wanted]
+            if n_lines == 1 and lines:
+                n_lines += 2 * digits(bytes(data[: data.index(b"\n")]))
+        return bytes(data).split(b"\n", n_lines)[1:n_lines]
 
-    def place_content(self, member: Member, numbers: list[int]) -> None:
+    def set_map(self, member: Member, numbers: list[int]) -> None:
+        """Check the pairs of a map, and keep those that have content. Raises Refused."""
         member.map = []
         end = total = 0
         for start, size in zip(numbers[::2], numbers[1::2], strict=False):
@@ -230,29 +236,29 @@ def text(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
-def digits(word: bytes) -> int:
-    if not _DIGITS.fullmatch(word):
-        raise Refused(f"not a number: {shown(word)}")
-    return int(word)
+def digits(field: bytes) -> int:
+    if not _DIGITS.fullmatch(field):
+        raise Refused(f"not a number: {shown(field)}")
+    return int(field)
 
 
 def decimal(extra: dict[bytes, bytes], key: bytes, default: int) -> int:
     return digits(extra[key]) if extra.get(key) else default
 
 
-def nanoseconds(word: bytes | None) -> int:
-    """Of a time like 1.5; 0 if there is none."""
-    if not word:
+def nanoseconds(field: bytes | None) -> int:
+    """A time in seconds, such as 1.5, as nanoseconds; 0 if there is none."""
+    if not field:
         return 0
-    match = _TIME.fullmatch(word)
+    match = _TIME.fullmatch(field)
     if not match:
-        raise Refused(f"not a time: {shown(word)}")
+        raise Refused(f"not a time: {shown(field)}")
     value = int(match[2]) * 10**9 + int((match[3] or b"").ljust(9, b"0")[:9])
     return -value if match[1] else value
 
 
 def number(field: bytes) -> int:
-    """Octal, or binary if the highest bit says so."""
+    """The number in a field, which is octal, or binary if the highest bit is set."""
     if field[0] in (0x80, 0xFF):
         return int.from_bytes(b"\0" * (field[0] == 0x80) + field[1:], "big", signed=True)
     match = _OCTAL.fullmatch(field)
@@ -262,8 +268,10 @@ def number(field: bytes) -> int:
 
 
 def pax(data: bytes) -> dict[bytes, bytes]:
-    """The records of a pax header: 'LENGTH KEY=VALUE\\n'. SPARSE is there if one is of these."""
-    found = {}
+    """The records of a pax header, which look like 'LENGTH KEY=VALUE\\n'. The key SPARSE is added
+    if one of them is about a sparse file.
+    """
+    values = {}
     start, size, count = 0, len(data), 0
     while start < size:
         count += 1
@@ -277,15 +285,15 @@ def pax(data: bytes) -> dict[bytes, bytes]:
             raise Refused("a damaged pax header")
         key = data[space + 1 : equals]
         if key in KNOWN:
-            found[key] = data[equals + 1 : end - 1]
+            values[key] = data[equals + 1 : end - 1]
         if key.startswith(SPARSE):
-            found[SPARSE] = b""
+            values[SPARSE] = b""
         start = end
-    return found
+    return values
 
 
 def parts_of(name: bytes, what: str) -> list[bytes]:
-    """The components of a name inside; Refused if it would lead out."""
+    """The components of a relative name. Raises Refused if it could lead out of the root."""
     if not name or b"\0" in name:
         raise Refused(f"{what} is empty or contains a NUL byte: {shown(name)}")
     if name.startswith(b"/"):
