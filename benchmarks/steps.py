@@ -32,7 +32,7 @@ class Build:
         project.flags = [*project.flags, *flags]
         place.mkdir()
         self.shop = demo.Workshop(project, place, path, 1)
-        demo._make_places(self.shop)
+        demo._make_directories(self.shop)
         self.box = self.shop.box()
         self.steps = self.shop.compile_steps()
         self.runs: dict[str, Callable[[list[str]], tuple[float, int]]] = {
@@ -54,8 +54,8 @@ class Build:
         return self._tool([*self.bwrap(), *step])
 
     def bwrap(self) -> list[str]:
-        """The words of Workshop.box()."""
-        argv = [peers.tool("bwrap"), "--ro-bind", str(self.shop.place / "root"), "/"]
+        """The argv of bwrap for the sandbox of Workshop.box()."""
+        argv = [peers.tool("bwrap"), "--ro-bind", str(self.shop.directory / "root"), "/"]
         for mount in self.box.extra_mounts:
             if mount.type == "bind":
                 how = "--ro-bind" if mount.read_only else "--bind"

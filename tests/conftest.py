@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests have: the choice of tests, and fixtures. Their other tools are in lib/."""
+"""The choice of the tests that run, and the fixtures of all tests. lib/ has their other tools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lib.sample import beyond_the_sample
 
 from sandboxlib._runs import slots
 
-#: They ask of the core what the others ask of it, and are about something else.
+#: These test something else than the core, and call it only as the others do.
 ROOMS_BEYOND_THE_CORE = {"unit", "executors", "images", "cli", "examples", "storms"}
 NOT_OF_THE_CORE = {"test_nesting", "test_messages"}
 
@@ -31,12 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    # Where a process of pytest-xdist 3.8 dies, as by our own timeout, and a new one takes its
-    # place, the last tests may be given to nobody, without end: then its death is the end of all.
+    # If a process of pytest-xdist 3.8 dies (our own timeout may kill it) and a new one takes its
+    # place, the last tests may never be given to a process, and the run hangs. So a death ends it.
     if getattr(config.option, "maxworkerrestart", "") is None:
         config.option.maxworkerrestart = "0"
     if config.getoption("--all"):
-        os.environ["SANDBOXLIB_DEEP"] = "1"  # for many(), which modules call as they are imported
+        os.environ["SANDBOXLIB_DEEP"] = "1"  # many() reads it while the modules are imported
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -52,11 +52,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         check_name(item)
-        # The example of the README runs real sandboxes as well.
+        # The example of the README runs real sandboxes too.
         if item.nodeid.startswith("README.md"):
             item.add_marker(needs_root)
         if IS_SANITIZED and _is_not_of_the_core(item):
-            item.add_marker(pytest.mark.skip(reason="it is not about what the sanitizer sees"))
+            item.add_marker(pytest.mark.skip(reason="it tests no code that the sanitizer checks"))
     for item in beyond_the_sample(items):
         item.add_marker(pytest.mark.slow)
     is_named = config.option.markexpr or any("::" in word for word in config.args)
@@ -67,9 +67,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    # Many tests collect garbage to look for what is left. Thousands of tests are none, and looking
-    # through them takes 0.1 s each time.
-    import hypothesis  # noqa: F401  it looks for referrers, which it does not find frozen
+    # Many tests collect garbage to find leaks. Freeze the thousands of test items, because
+    # searching them takes 0.1 s each time.
+    import hypothesis  # noqa: F401  its import searches for referrers, and finds no frozen ones
 
     gc.collect()
     gc.freeze()
@@ -85,42 +85,43 @@ def _is_not_of_the_core(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session")
 def shared_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One root for all tests that leave nothing in it."""
+    """One root for all the tests that write nothing to it."""
     return make_rootfs(tmp_path_factory.mktemp("shared") / "root")
 
 
 @pytest.fixture
 def rootfs(tmp_path: Path) -> Path:
-    """A root of the test's own, to be written to."""
+    """A new root, which the test may write to."""
     return make_rootfs(tmp_path / "root")
 
 
 @pytest.fixture(scope="session")
 def tool_path() -> Iterator[str]:
-    """A PATH with linux-user-chroot in it, where the caller is root: it needs no set-user-ID."""
-    found = os.environ["PATH"]
+    """A PATH with linux-user-chroot in it if the caller is root, who needs no set-user-ID bit."""
+    path = os.environ["PATH"]
     if os.geteuid() != 0 or shutil.which("linux-user-chroot"):
-        yield found
+        yield path
         return
     require(shutil.which("cc"), "there is no C compiler")
     source = LIB / "linux-user-chroot.c"
-    # In a directory of /tmp, where others can write, no program is trusted.
-    require(os.access("/var/lib", os.W_OK), "uid 0 of a user namespace has no place for a tool")
-    with tempfile.TemporaryDirectory(prefix="sandboxlib-tool.", dir="/var/lib") as place:
-        subprocess.run(["cc", "-O1", str(source), "-o", f"{place}/linux-user-chroot"], check=True)
-        yield f"{place}:{found}"
+    # Not in /tmp: sandboxlib trusts no program in a directory that others can write to.
+    require(os.access("/var/lib", os.W_OK), "uid 0 of a user namespace cannot install a tool")
+    with tempfile.TemporaryDirectory(prefix="sandboxlib-tool.", dir="/var/lib") as directory:
+        program = f"{directory}/linux-user-chroot"
+        subprocess.run(["cc", "-O1", str(source), "-o", program], check=True)
+        yield f"{directory}:{path}"
 
 
 @pytest.fixture(autouse=True)
 def _no_slot_is_left_to_the_next_test() -> Iterator[None]:
-    """A traceback may hold a Sandbox, and with it descriptors, until some later moment."""
+    """Close all slots after each test: a traceback may keep a Sandbox and its descriptors alive."""
     yield
     slots.close_all()
 
 
 @pytest.fixture
 def host_mounts_unchanged() -> Iterator[None]:
-    """Nothing is mounted in the caller's namespace afterwards that was not before."""
+    """Check that the caller's mounts are the same before and after the test."""
     before = Path("/proc/self/mountinfo").read_text()
     yield
     assert Path("/proc/self/mountinfo").read_text() == before

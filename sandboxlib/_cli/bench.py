@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m sandboxlib bench: what a sandbox costs on this machine, in some seconds.
+"""python -m sandboxlib bench: measures in some seconds what a sandbox costs on this machine.
 
-The same small command bare, in sandboxes of ours, and in bubblewrap where it is installed: the
-network, mounts, processes and IPC isolated, a /proc and a /tmp of its own. The rows take turns in
-random order; a round's figure is the median of some runs, a ratio is taken within a round.
-benchmarks/run.py in the source tree measures more, and against more.
+It runs the same small command bare, in sandboxes of sandboxlib, and in bubblewrap if that is
+installed: network, mounts, processes and IPC isolated, with a new /proc and /tmp. The rows take
+turns in random order. The figure of a round is the median of some runs, and ratios are taken
+within a round. benchmarks/run.py in the source tree has more measurements and more rivals.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ void _start(void) {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures and prints a table; 1 where no executor here can isolate all of it."""
+    """Measure and print a table. Returns 1 if no executor here can isolate all of it."""
     parser = argparse.ArgumentParser(
         prog="python -m sandboxlib bench",
         description=__doc__,
@@ -63,11 +63,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=_count, default=30)
     options = parser.parse_args(argv)
     try:
-        with tempfile.TemporaryDirectory(prefix="sandboxlib-bench-") as place:
-            os.chmod(place, 0o755)
-            root, command, what = _command(Path(place))
+        with tempfile.TemporaryDirectory(prefix="sandboxlib-bench-") as directory:
+            os.chmod(directory, 0o755)
+            root, command, description = _command(Path(directory))
             rows, executor = _rows(root, command)
-            print(f"sandboxlib {__version__}, executor {executor}; the command is {what}")
+            print(f"sandboxlib {__version__}, executor {executor}; the command is {description}")
             _print_table(_measure(rows, options.rounds))
     except SandboxError as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -81,19 +81,20 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _command(place: Path) -> tuple[str, str, str]:
-    """A root, a command in it, and what it is: a static program of 1 KB, or else /bin/true."""
+def _command(directory: Path) -> tuple[str, str, str]:
+    """A root, a command in it, and a description: a static program of 1 KB, or else /bin/true."""
     compiler = shutil.which("cc")
     if compiler is None:
         return "/", "/bin/true", "/bin/true, as there is no C compiler"
     for name in ("root/proc", "root/tmp"):
-        (place / name).mkdir(parents=True)
-    (place / "say.c").write_text(SAY)
+        (directory / name).mkdir(parents=True)
+    (directory / "say.c").write_text(SAY)
     flags = "-Os -static -nostdlib -ffreestanding -fno-stack-protector -Wl,--build-id=none -Wl,-s"
-    argv = [compiler, *flags.split(), "-o", str(place / "root" / "say"), str(place / "say.c")]
+    root, source = str(directory / "root"), str(directory / "say.c")
+    argv = [compiler, *flags.split(), "-o", f"{root}/say", source]
     if subprocess.run(argv, capture_output=True, check=False).returncode != 0:
         return "/", "/bin/true", "/bin/true, as the C compiler does not link without libc"
-    return str(place / "root"), "/say", "a static program of 1 KB"
+    return root, "/say", "a static program of 1 KB"
 
 
 def _rows(root: str, command: str) -> tuple[dict[str, Row], str]:
@@ -113,8 +114,8 @@ def _rows(root: str, command: str) -> tuple[dict[str, Row], str]:
     }
     if bwrap := shutil.which("bwrap"):
         kinds = [f"--unshare-{kind}" for kind in ("pid", "ipc", "uts", "net", "cgroup")]
-        places = ["--ro-bind", root, "/", "--proc", "/proc", "--tmpfs", "/tmp"]
-        row = tool(bwrap, *kinds, "--new-session", *places, command)
+        mounts = ["--ro-bind", root, "/", "--proc", "/proc", "--tmpfs", "/tmp"]
+        row = tool(bwrap, *kinds, "--new-session", *mounts, command)
         try:
             row()
             rows[BWRAP] = row
@@ -126,17 +127,17 @@ def _rows(root: str, command: str) -> tuple[dict[str, Row], str]:
 
 
 def _measure(rows: dict[str, Row], rounds: int) -> dict[str, list[float]]:
-    """Microseconds, a value for each round; 15 s at most."""
-    found: dict[str, list[float]] = {name: [] for name in rows}
+    """The microseconds of each row, a value for each round. It stops after 15 s."""
+    microseconds: dict[str, list[float]] = {name: [] for name in rows}
     end = monotonic() + 15
     for number in range(rounds + 1):
         for name in random.sample(list(rows), len(rows)):
             value = _block(rows[name])
-            if number:  # the first is for the caches
-                found[name].append(value)
+            if number:  # the first round only fills the caches
+                microseconds[name].append(value)
         if number and monotonic() > end:
             break
-    return found
+    return microseconds
 
 
 def _block(row: Row) -> float:
@@ -155,10 +156,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return medians[25], medians[974]
 
 
-def _print_table(found: dict[str, list[float]]) -> None:
+def _print_table(rows: dict[str, list[float]]) -> None:
     print(f"{'':36} {'us':>9} {'x Sandbox.run':>15}   95 %")
-    for name, values in found.items():
-        ratios = [one / other for one, other in zip(values, found[PREPARED], strict=True)]
+    for name, values in rows.items():
+        ratios = [one / other for one, other in zip(values, rows[PREPARED], strict=True)]
         low, high = interval(ratios)
         middle, ratio = statistics.median(values), statistics.median(ratios)
         print(f"{name:36} {middle:9.0f} {ratio:15.2f}   {low:.2f} to {high:.2f}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m sandboxlib demo: a real build, every step of it in a sandbox of its own.
+"""python -m sandboxlib demo: a real build, with every step in a new sandbox.
 
-It compiles, links, runs what it built, tries to break out, and then does the same steps bare, to
-say what the sandboxes cost.
+It compiles, links, runs the programs that it built, tries to break out, and then does the same
+steps without a sandbox, to show what the sandboxes cost.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ int main(int argc, char **argv) {
 
 @dataclass
 class Project:
-    """C sources: what to compile, and what to link of it."""
+    """C sources: the files to compile, and the programs to link."""
 
     name: str
     directory: Path
@@ -96,32 +96,38 @@ class Pass:
 
 @dataclass
 class Workshop:
-    """Where the steps run: in sandboxes, or bare, with the same words for the same things."""
+    """The directories that the steps use. The same step runs in a sandbox or without one.
+
+    directory: a temporary one, with root/ for the sandboxes, build/ (their /build) and bare/ (the
+    build directory of the steps without a sandbox).
+    """
 
     project: Project
-    place: Path
+    directory: Path
     compiler: str
     jobs: int
 
     def box(self) -> Sandbox:
-        """No network, the host's /usr read-only, a private /tmp; /build alone can be written."""
+        """A sandbox without network, with the host's /usr read-only and a private /tmp; only /build
+        can be written to.
+        """
         return Sandbox(
-            self.place / "root",
+            self.directory / "root",
             extra_mounts=[
-                *_host_mounts(self.place / "root"),
+                *_host_mounts(self.directory / "root"),
                 Mount.bind(self.project.directory, "/src", read_only=True),
-                Mount.bind(self.place / "build", "/build"),
+                Mount.bind(self.directory / "build", "/build"),
             ],
         )
 
     def outside(self, argv: Sequence[str]) -> list[str]:
-        """The words of a step with the places as they are called outside of the sandbox."""
-        places = {"/src": str(self.project.directory), "/build": str(self.place / "bare")}
+        """The argv of a step with the paths that its directories have outside of the sandbox."""
+        paths = {"/src": str(self.project.directory), "/build": str(self.directory / "bare")}
         pattern = re.compile(r"(?<![\w/])/(src|build)(?=/|$)")
-        return [pattern.sub(lambda m: places[m.group()], word) for word in argv]
+        return [pattern.sub(lambda m: paths[m.group()], arg) for arg in argv]
 
     def bare(self, argv: Sequence[str]) -> tuple[int, bytes]:
-        """The same step without a sandbox."""
+        """Run a step without a sandbox. Returns the exit status and stderr."""
         done = subprocess.run(
             self.outside(argv),
             env=BASE_ENVIRONMENT,
@@ -148,14 +154,14 @@ class Workshop:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the demo; 0 if every step worked and every attempt to get out was stopped."""
+    """Run the demo. Returns 0 if every step worked and every attempt to break out was stopped."""
     options = _parse(argv)
     try:
         project = _project(options)
-        with tempfile.TemporaryDirectory(prefix="sandboxlib-demo-") as place:
-            os.chmod(place, 0o755)
-            shop = Workshop(project, Path(place), options.cc, options.jobs)
-            _make_places(shop)
+        with tempfile.TemporaryDirectory(prefix="sandboxlib-demo-") as directory:
+            os.chmod(directory, 0o755)
+            shop = Workshop(project, Path(directory), options.cc, options.jobs)
+            _make_directories(shop)
             return _demo(shop)
     except (SandboxError, demo_source.SourceError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -178,7 +184,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-# ---- what is built ---------------------------------------------------------------------------
+# ---- the project -----------------------------------------------------------------------------
 
 
 def _project(options: argparse.Namespace) -> Project:
@@ -191,7 +197,7 @@ def _project(options: argparse.Namespace) -> Project:
         if not csrc.is_dir():
             raise
         print(f"{error}\nWithout it the demo builds sandboxlib's own csrc/.", file=sys.stderr)
-        # The reaper's program, which host.c takes in, is not built here: any file does.
+        # host.c includes the reaper's program, which is not built here: any file will do.
         flags = ["-std=gnu11", '-DSBX_INIT="/src/freestanding.c"']
         return Project("sandboxlib's csrc", csrc, _c_files(csrc), flags)
 
@@ -215,35 +221,35 @@ def _own_project(directory: Path) -> Project:
 
 
 def _lua_project(directory: Path) -> Project:
-    # The interpreters: luac and print make another program, onelua is all the others once more,
-    # ltests is empty.
-    wanted = re.compile(r"lua5\d/(src/)?(?!luac|print|onelua|ltests)\w+\.c$")
-    files = [name for name in _c_files(directory) if wanted.match(name)]
+    # Only the interpreters: luac and print belong to another program, onelua includes all the
+    # others again, ltests is empty.
+    sources = re.compile(r"lua5\d/(src/)?(?!luac|print|onelua|ltests)\w+\.c$")
+    files = [name for name in _c_files(directory) if sources.match(name)]
     versions = sorted({name.split("/")[0] for name in files})
     programs = {version: [n for n in files if n.startswith(version)] for version in versions}
     return Project("Lua 5.1 to 5.5", directory, files, programs=programs)
 
 
 def _object(name: str) -> str:
-    # Quoted, so that no two files have one object: a/b.c is not a-b.c.
+    # Quoted, so that no two files have the same object: a/b.c is not a-b.c.
     return "/build/" + urllib.parse.quote(name.removesuffix(".c"), safe="") + ".o"
 
 
-# ---- where -----------------------------------------------------------------------------------
+# ---- the directories -------------------------------------------------------------------------
 
 
-def _make_places(shop: Workshop) -> None:
+def _make_directories(shop: Workshop) -> None:
     for name in ("usr", "etc/alternatives", "src", "build", "tmp", "proc", "dev"):
-        (shop.place / "root" / name).mkdir(parents=True)
+        (shop.directory / "root" / name).mkdir(parents=True)
     for name in ("build", "bare"):
-        (shop.place / name).mkdir(exist_ok=True)
-        (shop.place / name / "probe.c").write_text(PROBE)
+        (shop.directory / name).mkdir(exist_ok=True)
+        (shop.directory / name / "probe.c").write_text(PROBE)
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
-        host, inside = Path("/", name), shop.place / "root" / name
+        host, in_root = Path("/", name), shop.directory / "root" / name
         if host.is_symlink():
-            inside.symlink_to(os.readlink(host))
+            in_root.symlink_to(os.readlink(host))
         elif host.is_dir():
-            inside.mkdir()
+            in_root.mkdir()
 
 
 def _host_mounts(root: Path) -> Iterator[Mount]:
@@ -309,13 +315,13 @@ def _run_programs(shop: Workshop, box: Sandbox) -> bool:
 
 
 def _prove(shop: Workshop, box: Sandbox) -> bool:
-    """What the sandbox is for: three steps that want out."""
-    print("Three steps that want out:")
+    """Run three steps that try to break out. Returns True if the sandbox stopped them all."""
+    print("Three steps that try to break out:")
     built = box.run([shop.compiler, "/build/probe.c", "-o", "/build/probe"])
     if built.exit != 0:
         print(_text(built.err), file=sys.stderr)
         return False
-    shutil.copy(shop.place / "build" / "probe", shop.place / "bare" / "probe")
+    shutil.copy(shop.directory / "build" / "probe", shop.directory / "bare" / "probe")
     return all([_prove_network(shop, box), _prove_files(box), _prove_daemon(box)])
 
 
@@ -347,11 +353,11 @@ def _prove_files(box: Sandbox) -> bool:
 def _prove_daemon(box: Sandbox) -> bool:
     mark = f"sandboxlib-demo-{os.getpid()}"
     exit, _, _ = box.run(["/build/probe", "daemon", mark])
-    left = [pid for pid in os.listdir("/proc") if pid.isdigit() and mark in _words(int(pid))]
+    left = [pid for pid in os.listdir("/proc") if pid.isdigit() and mark in _command_line(int(pid))]
     return _stopped("leaves a daemon", exit == 0 and not left, f"{len(left)} processes left")
 
 
-def _words(pid: int) -> list[str]:
+def _command_line(pid: int) -> list[str]:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
     except OSError:

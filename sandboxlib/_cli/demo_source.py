@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's C project: the Lua sources inside the lupa source distribution.
+"""The demo's C project: the Lua sources in the source distribution of lupa.
 
-It comes from the package index that pip is configured for, once, into a cache. pip itself would
-first build the package's metadata, which takes minutes.
+It is downloaded once, into a cache, from the package index that pip is configured for. pip itself
+is not used, because it would first build the package's metadata, which takes minutes.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from pathlib import Path
 
 FILE = "lupa-2.8.tar.gz"
 SHA256 = "d8022641b9ec8ecf2c5ecbe9f47e5a70e0b87c4b5ae921b92cb02a638e0acd08"
-INSIDE = "lupa-2.8/third-party/"
-LARGEST = 64 << 20  # bytes, of all files together
+PREFIX = "lupa-2.8/third-party/"
+MAX_SIZE = 64 << 20  # bytes of all files together
 
 
 class SourceError(Exception):
-    """The sources are not to be had, or are not what they should be."""
+    """The sources cannot be downloaded, or are not the expected ones."""
 
 
 def fetch() -> Path:
-    """The directory with lua51 ... lua55; downloaded, checked and unpacked where it is missing."""
+    """The directory with lua51 ... lua55. If it is missing, download, check and unpack it. Raises
+    SourceError.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache = Path(base, "sandboxlib")
     done = cache / SHA256[:16]
@@ -55,7 +57,7 @@ def fetch() -> Path:
 def _publish(tree: Path, done: Path) -> None:
     try:
         tree.rename(done)
-    except OSError:  # another demo was faster
+    except OSError:  # another demo made the directory first
         if not done.is_dir():
             raise
 
@@ -64,7 +66,7 @@ def _publish(tree: Path, done: Path) -> None:
 
 
 def index_url() -> str:
-    """The index that pip is configured for; its own default where nothing is."""
+    """The index that pip is configured for, or pip's default."""
     configured = os.environ.get("PIP_INDEX_URL") or _pip("config", "get", "global.index-url")
     if configured.strip():
         return configured.strip()
@@ -94,13 +96,13 @@ class _Links(html.parser.HTMLParser):
 
 
 def download() -> bytes:
-    """The archive, as the index has it."""
+    """Download the archive from the index."""
     certificates = os.environ.get("PIP_CERT") or _pip("config", "get", "global.cert").strip()
     context = ssl.create_default_context(cafile=certificates or None)
 
     def get(url: str) -> bytes:
         with urllib.request.urlopen(url, timeout=30, context=context) as answer:
-            data: bytes = answer.read(LARGEST)
+            data: bytes = answer.read(MAX_SIZE)
         return data
 
     page = index_url().rstrip("/") + "/lupa/"
@@ -114,7 +116,7 @@ def download() -> bytes:
 
 
 def checked(data: bytes) -> bytes:
-    """The data, if it is the archive that is meant."""
+    """Return the data. Raises SourceError if its digest is not that of the archive."""
     if hashlib.sha256(data).hexdigest() != SHA256:
         raise SourceError(f"the sha256 of {FILE} is not {SHA256}")
     return data
@@ -124,20 +126,20 @@ def checked(data: bytes) -> bytes:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """The Lua sources, as plain files below target. Nothing but plain files is looked at, none is
-    written through a link, and no name leads anywhere else.
+    """Write the Lua sources below target. It unpacks only regular files, writes none through a
+    link, and no name can lead out of target.
     """
     size = 0
     target.mkdir()
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
-                name = member.name.removeprefix(INSIDE)
-                if not member.isreg() or not re.match(INSIDE + r"lua5\d/", member.name):
+                name = member.name.removeprefix(PREFIX)
+                if not member.isreg() or not re.match(PREFIX + r"lua5\d/", member.name):
                     continue
                 size += member.size
-                if any(part in ("", ".", "..") for part in name.split("/")) or size > LARGEST:
-                    raise SourceError(f"{archive.name} holds what it should not: {member.name!r}")
+                if any(part in ("", ".", "..") for part in name.split("/")) or size > MAX_SIZE:
+                    raise SourceError(f"{archive.name} has an unexpected member: {member.name!r}")
                 _write(tar, member, target / name)
     except (tarfile.TarError, zlib.error, EOFError) as error:
         raise SourceError(f"cannot unpack {archive.name}: {error}") from error

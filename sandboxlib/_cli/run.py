@@ -27,22 +27,24 @@ if TYPE_CHECKING:
 
     from ..result import Result
 
-EXIT_TIMED_OUT = 124  # as timeout(1) has it
-_LAYOUT = "\n\t"  # that messages may have
-EXIT_OURS = 125  # as env(1), timeout(1) and chroot(1) have it
+EXIT_TIMED_OUT = 124  # the same as that of timeout(1)
+_LAYOUT = "\n\t"  # the control characters that messages may contain
+EXIT_OURS = 125  # the same as that of env(1), timeout(1) and chroot(1)
 
 
 def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sandbox") -> int:
-    """run-sandbox. The exit status is the command's; 128+n, 124, 125 as the help says."""
+    """Do what run-sandbox does. Returns the command's exit status; 128+n, 124 or 125 as the help
+    says.
+    """
     if (sys.argv[1:] if argv is None else list(argv)) == ["doctor"]:
         return _doctor([])
     options = _run_parser(prog).parse_args(argv)
-    # Where PATH comes after a "--" some versions of argparse leave that in, others do not.
+    # If a "--" comes before PATH, some versions of argparse leave it in.
     path, *command = options.args[1:] if options.args[0] == "--" else options.args
     try:
         executor = choose.get_executor(options.executor) if options.executor else choose.api
-        with _place(path, options) as (root, place):
-            keywords = _run_keywords(options) | place
+        with _open_root(path, options) as (root, root_keywords):
+            keywords = _run_keywords(options) | root_keywords
             keywords["command"] = command or keywords["command"]
             result: Result
             if options.tty:
@@ -65,7 +67,7 @@ def _run_on_terminal(root: str, options: argparse.Namespace, keywords: dict[str,
     from . import terminal as _terminal
 
     if options.json or options.timeout is not None:
-        raise SpecError("--tty stands without --json and --timeout: a user ends the command")
+        raise SpecError("--tty goes with neither --json nor --timeout: the user ends the command")
     if options.executor:
         os.environ[choose.VARIABLE] = options.executor
     env = {**(keywords.pop("env", None) or {}), **keywords.pop("extra_env")}
@@ -78,10 +80,10 @@ def _run_on_terminal(root: str, options: argparse.Namespace, keywords: dict[str,
 
 
 @contextlib.contextmanager
-def _place(path: str, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The root directory, and the words of run_sandbox that come with it: (root, keywords).
+def _open_root(path: str, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The root directory, and the keyword arguments of run_sandbox that it gives: (root, keywords).
 
-    An image says more than a directory; what the command line says goes before that.
+    An image gives a command, a cwd and more; options of the command line override these.
     """
     if not os.path.isfile(path) and not os.path.isfile(os.path.join(path, "oci-layout")):
         if options.ref is not None:
@@ -90,25 +92,28 @@ def _place(path: str, options: argparse.Namespace) -> Iterator[tuple[str, dict[s
         return
     from .. import load
 
-    for signum in (signal.SIGTERM, signal.SIGHUP):  # or nobody would take the image away
+    # By default these signals would end the process, and the unpacked image would stay.
+    for signum in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is signal.SIG_DFL:
-            signal.signal(signum, _leave)
+            signal.signal(signum, _exit_on_signal)
     with load.open_image(path, options.ref, options.unpack_timeout) as (root, process):
         user = process.user if options.user is None else options.user
-        said = {"cwd": options.cwd or process.cwd, "env": process.env, "user": user}
-        if options.writable is None and options.mounts == "isolated":  # nobody else has this root
-            said["filesystem_writable_paths"] = "all"
-        yield root, {"command": process.argv or ["/bin/sh"], **said}
+        keywords = {"cwd": options.cwd or process.cwd, "env": process.env, "user": user}
+        # The root was unpacked for this command alone, so the command may write to it.
+        if options.writable is None and options.mounts == "isolated":
+            keywords["filesystem_writable_paths"] = "all"
+        yield root, {"command": process.argv or ["/bin/sh"], **keywords}
 
 
-def _leave(signum: int, frame: object) -> None:
-    for each in (signal.SIGTERM, signal.SIGHUP):  # the next one would come while it is taken away
+def _exit_on_signal(signum: int, frame: object) -> None:
+    # A second signal must not interrupt the removal of the image.
+    for each in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + signum)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """python -m sandboxlib."""
+    """Do what python -m sandboxlib does."""
     args = list(sys.argv[1:] if argv is None else argv)
     commands: Mapping[str, Callable[[Sequence[str]], int]] = {
         "run": lambda rest: run_sandbox_command(rest, "python -m sandboxlib run"),
@@ -138,7 +143,7 @@ def _bench(argv: Sequence[str]) -> int:
 
 
 def _doctor(argv: Sequence[str]) -> int:
-    """Which executors work on this machine, and why others do not."""
+    """Print which executors work on this machine, and why the others do not."""
     from .._choice import doctor as _doctor
 
     if argv:
@@ -148,7 +153,7 @@ def _doctor(argv: Sequence[str]) -> int:
     return 0
 
 
-# ---- words of run-sandbox --------------------------------------------------------------------
+# ---- the options of run-sandbox --------------------------------------------------------------
 
 
 def _run_parser(prog: str) -> argparse.ArgumentParser:
@@ -157,22 +162,22 @@ def _run_parser(prog: str) -> argparse.ArgumentParser:
         usage="%(prog)s [options] PATH [COMMAND ...]",
         description="Run a command in a sandbox of its own: in a root directory, or in an image "
         "(.aci, OCI layout as directory or tar, docker-archive), which is unpacked for it. "
-        "`run-sandbox doctor` tells what works.",
+        "`run-sandbox doctor` shows what works on this machine.",
         epilog="The exit status is the command's; 128+n if signal n ended it, 124 after a timeout, "
         "125 for an error of run-sandbox itself.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    # One argument, as argparse would take a "--" between PATH and COMMAND for its own.
+    # One argument for both, because argparse would drop a "--" between PATH and COMMAND.
     text = "the root directory or image, and the command (default: the image's, or /bin/sh)"
     add("args", metavar="PATH", nargs=argparse.PARSER, help=text)
-    _add_place(add)
-    _add_policy(add)
+    _add_sandbox_options(add)
+    _add_run_options(add)
     return parser
 
 
-def _add_place(add: Callable[..., object]) -> None:
-    """Where the command runs."""
+def _add_sandbox_options(add: Callable[..., object]) -> None:
+    """Add the options that say where the command runs."""
     names = ", ".join(choose.EXECUTORS)
     add("-e", "--executor", type=_executor, help=f"{names} (default: the first that can do it)")
     text = "directory inside the root (default: the image's, or /; if PATH is /, yours, or / where "
@@ -210,8 +215,8 @@ def _add_place(add: Callable[..., object]) -> None:
     add("--devices", action="append", metavar="minimal|root|PATH", help=text)
 
 
-def _add_policy(add: Callable[..., object]) -> None:
-    """What the command may do, and for how long."""
+def _add_run_options(add: Callable[..., object]) -> None:
+    """Add the options that say what the command may do, and for how long."""
     text = "default, all, none, or names with commas between (default: the twelve that builds need)"
     add("--capabilities", default="default", metavar="NAMES", help=text)
     text = "leave no_new_privs unset, so that set-user-ID programs work"
@@ -239,10 +244,10 @@ def _run_keywords(options: argparse.Namespace) -> dict[str, Any]:
     keywords = {name: getattr(options, name) for name in names}
     writable: list[str] | None = options.writable
     if writable and len(writable) > 1 and not {"all", "none"}.isdisjoint(writable):
-        raise SpecError("--writable all and --writable none stand alone")
+        raise SpecError("--writable all and --writable none go with no other --writable")
     devices: list[str] = options.devices or ["minimal"]
     if len(devices) > 1 and not {"minimal", "root"}.isdisjoint(devices):
-        raise SpecError("--devices minimal and --devices root stand alone")
+        raise SpecError("--devices minimal and --devices root go with no other --devices")
     capabilities: str = options.capabilities
     seccomp: str = options.seccomp
     simple = capabilities in ("default", "all", "none")
@@ -274,7 +279,7 @@ def _run_keywords(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _one_of(values: list[str] | None, *choices: str) -> str | list[str] | None:
-    """A list of one choice is that choice; other lists are lists of paths."""
+    """If the list begins with one of the choices, that choice; otherwise the list, of paths."""
     return values[0] if values and values[0] in choices else values
 
 
@@ -307,7 +312,7 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def _checked(make: Callable[[str], Mount]) -> Callable[[str], Mount]:
-    """argparse shows the message of an ArgumentTypeError only."""
+    """Turn a SpecError into an ArgumentTypeError, the only one whose message argparse shows."""
 
     def checked(text: str) -> Mount:
         try:
@@ -335,14 +340,16 @@ def _tmpfs(text: str) -> Mount:
 
 
 def _write(text: str) -> None:
-    """Past sys.stdout, which would try what failed once more when the interpreter ends."""
+    """Write to descriptor 1: sys.stdout would try a failed write again when Python ends."""
     data = text.encode()
     while data:
         data = data[os.write(1, data) :]
 
 
 def _signal_name(signum: int) -> str:
-    """Of real-time signals only the first and the last have a name: "SIGRTMIN+6" in between."""
+    """The name of a signal. Of the real-time signals only the first and the last have one; the
+    others are called "SIGRTMIN+6" and so on.
+    """
     try:
         return signal.Signals(signum).name
     except ValueError:

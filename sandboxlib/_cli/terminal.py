@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A command on the terminal of the user: what run-sandbox --tty does.
+"""Runs a command on the terminal of the user, for run-sandbox --tty.
 
-The command has a terminal of its own. What the user types is passed on to it as it is, Ctrl-C as
-well, and what the command writes is shown. The user's terminal is out of the command's reach.
+The command has a terminal of its own. This process passes on every byte that the user types, Ctrl-C
+too, and shows every byte that the command writes. The command cannot reach the user's terminal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def run(box: Sandbox, command: Argv, cwd: str | None, env: Mapping[str, str]) -> Result:
-    """Runs a command on the terminal that is stdin, to its end. SpecError where it is none."""
+    """Run a command on the terminal that is stdin, and wait for its end. Raises SpecError if stdin
+    is no terminal.
+    """
     if not os.isatty(0):
         raise SpecError("--tty takes a terminal as stdin")
     with (
@@ -43,41 +45,41 @@ def run(box: Sandbox, command: Argv, cwd: str | None, env: Mapping[str, str]) ->
 
 
 def _size() -> tuple[int, int]:
-    """(rows, columns); of a terminal that does not know, those of a VT100."""
+    """The size of the user's terminal, (rows, columns); if it is not known, that of a VT100."""
     columns, rows = os.get_terminal_size(0)
     return rows or 24, columns or 80
 
 
 def _show(data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(1, rest) :]
+    unwritten = memoryview(data)
+    while unwritten:
+        unwritten = unwritten[os.write(1, unwritten) :]
 
 
 def _bridge(process: Process) -> None:
-    """Passes on what is typed and shows what is written, until the end.
+    """Pass on the input and show the output, until the command ends.
 
-    Byte by byte: so much room there is when poll(2) says that there is some, and to wait for more
-    would be to wait for a command that waits for its output to be read.
+    The input goes byte by byte: poll(2) promises room for one byte only. To wait for more room
+    could take for ever, because the command may wait for us to read its output.
     """
     assert process.stdin is not None
-    theirs = process.stdin.fileno()
+    pty = process.stdin.fileno()
     typed = bytearray()
-    is_open = True  # theirs; a command may close it, and live on
+    is_open = True  # False: the command has closed its terminal, though it may live on
     poll = select.poll()
     poll.register(process.fileno(), select.POLLIN)
     poll.register(0, select.POLLIN)
     while True:
         if is_open:
-            poll.register(theirs, select.POLLIN | (select.POLLOUT if typed else 0))
+            poll.register(pty, select.POLLIN | (select.POLLOUT if typed else 0))
         ready = dict(poll.poll())
         if process.poll() is not None:
             return
-        if typed and ready.get(theirs, 0) & select.POLLOUT:
+        if typed and ready.get(pty, 0) & select.POLLOUT:
             with contextlib.suppress(BlockingIOError):
-                del typed[: os.write(theirs, typed[:1])]
-        elif ready.get(theirs, 0) & select.POLLHUP:
-            poll.unregister(theirs)
+                del typed[: os.write(pty, typed[:1])]
+        elif ready.get(pty, 0) & select.POLLHUP:
+            poll.unregister(pty)
             is_open = False
         if ready.get(0):
             data = os.read(0, 4096)
@@ -89,7 +91,7 @@ def _bridge(process: Process) -> None:
 
 @contextlib.contextmanager
 def _raw() -> Iterator[None]:
-    """The user's terminal passes on everything, and echoes nothing."""
+    """Put the user's terminal in raw mode, so that it passes on every key and echoes none."""
     before = termios.tcgetattr(0)
     try:
         tty.setraw(0, termios.TCSANOW)
@@ -100,10 +102,10 @@ def _raw() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _resized(process: Process) -> Iterator[None]:
-    """The command's terminal has the size of the user's, also when that changes."""
+    """Keep the size of the command's terminal the same as that of the user's."""
     before = signal.signal(signal.SIGWINCH, lambda *_: process.resize(*_size()))
     try:
-        process.resize(*_size())  # it may have changed before somebody looked
+        process.resize(*_size())  # it may have changed before the handler was installed
         yield
     finally:
         signal.signal(signal.SIGWINCH, before)
@@ -111,8 +113,8 @@ def _resized(process: Process) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """What would end this process ends it by an exception, so that all is put back."""
-    before = {signum: signal.signal(signum, _leave) for signum in _ENDINGS}
+    """Turn signals that would end this process into an exception, to restore the terminal."""
+    before = {signum: signal.signal(signum, _exit_on_signal) for signum in _ENDINGS}
     try:
         yield
     finally:
@@ -120,7 +122,7 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _leave(signum: int, frame: object) -> None:
-    for each in _ENDINGS:  # the next one would come while all is put back
+def _exit_on_signal(signum: int, frame: object) -> None:
+    for each in _ENDINGS:  # a second signal must not interrupt the restoring
         signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + signum)

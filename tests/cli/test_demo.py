@@ -129,7 +129,7 @@ def archive(members: dict[str, bytes]) -> bytes:
     return data.getvalue()
 
 
-GOOD = archive({demo_source.INSIDE + "lua54/lua.c": b"int x;"})
+GOOD = archive({demo_source.PREFIX + "lua54/lua.c": b"int x;"})
 
 
 def test_the_archive_comes_from_pips_index_once(
@@ -171,7 +171,7 @@ def test_where_pip_has_no_setting_its_own_default_is_taken(monkeypatch) -> None:
 
 @pytest.mark.parametrize("name", ["lua54/../../../x.c", "lua54//x.c", "lua54/./x.c"])
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "bad.tar.gz").write_bytes(archive({demo_source.INSIDE + name: b"x"}))
+    (tmp_path / "bad.tar.gz").write_bytes(archive({demo_source.PREFIX + name: b"x"}))
     with pytest.raises(demo_source.SourceError):
         demo_source.unpack(tmp_path / "bad.tar.gz", tmp_path / "tree")
 
@@ -179,7 +179,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
 def test_links_are_not_made_and_what_is_cut_off_is_refused(tmp_path: Path) -> None:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz") as tar:
-        link = tarfile.TarInfo(demo_source.INSIDE + "lua54/link")
+        link = tarfile.TarInfo(demo_source.PREFIX + "lua54/link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc"
         tar.addfile(link)
     (tmp_path / "link.tar.gz").write_bytes(data.getvalue())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sandboxes of tests that are about other things than what is safe by default."""
+"""Sandboxes with the open defaults of run_sandbox, for tests that are not about the safe ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of filters share: an interpreter of classic BPF, and libseccomp as an oracle."""
+"""Tools for the tests of filters: an interpreter of classic BPF, and libseccomp as an oracle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AUDIT = {
 
 @lru_cache(maxsize=8)
 def instructions(program: bytes) -> list[tuple[int, int, int, int]]:
-    """Of each: operation, where to if true, where to if not, constant."""
+    """Each instruction: the operation, the jump if true, the jump if false, the constant."""
     assert len(program) % 8 == 0
     return list(struct.iter_unpack("=HBBI", program))
 
@@ -34,7 +34,7 @@ def instructions(program: bytes) -> list[tuple[int, int, int, int]]:
 def answer(  # noqa: PLR0912
     program: bytes, audit: int, number: int, args: Sequence[int] = ()
 ) -> int:
-    """What a filter returns for a call, as the kernel runs it (bpf(4), seccomp(2))."""
+    """Run a filter as the kernel does (bpf(4), seccomp(2)), and return its answer to a call."""
     code = instructions(program)
     values = [value & (1 << 64) - 1 for value in args] + [0] * (6 - len(args))
     data = struct.pack("<IIQ6Q", number, audit, 0, *values)
@@ -61,7 +61,7 @@ def answer(  # noqa: PLR0912
                 at += yes if a & k else no
             case 0x54:
                 a &= k
-            case 0x02:  # the rest is libseccomp's
+            case 0x02:  # only libseccomp uses this instruction and those below
                 memory[k] = a
             case 0x60:
                 a = memory[k]
@@ -133,25 +133,27 @@ def has_libseccomp() -> bool:
 def libseccomp(
     filters: Sequence[tuple[int, int, Sequence[str], Sequence[Any]]],
 ) -> tuple[list[bytes], set[str]]:
-    """The programs that libseccomp makes: of (default, for other ABIs, ABIs, rules) each; empty
-    where it says that rules contradict each other. And the names that it does not know.
+    """The programs that libseccomp makes, and the names of calls that it does not know.
+
+    filters: (default, answer to other ABIs, ABIs, rules) each. A program is empty if libseccomp
+    says that its rules contradict each other.
     """
     require(has_libseccomp(), "Debian's Python has no seccomp (apt: python3-seccomp)")
-    wanted = [[d, bad, [ABIS[a] for a in abis], list(r)] for d, bad, abis, r in filters]
-    found = subprocess.run(
+    request = [[d, bad, [ABIS[a] for a in abis], list(r)] for d, bad, abis, r in filters]
+    done = subprocess.run(
         [PYTHON, "-c", ORACLE],
-        input=json.dumps(wanted),
+        input=json.dumps(request),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert found.returncode == 0, found.stderr
-    answers = json.loads(found.stdout)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
     unknown = {name for _, names in answers for name in names}
     return [bytes.fromhex(text) for text, _ in answers], unknown
 
 
-# To run a function under a filter, in the kernel.
+# Code for a child that makes system calls under a filter.
 LOADER = """
 import ctypes, os, struct, sys
 
@@ -162,8 +164,8 @@ SECCOMP = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
 def call(number, *args):
     ctypes.set_errno(0)
     values = [ctypes.c_long(value - (1 << 64) if value >> 63 else value) for value in args]
-    found = libc.syscall(ctypes.c_long(number), *values)
-    return -ctypes.get_errno() if found == -1 else found
+    result = libc.syscall(ctypes.c_long(number), *values)
+    return -ctypes.get_errno() if result == -1 else result
 
 
 def install(program):
@@ -172,7 +174,7 @@ def install(program):
 
     libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     fprog = Fprog(len(program) // 8, program)
-    found = call(SECCOMP, 1, 4, ctypes.addressof(fprog))  # SET_MODE_FILTER, SPEC_ALLOW
-    if found:
-        raise OSError(-found, os.strerror(-found))
+    result = call(SECCOMP, 1, 4, ctypes.addressof(fprog))  # SET_MODE_FILTER, SPEC_ALLOW
+    if result:
+        raise OSError(-result, os.strerror(-result))
 """

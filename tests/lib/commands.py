@@ -12,12 +12,12 @@ from sandboxlib import Sandbox, SandboxExecutor
 
 
 def each_call(box: Sandbox) -> dict[str, Callable[..., Any]]:
-    """All that run a command: by the name that their errors say."""
+    """Every call that runs a command, by the name that its errors have."""
 
     def entered(make: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*words: Any, **options: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
             async def enter() -> Any:
-                process = make(*words, **options)
+                process = make(*args, **options)
                 async with process:
                     await process.wait()
                 return process.result
@@ -26,14 +26,14 @@ def each_call(box: Sandbox) -> dict[str, Callable[..., Any]]:
 
         return call
 
-    def finished(*words: Any, **options: Any) -> Any:
-        with box.start(*words, **options) as process:
+    def finished(*args: Any, **options: Any) -> Any:
+        with box.start(*args, **options) as process:
             pass
         return process.result
 
-    def submitted(*words: Any, **options: Any) -> Any:
+    def submitted(*args: Any, **options: Any) -> Any:
         with SandboxExecutor(box, 1) as pool:
-            return pool.submit(*words, **options).result()
+            return pool.submit(*args, **options).result()
 
     return {
         "run": box.run,

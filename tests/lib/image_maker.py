@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tars and images, written byte by byte: what no honest program would write as well."""
+"""Makes tars and images byte by byte, also those that no honest program would write."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ END = bytes(1024)
 
 
 def number(value: int, width: int) -> bytes:
-    """As ustar has it, or in binary where that is too small."""
+    """A number as ustar writes it; in binary if it does not fit."""
     if 0 <= value < 8 ** (width - 1):
         return f"{value:0{width - 1}o}\0".encode()
     return bytes([0xFF if value < 0 else 0x80]) + (value % 256 ** (width - 1)).to_bytes(
@@ -52,12 +52,12 @@ def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 512)
 
 
-def file(name: bytes | str, data: bytes = b"", **words: Any) -> bytes:
-    return header(name, size=len(data), **words) + padded(data)
+def file(name: bytes | str, data: bytes = b"", **options: Any) -> bytes:
+    return header(name, size=len(data), **options) + padded(data)
 
 
-def directory(name: bytes | str, mode: int = 0o755, **words: Any) -> bytes:
-    return header(name, b"5", mode=mode, **words)
+def directory(name: bytes | str, mode: int = 0o755, **options: Any) -> bytes:
+    return header(name, b"5", mode=mode, **options)
 
 
 def symlink(name: bytes | str, link: bytes | str) -> bytes:
@@ -83,7 +83,7 @@ def pax(kind: bytes = b"x", **records: bytes | str) -> bytes:
 
 
 def aci(path: Path, *members: bytes, manifest: Any = None, end: bytes = END) -> Path:
-    """An app container image with these members, which are named below rootfs/ already."""
+    """Write an app container image. The names of the members begin with rootfs/."""
     if manifest is None:
         manifest = {"acKind": "ImageManifest", "name": "example.com/x"}
     data = (
@@ -101,23 +101,23 @@ def encoded(value: Any) -> bytes:
     return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 
-def config_of(layers: list[bytes], **words: Any) -> dict[str, Any]:
+def config_of(layers: list[bytes], **options: Any) -> dict[str, Any]:
     return {
         "architecture": "amd64",
         "os": "linux",
-        "config": words,
+        "config": options,
         "rootfs": {"type": "layers", "diff_ids": [sha256(layer) for layer in layers]},
     }
 
 
 class Layout:
-    """An OCI image layout. What is not honest is put into its parts before it is written."""
+    """An OCI image layout. A test may change its parts before it writes it, to make a bad one."""
 
     kind = "application/vnd.oci.image.layer.v1.tar"
 
-    def __init__(self, *layers: bytes, blobs: list[bytes] | None = None, **words: Any) -> None:
+    def __init__(self, *layers: bytes, blobs: list[bytes] | None = None, **options: Any) -> None:
         self.blobs = list(layers) if blobs is None else blobs
-        self.config: Any = config_of(list(layers), **words)
+        self.config: Any = config_of(list(layers), **options)
         self.descriptors = [self.describe(blob, self.kind) for blob in self.blobs]
         self.version: Any = {"imageLayoutVersion": "1.0.0"}
         self.files: dict[str, bytes] = {}
@@ -129,7 +129,7 @@ class Layout:
         return {"mediaType": kind, "digest": sha256(blob), "size": len(blob)}
 
     def whole(self) -> dict[str, bytes]:
-        """Its files by name."""
+        """The content of its files, by name."""
         config = encoded(self.config)
         if self.manifest is None:
             described = self.describe(config, "application/vnd.oci.image.config.v1+json")
@@ -138,9 +138,9 @@ class Layout:
         if self.index is None:
             self.index = {"schemaVersion": 2, "manifests": [self.describe(manifest)]}
         blobs = [*self.blobs, config, manifest]
-        found = {f"blobs/sha256/{sha256(blob)[7:]}": blob for blob in blobs}
-        found |= {"oci-layout": encoded(self.version), "index.json": encoded(self.index)}
-        return found | self.files
+        files = {f"blobs/sha256/{sha256(blob)[7:]}": blob for blob in blobs}
+        files |= {"oci-layout": encoded(self.version), "index.json": encoded(self.index)}
+        return files | self.files
 
     def directory(self, path: Path) -> Path:
         for name, data in self.whole().items():
@@ -154,9 +154,9 @@ class Layout:
         return path
 
 
-def docker(path: Path, *layers: bytes, blobs: list[bytes] | None = None, **words: Any) -> Path:
-    """A docker-archive."""
-    config = encoded(config_of(list(layers), **words))
+def docker(path: Path, *layers: bytes, blobs: list[bytes] | None = None, **options: Any) -> Path:
+    """Write a docker-archive."""
+    config = encoded(config_of(list(layers), **options))
     names = [f"{number}.tar" for number in range(len(layers))]
     name = f"{sha256(config)[7:]}.json"
     manifest = [{"Config": name, "RepoTags": ["box:1"], "Layers": names}]

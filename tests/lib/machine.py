@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine and this caller have, and the rule for what is missing."""
+"""The properties of this machine and this caller, and the rule for tools that are missing."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ not_sanitized = pytest.mark.skipif(
 
 
 def many(quick: int, deep: int) -> int:
-    """How often a test repeats something: a few times, or, with --all, for depth."""
+    """How often a test repeats something: `quick` times, or `deep` times with --all."""
     return deep if "SANDBOXLIB_DEEP" in os.environ else quick
 
 
 def require(present: object, reason: str) -> None:
-    """Skips the test where something is missing; SANDBOXLIB_MUST_WORK=1 makes that a failure."""
+    """Skip the test if something is missing; with SANDBOXLIB_MUST_WORK=1, fail."""
     if present:
         return
     if MUST_WORK:
@@ -34,10 +34,10 @@ def require(present: object, reason: str) -> None:
 
 
 def python() -> list[str]:
-    """The words that start this Python with sandboxlib in an environment that is not the tests'.
+    """The argv that starts this Python with sandboxlib from a program with another environment.
 
-    Over a sanitizer build its library has to come first, in Python alone: all that is started on
-    the way there, and what runs in a sandbox, does without.
+    With a sanitizer build, Python must load the sanitizer's library first. Only this Python gets
+    it: neither the programs that start it nor the commands in a sandbox.
     """
     names = ("LD_PRELOAD", "ASAN_OPTIONS", "SANDBOXLIB_SANITIZED")
     if not IS_SANITIZED:

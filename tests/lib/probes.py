@@ -21,17 +21,18 @@ from lib.roots import make_rootfs
 
 @pytest.fixture(scope="session")
 def compile_static(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    place = tmp_path_factory.mktemp("compiled")
+    directory = tmp_path_factory.mktemp("compiled")
 
     @cache
     def build(source: str) -> Path:
         require(shutil.which("cc"), "there is no C compiler")
         name = f"probe-{abs(hash(source))}"
-        (place / f"{name}.c").write_text(source)
-        argv = ["cc", "-static", "-w", "-O1", "-pthread", "-o", place / name, place / f"{name}.c"]
+        program, file = directory / name, directory / f"{name}.c"
+        file.write_text(source)
+        argv = ["cc", "-static", "-w", "-O1", "-pthread", "-o", program, file]
         done = subprocess.run(argv, capture_output=True, check=False)
         require(done.returncode == 0, "there is no static libc")
-        return place / name
+        return program
 
     return build
 
@@ -39,6 +40,6 @@ def compile_static(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 @pytest.fixture
 def public_rootfs() -> Iterator[Path]:
     """A root that other users can reach."""
-    with tempfile.TemporaryDirectory() as place:
-        os.chmod(place, 0o755)
-        yield make_rootfs(Path(place) / "root")
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        yield make_rootfs(Path(directory) / "root")

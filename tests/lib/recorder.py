@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs inside a sandbox: writes all that it can learn of its surroundings, as JSON {name: value}.
+"""A program for inside a sandbox: it records all that it can see there, as JSON {name: value}.
 
-Every file of /proc and /sys word by word, every namespace, and what system calls tell of pid 1, of
-keyrings, of IPC objects and of the network. test_carries_over.py compares two such records.
+It records every field of every file of /proc and /sys, every namespace, and the answers of system
+calls about pid 1, keyrings, IPC objects and the network. test_carries_over.py compares two records.
 """
 
 import ctypes
@@ -16,26 +16,27 @@ import sys
 import time
 
 MOST = 200_000  # bytes of one file
-# They block, are endless, do something when they are read; or are large, and of the machine alone.
+# These files block, never end, or do something when they are read; or they are large, and the same
+# in every sandbox.
 SKIPPED = (
     "kmsg kcore kpagecount kpageflags kpagecgroup kallsyms vmallocinfo slabinfo timer_list pagemap "
     "mem clear_refs trace_pipe trace_marker page_owner sched_debug interrupts zoneinfo config.gz "
     "environ auxv cmdline maps smaps smaps_rollup numa_maps stack syscall wchan"
 ).split()
-#: Of the machine, large, and the same for every process: read once, in the test of everything.
+#: Large directories that are the same for every process: only the test of everything reads them.
 FAR = () if sys.argv[1:] == ["everything"] else ("/proc/fs", "/proc/irq", "/proc/bus", "/proc/acpi")
 found: dict[str, str] = {}
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def call(number: int, *words: object) -> str:
+def call(number: int, *args: object) -> str:
     libc.syscall.restype = ctypes.c_long
-    result = libc.syscall(ctypes.c_long(number), *words)
+    result = libc.syscall(ctypes.c_long(number), *args)
     return str(result) if result >= 0 else f"errno {ctypes.get_errno()}"
 
 
 def label(line: str, number: int) -> str:
-    """The name that a line begins with, or its number."""
+    """The name at the start of a line, or the number of the line."""
     first = line.split(maxsplit=1)[0] if line.strip() else ""
     return first if first.endswith(":") else str(number)
 
@@ -61,7 +62,7 @@ def see_file(path: str, name: str) -> None:
 
 
 def is_number(name: str) -> bool:
-    """Or names processes, threads, descriptors."""
+    """True for numbers, and for directories whose entries are processes, threads or descriptors."""
     return name.isdigit() or name in ("task", "fd", "map_files", "fdinfo")
 
 
@@ -109,15 +110,15 @@ def see_process(pid: str, name: str) -> None:
 
 
 def see_keys() -> None:
-    """-3 to -5: the session's, the user's, the user session's; 22: the persistent one."""
+    """Record the keyrings (keyctl(2)); 22 is KEYCTL_GET_PERSISTENT."""
     keys = {"session": -3, "user": -4, "user session": -5, "thread": -1, "process": -2}
     for name, key in keys.items():
         buffer = ctypes.create_string_buffer(4096)
         found[f"key {name} serial"] = call(250, 0, key, 0)
-        said = call(250, 6, key, buffer, 4096)
-        found[f"key {name} is"] = said + buffer.value.decode(errors="replace")
-        said = call(250, 11, key, buffer, 4096)
-        found[f"key {name} has"] = said
+        answer = call(250, 6, key, buffer, 4096)
+        found[f"key {name} is"] = answer + buffer.value.decode(errors="replace")
+        answer = call(250, 11, key, buffer, 4096)
+        found[f"key {name} has"] = answer
     found["key persistent"] = call(250, 22, -1, -2)
 
 
@@ -125,8 +126,8 @@ def see_ipc() -> None:
     buffer = ctypes.create_string_buffer(4096)
     for name, number in (("shm", 31), ("sem", 66), ("msg", 71)):
         for command in (14, 3, 19, 12):
-            words = (0, 0, command, buffer) if name == "sem" else (0, command, buffer)
-            found[f"ipc {name} {command}"] = call(number, *words) + buffer.raw[:64].hex()
+            args = (0, 0, command, buffer) if name == "sem" else (0, command, buffer)
+            found[f"ipc {name} {command}"] = call(number, *args) + buffer.raw[:64].hex()
 
 
 def see_network() -> None:

@@ -14,7 +14,7 @@ from lib.machine import require
 
 @cache
 def find_busybox() -> str | None:
-    """A static busybox: it runs in an empty root."""
+    """The path of a static busybox, which runs in an empty root; None if there is none."""
     for path in ("/bin/busybox", "/usr/bin/busybox"):
         if os.path.exists(path) and b"dynamically" not in _file_type(path):
             return path
@@ -27,7 +27,7 @@ def _file_type(path: str) -> bytes:
 
 
 def make_rootfs(path: Path) -> Path:
-    """A root with busybox under every name that it knows, /proc, /dev, /tmp and /etc."""
+    """Make a root with busybox under every name that it knows, /proc, /dev, /tmp and /etc."""
     busybox = find_busybox()
     require(busybox, "there is no static busybox (apt: busybox-static)")
     assert busybox is not None

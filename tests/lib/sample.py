@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which sets of parameters of a test the quick set runs; --all runs them all.
+"""Chooses the sets of parameters that the quick set runs of a test; --all runs them all.
 
-A parameter says either what is done (an attack, a wrong value) or how a sandbox runs it: HOW has
-the names of those. The quick set does everything that is done once, each time in another way, and
-a test that does one thing in TWO ways. Where to begin depends on the name of the test, so that
-tests over the same ways run different ones, and together all of them.
+A parameter says either what a test does (an attack, a wrong value) or how a sandbox runs it; HOW
+has the names of the second kind. The quick set does each thing once, each time in another way; if a
+test does only one thing, in TWO ways. The first way depends on the name of the test, so that tests
+over the same ways begin with different ones, and together they run all of them.
 
     @pytest.mark.every_way      the quick set runs all sets
     @pytest.mark.sample(2)      it runs two
@@ -28,7 +28,7 @@ Set = tuple[tuple[str, int], ...]
 
 
 def beyond_the_sample(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """What the quick set leaves out, but for what is marked slow."""
+    """The tests that the quick set leaves out, apart from those marked slow."""
     by_test: dict[str, list[pytest.Function]] = {}
     for item in items:
         is_whole = item.get_closest_marker("slow") or item.get_closest_marker("every_way")
@@ -54,20 +54,20 @@ def _left_out(name: str, all_sets: list[pytest.Function]) -> list[pytest.Functio
 
 
 def _spread(sets: list[pytest.Function], count: int, turn: int) -> list[pytest.Function]:
-    """So many of them, evenly apart."""
+    """Choose `count` of them, evenly apart."""
     count = min(count, len(sets))
     return [sets[(turn + number * len(sets) // count) % len(sets)] for number in range(count)]
 
 
 def _what(item: pytest.Function) -> Set:
-    # Values are no keys: some have no hash. Those of one parametrize are the same objects.
+    # The ids of the values, because some values have no hash. Within a test a value is one object.
     return tuple(
         (name, id(value)) for name, value in item.callspec.params.items() if name not in HOW
     )
 
 
 def _works(item: pytest.Function) -> bool:
-    """Whether this caller can have the executor, if the test has one by name."""
+    """Return False if the test names an executor that this caller cannot use."""
     for name in ("executor", "place"):
         value = item.callspec.params.get(name)
         value = value[0] if isinstance(value, tuple) else value
@@ -79,5 +79,5 @@ def _works(item: pytest.Function) -> bool:
 @cache
 def _is_here(executor: str) -> bool:
     if executor == "linux_user_chroot" and os.geteuid() == 0:
-        return True  # the tests have a program of their own
+        return True  # the tests compile this program themselves
     return sandboxlib.get_executor(executor).why_not() == ""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A set-user-ID linux-user-chroot for the tests, where nobody else can reach it.
+"""A set-user-ID linux-user-chroot for the tests, out of reach of every other process.
 
-The program is tests/lib/linux-user-chroot.c. On the machine's own file tree there is only a copy
-without privilege. Each call makes a mount namespace, mounts a tmpfs in it, installs the program
-there and becomes an ordinary user; with the last process of the call all of that is gone.
+The program is tests/lib/linux-user-chroot.c. The machine's own file tree has only a copy without
+privilege. Each call makes a mount namespace, mounts a tmpfs in it, installs the program there and
+becomes an ordinary user; all of that ends with the last process of the call.
 
 A pytest plugin: `pytest_plugins = ["lib.setuid_tool"]`.
 """
@@ -25,14 +25,15 @@ from lib.roots import make_rootfs
 
 import sandboxlib
 
-#: Where only root can write, so that the programs in it are trusted, and everybody can look.
+#: Only root can write here, so sandboxlib trusts programs in it; and every user can read it.
 SAFE = "/var/lib"
 SOURCE = Path(__file__).with_name("linux-user-chroot.c")
 NOBODY = 65534
 VARIANTS = {"2015.1": [], "2013.1": ["-DVERSION_2013"], "file binds": ["-DFILE_BINDS"]}
 
-# $1: the directory for the tmpfs, $2: the program, $3: its mode, $4: mount options, then, up to --,
-# directories that the user could not reach: a tmpfs goes on the first and the second comes back.
+# $1: the directory for the tmpfs, $2: the program, $3: its mode, $4: mount options. Then, up to --,
+# pairs: a directory that the user cannot pass, which a tmpfs covers, and a directory below it that
+# the user needs, which is bound there again.
 IN_NAMESPACE = """
 set -e
 place=$1 program=$2 mode=$3 options=$4
@@ -40,12 +41,12 @@ shift 4
 mount -t tmpfs -o "mode=0755,$options" sandboxlib "$place"
 install -o 0 -g 0 -m "$mode" "$program" "$place/linux-user-chroot"
 while [ "$1" != -- ]; do
-    mkdir "$place/kept"
-    mount --rbind "$2" "$place/kept"
+    mkdir "$place/needed"
+    mount --rbind "$2" "$place/needed"
     mount -t tmpfs -o mode=0755 sandboxlib "$1"
     mkdir -p "$2"
-    mount --move "$place/kept" "$2"
-    rmdir "$place/kept"
+    mount --move "$place/needed" "$2"
+    rmdir "$place/needed"
     shift 2
 done
 shift
@@ -54,7 +55,7 @@ exec "$@"
 
 
 class SetuidTool:
-    """Runs programs as an ordinary user who finds the tool in PATH."""
+    """Runs programs as an ordinary user, with the tool in PATH."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -72,13 +73,13 @@ class SetuidTool:
         timeout: float = 110,
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
-        """argv as a user; `before` is put in front of it: words like ('setpriv', '--nnp')."""
+        """Run argv as a user. before: a program that starts it, such as ('setpriv', '--nnp')."""
         program = self.base / variant
-        inside = [str(self.place), str(program), mode, options, *_unreachable(), "--"]
+        args = [str(self.place), str(program), mode, options, *_unreachable(), "--"]
         become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
-        words = ["unshare", "--mount", "sh", "-c", IN_NAMESPACE, "sh", *inside, *become, *before]
+        wrapper = ["unshare", "--mount", "sh", "-c", IN_NAMESPACE, "sh", *args, *become, *before]
         return subprocess.run(
-            [*words, *map(str, argv)],
+            [*wrapper, *map(str, argv)],
             env={"PATH": f"{self.place}:/usr/bin:/bin:/usr/sbin:/sbin", **env},
             cwd=self.base,
             stdin=subprocess.DEVNULL,
@@ -89,10 +90,10 @@ class SetuidTool:
         )
 
     def tool(
-        self, *words: str | Path, uid: int = NOBODY, variant: str = "2015.1", **env: str
+        self, *args: str | Path, uid: int = NOBODY, variant: str = "2015.1", **env: str
     ) -> tuple[int, str, str]:
-        """The tool itself: (exit, out, err)."""
-        done = self.run(self.path, *words, uid=uid, variant=variant, **env)
+        """Run the tool itself. Returns (exit, out, err)."""
+        done = self.run(self.path, *args, uid=uid, variant=variant, **env)
         return done.returncode, done.stdout, done.stderr
 
     def python(
@@ -104,7 +105,7 @@ class SetuidTool:
         before: tuple[str, ...] = (),
         **env: str,
     ) -> str:
-        """What a Python script with sandboxlib prints; it has to succeed."""
+        """Run a Python script with sandboxlib, which must succeed, and return its output."""
         env = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(_package().parent), **env}
         argv = [*python(), "-W", "error", "-c", script, *args]
         done = self.run(*argv, uid=uid, variant=variant, before=before, **env)
@@ -117,7 +118,7 @@ def _package() -> Path:
 
 
 def _unreachable() -> list[str]:
-    """Pairs: the uppermost directory that others cannot pass, and what is needed below it."""
+    """Pairs: the uppermost directory that others cannot pass, and one below it that they need."""
     pairs = []
     for needed in {Path(sys.base_prefix), Path(sys.prefix), _package()}:
         for above in [*reversed(needed.parents), needed]:
@@ -129,7 +130,7 @@ def _unreachable() -> list[str]:
 
 @pytest.fixture(scope="session")
 def setuid_tool() -> Iterator[SetuidTool]:
-    """The tool, compiled, and a way to run things as a user who may use it."""
+    """The compiled tool, and methods that run programs as a user who may use it."""
     if os.geteuid() != 0:
         pytest.skip("a set-user-ID program is installed by root")
     for program in ("cc", "unshare", "setpriv", "install"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How tests wait for something: as long as it takes on a busy machine, and not forever."""
+"""Functions that wait for something: long enough for a busy machine, but not for ever."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from sandboxlib import Result
 
 
 def processes(mark: str) -> list[str]:
-    """The pids of all processes that have this word in their command line."""
-    found = []
+    """The pids of all processes that have this argument in their command line."""
+    pids = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if mark.encode() in words:
-            found.append(pid)
-    return found
+        if mark.encode() in argv:
+            pids.append(pid)
+    return pids
 
 
 def wait_until(true: Callable[[], object], seconds: float = 60.0) -> bool:
-    """Whether it becomes true in time."""
+    """Return True if it becomes true in time."""
     end = time.monotonic() + seconds
-    while not true():  # a last look, however late it is
+    while not true():  # it is checked once more after the end
         if time.monotonic() > end:
             return False
         time.sleep(0.01)
@@ -35,8 +35,8 @@ def wait_until(true: Callable[[], object], seconds: float = 60.0) -> bool:
 
 
 def late(run: Callable[[float], Result], said: Callable[[Result], object]) -> Result:
-    """A run that its timeout ends, and that had said something by then: a busy machine is given
-    longer.
+    """Run something with a timeout that ends it, but not before it has written something: a busy
+    machine gets a longer timeout.
     """
     for timeout in (0.5, 5.0, 40.0):
         result = run(timeout)

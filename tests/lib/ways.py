@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every way of running a command, over both executors without a program of their own.
+"""Every way to run a command, over both executors that need no other program.
 
 A pytest plugin: `pytest_plugins = ["lib.ways"]`.
 """
@@ -18,8 +18,8 @@ from sandboxlib import Result, Sandbox
 
 
 def _map(box: Sandbox, command: list[str]) -> Result:
-    found: Result = list(box.map([command] * 3, jobs=2, on_failure="continue"))[-1]
-    return found
+    result: Result = list(box.map([command] * 3, jobs=2, on_failure="continue"))[-1]
+    return result
 
 
 def _start(box: Sandbox, command: list[str]) -> Result:
@@ -53,8 +53,8 @@ def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def run(request: pytest.FixtureRequest, executor: str) -> Callable[..., Result]:
     way = WAYS[request.param]
 
-    def call(root: Path | str, command: list[str], **words: Any) -> Result:
-        with open_box(root, **words) as box:
+    def call(root: Path | str, command: list[str], **options: Any) -> Result:
+        with open_box(root, **options) as box:
             return way(box, command)
 
     return call
