@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The executor that drives bwrap(1), for machines where the native ways are closed and it is open.
+"""The executor that drives bwrap(1), for machines where only that works.
 
-What bwrap cannot promise is refused. These differences remain, and are no promise broken:
+It refuses the promises that bwrap cannot keep. These differences remain, and break no promise:
 
- - A command that signal n ended has exit status 128+n, as in a shell: bwrap says no more.
+ - A command that signal n ended has exit status 128+n, as in a shell: bwrap tells no more.
  - mounts='undefined' isolates mounts nevertheless.
- - Devices of a read-only root or of a bind mount cannot be opened, whatever `devices` says, and a
-   minimal /dev can be written to.
+ - The command cannot open devices of a read-only root or of a bind mount, whatever `devices` says,
+   and a minimal /dev is writable.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ._runs.run import Run
 
 NAME = "bubblewrap"
-_MOST_PASSED = 29
+_MOST_PASSED = 29  # pass_fds; three more descriptors are bwrap's own
 CAPABILITIES = {
     "network": ["isolated", "undefined"],
     "mounts": ["isolated", "undefined"],
@@ -45,29 +45,29 @@ CAPABILITIES = {
 
 
 def _promises_not(box: Spec) -> list[str]:
-    found = []
+    refused = []
     if box.policy.nesting:
-        found.append("nesting=True: bwrap makes no sandbox in which there can be others")
+        refused.append("nesting=True: bwrap cannot make a sandbox in which commands make others")
     if not box.policy.no_new_privs:
-        found.append("no_new_privs=False: bwrap always sets it")
+        refused.append("no_new_privs=False: bwrap always sets it")
     if box._user_kind == "ranges":
-        found.append("user='ranges': bwrap maps one id")
+        refused.append("user='ranges': bwrap maps one id")
     if box._ids is not None:
-        found.append(f"user={box.user!r}: bwrap does not change ids")
+        refused.append(f"user={box.user!r}: bwrap does not change ids")
     if box.deterministic:
-        found.append("deterministic=True: bwrap cannot do all of it")
+        refused.append("deterministic=True: bwrap cannot do all of it")
     if isinstance(box.devices, tuple):
-        found.append(f"devices={list(box.devices)!r}: bwrap binds no device by name here")
-    found += limits_refused(box, in_user_namespace=os.geteuid() != 0)
+        refused.append(f"devices={list(box.devices)!r}: bwrap binds no device by name here")
+    refused += limits_refused(box, in_user_namespace=os.geteuid() != 0)
     if os.geteuid() == 0:  # others run in a user namespace of their own
-        found += read_only_refused(box)
+        refused += read_only_refused(box)
     names = box.policy.capabilities
     if isinstance(names, tuple) and not _is_root(box):
-        found.append(f"capabilities={names!r}: the command is not root")
+        refused.append(f"capabilities={names!r}: the command is not root")
     for mount in box.extra_mounts:
         if mount.source and not mount.recursive and machine.mounts_below(mount.source):
-            found.append(f"bind {mount.source}: bwrap binds what is mounted below it as well")
-    return found
+            refused.append(f"bind {mount.source}: bwrap binds what is mounted below it as well")
+    return refused
 
 
 def _is_root(box: Spec) -> bool:
@@ -78,7 +78,7 @@ def _is_root(box: Spec) -> bool:
 
 
 def _options(box: Spec) -> list[str]:
-    """All that is not about mounts."""
+    """The options that are not about mounts."""
     argv = ["--die-with-parent", *_capabilities(box)]
     for name, flags in (
         ("network", ["--unshare-net"]),
@@ -102,39 +102,42 @@ def _capabilities(box: Spec) -> list[str]:
     if names == "all":
         return ["--cap-add", "ALL"]
     names = DEFAULT_CAPABILITIES if names == "default" else names
-    kept = names if not isinstance(names, str) else ()
-    return ["--cap-drop", "ALL", *(w for name in kept for w in ("--cap-add", f"CAP_{name}"))]
+    added = names if not isinstance(names, str) else ()
+    return ["--cap-drop", "ALL", *(arg for name in added for arg in ("--cap-add", f"CAP_{name}"))]
 
 
 # ---- a run -----------------------------------------------------------------------------------
 
 
-def _arguments(options: list[str], more: int, undo: contextlib.ExitStack) -> int:
-    """A file with bwrap's options, which no other user sees then; UnsupportedError for too many."""
-    if len(options) + more + 4 > bwrap_tool.MOST_WORDS:
+def _arguments(options: list[str], n_argv: int, undo: contextlib.ExitStack) -> int:
+    """A memfd with bwrap's options, so that no other user sees them. UnsupportedError if there are
+    too many, together with the n_argv arguments of the command.
+    """
+    if len(options) + n_argv + 4 > bwrap_tool.MOST_ARGUMENTS:
         raise errors.UnsupportedError(
-            f"{NAME}: bwrap takes {bwrap_tool.MOST_WORDS} words, and the command, its environment "
-            f"and its mounts are {len(options) + more}"
+            f"{NAME}: bwrap takes {bwrap_tool.MOST_ARGUMENTS} arguments, and the command, its "
+            f"environment and its mounts are {len(options) + n_argv}"
         )
     fd = os.memfd_create("options", os.MFD_CLOEXEC)
     undo.callback(os.close, fd)
-    rest = memoryview(b"".join(os.fsencode(word) + b"\0" for word in options))
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+    unwritten = memoryview(b"".join(os.fsencode(option) + b"\0" for option in options))
+    while unwritten:
+        unwritten = unwritten[os.write(fd, unwritten) :]
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
 
 def _environment(command: Command) -> list[str]:
-    """The command's: bwrap itself runs without, as some of it would steer its loader and libc."""
+    """The options that set the environment of the command. bwrap itself gets an empty one, as some
+    variables would steer its loader and libc.
+    """
     whole = whole_environment(command.extra_env, command.env)
-    return [word for name, value in whole.items() for word in ("--setenv", name, value)]
+    return [arg for name, value in whole.items() for arg in ("--setenv", name, value)]
 
 
 def _let_go(gate: bwrap_gate.Gate, layout: bwrap_mounts.Layout, run: Run) -> None:
-    """Waits until bwrap is done, looks at what it did, and lets the command start if that is right.
-
-    Returns if bwrap has ended, or the time is over: what follows finds that.
+    """Waits until bwrap has made its mounts, compares them, and lets the command start if they are
+    right. Returns also if bwrap has ended, or the time is over: the caller finds that out.
     """
     gate.started()
     while not gate.is_reached():
@@ -154,8 +157,9 @@ def _let_go(gate: bwrap_gate.Gate, layout: bwrap_mounts.Layout, run: Run) -> Non
 
 
 def _could_not_begin(gate: bwrap_gate.Gate, result: Result) -> bool:
-    """Whether there never was a command. What it writes, or its exit status, cannot tell: it is
-    told by bwrap, and where bwrap was killed after the gate was open, there was one.
+    """Whether the command never began. A command can fake its output and its exit status, so we ask
+    whether bwrap reported an exit status. If bwrap was killed after the gate opened, assume that
+    the command began.
     """
     return not gate.has_exit_status() and not (gate.is_open and result.exit < 0)
 
@@ -165,9 +169,9 @@ def _isolation(box: Spec) -> dict[str, str]:
 
 
 def _failure(result: Result, root: str, program: str) -> errors.SetupError:
-    """What bwrap said on stderr, as an error; it begins a line with its name."""
-    said = [line for line in (result.err or result.out or b"").splitlines() if b"bwrap: " in line]
-    text = os.fsdecode(said[-1]) if said else "bwrap failed, and its stderr was not captured"
+    """The error for the last line on stderr that begins with the name of bwrap."""
+    lines = [line for line in (result.err or result.out or b"").splitlines() if b"bwrap: " in line]
+    text = os.fsdecode(lines[-1]) if lines else "bwrap failed, and its stderr was not captured"
     failure = bwrap_tool.failed(text)
     step, filename = "bwrap", None
     if "execvp" in text:
@@ -181,22 +185,22 @@ def _failure(result: Result, root: str, program: str) -> errors.SetupError:
 
 
 class Bubblewrap(Executor):
-    """It drives bwrap(1)."""
+    """The executor that drives bwrap(1)."""
 
     name = NAME
 
     def why_not(self) -> str:
-        """The empty string where it works on this machine, otherwise why not."""
+        """Returns "" if the executor works on this machine; otherwise says why not."""
         return trial.trial(self.run_command, (), "caller", os.geteuid())
 
     def refusals(self, box: Spec) -> list[str]:
-        """What of a Sandbox it cannot promise on this machine, in words."""
+        """Returns a sentence for each promise of a Sandbox that it cannot keep on this machine."""
         return _promises_not(box) or trial.native_refusals(self.run_command, box)
 
     def run_command(self, box: Spec, command: Command, fresh: bool = True) -> Result:
-        """Runs a Command in a Sandbox; every run of bwrap is a fresh one."""
+        """Runs a Command in a Sandbox. bwrap always makes new namespaces, whatever fresh says."""
         start = monotonic()
-        inside = job_of(command, box).cwd
+        cwd = job_of(command, box).cwd
         argv = command._argv
         passed = command.pass_fds
         extras.check_passed(passed)
@@ -216,16 +220,16 @@ class Bubblewrap(Executor):
             covers = box.policy.capabilities != "all"
             layout = bwrap_mounts.Layout(box, tool, covers, descriptors, undo, deadline)
             options += [*layout.options(), *_environment(command)]
-            if command.cwd is None and not layout.has_directory(inside):
-                inside = "/"
-            options += ["--chdir", "/" + inside.lstrip("/")]
+            if command.cwd is None and not layout.has_directory(cwd):
+                cwd = "/"
+            options += ["--chdir", "/" + cwd.lstrip("/")]
             arguments = descriptors.take(_arguments(options, len(argv), undo))
             front = encode_argv([tool.path, "--args", str(arguments), "--"])
             job = Job([*front, *argv], "/", [], [])
             began = functools.partial(_let_go, gate, layout)
-            rest = (start, _isolation(box), descriptors.moved, began)
-            result = base.run_tool(NAME, box, job, command, *rest)
-            result._rusage = b""  # bwrap's own: it does not wait for the last of its processes
+            isolation, moved = _isolation(box), descriptors.moved
+            result = base.run_tool(NAME, box, job, command, start, isolation, moved, began)
+            result._rusage = b""  # incomplete: bwrap does not wait for the last of its processes
             is_killed = result.exit == -9 and "output" in result.limits_hit
             if not (result.timed_out or is_killed) and _could_not_begin(gate, result):
                 raise _failure(result, box.root, command.argv[0])
@@ -239,7 +243,7 @@ class Bubblewrap(Executor):
         except errors.UnsupportedError as error:
             return [("the bwrap in PATH is not used", str(error))]
         except errors.SetupError:
-            pass  # below is why bwrap does not work
+            pass  # the causes below explain it
         lacks = machine.missing_capabilities() if os.geteuid() == 0 else []
         return lacks + machine.about_user_namespaces()
 

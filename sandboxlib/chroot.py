@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native executor: the C core with real privilege (CAP_SYS_ADMIN and CAP_SYS_CHROOT)."""
+"""The native executor for privileged callers: it needs CAP_SYS_ADMIN and CAP_SYS_CHROOT."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def _promises_not(box: Spec) -> list[str]:
 
 
 class Chroot(NativeExecutor):
-    """The C core with the caller's own privilege."""
+    """The executor that runs the C core with the caller's own privilege."""
 
     name = NAME
 
     def why_not(self) -> str:
-        """The empty string where it works on this machine, otherwise why not."""
+        """Returns "" if the executor works on this machine; otherwise says why not."""
         return trial.trial(self.run_command, ("mounts",), "caller", os.geteuid())
 
     def refusals(self, box: Spec) -> list[str]:
-        """What of a Sandbox it cannot promise on this machine, in words."""
+        """Returns a sentence for each promise of a Sandbox that it cannot keep on this machine."""
         return _promises_not(box) or trial.native_refusals(self.run_command, box)
 
     def plan_of(self, box: Spec) -> plan.Plan:
-        """How the C core runs a command in a Sandbox; UnsupportedError."""
+        """Returns how the C core runs a command in a Sandbox. Raises UnsupportedError."""
         is_plain = box.user == "caller" and box.limits is None
         is_plain = is_plain and (
             box.processes == "isolated" or box.filesystem_writable_paths == "all"

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The executor for ordinary users: it drives the set-user-ID program linux-user-chroot.
 
-What the program cannot promise is refused. These differences remain, and are no promise broken:
+It refuses the promises that the program cannot keep. These differences remain, and break none:
 
- - A command that a signal ended has exit status 1: the program says no more.
+ - A command that a signal ended has exit status 1: the program tells no more.
  - There is no reaper, whatever `init` says: with processes='isolated' the command is pid 1.
  - network='isolated' leaves lo down, and mounts='undefined' isolates mounts nevertheless.
  - A tmpfs is a new directory on disk, removed afterwards. Mount.dev() has no pts and no shm.
- - A run that could not begin has exit status 1 too. It is told apart by a shell in the root, which
-   reports before it executes the command; a command cannot take that back. What a shell does to PWD
-   and SHLVL, where they are in the environment, and to `_`, is seen then. If the root has no
-   /bin/sh, or a variable has a name that no shell knows, it is told only as far as the program and
-   the directory are looked up beforehand.
- - A run goes on where its caller is killed. Nothing is left of one that is interrupted.
- - The program follows symbolic links out of the root. Where commands of other runs can put some, a
-   writable path is refused (see luc_mounts.doubts), and all sources are bound to a directory with
-   a random name before the first target is looked up. Such a command can make a mount miss its
-   place; that never shows outside of the run.
+ - A run that could not begin has exit status 1 too. To tell the two apart, a shell in the root
+   reports just before it executes the command, and a command cannot take that back. The command
+   sees the changes of the shell to PWD, SHLVL (if they are in the environment) and `_`. If the root
+   has no /bin/sh, or a shell cannot handle the name of a variable, we only look up the program and
+   the directory beforehand.
+ - A run goes on if its caller is killed. Nothing is left of a run that is interrupted.
+ - The program follows symbolic links out of the root. If commands of other runs can make such
+   links, we refuse writable paths (see luc_mounts.doubts), and bind all sources to a directory with
+   a random name before the program looks up the first target. Such a command can make a mount miss
+   its target; that never shows outside of the run.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ CAPABILITIES = {
     "filesystem_writable_paths": ["all", "any"],
 }
 PROGRAM = "linux-user-chroot"
-PLACES = ("/usr/bin", "/usr/local/bin", "/bin", "/sbin", "/usr/sbin", "/usr/local/sbin")
+DIRECTORIES = ("/usr/bin", "/usr/local/bin", "/bin", "/sbin", "/usr/sbin", "/usr/local/sbin")
 
-#: What glibc takes out of the environment of a set-user-ID program (2.36), or edits.
+#: Variables that glibc 2.36 removes from the environment of a set-user-ID program, or edits:
+#: ld.so(8), and UNSECURE_ENVVARS in sysdeps/generic/unsecvars.h.
 STRIPPED = frozenset(
     "GCONV_PATH GETCONF_DIR GLIBC_TUNABLES HOSTALIASES LD_AUDIT LD_DEBUG LD_DEBUG_OUTPUT "
     "LD_DYNAMIC_WEAK LD_HWCAP_MASK LD_LIBRARY_PATH LD_ORIGIN_PATH LD_PRELOAD LD_PROFILE "
@@ -69,7 +70,10 @@ STRIPPED = frozenset(
 
 
 class Tool:
-    """A linux-user-chroot that was tried and works."""
+    """A linux-user-chroot that was tried, and works.
+
+    leaks: bool, whether it leaves a descriptor of each bind source open in the sandbox.
+    """
 
     def __init__(self, path: str, version: tuple[int, int], leaks: bool) -> None:
         self.path = path
@@ -80,7 +84,7 @@ class Tool:
         self._denied: dict[tuple[str, ...], str] = {}
 
     def denied(self, box: Spec) -> str:
-        """Why the machine gives no such namespaces, or ""; tried once for each set of them."""
+        """Why this machine denies the namespaces of a Sandbox, or ""; each set is tried once."""
         options = tuple(namespaces(box))
         if options not in self._denied:
             status, _, err = (
@@ -94,31 +98,35 @@ _tried: dict[tuple[object, ...], Tool | str] = {}
 
 
 def find_tool() -> str | None:
-    """The program in the caller's PATH, or where it is usually installed; UnsupportedError for one
-    that others could have put there.
+    """The program in the caller's PATH, or in one of DIRECTORIES. UnsupportedError if other users
+    could have put it there.
     """
-    return tools.trusted_tool(PROGRAM, PLACES)
+    return tools.trusted_tool(PROGRAM, DIRECTORIES)
 
 
 def _tool() -> Tool | str:
-    """The program, tried once in each process; or why it cannot be used."""
+    """The program, which each process tries once; or why it cannot be used."""
     try:
         path = find_tool()
     except UnsupportedError as error:
         return str(error)
     if path is None:
-        return f"there is no {PROGRAM} in PATH nor in {', '.join(PLACES)}; install it, 2015.1 best"
-    found = os.stat(path)
-    key = (path, found.st_dev, found.st_ino, found.st_ctime_ns, os.geteuid())
+        searched = ", ".join(DIRECTORIES)
+        return f"there is no {PROGRAM} in PATH nor in {searched}; install it, 2015.1 best"
+    status = os.stat(path)
+    key = (path, status.st_dev, status.st_ino, status.st_ctime_ns, os.geteuid())
     if key not in _tried:
-        _tried[key] = _obstacle(path, found) or _try(path)
+        _tried[key] = _obstacle(path, status) or _try(path)
     return _tried[key]
 
 
-def _obstacle(path: str, found: os.stat_result) -> str:
-    """What can be seen without running it. Of it all only the last hinders root."""
+def _obstacle(path: str, status: os.stat_result) -> str:
+    """Why the program cannot work, as far as we can tell without running it; "" if nothing does.
+
+    Only the last obstacle concerns root.
+    """
     if os.geteuid() != 0:
-        if found.st_uid != 0 or not found.st_mode & stat.S_ISUID:
+        if status.st_uid != 0 or not status.st_mode & stat.S_ISUID:
             remedy = f"chown root {path} && chmod 4755 {path}"
             return f"{path} is not owned by root and set-user-ID; as root: {remedy}"
         if os.statvfs(path).f_flag & os.ST_NOSUID:
@@ -140,9 +148,8 @@ def _no_new_privs() -> bool:
 
 
 def _attempt(path: str, *args: str) -> tuple[int, str, str]:
-    """(exit, out, err) of the program run on itself, the one program that is there for sure.
-
-    SetupError where that says nothing about the program, and is not to be remembered.
+    """Runs the program with itself as the command, as no other program exists for sure. Returns
+    (exit, out, err). SetupError if the failure says nothing about the program.
     """
     from subprocess import DEVNULL, TimeoutExpired, run
 
@@ -160,12 +167,12 @@ def _attempt(path: str, *args: str) -> tuple[int, str, str]:
 
 
 def _try(path: str) -> Tool | str:
-    """What it can do, or why it does not work."""
+    """Tries the program: returns its abilities, or why it does not work."""
     exit, out, err = _attempt(path)
     if exit == 0:
         exit, out, err = _attempt(path, "/", path)
     if exit == 0:
-        # The variant that binds files leaves a descriptor of every source open.
+        # A version that can bind files leaves a descriptor of every source open in the sandbox.
         leaks = _attempt(path, "--mount-bind", path, path, "/", path)[0] == 0
         return Tool(path, _version(out), leaks)
     reason = err.strip() or f"exit status {exit}"
@@ -173,33 +180,33 @@ def _try(path: str) -> Tool | str:
 
 
 def _version(text: str) -> tuple[int, int]:
-    """(2015, 1) from a word like 2015.1; what is not understood is taken for the oldest."""
-    for word in text.replace(",", " ").split():
-        year, _, number = word.partition(".")
+    """(2015, 1) from a text with 2015.1 in it. A text without a version counts as the oldest."""
+    for part in text.replace(",", " ").split():
+        year, _, number = part.partition(".")
         if len(year) == 4 and year.isdigit() and number.isdigit():
             return int(year), int(number)
     return 2013, 1
 
 
-# ---- what it cannot promise ------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------
 
 
 def _of_the_policy(policy: Policy, recent: bool) -> list[str]:
-    found = []
+    refused = []
     if policy.no_new_privs and not recent:
-        found.append("linux-user-chroot before 2015.1 cannot promise no_new_privs=True")
+        refused.append("linux-user-chroot before 2015.1 cannot promise no_new_privs=True")
     if not policy.no_new_privs and recent:
-        found.append("linux-user-chroot of 2015.1 or later always sets no_new_privs")
+        refused.append("linux-user-chroot of 2015.1 or later always sets no_new_privs")
     if policy.seccomp not in ("default", "none"):
-        found.append("linux-user-chroot takes no filter of system calls but its own")
+        refused.append("linux-user-chroot takes no filter of system calls but its own")
     if policy.nesting:
-        found.append("linux-user-chroot makes no sandbox in which there can be others")
-    # An ordinary user's command has what the user has: none. Root's has all, or before 2015 none.
-    kept = ("default", "all", "none") if os.getuid() else ("all",) if recent else ("none",)
-    if policy.capabilities not in kept:
-        text = " or ".join(map(repr, kept))
-        found.append(f"linux-user-chroot promises this caller no other capabilities than {text}")
-    return found
+        refused.append("linux-user-chroot cannot make a sandbox in which commands make others")
+    # Commands of ordinary users have no capabilities. Those of root have all, or before 2015 none.
+    possible = ("default", "all", "none") if os.getuid() else ("all",) if recent else ("none",)
+    if policy.capabilities not in possible:
+        text = " or ".join(map(repr, possible))
+        refused.append(f"linux-user-chroot promises this caller no other capabilities than {text}")
+    return refused
 
 
 def _devices_refused(box: Spec, recent: bool) -> list[str]:
@@ -210,9 +217,9 @@ def _devices_refused(box: Spec, recent: bool) -> list[str]:
     if not recent:
         return ["linux-user-chroot before 2015.1 has no minimal /dev; devices='root' goes without"]
     writable = box.filesystem_writable_paths
-    inside = [mount.target for mount in box.extra_mounts if mount.target != "/dev"]
-    inside += writable if isinstance(writable, tuple) else ()
-    if any(f"{path}/".startswith("/dev/") for path in inside):
+    paths = [mount.target for mount in box.extra_mounts if mount.target != "/dev"]
+    paths += writable if isinstance(writable, tuple) else ()
+    if any(f"{path}/".startswith("/dev/") for path in paths):
         return ["nothing is writable in the minimal /dev of linux-user-chroot; devices='root' is"]
     return []
 
@@ -236,27 +243,27 @@ def command_line(
             f"the sandbox takes {len(options)} options of linux-user-chroot, "
             f"which takes {tool.limit} at most in version {version}"
         )
-    return [tool.path, *(word for option in options for word in option), recipe.place, *argv]
+    return [tool.path, *(word for option in options for word in option), recipe.program_root, *argv]
 
 
 def _filter(tool: Tool, box: Spec) -> str:
-    """Which one a run has, in a word of Result.isolation."""
+    """The filter of system calls, as Result.isolation names it."""
     return "tool" if tool.recent and box.policy.seccomp == "default" else "none"
 
 
 def namespaces(box: Spec) -> list[str]:
-    """The options for those that a Sandbox asks for."""
+    """The options for the namespaces of a Sandbox."""
     isolation = box.isolation()
     kinds = (("net", "network"), ("pid", "processes"), ("ipc", "ipc"))
     return [f"--unshare-{kind}" for kind, name in kinds if isolation[name] == "isolated"]
 
 
 def with_stripped(view: View, argv: list[bytes | str], env: dict[str, str]) -> list[bytes | str]:
-    """The command with a front that sets the variables which would not arrive otherwise.
+    """Puts env(1) in front of the command, to set the variables that glibc removes (see STRIPPED).
 
-    They leave `env`: the program itself is to run without them. Others can read them in /proc.
+    It takes them out of `env`. Other users can read them in /proc then.
     """
-    # As root nothing is removed, and the loader would obey it for the program itself.
+    # Do so for root too: there glibc removes none, and the program itself would obey them.
     names = sorted(name for name in env if name in STRIPPED or name.startswith("LD_"))
     if not names:
         return argv
@@ -270,15 +277,14 @@ def with_stripped(view: View, argv: list[bytes | str], env: dict[str, str]) -> l
 
 
 def _executable(view: View, *paths: str) -> str | None:
-    found = (path for path in paths if os.access(view.find(path) or "", os.X_OK))
-    return next(found, None)
+    return next((path for path in paths if os.access(view.find(path) or "", os.X_OK)), None)
 
 
 def with_report(argv: list[bytes | str], env: Mapping[str, str], number: int) -> list[bytes | str]:
-    """The command behind a shell that writes a byte to a descriptor, closes it, and executes the
-    command, which therefore can neither write nor take back anything there.
+    """Puts a shell in front of the command, which writes a byte to a descriptor, closes it, and
+    executes the command. So the command itself can neither write there, nor take the byte back.
 
-    What a shell adds to the environment is taken away, so far as it lets it be.
+    The shell unsets the variables that it adds itself, as far as it allows that.
     """
     added = [name for name in ("PWD", "OLDPWD", "SHLVL") if name not in env]
     unset = f"unset {' '.join(added)}; " if added else ""
@@ -287,21 +293,22 @@ def with_report(argv: list[bytes | str], env: Mapping[str, str], number: int) ->
 
 
 def _passes_a_shell(env: Mapping[str, str]) -> bool:
-    """A shell drops variables that it could not name."""
+    """Whether a shell hands on each variable: it drops those whose names it cannot parse."""
     return all(name.isascii() and name.isidentifier() for name in env)
 
 
 class _Report:
-    """A pipe by which a shell tells that it is about to execute the command."""
+    """A pipe into which a shell writes just before it executes the command."""
 
     def __init__(self, number: int, undo: contextlib.ExitStack) -> None:
-        self.number = number  # in the shell, which knows those of one digit
+        self.number = number  # in the shell, which can redirect descriptors of one digit only
         self._reader, self.writer = os.pipe()
         undo.callback(os.close, self._reader)
         undo.callback(os.close, self.writer)
         os.set_blocking(self._reader, False)
 
     def came(self) -> bool:
+        """Whether the shell has written."""
         with contextlib.suppress(BlockingIOError):
             return os.read(self._reader, 1) != b""
         return False
@@ -313,8 +320,8 @@ class _Report:
 def _check_leaks(tool: Tool, recipe: Recipe) -> None:
     if tool.leaks and any(option[0] == "--mount-bind" for option in recipe.options()):
         raise UnsupportedError(
-            f"{tool.path} leaves open in the sandbox what it binds, which leads out of the root; "
-            "install release 2015.1 of linux-user-chroot"
+            f"{tool.path} leaves open in the sandbox the sources of binds, which lead out of the "
+            "root; install release 2015.1 of linux-user-chroot"
         )
 
 
@@ -327,34 +334,35 @@ _STEPS = {
     "setting up devapi": "mount",
     "mount (MS_MOVE)": "pivot",
     "chroot": "chroot",
-    "chdir": "cwd",  # or the root; but that was entered a moment ago
+    "chdir": "cwd",  # entering the root has the same message, but its chroot has just worked
     "execv": "exec",
 }
 
 
 class _Run:
-    """Tells a run that could not begin from a command that has exit status 1."""
+    """Tells a run that could not begin apart from a command with exit status 1."""
 
     def __init__(self, program: str, cwd: str, view: View) -> None:
         self.program, self.cwd, self.view = program, cwd, view
         self.report: _Report | None = None  # if a shell stands in front of the command
 
     def check_first(self, env: Mapping[str, str]) -> None:
-        """Raises what would only be written to stderr: a cwd or a program that is not there."""
+        """SetupError if the cwd or the program is missing: this Tool would only write to stderr."""
         number = errno.ENOENT
         here = self.view.find(os.path.join("/", self.cwd))
         if here is None or (here and not os.path.isdir(here)):
             raise self._error("cwd", errno.ENOTDIR if here else errno.ENOENT)
-        for place in [""] if "/" in self.program else env.get("PATH", "/bin:/usr/bin").split(":"):
-            host = self.view.find(os.path.join("/", self.cwd, place, self.program))
+        path = env.get("PATH", "/bin:/usr/bin")
+        for directory in [""] if "/" in self.program else path.split(":"):
+            host = self.view.find(os.path.join("/", self.cwd, directory, self.program))
             if host == "" or (host and os.access(host, os.X_OK) and not os.path.isdir(host)):
                 return
             number = errno.EACCES if host else number
         raise self._error("exec", number)
 
     def check_setup(self, result: Result) -> None:
-        """Raises SetupError if there was no command: the shell before it did not report. What is on
-        stderr then is the program's.
+        """SetupError if the command did not begin, as the shell did not report. Then the last line
+        of stderr is from the program.
         """
         if self.report is None or self.report.came():
             return
@@ -379,46 +387,46 @@ class _Run:
 
 
 class LinuxUserChroot(Executor):
-    """It drives linux-user-chroot."""
+    """The executor that drives linux-user-chroot."""
 
     name = NAME
 
     def why_not(self) -> str:
-        """ "" where the program can be used; else a sentence with the cause and the remedy."""
+        """Returns "" if the program works; otherwise a sentence with the cause and the remedy."""
         tool = _tool()
         return tool if isinstance(tool, str) else ""
 
     def refusals(self, box: Spec) -> list[str]:
-        """A sentence for each keyword that this executor cannot keep."""
+        """Returns a sentence for each promise of a Sandbox that it cannot keep on this machine."""
         tool = _tool()
         if isinstance(tool, str):
             return [tool]
         recent = tool.recent
-        found = _of_the_policy(box.policy, recent)
+        refused = _of_the_policy(box.policy, recent)
         if box.hostname is not None:
-            found.append("linux-user-chroot cannot set a hostname")
+            refused.append("linux-user-chroot cannot set a hostname")
         if box._user_kind not in ("caller", "caller" if os.getuid() else "root"):
-            found.append("linux-user-chroot runs commands as the caller only")
+            refused.append("linux-user-chroot runs commands as the caller only")
         if box._ids is not None:
-            found.append(f"user={box.user!r}: linux-user-chroot does not change ids")
+            refused.append(f"user={box.user!r}: linux-user-chroot does not change ids")
         if box.deterministic:
-            found.append("deterministic=True: linux-user-chroot cannot do all of it")
-        found += _devices_refused(box, recent)
-        found += limits_refused(box) + read_only_refused(box)
+            refused.append("deterministic=True: linux-user-chroot cannot do all of it")
+        refused += _devices_refused(box, recent)
+        refused += limits_refused(box) + read_only_refused(box)
         is_file = any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts)
         if is_file or box.resolv_conf:
-            found.append("linux-user-chroot mounts directories, not files")
+            refused.append("linux-user-chroot mounts directories, not files")
         if any(mount.size is not None for mount in box.extra_mounts):
-            found.append("linux-user-chroot cannot limit the size of a tmpfs")
+            refused.append("linux-user-chroot cannot limit the size of a tmpfs")
         if any(mount.type == "dev" for mount in box.extra_mounts) and not recent:
-            found.append("linux-user-chroot before 2015.1 has no Mount.dev()")
-        found += doubts(box)
-        if not found and (denied := tool.denied(box)):
-            found.append(f"linux-user-chroot does not get its namespaces here: {denied}")
-        return found
+            refused.append("linux-user-chroot before 2015.1 has no Mount.dev()")
+        refused += doubts(box)
+        if not refused and (denied := tool.denied(box)):
+            refused.append(f"linux-user-chroot does not get its namespaces here: {denied}")
+        return refused
 
     def run_command(self, box: Spec, command: Command, fresh: bool = True) -> Result:
-        """Runs a Command in a Sandbox; every run of the program is a fresh one."""
+        """Runs a Command in a Sandbox. The program makes new namespaces, whatever fresh says."""
         start = monotonic()
         cwd = job_of(command, box).cwd
         settings = whole_environment(command.extra_env, command.env)
@@ -495,7 +503,7 @@ EXECUTOR = LinuxUserChroot()
 why_not = EXECUTOR.why_not
 refusals = EXECUTOR.refusals
 run_command = EXECUTOR.run_command
-# In the form of 0.3 the command is not made pid 1, which has nobody here to reap for it.
+# In the form of 0.3 the command is not pid 1, as this executor has no reaper.
 _api = calls.Api(NAME, run_command, EXECUTOR.maximum_possible_isolation, processes="undefined")
 run_in = _api.run_in
 maximum_possible_isolation = _api.maximum_possible_isolation

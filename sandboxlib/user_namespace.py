@@ -2,7 +2,8 @@
 """The native executor for callers without privilege: the C core in a user namespace.
 
 In the namespace the command has its caller's ids by default (user='caller'), or is root there and
-nowhere else (user='root'), with more ids where /etc/subuid gives some (user='ranges').
+nowhere else (user='root'), or is root with the ids that /etc/subuid gives to the caller
+(user='ranges').
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _promises_not(box: Spec) -> list[str]:
 
 
 def _about_ranges() -> list[tuple[str, str]]:
-    """Only user='ranges' misses them."""
+    """The causes for which user='ranges' does not work, with remedies."""
     if os.geteuid() == 0:
         return []
     from ._runs import id_maps
@@ -64,21 +65,21 @@ def _about_ranges() -> list[tuple[str, str]]:
 
 
 class UserNamespace(NativeExecutor):
-    """The C core in a user namespace of the caller's."""
+    """The executor that runs the C core in a user namespace of the caller's."""
 
     name = NAME
 
     def why_not(self) -> str:
-        """The empty string where it works on this machine, otherwise why not."""
+        """Returns "" if the executor works on this machine; otherwise says why not."""
         return trial.trial(self.run_command, (), "caller", os.geteuid())
 
     def refusals(self, box: Spec) -> list[str]:
-        """What of a Sandbox it cannot promise on this machine, in words."""
+        """Returns a sentence for each promise of a Sandbox that it cannot keep on this machine."""
         return _promises_not(box) or trial.native_refusals(self.run_command, box)
 
     def plan_of(self, box: Spec) -> plan.Plan:
-        """How the C core runs a command in a Sandbox: in a user namespace of the caller's.
-        UnsupportedError.
+        """Returns how the C core runs a command in a Sandbox: in a user namespace of the caller's.
+        Raises UnsupportedError.
         """
         is_plain = box._ids is None and box.limits is None
         is_plain = is_plain and not box.policy.nesting
@@ -90,7 +91,7 @@ class UserNamespace(NativeExecutor):
         return machine.about_user_namespaces()
 
     def remarks(self) -> list[tuple[str, str]]:
-        """Only user='ranges' misses these."""
+        """Returns why user='ranges' does not work: all else can work without."""
         return _about_ranges()
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the executors share: the class Executor, trials, refusals."""
+"""Code that the executors share: the class Executor, trials, refusals, the tools' mounts."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every executor is, and how it runs a program of its own through the C core."""
+"""Executor, the base class of executors, and run_tool, which runs the program of one."""
 
 from __future__ import annotations
 
@@ -34,47 +34,55 @@ class Executor(ABC):
 
     @abstractmethod
     def why_not(self) -> str:
-        """The empty string if it works on this machine, otherwise why not."""
+        """Returns "" if the executor works on this machine; otherwise says why not."""
 
     @abstractmethod
     def refusals(self, box: Spec) -> list[str]:
-        """What of a Sandbox it cannot promise on this machine, in words."""
+        """Returns a sentence for each promise of a Sandbox that the executor cannot keep on this
+        machine; [] if it can keep them all.
+        """
 
     @abstractmethod
     def run_command(self, box: Spec, command: Command, fresh: bool = True) -> Result:
-        """Runs a Command, or raises UnsupportedError. The limits of the Command are in those of the
-        Sandbox already.
+        """Runs a Command in a Sandbox.
+
+        box: Spec, whose limits include those of the Command already.
+        fresh: bool. True (the default): in new namespaces. False: in a slot, if there can be one.
+
+        Raises UnsupportedError, and the other errors of Sandbox.run.
         """
 
     @abstractmethod
     def maximum_possible_isolation(self) -> dict[str, str]:
-        """All that can be isolated on this machine, as keyword arguments of run_sandbox: network,
-        mounts, processes and ipc, 'isolated' or 'undefined'; and seccomp, 'builds' (the filter of
-        sandboxlib), 'default' (the one of the executor's program) or 'none'.
+        """Returns the most that this machine can isolate, as keyword arguments of run_sandbox:
+        network, mounts, processes and ipc, each 'isolated' or 'undefined'; and seccomp, 'builds'
+        (the filter of sandboxlib), 'default' (the filter of the executor's program) or 'none'.
         """
 
     @abstractmethod
     def causes(self) -> list[tuple[str, str]]:
-        """Why it does not work, or not whole, as an administrator sees it: (cause, remedy)."""
+        """Returns why the executor does not work, or cannot isolate all, as (cause, remedy)."""
 
     def remarks(self) -> list[tuple[str, str]]:
-        """What else is missing on this machine if it works: (cause, remedy)."""
+        """Returns gaps of this machine that remain if the executor works, as (cause, remedy)."""
         return []
 
     def plan_of(self, box: Spec) -> Plan | None:
-        """How the C core runs commands in a Sandbox; None if another program runs them."""
+        """Returns how the C core runs commands in a Sandbox; None if another program runs them."""
         return None
 
 
 class NativeExecutor(Executor):
-    """The C core runs the command itself: it can have a handle, a terminal and an event loop."""
+    """An executor whose commands the C core runs itself. It can also start a Process, give a
+    command a terminal, and run it in an event loop.
+    """
 
     @abstractmethod
     def plan_of(self, box: Spec) -> Plan:
-        """How the C core runs commands in a Sandbox. UnsupportedError."""
+        """Returns how the C core runs commands in a Sandbox. Raises UnsupportedError."""
 
     def run_command(self, box: Spec, command: Command, fresh: bool = True) -> Result:
-        """Runs a Command in a Sandbox."""
+        """Runs a Command in a Sandbox; see Executor."""
         began = monotonic()
         plan = self.plan_of(box)
         run = Run(plan, job_of(command, box), command)
@@ -89,12 +97,14 @@ class NativeExecutor(Executor):
 def _bare_plan(
     keyring: bool, limits: Limits | None, umask: int | None, personality: str | None
 ) -> Plan:
-    """Where the program of an executor runs: the caller's own place, nothing taken away."""
+    """The plan for the program of an executor: no namespaces, all rights of the caller."""
     options: dict[str, Any] = {**UNDEFINED, "policy": Policy(**ALL, no_new_privs=False)}
     box = Spec("/", **options, limits=limits, umask=umask, personality=personality)
     plan = Plan(box, None)
     plan.place.keyring = int(keyring)
-    plan.place.guard_keyring = 0  # the program is the command's parent, and the caller its
+    plan.place.guard_keyring = (
+        0  # the program is the command's parent, and the caller is the program's
+    )
     return plan
 
 
@@ -110,14 +120,14 @@ def run_tool(
 ) -> Result:
     """Runs the program of an executor through the C core, in a session of its own.
 
-    job: the program. command: what it runs, whose streams and times are those of the run.
-    start: of monotonic(), when the call began. moved: see Extras. began: see complete().
+    job: the program. command: the Command that the program runs; its streams and times apply to the
+    run. start: by monotonic(), when the call began. moved: see Extras. began: see complete().
     """
     if command.pty:
         raise errors.UnsupportedError(f"{executor}: a terminal takes an executor without a program")
-    if command.grace:  # SIGTERM would end the program, and with it all the rest
+    if command.grace:  # SIGTERM would end the program, and with it the whole sandbox
         raise errors.UnsupportedError(f"{executor}: grace takes an executor without a program")
-    # No such program makes a session keyring of its own, which belongs to the isolation of IPC.
+    # ipc='isolated' includes a new session keyring, and none of these programs makes one.
     plan = _bare_plan(box.ipc == "isolated", box.limits, box.umask, box.personality)
     run = Run(plan, job, command, moved=moved)
     return complete(run, True, executor, start, dict(isolation), began)

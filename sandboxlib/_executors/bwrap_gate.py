@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate: bwrap waits at the seccomp program, a pipe, when all its mounts are done."""
+"""Gate: a pipe that holds bwrap after its last mount, until we let the command start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from .. import errors
 from .._runs import explain
 
-#: A seccomp program that allows everything: load a word, return SECCOMP_RET_ALLOW.
+#: A seccomp program (seccomp(2)) that allows everything: load 32 bits, return SECCOMP_RET_ALLOW.
 ALLOW_ALL = struct.pack("=HBBIHBBI", 0x20, 0, 0, 0, 0x06, 0, 0, 0x7FFF0000)
 
 
@@ -24,14 +24,15 @@ ALLOW_ALL = struct.pack("=HBBIHBBI", 0x20, 0, 0, 0, 0x06, 0, 0, 0x7FFF0000)
 
 
 class Gate:
-    """The seccomp program as a pipe: what bwrap waits for when all its mounts are done.
+    """A pipe from which bwrap reads its seccomp program, after its last mount.
 
-    The first instruction is in the pipe from the start. When it is gone bwrap has come to it.
+    At first the pipe holds only the first instruction. Once that is gone, bwrap has made its mounts
+    and waits for the rest, until open() writes it.
     """
 
     def __init__(self, program: bytes = ALLOW_ALL) -> None:
         self.is_open = False
-        self.said = b""  # by bwrap: JSON
+        self.status = b""  # the JSON that bwrap wrote to its --json-status-fd
         self._program = program
         self._fds: list[int] = []
         self._pause = 0.0002
@@ -45,7 +46,7 @@ class Gate:
             raise errors.setup_error(
                 number, None, "pipe", "make the pipes of the run", hint
             ) from None
-        self._end, self._writer, self._reader, self._status = self._fds
+        self._program_end, self._writer, self._reader, self._status_end = self._fds
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
         os.write(self._writer, program[:8])
@@ -57,47 +58,51 @@ class Gate:
         self.close()
 
     def options(self, number: Callable[[int], str] = str) -> list[str]:
-        """number: what becomes of a descriptor of ours in bwrap."""
-        return ["--json-status-fd", number(self._status), "--seccomp", number(self._end)]
+        """The options for bwrap. number: gives the number in bwrap of a descriptor of ours."""
+        status, program = number(self._status_end), number(self._program_end)
+        return ["--json-status-fd", status, "--seccomp", program]
 
     def descriptors(self) -> tuple[int, int]:
-        """Those that bwrap has to inherit."""
-        return self._status, self._end
+        """The descriptors that bwrap has to inherit."""
+        return self._status_end, self._program_end
 
     def started(self) -> None:
-        """bwrap has its descriptors: closes ours, so that its end is seen."""
-        self._close(self._status)
-        self._close(self._end)
+        """Closes our copies, once bwrap has its own: a read then sees the end of bwrap."""
+        self._close(self._status_end)
+        self._close(self._program_end)
 
     def is_reached(self) -> bool:
+        """Whether bwrap has made its mounts, and waits for the rest of the program."""
         waiting = bytearray(4)
         fcntl.ioctl(self._writer, termios.FIONREAD, waiting)
         return not any(waiting) and self.pid() is not None
 
     def is_over(self) -> bool:
-        """Whether bwrap has ended, and said all."""
+        """Whether bwrap has closed its status, as it does at its end."""
         with contextlib.suppress(BlockingIOError):
             while part := os.read(self._reader, 4096):
-                self.said += part
+                self.status += part
             return True
         return False
 
     def pid(self) -> int | None:
-        """Of the process in the new namespaces, as soon as it is known."""
+        """The pid of the process in the new namespaces; None until bwrap has told it."""
         self.is_over()
-        found = re.search(rb'"child-pid": *([0-9]+)', self.said)
-        return int(found[1]) if found else None
+        match = re.search(rb'"child-pid": *([0-9]+)', self.status)
+        return int(match[1]) if match else None
 
     def pause(self, most: float = 0.002) -> None:
-        """Until something is said, or it is time to look again."""
+        """Waits until bwrap writes to its status, or it is time to look at the pipe again."""
         self._pause = min(self._pause * 1.5, most)
         select.select([self._reader], [], [], self._pause)
 
     def open(self) -> None:
-        """Lets the command start. BrokenPipeError where bwrap has ended, or does not read."""
+        """Lets the command start. BrokenPipeError if bwrap has ended, or does not read."""
         rest = self._program[8:]
         for _ in range(100):
-            with contextlib.suppress(BlockingIOError):  # some pipes hold a page only (pipe(7))
+            with contextlib.suppress(
+                BlockingIOError
+            ):  # some pipes have room for one page only (pipe(7))
                 rest = rest[os.write(self._writer, rest) :]
             if not rest:
                 break
@@ -108,9 +113,9 @@ class Gate:
         self._close(self._writer)
 
     def has_exit_status(self) -> bool:
-        """Whether bwrap told the exit status of a command, which therefore was there."""
+        """Whether bwrap told the exit status of a command, which proves that the command began."""
         self.is_over()
-        return b'"exit-code"' in self.said
+        return b'"exit-code"' in self.status
 
     def close(self) -> None:
         for fd in list(self._fds):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The look: what bwrap mounted, compared with what was meant."""
+"""Compares the mounts that bwrap made with those that the Sandbox asks for."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from .. import errors
 from ..errors import UnsupportedError
 
-# ---- what is mounted -------------------------------------------------------------------------
+# ---- the mounts of a process -----------------------------------------------------------------
 
 Entry = namedtuple("Entry", "number parent device root point is_read_only type")
 
 
 def table(pid: int | str = "self") -> list[Entry]:
-    """What a process has mounted below its root; [] if it is gone."""
+    """The mounts of a process, by /proc/PID/mountinfo (proc(5)); [] if the process is gone."""
     try:
         with open(f"/proc/{pid}/mountinfo", "rb") as file:
             lines = file.read().split(b"\n")
@@ -30,7 +30,7 @@ def table(pid: int | str = "self") -> list[Entry]:
 
 def _entry(fields: list[bytes]) -> Entry:
     kind = fields.index(b"-", 6) + 1  # there are optional fields before it
-    root, point = (_OCTAL.sub(_character, word) for word in fields[3:5])
+    root, point = (_OCTAL.sub(_character, field) for field in fields[3:5])
     flags = fields[5].split(b",")
     names = os.fsdecode(root), os.fsdecode(point)
     numbers = int(fields[0]), int(fields[1])
@@ -40,12 +40,12 @@ def _entry(fields: list[bytes]) -> Entry:
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
-def _character(found: re.Match[bytes]) -> bytes:
-    return bytes([int(found[1], 8)])
+def _character(match: re.Match[bytes]) -> bytes:
+    return bytes([int(match[1], 8)])
 
 
 class BindSource:
-    """A file or directory of the caller's that something is bound from: named, and identified."""
+    """A file or directory of the caller that bwrap binds: its path, and its place on its device."""
 
     def __init__(self, fd: int, entries: Sequence[Entry]) -> None:
         self.path = os.readlink(f"/proc/self/fd/{fd}")
@@ -66,14 +66,15 @@ def is_below(path: str, above: str) -> bool:
 
 
 def _below(above: str, rest: str) -> str:
-    """A path and what follows it, which is nothing or begins with a slash."""
+    """Joins a path and the rest of one, which is empty or begins with a slash."""
     return above.rstrip("/") + rest or "/"
 
 
 class Wanted:
-    """One mount that was asked for: where it has to be, and how it is known.
+    """One mount that the Sandbox asks for: its target, and how to recognise it.
 
-    source: what is bound there. type: of a file system, which is_new unless it is the caller's.
+    source: of a bind mount. type: of any other mount, its file system; is_new: bool, whether that
+    must not be one of the caller's.
     """
 
     def __init__(
@@ -101,14 +102,14 @@ class Wanted:
         return bool(entry.type == kind and entry.root == "/")
 
     def comes_with_it(self, entry: Entry, host: Sequence[Entry], is_seen: bool) -> bool:
-        """Whether a mount below it belongs to it. is_seen: nothing covers all of it."""
+        """Whether a mount below the target belongs to this one. is_seen: no mount covers it."""
         if not is_below(entry.point, self.target):
             return False
         if self.source is None:
             return self.type in ("proc", "dev") and entry.point != self.target
         rest = entry.point[len(self.target.rstrip("/")) :]
         point = _below(self.source.path, rest)
-        # bwrap leaves writable what the caller has no way to, and so no command either.
+        # bwrap leaves a mount writable that the caller cannot reach; nor can a command reach it.
         return any(
             one.point == point and one.device == entry.device and one.root == entry.root
             for one in host
@@ -116,14 +117,14 @@ class Wanted:
 
 
 def find_fault(entries: Sequence[Entry], wanted: Sequence[Wanted]) -> str:
-    """Why the mounts of a process are not those that were wanted, or ""."""
+    """Says how the mounts of a process differ from the wanted ones; "" if they do not."""
     host = table()
     left = list(entries)
     for one in wanted:
-        found = next((entry for entry in left if one.is_it(entry, host)), None)
-        if found is None:
+        entry = next((entry for entry in left if one.is_it(entry, host)), None)
+        if entry is None:
             return f"what belongs on {one.target} is not there"
-        left.remove(found)
+        left.remove(entry)
     covered = {(entry.parent, entry.point) for entry in entries}
     for entry in left:
         is_seen = (entry.number, entry.point) not in covered
@@ -133,9 +134,9 @@ def find_fault(entries: Sequence[Entry], wanted: Sequence[Wanted]) -> str:
 
 
 def protect_devices(pid: int, wanted: Sequence[Wanted]) -> None:
-    """Makes the mounts of device nodes read-only, which does not hinder their use.
+    """Makes the mounts of device nodes read-only, which still lets commands use them.
 
-    They are the host's own nodes, and bwrap has no way to bind them so: root's commands could
+    bwrap binds the host's own nodes, and cannot bind them read-only itself: commands of root could
     change their modes and owners. SetupError.
     """
     devs = [one.target for one in wanted if one.type == "dev"]
@@ -146,7 +147,7 @@ def protect_devices(pid: int, wanted: Sequence[Wanted]) -> None:
     ]
     failures: list[int] = []
     if nodes:
-        # A thread whose root and namespace are its own, and that ends afterwards.
+        # setns(2) needs a thread that shares its root with no other; this one ends afterwards.
         thread = threading.Thread(target=_make_read_only, args=(pid, nodes, failures), daemon=True)
         thread.start()
         thread.join()

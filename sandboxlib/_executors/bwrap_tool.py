@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The installed bwrap: where it is, what it can do, what its words mean."""
+"""The installed bwrap: finds it, tries its abilities, and reads its messages."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .bwrap_gate import Gate
 from .bwrap_look import table
 
 PROGRAM = "bwrap"
-#: bwrap counts the words of the command and of its own options together.
-MOST_WORDS = 9000
+#: The most arguments that bwrap takes (MAX_ARGS in bubblewrap.c), the command's and its own.
+MOST_ARGUMENTS = 9000
 _LONGEST_TRY = 30.0  # seconds
 _NEEDED = "--args --as-pid-1 --json-status-fd --perms --seccomp --setenv --size".split()
 
@@ -29,7 +29,7 @@ _NEEDED = "--args --as-pid-1 --json-status-fd --perms --seccomp --setenv --size"
 
 
 class Tool:
-    """A bwrap that was tried. is_staged: it takes a stage (see above)."""
+    """A bwrap that was tried. is_staged: bool, whether it needs a stage (see bwrap_mounts.py)."""
 
     def __init__(self, path: str, options: frozenset[str], is_staged: bool) -> None:
         self.path = path
@@ -41,12 +41,12 @@ _known: dict[tuple[object, ...], Tool] = {}
 
 
 def find_tool(deadline: float | None = None) -> Tool:
-    """The bwrap of the caller's PATH. ProgramNotFound, UnsupportedError, SetupError."""
+    """The bwrap in the caller's PATH. ProgramNotFound, UnsupportedError, SetupError."""
     path = tools.trusted_tool(PROGRAM)
     if path is None:
         raise errors.ProgramNotFound(f"there is no {PROGRAM} in PATH; install bubblewrap")
-    found = os.stat(path)
-    key = (path, found.st_dev, found.st_ino, found.st_ctime_ns, os.geteuid())
+    status = os.stat(path)
+    key = (path, status.st_dev, status.st_ino, status.st_ctime_ns, os.geteuid())
     if key not in _known:
         options = _options(path, deadline)
         missing = [name for name in _NEEDED if name not in options]
@@ -77,10 +77,10 @@ def _time_left(deadline: float | None) -> float:
 
 
 def _takes_stage(path: str, deadline: float | None) -> bool:
-    """Whether `..` in a target leads out of the new root, and so there is a place for a stage.
+    """Whether `..` in a target leads out of the new root: then a stage is needed, and possible.
 
-    Where it does not, bwrap resolves targets inside the new root, links as well: that is tried too.
-    UnsupportedError where neither is so, SetupError where bwrap does not work at all.
+    If not, bwrap must resolve targets inside the new root, symbolic links too: we try that as well.
+    UnsupportedError if neither holds, SetupError if bwrap does not work at all.
     """
     points = _points_of(path, ["--tmpfs", "/../sandboxlib"], deadline)
     if "/sandboxlib" not in points:
@@ -92,10 +92,10 @@ def _takes_stage(path: str, deadline: float | None) -> bool:
 
 
 def _points_of(path: str, options: list[str], deadline: float | None) -> set[str]:
-    """Where something is mounted after bwrap obeyed; the root is an empty directory in memory."""
+    """The mount points after bwrap has done these options; its root is an empty tmpfs."""
     from subprocess import DEVNULL, Popen, TimeoutExpired
 
-    said = os.memfd_create("stderr", os.MFD_CLOEXEC)
+    stderr = os.memfd_create("stderr", os.MFD_CLOEXEC)
     try:
         with Gate() as gate:
             argv = [path, *gate.options(), *options, "--", "/none"]
@@ -103,7 +103,7 @@ def _points_of(path: str, options: list[str], deadline: float | None) -> set[str
                 argv,
                 stdin=DEVNULL,
                 stdout=DEVNULL,
-                stderr=said,
+                stderr=stderr,
                 cwd="/",
                 env={},
                 pass_fds=gate.descriptors(),
@@ -120,19 +120,19 @@ def _points_of(path: str, options: list[str], deadline: float | None) -> set[str
                     return {mounted.point for mounted in table(gate.pid() or 0)}
             finally:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)  # what waits at the gate as well
+                    os.killpg(process.pid, signal.SIGKILL)  # its child at the gate too
                 with contextlib.suppress(TimeoutExpired):  # the kernel may hold it for longer
                     process.wait(5)
-        text = os.fsdecode(os.pread(said, 4096, 0)).strip()
+        text = os.fsdecode(os.pread(stderr, 4096, 0)).strip()
     finally:
-        os.close(said)
+        os.close(stderr)
     raise (
         failed(text) if text else errors.setup_error(errno.ETIMEDOUT, path, "bwrap", f"try {path}")
     )
 
 
 def failed(text: str) -> errors.SetupError:
-    """What bwrap said before it gave up, as an error."""
+    """The error for the last message of bwrap."""
     number = next(
         (n for n, name in errno.errorcode.items() if text.endswith((os.strerror(n), f"({name})"))),
         errno.EIO,
@@ -142,10 +142,12 @@ def failed(text: str) -> errors.SetupError:
 
 
 class Descriptors:
-    """What bwrap inherits, by the lowest numbers: its limit of open files is the command's."""
+    """The descriptors that bwrap inherits. They get the lowest numbers, as bwrap
+    too runs under Limits.open_files.
+    """
 
     def __init__(self, passed: Sequence[int]) -> None:
-        """passed: those of the command, which keep their numbers."""
+        """passed: the pass_fds of the command, which keep their numbers."""
         self._passed = passed
         self.moved: dict[int, int] = {}
 
@@ -154,7 +156,7 @@ class Descriptors:
         return bool(used < native.lib.SBX_MOST_PASSED)
 
     def take(self, fd: int) -> str:
-        """The number that bwrap is told."""
+        """Chooses the number that a descriptor of ours has in bwrap."""
         number = 3
         while number in self._passed or number in self.moved:
             number += 1

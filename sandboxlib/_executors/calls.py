@@ -21,20 +21,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Defaults of run_sandbox that are not those of Sandbox: what its earlier callers have.
+#: Defaults of run_sandbox that differ from those of Sandbox: earlier callers rely on them.
 OF_RUN_SANDBOX = {"network": "undefined", "filesystem_writable_paths": "all", "tmp": "root"}
 
 
 class Api(compat.EarlierNames):
-    """The public functions of an executor, made of its run_command.
+    """The public functions of an executor, which call its run_command.
 
-    possible: what it can isolate here, as its maximum_possible_isolation says.
+    possible: the maximum_possible_isolation of the executor.
     """
 
     def maximum_possible_isolation(self) -> dict[str, str]:
-        """All that can be isolated on this machine, as keyword arguments of run_sandbox: network,
-        mounts, processes and ipc, 'isolated' or 'undefined'; and seccomp, 'builds' (the filter of
-        sandboxlib), 'default' (the one of the executor's program) or 'none'.
+        """Returns the most that this machine can isolate, as keyword arguments of run_sandbox:
+        network, mounts, processes and ipc, each 'isolated' or 'undefined'; and seccomp, 'builds'
+        (the filter of sandboxlib), 'default' (the filter of the executor's program) or 'none'.
         """
         return self._possible()
 
@@ -47,7 +47,11 @@ class Api(compat.EarlierNames):
         fresh: bool = True,
         **options: _types.Unpack[_command.CommandOptions],
     ) -> Result:
-        """Runs a command in a Sandbox, by this executor; see Sandbox.run."""
+        """Runs a command in a Sandbox by this executor.
+
+        box: Sandbox. command, options: as in Sandbox.run. fresh: bool, True by default: in new
+        namespaces. Raises the errors of Sandbox.run.
+        """
         made = command_of("run_in", command, options, "fresh")
         return self._run(box._for(made), made, fresh)
 
@@ -94,50 +98,51 @@ class Api(compat.EarlierNames):
     ) -> Result:
         """Runs a command in a sandbox of its own, and returns `(exit, out, err)`.
 
-        rootfs_path    the root directory of the command.
+        rootfs_path    str or path, the root directory of the command.
         command        a list of str, bytes or paths; or a str that names one program and is never
                        split. A program without a slash is looked up in the PATH of the sandbox,
-                       inside the root. Or a Command, beside which none of its options is given.
-        cwd            inside the root. None (the default): '/'; where the root is '/', the caller's
-                       directory, or '/' if the sandbox has no such directory.
-        extra_env      added to BASE_ENVIRONMENT, which is all that the command finds otherwise.
-        env            instead of BASE_ENVIRONMENT.
-        stdin          None (the default): empty. bytes, a file, or a descriptor.
-        stdout, stderr CAPTURE (the default): returned as bytes. A file or a descriptor: written
-                       there, None is returned. A function, Lines or Tee: handed there as it comes.
-                       None: discarded. stderr=STDOUT: goes where stdout goes.
-        timeout        seconds; then everything in the sandbox is killed, and Result.timed_out is
-                       True.
+                       inside the root. Or a Command, which takes none of its options beside it.
+        cwd            str or path, inside the root. None (the default): '/'; with root '/' the
+                       caller's directory, or '/' if the sandbox has no such directory.
+        extra_env      mapping of str to str, added to BASE_ENVIRONMENT or env; None by default.
+        env            mapping of str to str, in place of BASE_ENVIRONMENT; None by default.
+        stdin          bytes, a file, or a descriptor. None (the default): empty.
+        stdout, stderr CAPTURE (the default): the Result has the bytes. A file or a descriptor: the
+                       command writes there. A function, Lines or Tee: gets the output as it
+                       arrives. None: discarded. stderr=STDOUT: both go where stdout goes.
+        timeout        float, seconds; then every process in the sandbox is killed, and
+                       Result.timed_out is True. None (the default): no limit.
 
-        network, mounts, processes, ipc, hostname, extra_mounts, filesystem_writable_paths, tmp,
-        devices, resolv_conf, policy, init, user, umask, limits, deterministic and personality are
-        those of Sandbox. Its defaults differ: here network is 'undefined', the root can be written
-        to, and /tmp is the root's. capabilities, no_new_privs, seccomp and nesting are those of
-        Policy, with its defaults: give either some of them, or policy. grace, max_output,
-        on_overflow, pass_fds and pty are those of Command.
+        These are as in Sandbox: network, mounts, processes, ipc, hostname, extra_mounts,
+        filesystem_writable_paths, tmp, devices, resolv_conf, policy, init, user, umask, limits,
+        deterministic and personality. Three defaults differ: network is 'undefined', the whole
+        root is writable, and /tmp is the root's. These are as in Policy, with its defaults:
+        capabilities, no_new_privs, seccomp and nesting; give either policy, or some of them. These
+        are as in Command: grace, max_output, on_overflow, pass_fds and pty.
 
-        The form of sandboxlib 0.3 is understood too (compat.py):
+        The function understands the form of sandboxlib 0.3 too (compat.py):
 
             run_sandbox(command, cwd=None, env=None, filesystem_root='/', ...)
 
-        if the first argument is a list, or the only one, or filesystem_root is given. There
-        env=None is the caller's environment, mounts is 'undefined' unless something has to be
-        mounted, the devices are those of the root, and the command keeps all capabilities of its
-        caller, and has no system call filter. Without filesystem_root it raises a HostRootWarning.
-        Two str are a rootfs_path and a command.
+        A call has that form if its first argument is a list, or the only one, or if it gives
+        filesystem_root. Then env=None is the caller's environment, mounts is 'undefined' unless
+        other arguments need a mount, the devices are those of the root, and the command keeps all
+        capabilities of its caller, and has no system call filter. Without filesystem_root it issues
+        a HostRootWarning. Two str are a rootfs_path and a command.
 
-        Returns a Result, a tuple `(exit, out, err)`. exit is -n where signal n ended the command.
+        Returns a Result, a tuple `(exit, out, err)`. exit is -n if signal n ended the command.
 
         The executor is the first of chroot, linux_user_chroot, user_namespace and bubblewrap that
-        can promise all of this here; Result.executor names it. SANDBOXLIB_BACKEND chooses another.
+        can keep all promises on this machine; Result.executor names it. The variable
+        SANDBOXLIB_BACKEND chooses another.
 
-        Raises SpecError (a ValueError) for a request that makes no sense, UnsupportedError (an
-        AssertionError) for one that no executor can keep here, and SetupError (an OSError:
-        FileNotFoundError, PermissionError, ...; and a RuntimeError) where the kernel refuses a
-        step: a missing program, a bad cwd, a bad root. Unkillable if the kernel does not end what
-        was killed, StatusLost if nobody knows how the command ended.
+        Raises SpecError (a ValueError) if an argument is wrong; UnsupportedError (an
+        AssertionError) if no executor can keep all promises on this machine; SetupError (an
+        OSError: FileNotFoundError, PermissionError, ...; and a RuntimeError) if the kernel refuses
+        a step: a missing program, a bad cwd, a bad root; Unkillable if the kernel does not end a
+        process that was killed; StatusLost if the exit status cannot be known.
         """
-        given = locals()  # of those below, only what is not the default
+        given = locals()  # read before any other name is assigned
         options = {name: given[name] for name, v in _DEFAULTS.items() if given[name] is not v}
         if network != "undefined":
             options["network"] = network
@@ -158,7 +163,7 @@ def of_first_form(
     extra_env: _types.Env | None,
     options: dict[str, Any],
 ) -> tuple[Spec, Command]:
-    """The Sandbox and the Command of a call. options: those of both. SpecError."""
+    """The Sandbox and the Command of a call in the first form. options: of both. SpecError."""
     if not options.keys() <= compat.KNOWN:
         raise unknown_option(call, options, *compat.SANDBOX_OPTIONS)
     given = {name: options.pop(name) for name in compat.COMMAND_OPTIONS & options.keys()}

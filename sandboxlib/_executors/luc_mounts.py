@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mounts of linux-user-chroot: what to tell a program that binds one directory at a time.
+"""The mounts of linux-user-chroot: the options for a program that binds one directory at a time.
 
-It follows symbolic links out of the root and makes no mount point; a bind has the flags of the
-mount that its source lies on. So every path is looked up here, inside the root, beforehand.
+The program follows symbolic links out of the root, and makes no mount points; a bind mount gets the
+flags of the mount of its source. So this module looks up every path beforehand, inside the root.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .._spec.spec import Spec
 from ..errors import UnsupportedError
 from .view import View, _below, _mounts_below, _parts, doing
 
-# ---- who can change them ---------------------------------------------------------------------
+# ---- paths that commands can change ----------------------------------------------------------
 
 
 def _changeable(root: str, inside: str) -> str:
-    """A directory on the way to a path in the root in which commands of other runs could put
-    something else, a symbolic link say; "" if there is none.
+    """A directory on the way to a path in the root in which commands of other runs could replace a
+    name, by a symbolic link for example; "" if there is none.
 
-    Commands have the caller's uid. Which other runs there are, nobody knows.
+    Commands have the caller's uid, and there may always be other runs.
     """
     directory = root
     for name in inside.strip("/").split("/"):
@@ -50,10 +50,10 @@ def _can_change(directory: str) -> bool:
 
 
 def doubts(box: Spec) -> list[str]:
-    """What of a Sandbox the program would look up by names that commands of other runs can change,
-    and that could lead it out of the root.
+    """A refusal for each path of a Sandbox that commands of other runs could change so that it
+    leads the program out of the root.
     """
-    found: list[str] = []
+    refused: list[str] = []
     with contextlib.suppress(OSError):
         root = machine.real_path(box.root)
         view = View(root)
@@ -63,16 +63,16 @@ def doubts(box: Spec) -> list[str]:
             start = len(root.rstrip("/"))
             wanted += [(f"the mount {point} below the root", point[start:]) for point in below]
         for what, path in wanted:
-            found += _doubt(what, _changeable(root, view.resolve(path)))
+            refused += _doubt(what, _changeable(root, view.resolve(path)))
         for mount in (*_own_tmp(box, view), *box.extra_mounts):
-            inside = view.resolve(mount.target)
-            at = view.mount_of(inside)
+            target = view.resolve(mount.target)
+            at = view.mount_of(target)
             base = view.over[at]
             if base is not None and (at != "/" or (root == "/" and mount.source)):
                 what = f"mount on {mount.target}"
-                found += _doubt(what, _changeable(base, inside[len(at.rstrip("/")) :]))
-            view.put(inside, mount.source)
-    return found
+                refused += _doubt(what, _changeable(base, target[len(at.rstrip("/")) :]))
+            view.put(target, mount.source)
+    return refused
 
 
 def _doubt(what: str, directory: str) -> list[str]:
@@ -85,9 +85,9 @@ def _doubt(what: str, directory: str) -> list[str]:
 
 
 def takes_stage(box: Spec) -> bool:
-    """Whether sources, and the root, have to be put where no command finds them.
+    """Whether the sources and the root have to be bound to directories that no command can find.
 
-    Otherwise a target that became a link would lead one of the mounts over what is looked up next.
+    Otherwise a target that became a link could lead one mount over the next path to look up.
     """
     sources = [mount for mount in box.extra_mounts if mount.source]
     with contextlib.suppress(OSError):
@@ -103,12 +103,14 @@ def takes_stage(box: Spec) -> bool:
 class Recipe:
     """The mount options of one run, in the order in which the program does them:
 
-    aside    what will be covered and is needed later is bound to a directory of ours
-    covers   the root and the mounts below it read-only, the writable paths back from aside
-    mounts   /proc, and what was asked for
+    aside    binds each path that a later mount will cover, and that is still needed, to a directory
+             of ours
+    covers   makes the root and the mounts below it read-only, and binds the writable paths back
+             from aside
+    mounts   /proc, and the mounts of the Sandbox
 
-    A bind has the flags of the mount that its source lies on, and none of the mounts below it: from
-    a root that is read-only already nothing writable can be bound.
+    A bind mount gets the flags of the mount of its source, without the mounts below: a source in a
+    root that is read-only already cannot become writable. So aside comes first.
     """
 
     def __init__(
@@ -123,13 +125,13 @@ class Recipe:
         with doing(box.root, "root", f"open the root {box.root}"):
             self.root = machine.real_path(box.root)
             os.stat(os.path.join(self.root, "."))
-        self.place = self.root  # what the program gets as the root
+        self.program_root = self.root  # the path that the program gets as its root
         self.view = View(self.root)
         self.writable = box.filesystem_writable_paths
         self.aside: list[list[str]] = []
         self.covers: list[list[str]] = []
         self.mounts: list[list[str]] = []
-        self.covered: list[str] = []  # places that are no longer what they were
+        self.covered: list[str] = []  # paths on which the options mount
         self.scratch = ""
         self.stubs = Stubs(self.root, deadline)
         undo.callback(self.stubs.release)
@@ -142,13 +144,13 @@ class Recipe:
         self._check_scratch()
 
     def options(self) -> list[list[str]]:
-        """Each with its values."""
+        """The options, each with its values."""
         return [*self.aside, *self.covers, *self.mounts]
 
     def _stage(self) -> None:
-        """The root goes to a directory of ours first, and what is mounted below it as well."""
+        """Binds the root, and each mount below it, to directories of ours first."""
         below = _mounts_below(self.root)
-        self.place = self._new_directory()
+        self.program_root = self._new_directory()
         self.aside.append(["--mount-bind", self.root, "/."])
         start = len(self.root)
         for point in below:
@@ -168,9 +170,9 @@ class Recipe:
         """A new directory that no mount of the run will cover."""
         import tempfile
 
-        for place in (os.environ.get("TMPDIR"), "/tmp", "/var/tmp", "/dev/shm"):
-            if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
-                real = os.path.realpath(place)
+        for parent in (os.environ.get("TMPDIR"), "/tmp", "/var/tmp", "/dev/shm"):
+            if parent and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
+                real = os.path.realpath(parent)
                 if not any(_below(real, other) for other in self._to_be_covered()):
                     made = tempfile.mkdtemp(prefix="sandboxlib.", dir=real)
                     self.undo.callback(_remove_tree, made)
@@ -192,54 +194,54 @@ class Recipe:
     def _check_scratch(self) -> None:
         if not self.scratch or self.root != "/":
             return
-        if any(_below(self.scratch, place) for place in self.covered):  # a link led a mount there
+        if any(_below(self.scratch, path) for path in self.covered):  # by a symbolic link
             raise UnsupportedError(f"a mount of the sandbox covers {self.scratch}; set TMPDIR")
-        if self.writable != "all":  # what is aside is writable, and is seen there as well
+        if self.writable != "all":  # the command sees the directories of aside here, writable
             self.mounts.append(["--mount-readonly", self.scratch])
 
     def _put_aside(self, path: str) -> str:
         _check_directory(path, "; a mount over its directory hides it (Mount.dev())")
-        place = self._new_directory()
-        # The program appends it to the root, from where the way is up first.
-        up = "" if self.root == "/" else "/.." * self.place.count("/")
-        self.aside.append(["--mount-bind", path, up + place])
-        return place
+        directory = self._new_directory()
+        # The program appends the target to its root, so the target leads up to / first.
+        up = "" if self.root == "/" else "/.." * self.program_root.count("/")
+        self.aside.append(["--mount-bind", path, up + directory])
+        return directory
 
     # -- the root read-only
 
     def _protect(self) -> None:
-        """With every mount below it, but for the writable paths. Comes after the mounts are known:
-        what gets a mount on it is not seen, and needs nothing.
+        """Makes the root and every mount below it read-only, except the writable paths. It comes
+        after the mounts: a path below one of them is hidden, and needs no option.
         """
-        seen = [self._hole(path) for path in _paths(self.writable)]
-        holes = {hole for hole in seen if not self._is_covered(hole)}
+        paths = [self._hole(path) for path in _paths(self.writable)]
+        holes = {hole for hole in paths if not self._is_covered(hole)}
         start = len(self.root.rstrip("/"))
         points = {point[start:] for point in _mounts_below(self.root)}
         points = {point for point in points if not self._is_covered(point)}
         hidden_by = [] if self.root == "/" else ["/"]  # "/." below "/" changes the mount in place
         self.covers.append(["--mount-readonly", "/."])
-        for place in sorted(holes | points, key=_parts):
-            around = [hole for hole in holes if _below(place, hole)]
-            if place not in points and around != [place]:
-                continue  # a part of another hole
-            back = place not in points or any(_below(place, other) for other in hidden_by)
+        for path in sorted(holes | points, key=_parts):
+            around = [hole for hole in holes if _below(path, hole)]
+            if path not in points and around != [path]:
+                continue  # it lies in another hole
+            back = path not in points or any(_below(path, other) for other in hidden_by)
             if back:
-                source = self._put_aside(os.path.join(self.root, place[1:]))
-                self.covers.append(["--mount-bind", source, place])
+                source = self._put_aside(os.path.join(self.root, path[1:]))
+                self.covers.append(["--mount-bind", source, path])
             if not around:
-                self.covers.append(["--mount-readonly", place])
+                self.covers.append(["--mount-readonly", path])
             if back or not around:
-                hidden_by.append(place)
+                hidden_by.append(path)
         self.covered += hidden_by
 
-    def _is_covered(self, place: str) -> bool:
-        return any(_below(place, other) for other in self.covered)
+    def _is_covered(self, path: str) -> bool:
+        return any(_below(path, other) for other in self.covered)
 
     def _hole(self, path: str) -> str:
         with doing(path, "target", f"writable path {path}: target"):
-            inside = View(self.root).resolve(path)
-            os.stat(os.path.join(self.root, inside[1:]))
-        return inside
+            hole = View(self.root).resolve(path)
+            os.stat(os.path.join(self.root, hole[1:]))
+        return hole
 
     # -- mounts
 
@@ -254,13 +256,13 @@ class Recipe:
             self._add_mount(mount, f"mount {index}: {mount.source or mount.type} on {mount.target}")
 
     def _add_own(self, option: str, path: str) -> None:
-        """Where the root has such a directory, and nothing else was asked for."""
+        """Adds the option if the root has such a directory, and no extra mount goes there."""
         if any(mount.target == path for mount in self.box.extra_mounts):
             return
         with contextlib.suppress(OSError):
-            inside = self.view.resolve(path)
-            if os.path.isdir(self.view.host(inside) or ""):
-                self._put(option, inside)
+            target = self.view.resolve(path)
+            if os.path.isdir(self.view.host(target) or ""):
+                self._put(option, target)
 
     def _add_mount(self, mount: Mount, what: str) -> None:
         source = mount.source
@@ -274,14 +276,14 @@ class Recipe:
         if source is not None:
             self._bind(source, target, mount)
         elif mount.type == "tmpfs":
-            place = self._new_directory()
-            os.chmod(place, mount.mode)
-            self._bind(place, target, mount)
+            directory = self._new_directory()
+            os.chmod(directory, mount.mode)
+            self._bind(directory, target, mount)
         else:
             self._put("--mount-proc" if mount.type == "proc" else "--mount-devapi", target)
 
     def _bind(self, source: str, target: str, mount: Mount) -> None:
-        """One bind, and one more for each mount below the source."""
+        """Adds a bind mount, and one more for each mount below the source."""
         start = len(source.rstrip("/"))
         for path in (source, *(_mounts_below(source) if mount.recursive else ())):
             _check_directory(path, "; recursive=False leaves it out")
@@ -289,8 +291,8 @@ class Recipe:
             changed = self.writable != "all" or self.mounts
             is_ours = bool(self.scratch) and _below(path, self.scratch)
             aside = not is_ours if self.staged else changed and _below(path, self.root)
-            whence = self._put_aside(path) if aside else path
-            self.mounts.append(["--mount-bind", whence, at])
+            bound_from = self._put_aside(path) if aside else path
+            self.mounts.append(["--mount-bind", bound_from, at])
             if mount.read_only:
                 self.mounts.append(["--mount-readonly", at])
         self.covered.append(target)
@@ -302,24 +304,24 @@ class Recipe:
         self.view.put(target, None)
 
     def _target(self, path: str, what: str) -> str:
-        """Where a mount goes, without symbolic links; made for the run where it is missing."""
-        inside = self.view.resolve(path)
-        if inside == "/":
+        """The mount point, without symbolic links; it is made for the run if it is missing."""
+        target = self.view.resolve(path)
+        if target == "/":
             raise OSError(errno.EBUSY, "the root itself")
-        host = self.view.host(inside)
+        host = self.view.host(target)
         if host is None:
             raise UnsupportedError(f"{what}: the target lies in a proc or dev of the sandbox")
-        if self.view.mount_of(inside) == "/":
-            self.stubs.hold(inside, True)
+        if self.view.mount_of(target) == "/":
+            self.stubs.hold(target, True)
         elif self.scratch and _below(host, self.scratch):
             os.makedirs(host, exist_ok=True)
         else:
             os.stat(host)
-        return inside
+        return target
 
 
 def _own_tmp(box: Spec, view: View) -> tuple[Mount, ...]:
-    """The private /tmp, if the Sandbox has one and the root a place for it."""
+    """The private /tmp, if the Sandbox has one, and the root has a /tmp or can get it."""
     targets = [mount.target for mount in box.extra_mounts]
     if box.tmp != "private" or "/tmp" in targets:
         return ()
@@ -340,7 +342,9 @@ def _remove_tree(path: str) -> None:
     import shutil
 
     shutil.rmtree(path, ignore_errors=True)
-    for directory, names, _ in os.walk(path):  # a command may have made some that nobody enters
+    for directory, names, _ in os.walk(
+        path
+    ):  # a command may have made directories without permission to enter
         for name in names:
             inner = os.path.join(directory, name)
             if not os.path.islink(inner):

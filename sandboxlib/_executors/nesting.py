@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where commands may make user namespaces of their own, and mount in them: Policy(nesting=True).
+"""Refusals of Policy(nesting=True), with which commands may make user namespaces, and mount there.
 
-Who may do that can mount the machine's cgroups (cgroup_namespaces(7)), and write there what its uid
-owns: with uid 0 of the machine all of them. Then it could kill, freeze and move the processes of
-others, so it is refused.
+Such a command can mount the machine's cgroups (cgroup_namespaces(7)), and write to those that its
+uid owns: as uid 0 of the machine to all of them. It could then kill, freeze and move the processes
+of others, so we refuse that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .._cgroups import hierarchies
 from .._host import machine
 from .._spec.spec import Spec
 
-#: By these whoever may write them moves, kills or stops what is in a cgroup.
+#: A process that may write one of these can move, kill or stop the processes in a cgroup.
 _COMMANDS = (
     "cgroup.procs",
     "cgroup.threads",
@@ -30,7 +30,10 @@ _COMMANDS = (
 
 @functools.lru_cache(maxsize=64)
 def refused(box: Spec, in_user_namespace: bool, euid: int) -> list[str]:
-    """Why a Sandbox cannot have it, in words. in_user_namespace: its commands are in one."""
+    """Why a Sandbox cannot have nesting; [] if it can.
+
+    in_user_namespace: bool, whether its commands are in a user namespace.
+    """
     if box.mounts != "isolated" and box.root != "/":
         return ["nesting=True: there are no user namespaces in a chroot; mounts='isolated' is none"]
     if box.policy.capabilities == "all" and not in_user_namespace:
@@ -57,7 +60,7 @@ def refused(box: Spec, in_user_namespace: bool, euid: int) -> list[str]:
 
 
 def _uids(box: Spec, in_user_namespace: bool, euid: int) -> set[int]:
-    """What the machine calls the uids that commands have, or get by a set-user-ID program."""
+    """The uids that commands can get, as the initial user namespace has them."""
     if in_user_namespace or box._ids is None:
         return {_outside(euid)}
     others = set() if box.policy.no_new_privs else {euid}
@@ -65,16 +68,16 @@ def _uids(box: Spec, in_user_namespace: bool, euid: int) -> set[int]:
 
 
 def _outside(uid: int) -> int:
-    """What the machine calls a uid of the caller's user namespace."""
+    """A uid of the caller's user namespace as the initial one has it."""
     for line in machine.read("/proc/self/uid_map").splitlines():
-        first, low, count = (int(word) for word in line.split())
+        first, low, count = (int(number) for number in line.split())
         if 0 <= uid - first < count:
             return low + uid - first
     return uid
 
 
 def _writable(uids: Sequence[range]) -> str:
-    """A cgroup that one of them may write, among all that the caller sees mounted; "": none."""
+    """A cgroup that one of the uids may write, of those mounted for the caller; "" if none."""
     for top in sorted(set(hierarchies.mount_points().values())):
         for path, _, files in os.walk(top):
             if "cgroup.procs" not in files:
@@ -83,7 +86,7 @@ def _writable(uids: Sequence[range]) -> str:
                 with contextlib.suppress(OSError):  # removed meanwhile
                     status = os.stat(name)
                     owner = _outside(status.st_uid)
-                    # Any group is taken to be the command's: the kernel lets none write.
+                    # A cgroup that its group may write counts as well: the command may be in it.
                     if status.st_mode & 0o022 or any(owner in each for each in uids):
                         return path
     return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What no executor can promise on this machine, whatever it is made of."""
+"""Promises that no executor can keep, because of the kernel or the machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def nesting_refused(box: Spec, in_user_namespace: bool) -> list[str]:
-    """Why commands may make no sandboxes of their own, where that is asked for."""
+    """Why commands cannot have nesting; [] if they can, or need not."""
     if not box.policy.nesting:
         return []
     from . import nesting
@@ -27,16 +27,17 @@ def nesting_refused(box: Spec, in_user_namespace: bool) -> list[str]:
 def limits_refused(
     box: Spec, changes_ids: bool = False, in_user_namespace: bool = False
 ) -> list[str]:
-    """Which limits the kernel would take, and not enforce, as the command is exempt.
+    """The limits that the kernel would accept, but not enforce, as the command is exempt from them.
 
-    changes_ids: the command has the ids of its User, if there is one, outside as well.
-    in_user_namespace: its capabilities are those of a user namespace, which exempt from nothing.
+    changes_ids: a User's ids are the command's ids outside of the sandbox as well.
+    in_user_namespace: the command has its capabilities in a user namespace only, where they exempt
+    it from no limit.
     """
     limits = box.limits
     if limits is None or (limits.processes is None and limits.locked_memory is None):
         return []
     is_other = changes_ids and box._ids is not None and box._ids[0] != 0
-    if is_other and isinstance(box.policy.capabilities, str):  # it has none
+    if is_other and isinstance(box.policy.capabilities, str):  # it has no capability
         return []
     found = []
     has = () if in_user_namespace else _capabilities_of(box)
@@ -51,7 +52,7 @@ def limits_refused(
 
 
 def ids_refused(box: Spec) -> list[str]:
-    """Whether root's command would silently lose the capabilities that it is to keep."""
+    """Why a command cannot have 'all' capabilities with another uid: exec would drop them."""
     if (
         box._ids is None
         or box._ids[0] == 0
@@ -59,16 +60,16 @@ def ids_refused(box: Spec) -> list[str]:
         or os.geteuid() != 0
     ):
         return []
-    text = "a uid other than 0 keeps none when it is taken; name those that it needs"
+    text = "changing to a uid that is not 0 drops them; list those that the command needs"
     return [f"capabilities='all' with user={box.user!r}: {text}"]
 
 
 def read_only_refused(box: Spec) -> list[str]:
-    """Why a command that shares the caller's processes could write outside a read-only root.
+    """Why a command that shares the caller's processes could write to a root that is read-only.
 
-    It enters /proc/PID/root of, or traces, each process that has its ids and no capability beyond
-    its own: with setuid that is one of any user, and with sys_ptrace any process. In a user
-    namespace of its own it may do neither to a process outside.
+    A command may trace, and enter /proc/PID/root of, each process that has its ids and no
+    capability beyond its own (ptrace(2)): with setuid those of any user, and with sys_ptrace any
+    process. From a user namespace of its own it may do neither to a process outside.
     """
     if box.processes == "isolated" or box.filesystem_writable_paths == "all":
         return []
@@ -92,7 +93,7 @@ def read_only_refused(box: Spec) -> list[str]:
 
 
 def _capabilities_of(box: Spec) -> Sequence[str]:
-    """What a command keeps of the caller's, of those beyond the default."""
+    """The capabilities of a command beyond 'default', as far as the caller has them."""
     asked = box.policy.capabilities
     if asked in ("default", "none") or machine.is_in_user_namespace():
         return ()

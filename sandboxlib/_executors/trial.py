@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an executor can do on this machine: it is tried once."""
+"""Trials: an executor runs a command that does not exist, to find what works on this machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ISOLATED = {
     "ipc": "isolated",
 }
 UNDEFINED = dict.fromkeys(ISOLATED, "undefined")
-#: The root as the caller has it, whatever is isolated.
+#: Options that leave the root as it is, so that a trial needs no mounts.
 AS_IT_IS = {"filesystem_writable_paths": "all", "tmp": "root"}
 
 RunCommand = Callable[[Spec, Command, bool], Result]
@@ -37,7 +37,7 @@ RunCommand = Callable[[Spec, Command, bool], Result]
 #: A program that does not exist: failing at step 'exec' proves that every step before it works.
 _TRIAL = Command("/sandboxlib-trial", "/")
 
-#: These say nothing about the machine, and are not remembered.
+#: Errors that say nothing about the machine; trial() does not remember them.
 TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 
@@ -49,7 +49,7 @@ def trial(
     euid: int,
     seccomp: str = "none",
 ) -> str:
-    """Whether an executor can isolate these on this machine: "", or why not. Tried once."""
+    """Tries, once, whether an executor can isolate these here: "" if it can, or why not."""
     options: dict[str, Any] = {**UNDEFINED, **dict.fromkeys(isolated, "isolated"), **AS_IT_IS}
     options["policy"] = Policy(seccomp=seccomp)
     try:
@@ -64,7 +64,7 @@ def trial(
 
 
 def native_refusals(run_command: RunCommand, box: Spec) -> list[str]:
-    """What of a Sandbox the machine denies to an executor that takes filters."""
+    """Why this machine cannot isolate a Sandbox, or install its filter; [] if it can."""
     isolated = tuple(name for name, value in box.isolation().items() if value == "isolated")
     euid = os.geteuid()
     reason = trial(run_command, isolated, box._user_kind, euid)
@@ -74,18 +74,14 @@ def native_refusals(run_command: RunCommand, box: Spec) -> list[str]:
 
 
 def possible_isolation(run_command: RunCommand) -> dict[str, str]:
-    """All that an executor can isolate on this machine, as keywords of run_sandbox."""
+    """The most that an executor can isolate here, as keyword arguments of run_sandbox."""
     euid = os.geteuid()
     seccomp = {"seccomp": "none" if trial(run_command, (), "caller", euid, "builds") else "builds"}
     if not trial(run_command, tuple(ISOLATED), "caller", euid):
         return ISOLATED | seccomp
-    found: tuple[str, ...] = ()
-    for name in (
-        "mounts",
-        "network",
-        "ipc",
-        "processes",
-    ):  # the last takes a /proc where mounts are
-        if not trial(run_command, (*found, name), "caller", euid):
-            found = (*found, name)
-    return {name: "isolated" if name in found else "undefined" for name in ISOLATED} | seccomp
+    works: tuple[str, ...] = ()
+    # processes last: together with mounts it needs a new /proc, which may fail.
+    for name in ("mounts", "network", "ipc", "processes"):
+        if not trial(run_command, (*works, name), "caller", euid):
+            works = (*works, name)
+    return {name: "isolated" if name in works else "undefined" for name in ISOLATED} | seccomp

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root and its mounts as paths of the caller's: links are followed inside."""
+"""View: the root of a sandbox with its mounts, as paths of the caller.
+
+It follows symbolic links inside the root, as the command will.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def _mounts_below(above: str) -> list[str]:
 
 
 def _parts(path: str) -> list[str]:
-    """The key that sorts a directory before what is in it, and that before its next neighbour."""
+    """A sort key: a directory comes before its content, and its content before its next sibling."""
     return path.split("/")
 
 
@@ -63,50 +66,55 @@ def _mount_id(path: str) -> int:
 
 
 class View:
-    """What the command will see: the root, and over it what was mounted so far."""
+    """The files that the command will see: the root, and over it the mounts so far.
+
+    over: the paths inside on which something is mounted, each with its path on the host, or None if
+    the run makes it itself (a tmpfs, a proc).
+    """
 
     def __init__(self, root: str) -> None:
         self.over: dict[str, str | None] = {"/": root}
 
-    def put(self, inside: str, host: str | None) -> None:
-        """Mounts a path of the host; None: something that exists in the run only."""
-        self.over = {at: what for at, what in self.over.items() if not _below(at, inside)}
-        self.over[inside] = host
+    def put(self, target: str, host: str | None) -> None:
+        """Mounts a path of the host on target; None: a file system that the run makes itself."""
+        self.over = {at: source for at, source in self.over.items() if not _below(at, target)}
+        self.over[target] = host
 
-    def mount_of(self, inside: str) -> str:
-        while inside not in self.over:
-            inside = os.path.dirname(inside)
-        return inside
+    def mount_of(self, path: str) -> str:
+        """The mount point, inside, of the mount that a path inside lies on."""
+        while path not in self.over:
+            path = os.path.dirname(path)
+        return path
 
-    def host(self, inside: str) -> str | None:
-        """Where a path inside, one without symbolic links, lies on the host."""
-        at = self.mount_of(inside)
+    def host(self, path: str) -> str | None:
+        """The path on the host of a path inside, which has no symbolic links."""
+        at = self.mount_of(path)
         base = self.over[at]
-        rest = inside[len(at) :].lstrip("/")
-        return os.path.join(base, rest) if base and rest else base
+        below = path[len(at) :].lstrip("/")
+        return os.path.join(base, below) if base and below else base
 
     def resolve(self, path: str) -> str:
-        """The path inside without symbolic links; all of them stay in the root. OSError."""
-        inside, todo, links = "/", path.split("/")[::-1], 0
+        """Resolves the symbolic links of a path inside, as if in chroot(2). OSError."""
+        resolved, todo, links = "/", path.split("/")[::-1], 0
         while todo:
             name = todo.pop()
             if name in ("", ".", ".."):
-                inside = os.path.dirname(inside) if name == ".." else inside
+                resolved = os.path.dirname(resolved) if name == ".." else resolved
                 continue
-            here = os.path.join(inside, name)
+            here = os.path.join(resolved, name)
             leads_to = _read_link(self.host(here))
             if leads_to is None:
-                inside = here
+                resolved = here
                 continue
             links += 1
-            if links > 40:  # as path_resolution(7)
+            if links > 40:  # the kernel's limit, path_resolution(7)
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-            inside = "/" if leads_to.startswith("/") else inside
+            resolved = "/" if leads_to.startswith("/") else resolved
             todo += leads_to.split("/")[::-1]
-        return inside
+        return resolved
 
     def find(self, path: str) -> str | None:
-        """The host's name for it, "" for what is in the run only, None for what is not there."""
+        """The path on the host; "" if only the run has it, None if it does not exist."""
         with contextlib.suppress(OSError):
             host = self.host(self.resolve(path))
             if host is None or os.path.exists(host):
@@ -114,13 +122,15 @@ class View:
         return None
 
     def has_directory(self, path: str) -> bool:
-        """Whether there is such a directory: in what the run itself makes, a mount point only."""
+        """Whether there is such a directory. In a file system that the run makes only the mount
+        points are known.
+        """
         try:
-            inside = self.resolve(path)
-            host = self.host(inside)
+            resolved = self.resolve(path)
+            host = self.host(resolved)
         except OSError:
             return False
-        return os.path.isdir(host) if host else any(_below(at, inside) for at in self.over)
+        return os.path.isdir(host) if host else any(_below(at, resolved) for at in self.over)
 
 
 def _read_link(host: str | None) -> str | None:
@@ -134,7 +144,7 @@ def _read_link(host: str | None) -> str | None:
 
 @contextlib.contextmanager
 def doing(filename: str, step: str, what: str) -> Iterator[None]:
-    """Makes a SetupError of an OSError."""
+    """Turns an OSError of the block into a SetupError of this step."""
     try:
         yield
     except OSError as error:

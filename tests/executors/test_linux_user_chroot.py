@@ -886,7 +886,7 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_found_in_path_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "linux-user-chroot"
     monkeypatch.setenv("PATH", f"/none:.::{tmp_path}")
-    monkeypatch.setattr(luc, "PLACES", ())
+    monkeypatch.setattr(luc, "DIRECTORIES", ())
     anywhere(monkeypatch)
     assert luc.find_tool() is None
     tool.touch()
