@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HOW a command runs: the plan of a Sandbox, a job, a run, slots."""
+"""Runs of commands: the plan of a Sandbox, the job of a Command, a run, and slots."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a failed step means: its sentence, and the likely remedy."""
+"""Turns a failed step into a SetupError: its sentence, and the likely remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SILENT = "a file system that does not answer (FUSE, network) is the usual cause"
 
 
-# ---- words for what failed -------------------------------------------------------------------
+# ---- sentences -------------------------------------------------------------------------------
 
 _ROOT_STEPS = {
     "root": "Unable to chroot: open the root",
@@ -84,17 +84,17 @@ _HINTS = {
     ("oom_score", errno.ENOENT): "the caller has no /proc",
     ("cgroup", errno.EACCES): "the caller may not move its processes there (cgroups(7))",
     ("cgroup", errno.EPERM): "the caller may not move its processes there (cgroups(7))",
-    ("cgroup", errno.ENODEV): "somebody removed it",
-    ("cgroup", errno.EBUSY): "it has cgroups below it, and hands its controllers on to them",
+    ("cgroup", errno.ENODEV): "another process removed it",
+    ("cgroup", errno.EBUSY): "it has cgroups below it, and its cgroup.subtree_control is not empty",
     ("cgroup", errno.EOPNOTSUPP): "it is threaded, or one above it (cgroup.type)",
     ("parent_keyring", errno.EACCES): "it takes no_new_privs, or CAP_SYS_ADMIN",
-    ("terminal", errno.EPERM): "it is that of another session",
+    ("terminal", errno.EPERM): "it belongs to another session",
     ("terminal", errno.ENOTTY): "stdin is no terminal",
     ("exec", errno.EAGAIN): "the command's user has more processes than Limits.processes",
     ("cwd", errno.ENOENT): "it is looked for inside the root, below the mounts of the sandbox",
     ("cwd", errno.ELOOP): "links of /proc/PID are not followed",
     ("user", errno.EINVAL): "the user namespace, or the ranges of /etc/subuid, has no such id",
-    ("exec", errno.ENOEXEC): "no program, and no script that begins with #!",
+    ("exec", errno.ENOEXEC): "neither a program nor a script that begins with #!",
     ("exec", errno.E2BIG): "arguments and environment are too long (execve(2), Limits)",
     ("reaper", errno.E2BIG): "arguments and environment are too long (execve(2), Limits)",
     ("reaper", errno.EACCES): "sysctl vm.memfd_noexec, or a mount with noexec",
@@ -102,7 +102,7 @@ _HINTS = {
         "source",
         errno.EINVAL,
     ): "links of /proc/PID lead into the mounts of that process, not the run's",
-    ("source", errno.ENODEV): "it is there, and no device",
+    ("source", errno.ENODEV): "it exists, but is no device",
     ("source", errno.EMFILE): "each bind takes a descriptor during the set-up (ulimit -Hn)",
     ("target", errno.ENOTDIR): "a part of the path is a file",
     ("target", errno.EBUSY): "a link leads it to the root itself",
@@ -132,13 +132,13 @@ _LIMIT_HINTS = {
 
 
 def _limit_name(index: int) -> str:
-    """Of an index of step 'limits': a resource of setrlimit(2), then one of enum sbx_limit."""
+    """The name of an index of step 'limits': below 16 of setrlimit(2), then of enum sbx_limit."""
     if index >= 16:
         return _OTHER_LIMITS[index - 16]
     return next(name for name, number in RLIMITS.items() if number == index)
 
 
-def _limit_words(index: int, values: Mapping[str, Any]) -> str:
+def _limit_text(index: int, values: Mapping[str, Any]) -> str:
     name = _limit_name(index)
     if name == "personality":
         return f"set the personality {values[name]:#x} (deterministic, linux32)"
@@ -173,13 +173,15 @@ def hint(step: str, index: int, error: int, in_user_namespace: bool = False) -> 
             return "it is looked for inside the root, in the PATH of the sandbox"
         return "the file is there, but not its interpreter or loader"
     if error == errno.ENOSYS and step != "seccomp":
-        return "sandboxlib takes Linux 5.12, and a seccomp filter that lets this call through"
+        return (
+            "sandboxlib needs Linux 5.12, and no seccomp filter of the host that closes this call"
+        )
     return _HINTS.get((step, error), "")
 
 
 def hint_of_stub(error: int) -> str:
-    """The likely remedy where a mount point cannot be made, or ""."""
-    if error == errno.ENOENT:  # all that is missing would have been made
+    """The likely remedy if a mount point cannot be made, or ""."""
+    if error == errno.ENOENT:  # each missing directory would have been made
         return "a symbolic link on the way leads to nothing"
     if error == errno.EROFS:
         return "the file system of the root is read-only, and has no such directory or file"
@@ -187,7 +189,7 @@ def hint_of_stub(error: int) -> str:
 
 
 def error_of(plan: Plan, step: int, index: int, error: int, job: Job) -> errors.SetupError:
-    """The failure of a step as an exception."""
+    """The exception for a failed step."""
     name = native.STEPS[step]
     what, filename = _about(plan, name, index, job)
     remedy = hint(name, index, error, plan.in_user_namespace)
@@ -217,5 +219,5 @@ def _about(plan: Plan, step: str, index: int, job: Job) -> tuple[str, str | None
         names = ("stdin", "stdout", "stderr", "status", "lifeline")
         return f"descriptor {names[index] if index < 5 else 'of pass_fds'}", None
     is_limit = step == "limits"
-    text = _limit_words(index, plan.values[step]) if is_limit else _STEPS.get(step, step)
+    text = _limit_text(index, plan.values[step]) if is_limit else _STEPS.get(step, step)
     return text, None

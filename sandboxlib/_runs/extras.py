@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What few runs have: sinks, cgroups, terminals, more descriptors, a grace."""
+"""Extras: optional parts of a run, off the fast path: sinks, cgroups, terminals, descriptors."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _SIGKILL, _SIGXCPU, _SIGXFSZ = 9, 24, 25  # signal(7)
 _NULL: int = lib.SBX_NULL
 _CAPTURED: int = lib.SBX_CAPTURE
 _NO_LIMITS = Limits()
-SINK = -99  # an output that is captured, but not as bytes of a Result
+SINK = -99  # an output that the core captures for a sink, not for the Result
 
 
 class Extras:
-    """What few runs have, so that the others need not look for it: what a Command says beside its
-    streams and its timeout, sinks, and the cgroup of Limits.
+    """Optional parts of a run, off the fast path: the options of a Command beside its streams and
+    its timeout, the sinks, and the cgroup of Limits.
 
-    stdout, stderr: of the run; start() puts its own in the place of CAPTURE. announce: the start
-    fails if the command does not begin. moved: more descriptors, without a reaper: their numbers in
-    the command, and the caller's.
+    stdout, stderr: the outputs of the run; start() has replaced CAPTURE. announce: bool, whether
+    the start fails if the command does not begin. moved: a mapping, more descriptors for a
+    run without a reaper: from their numbers in the command to the caller's.
     """
 
     def __init__(
@@ -72,19 +72,19 @@ class Extras:
         self._terminal: tuple[int, int] | None = None
 
     def outputs(self, outputs: tuple[int, int]) -> tuple[int, int]:
-        """As the core takes them: what goes to a sink is captured; on a terminal there is one."""
+        """The outputs for the core: it captures those with sinks. A terminal has one output."""
         out, err = (_CAPTURED if output == SINK else output for output in outputs)
         return (_CAPTURED, _NULL) if self._pty else (out, err)
 
     @property
     def needs_fresh(self) -> bool:
-        """Whether a slot cannot do it."""
+        """Whether the run needs new namespaces, as a slot cannot pass descriptors."""
         return bool(self._passed)
 
     def prepare(
         self, work: workspace.Workspace, stdio: tuple[int, int, int]
     ) -> tuple[int, int, int]:
-        """Before the start: the cgroup, the terminal, how outputs are read. Returns the stdio."""
+        """Prepares the cgroup, the terminal and the outputs before the start. Returns the stdio."""
         for stream, sink in zip((work.out, work.err), self._sinks, strict=True):
             if sink is not None:
                 stream.set_eager(sink.eager)
@@ -102,12 +102,12 @@ class Extras:
         return stdio
 
     def count_reaper(self) -> None:
-        """It is in the cgroup as well, other than that of a slot."""
+        """In a fresh run the reaper joins the cgroup too: allow one more pid."""
         if self._cgroup is not None:
             self._cgroup.begin(1)
 
     def started(self, struct: Any) -> None:
-        """The terminal's other end is the run's output."""
+        """Makes our end of the terminal the output of the run."""
         if self._terminal is not None:
             master, slave = self._terminal
             self._terminal = None
@@ -115,7 +115,7 @@ class Extras:
             os.close(slave)
 
     def feed(self, work: workspace.Workspace) -> bool:
-        """Hands over what came; False where outputs are captured as always."""
+        """Hands the output so far to the sinks; False if there are none."""
         if not self._has_sinks:
             return False
         for stream, sink in zip((work.out, work.err), self._sinks, strict=True):
@@ -129,20 +129,20 @@ class Extras:
         return True
 
     def finish(self, out: bytes | None, err: bytes | None) -> tuple[bytes | None, bytes | None]:
-        """What the Result has of the outputs; out, err: what was not fed."""
-        found = [out, err]
+        """The outputs for the Result. out, err: the bytes that feed() has not seen."""
+        contents = [out, err]
         for index, sink in enumerate(self._sinks):
             if sink is not None:
-                sink.feed(found[index] or b"")
-                found[index] = sink.finish()
-        return found[0], found[1]
+                sink.feed(contents[index] or b"")
+                contents[index] = sink.finish()
+        return contents[0], contents[1]
 
-    def tell(self, result: Result) -> None:
-        """What it knows of a run that is over."""
+    def complete(self, result: Result) -> None:
+        """Adds limits_hit, the sizes and the cgroup's report to the Result of a finished run."""
         hit = []
         if self._cgroup is not None:
-            told = result._cgroup = self._cgroup.report()
-            hit += [name for name, key in _HITS if told.get(key)]
+            report = result._cgroup = self._cgroup.report()
+            hit += [name for name, key in _HITS if report.get(key)]
         limits, cpu_time = self._limits, self._cpu_time
         killed = "memory" in hit or result.timed_out or self._overflowed
         if cpu_time is not None and _ran_out(result, cpu_time, killed):
@@ -155,7 +155,7 @@ class Extras:
         result._sizes = tuple(None if sink is None else sink.size for sink in self._sinks)  # type: ignore[assignment]
 
     def release(self, is_stuck: bool = False) -> None:
-        """The run was ended; is_stuck: as far as SIGKILL ends it."""
+        """Gives back the terminal and the cgroup. is_stuck: a process of the run did not end."""
         if self._terminal is not None:
             for fd in self._terminal:
                 os.close(fd)
@@ -172,8 +172,8 @@ _HITS = (("memory", "oom_kills"), ("pids", "pids_hits"))
 
 
 def _ran_out(result: Result, seconds: float, killed: bool) -> bool:
-    """Of CPU time: by the signal, through a shell as well, or by the one a second later; or it used
-    more than a limit with a fraction, for which the signal comes late.
+    """Whether a run reached its limit of CPU time: SIGXCPU ended it, also below a shell, or SIGKILL
+    a second later; or it used more than a fractional limit, for which the signals come late.
 
     killed: whether something else may have killed it.
     """
@@ -186,8 +186,8 @@ def _ran_out(result: Result, seconds: float, killed: bool) -> bool:
         return True
     if result.exit not in (-_SIGKILL, 128 + _SIGKILL):
         return False
-    # For the limit the kernel counts in ticks, one for whoever runs at that moment: on a busy
-    # machine that may be far more than what was used, and nobody tells it.
+    # For the limit the kernel counts ticks: a process that runs at a tick is charged a whole one.
+    # On a busy machine that may be far more than the time that getrusage(2) reports.
     return bool(usage.user + usage.system >= seconds / 2)
 
 
@@ -201,20 +201,20 @@ def check_passed(passed: Sequence[int]) -> None:
 
 
 def _check_room(passed: tuple[int, ...], limits: Limits) -> None:
-    """Each is put in its place when the limit holds already."""
+    """SpecError if a number of pass_fds is beyond open_files, which holds when they are placed."""
     most: int | None = getattr(limits, "open_files", None)
     if passed and most is not None and passed[-1] >= most:
         raise errors.SpecError(f"pass_fds has {passed[-1]}, and open_files is {most}")
 
 
 def _open_pty(rows: int, columns: int) -> tuple[int, int]:
-    """A terminal: the end that is read and written, and that of the command."""
+    """A pseudo-terminal: our end, and the end of the command."""
     try:
         master, slave = os.openpty()
     except OSError as error:
         what = "open a pseudo-terminal of the caller's"
         raise errors.setup_error(error.errno or 0, None, "terminal", what) from error
-    os.set_blocking(master, False)  # the command may take back what it wrote
+    os.set_blocking(master, False)  # a read could block: the command may flush its output
     set_window(slave, rows, columns)
     return master, slave
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids of a user namespace that its own processes may not map: the caller's ranges.
+"""Mapper writes the id maps of a user namespace that the child may not write itself: the caller's
+ranges of ids (user_namespaces(7)).
 
-The child stands still in its set-up and the calling thread waits for it, so a thread of its own
-writes the maps, or has newuidmap(1) and newgidmap(1) write them. Whatever hangs there (these two,
-a name service) is given up when the set-up's time is over: the child hears it from the thread, or,
-if that hangs too, from a timeout of its socket.
+The child waits in its set-up, and the calling thread waits for the child. So another thread writes
+the maps, or runs newuidmap(1) and newgidmap(1). If one of these or a name service hangs, we give up
+when the time of the set-up is over: the thread tells the child, or, if the thread hangs too, the
+child's socket times out.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 
 _WHAT = "map the caller's ranges of ids into the user namespace"
 LONGEST = 30.0  # seconds, for a run without a timeout
-_LAST_WORDS = 0.5  # seconds that a killed program has to end
+_TIME_TO_END = 0.5  # seconds that a killed program has to end
 
 
 class Mapper:
-    """`with Mapper(workspace) as fd`: the maps of the child of a spawn are written meanwhile.
+    """`with Mapper(workspace) as fd`: writes the maps of the child that the block spawns.
 
-    The job of the workspace says how long that may take.
+    setup_ns of the workspace's job limits the time.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -47,16 +48,16 @@ class Mapper:
     def __enter__(self) -> int:
         self._ours, self._childs = socket.socketpair()
         try:
-            patience = self._longest + 2 * _LAST_WORDS
+            patience = self._longest + 2 * _TIME_TO_END
             timeval = struct.pack("ll", int(patience), int(patience % 1 * 1e6))
             self._childs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-            # A daemon: one that hangs in a name service keeps nobody.
+            # A daemon thread: one that hangs in a name service must not keep the interpreter.
             self._thread = Thread(target=self._serve, name="sandboxlib-mapper", daemon=True)
             self._thread.start()
         except BaseException as error:
             self._ours.close()
             self._childs.close()
-            if isinstance(error, RuntimeError):  # can't start new thread
+            if isinstance(error, RuntimeError):  # Python could not start a thread
                 raise errors.setup_error(errno.EAGAIN, None, "ids", _WHAT) from error
             raise
         return self._childs.fileno()
@@ -64,12 +65,12 @@ class Mapper:
     def __exit__(
         self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
     ) -> None:
-        self._childs.close()  # where there is no child, the thread sees the end of the stream
-        self._thread.join(max(0.0, self._deadline - monotonic()) + 3 * _LAST_WORDS)
+        self._childs.close()  # if there is no child, the thread reads the end of the stream
+        self._thread.join(max(0.0, self._deadline - monotonic()) + 3 * _TIME_TO_END)
         if self._thread.is_alive():
             self._error = _too_late(None)
         else:
-            self._ours.close()  # else the thread closes it, once it is done
+            self._ours.close()  # a thread that is still alive closes it itself
         if self._error is not None and kind is None:
             raise self._error
 
@@ -84,7 +85,7 @@ class Mapper:
                 answer = 0
             except errors.SandboxError as error:
                 self._error = error
-            except BaseException as error:  # in a thread nobody else would hear of it
+            except BaseException as error:  # nothing else would report it, in a thread
                 number = getattr(error, "errno", None) or errno.EIO
                 self._error = errors.setup_error(number, None, "ids", f"{_WHAT}: {error}")
                 self._error.__cause__ = error
@@ -99,23 +100,24 @@ def _map(pid: int, deadline: float) -> None:
             _write(path, _everything(kind))
             continue
         wanted = [(0, number, 1), *ranges(kind)]
-        said = _run(f"new{kind}map", pid, wanted, deadline)
-        # The exit status proves nothing: the caller may ignore SIGCHLD, or wait for any child.
+        message = _run(f"new{kind}map", pid, wanted, deadline)
+        # Read the map, as the exit status may be lost: the caller may ignore SIGCHLD, or wait for
+        # any child.
         if _extents(path) != sorted(wanted):
             hint = "it has to be set-user-ID root, or to have the file capability"
-            what = f"{_WHAT}: new{kind}map did not do it{said}"
+            what = f"{_WHAT}: new{kind}map did not do it{message}"
             raise errors.setup_error(errno.EPERM, path, "ids", what, hint)
 
 
 def _extents(path: str) -> list[tuple[int, ...]]:
-    """A uid_map or gid_map, as user_namespaces(7) has it."""
+    """The (inside, outside, count) lines of a uid_map or gid_map, user_namespaces(7)."""
     return sorted(tuple(map(int, line.split())) for line in machine.read(path).splitlines())
 
 
 def ranges(kind: str) -> list[tuple[int, int, int]]:
-    """The caller's ranges as (inside, outside, count), from 1 on; kind: 'uid' or 'gid'.
+    """The caller's ranges of subuid(5) or subgid(5) as (inside, outside, count), inside from 1 on.
 
-    UnsupportedError where there are none (subuid(5), subgid(5)).
+    kind: 'uid' or 'gid'. UnsupportedError if the caller has none.
     """
     import pwd
 
@@ -124,24 +126,26 @@ def ranges(kind: str) -> list[tuple[int, int, int]]:
     with contextlib.suppress(KeyError):
         user = pwd.getpwuid(os.getuid()).pw_name
         names.add(user)
-    found: list[tuple[int, int, int]] = []
+    extents: list[tuple[int, int, int]] = []
     path = f"/etc/sub{kind}"
     for line in machine.read(path).splitlines():
         name, _, numbers = line.strip().partition(":")
         start, _, count = numbers.partition(":")
         if name in names and start.isdigit() and count.isdigit() and int(count) > 0:
-            found.append((1 + sum(each[2] for each in found), int(start), int(count)))
-    if not found:
+            extents.append((1 + sum(each[2] for each in extents), int(start), int(count)))
+    if not extents:
         hint = f"an administrator can give a range: usermod --add-sub{kind}s 100000-165535 {user}"
         raise errors.UnsupportedError(f"{_WHAT}: the caller has none in {path}; {hint}")
-    return found
+    return extents
 
 
 def _everything(kind: str) -> str:
-    """All ids that the caller has, each as itself."""
+    """A map of all ids of the caller's user namespace, each to itself."""
     extents = [line.split() for line in machine.read(f"/proc/self/{kind}_map").splitlines()]
     if sum(int(count) for _, _, count in extents) < 2:
-        raise errors.UnsupportedError(f"{_WHAT}: the caller is in one that has a single {kind}")
+        raise errors.UnsupportedError(
+            f"{_WHAT}: the caller is in a user namespace that has a single {kind}"
+        )
     return "".join(f"{inside} {inside} {count}\n" for inside, _, count in extents)
 
 
@@ -157,7 +161,7 @@ def _write(path: str, text: str) -> None:
 
 
 def find_tool(tool: str) -> str | None:
-    """newuidmap or newgidmap; None if there is none. UnsupportedError if it is not safe."""
+    """The path of newuidmap or newgidmap; None if not installed. UnsupportedError if not safe."""
     return tools.trusted_tool(tool)
 
 
@@ -167,7 +171,7 @@ def _too_late(path: str | None) -> errors.SetupError:
 
 
 def _run(tool: str, pid: int, extents: list[tuple[int, int, int]], deadline: float) -> str:
-    """Lets newuidmap or newgidmap do it. Returns what it said, as the end of a sentence."""
+    """Runs newuidmap or newgidmap. Returns its message, as the end of a sentence."""
     path = find_tool(tool)
     if path is None:
         hint = "it is in the package uidmap (Debian) or shadow-utils (Fedora)"
@@ -188,11 +192,11 @@ def _run(tool: str, pid: int, extents: list[tuple[int, int, int]], deadline: flo
         try:
             _, stderr = process.communicate(timeout=max(0.0, deadline - monotonic()))
         except subprocess.TimeoutExpired:
-            # One that took root's ids cannot be killed by us; nobody waits for it then.
+            # If it has root's ids already, we can neither kill it nor wait for it.
             with contextlib.suppress(PermissionError):
                 process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_LAST_WORDS)
+                process.wait(_TIME_TO_END)
             raise _too_late(path) from None
     text = stderr.decode(errors="replace").strip()
     return f": {text}" if text else ""

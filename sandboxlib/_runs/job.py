@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Job: one command, encoded for the C core."""
+"""Job: a command, encoded for the C core."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .._values import ENCODING, caller_directory
 
 
 class Job:
-    """One command as the core takes it: one blob of NUL-ended strings.
+    """A command as the core takes it: one blob of strings, each ended by a NUL.
 
-    argv, settings, search: as Command has them, encoded and checked. cwd_or_root: where the sandbox
-    has no such cwd, it is "/".
+    argv, settings, search: as in Command, encoded and checked. cwd_or_root: bool. True: the command
+    runs in "/" if the sandbox has no such cwd.
     """
 
     def __init__(
@@ -41,18 +41,18 @@ class Job:
 
     @property
     def program(self) -> str:
-        """The program as it was named."""
+        """The first argument of the command."""
         return os.fsdecode(self._program)
 
     @property
     def paths(self) -> list[str]:
-        """Where the program is looked for, in order."""
+        """The paths at which the program is looked up, in order."""
         return [os.fsdecode(path) for path in self._paths]
 
 
 def job_of(command: Command, box: Spec) -> Job:
-    """The Job of a Command in a Sandbox. SetupError if the caller's directory is needed, and was
-    removed.
+    """The Job of a Command in a Sandbox. SetupError if its cwd is the caller's directory, and that
+    was removed.
     """
     cwd = command.cwd
     if cwd is None:
@@ -67,7 +67,7 @@ def job_of(command: Command, box: Spec) -> Job:
 def deterministic_environment(
     extra_env: Mapping[str, str] | None, env: Mapping[str, str] | None
 ) -> dict[str, str]:
-    """The extra_env of a deterministic Sandbox: what the caller says comes first."""
+    """The extra_env of a deterministic Sandbox: fixed variables, unless the caller sets them."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "315532800")  # 1980, the first year of a zip file
     fixed = {"TZ": "UTC", "LC_ALL": "C", "SOURCE_DATE_EPOCH": epoch}
     return {**{k: v for k, v in fixed.items() if k not in (env or ())}, **(extra_env or {})}

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mount points that a root lacks: made for a run, gone after it.
+"""Stubs: mount points that a root lacks, made for a run and removed after it.
 
-Removing a directory takes away what other namespaces have mounted on it (mount_namespaces(7)), so
-a stub has to stay while any run of any process uses it, whoever made it:
+Removing a directory unmounts all that other namespaces have mounted on it (mount_namespaces(7)). So
+a stub has to stay while any run of any process uses it:
 
- - A stub is recognised by its mode, one that nobody gives to anything else: set-user-ID, sticky,
-   and writable by its owner alone. mkdir(2) cannot set the first; so until it is there, a directory
-   in the making is known by being sticky and open to its owner alone. Nobody ever sees a stub that
-   does not look like one.
- - Whoever mounts on a stub holds a shared lock on it (flock(2)) for as long as the run lasts. The C
-   core mounts on no stub that its caller does not hold.
- - Whoever lets go of a stub removes it if the exclusive lock is to be had, that is if nobody else
-   holds it. So the last one removes it, and a stub whose run was killed goes with the next. What
-   has something in it is never removed.
+ - The mode of a stub marks it, as no other file has it: set-user-ID, sticky, and writable by its
+   owner alone. mkdir(2) cannot set the first of these bits. So a directory that is sticky and open
+   to its owner alone counts as a stub as well, one in the making. At no moment does a stub look
+   like another file.
+ - A run that mounts on a stub holds a shared lock on it (flock(2)) until its end. The C core mounts
+   on no stub that its caller does not hold.
+ - A run that releases a stub removes it if it gets the exclusive lock, that is if no other run
+   holds it. So the last run removes it, and the stub of a run that was killed goes with the next
+   run. A stub with content is never removed.
 
-Commands of other runs in the same root may do to a stub whatever they like, at any moment. So a
-name is opened without following links and without waiting, and all else is done to what was opened.
+Commands of other runs in the same root may change a stub in any way, at any moment. So we open its
+name without following links and without waiting, and do all else by the descriptor.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from .._core import native, workspace
 from .._host import machine
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-# Honest runs make, lock and remove a stub within microseconds.
-_LONGEST_WAIT = 5.0  # seconds
-#: Seconds that the start of a run may take, however short its timeout: what takes longer hangs.
+# Seconds. Normally this takes microseconds; after 5 s some process holds the lock on purpose.
+_LONGEST_WAIT = 5.0
+#: Seconds that the start of a run may take, however short its timeout is. One that takes longer
+#: hangs.
 LEAST_SETUP = 1.0
 
 
@@ -42,11 +43,11 @@ class Silent(OSError):
 
 
 class Stubs:
-    """The stubs that one run holds in one root: none, as a rule, and then nothing is opened.
+    """The stubs that one run holds in one root. Most runs need none, and then it opens nothing.
 
-    deadline: of the run, by monotonic(). may_hang: whether a file system there may not answer;
-    None: as the caller's mounts are. Then a child looks first, in time, before anything is done
-    there; and what was made stays if nothing answers any more.
+    deadline: of the run, by monotonic(). may_hang: whether a file system there may hang; None: ask
+    the caller's mounts. If it may, a child process looks at each path first, with a time limit; and
+    stubs stay if the file system does not answer any more.
     """
 
     def __init__(
@@ -60,10 +61,10 @@ class Stubs:
             self._give_up = max(deadline, monotonic() + LEAST_SETUP)
         self._root = -1
         self._held: list[_Stub] = []
-        self._there: set[str] = set()  # paths that were seen to, so that each is once
+        self._done: set[str] = set()  # paths that exist or are held, to treat each once
 
     def hold(self, path: str, directory: bool) -> None:
-        """Makes what is missing of `path`, and keeps hold of every stub on it. OSError."""
+        """Makes the missing parts of `path`, and holds every stub on it. OSError."""
         if self._may_hang is None:
             self._may_hang = bool(machine.hanging_mounts())
         self.check(self._path, path)
@@ -74,14 +75,14 @@ class Stubs:
             self._hold_one(parts[:depth], directory or depth < len(parts))
 
     def check(self, root: str, path: str) -> None:
-        """OSError where the path lies in a file system that does not answer in time."""
+        """Raises Silent if the path lies on a file system that does not answer in time."""
         if not self._may_hang or self._deadline is None:
             return
         if not workspace.answers(root, path, max(LEAST_SETUP, self._deadline - monotonic())):
             raise Silent(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), path)
 
     def is_missing(self, path: str) -> bool:
-        """Whether there is nothing in the root, or a stub. False also where that cannot be told."""
+        """Whether the root lacks the path, or it is a stub. False also if we cannot tell."""
         try:
             if self._root < 0:
                 self._root = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -97,26 +98,26 @@ class Stubs:
 
     def _hold_one(self, parts: list[str], directory: bool) -> None:
         path = "/" + "/".join(parts)
-        if path in self._there:
+        if path in self._done:
             return
         give_up = min(monotonic() + _LONGEST_WAIT, self._give_up)
         stub = _Stub(path)
-        self._held.append(stub)  # first of all: an interrupt may come at any moment
+        self._held.append(stub)  # first of all, so that release() sees it after any interrupt
         stub.parent = native.open_in_root(self._root, os.path.dirname(path), os.O_PATH)
         while not self._hold_existing(path, stub):
             _make(stub.parent, stub.name, directory)
             if monotonic() >= give_up:
                 raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), path)
-        self._there.add(path)
+        self._done.add(path)
 
     def _hold_existing(self, path: str, stub: _Stub) -> bool:
-        """False where there is nothing, or something that is changing: to be tried again."""
+        """Holds a path that exists. False if it does not, or changes at the moment: try again."""
         try:
-            found = native.open_in_root(self._root, path, os.O_PATH)
+            fd = native.open_in_root(self._root, path, os.O_PATH)
         except FileNotFoundError:
             return False
-        status = os.fstat(found)
-        os.close(found)
+        status = os.fstat(fd)
+        os.close(fd)
         if not _is_stub(status):
             self._held.pop().close()
             return True
@@ -127,12 +128,12 @@ class Stubs:
         return False
 
     def release(self) -> None:
-        """Lets go of every stub, and removes those that nobody else holds."""
-        self._there.clear()
-        if self._root >= 0:  # first, as a stub may not have been opened for want of a descriptor
+        """Releases every stub, and removes those that no other run holds."""
+        self._done.clear()
+        if self._root >= 0:  # first: opening a stub below may need the descriptor
             root, self._root = self._root, -1
             os.close(root)
-        silent = False  # also without a deadline: what is over is not to hang
+        silent = False  # checked without a deadline too: a run that is over must not hang
         while self._held:
             stub = self._held.pop()
             if silent or (self._may_hang and stub.parent >= 0):
@@ -141,15 +142,15 @@ class Stubs:
                 stub.leave()
                 continue
             try:
-                # What cannot be removed now (another user's, say) goes with the next run of
-                # somebody who may.
+                # A stub that we cannot remove (of another user, for example) goes with the next run
+                # that can.
                 with contextlib.suppress(OSError):
                     stub.remove()
             finally:
                 stub.close()
 
     def abandon(self) -> None:
-        """In a fork of the caller, whose stubs they are: closes what was inherited."""
+        """Closes the inherited descriptors in a fork of the caller, which still holds the stubs."""
         held, self._held = self._held, []
         for stub in held:
             stub.close()
@@ -160,7 +161,7 @@ _left: list[int] = []  # descriptors of files whose server does not answer
 
 
 class _Stub:
-    """A name that is made, or about to be, and what was opened by it."""
+    """A stub that exists, or will: its name, and the descriptors of it and its parent."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -170,14 +171,14 @@ class _Stub:
         self.fd = -1
 
     def leave(self) -> None:
-        """Where nothing answers any more. To close a file there would be to ask the server too."""
+        """Gives up a stub whose file system does not answer: close(2) would ask its server."""
         if self.fd >= 0 and not self.is_directory:
             _left.append(self.fd)
             self.fd = -1
         self.close()
 
     def open(self) -> bool:
-        """False where it is gone, something else, or another user's that is still in the making."""
+        """False if it is gone, is no stub, or another user is still making it."""
         self._close_fd()
         try:
             self.fd = os.open(self.name, _READ, dir_fd=self.parent)
@@ -187,7 +188,7 @@ class _Stub:
         return self.fd >= 0
 
     def lock(self, how: int = fcntl.LOCK_SH) -> bool:
-        """False where somebody else is in the way, or has put something else there."""
+        """False if another run has the lock, or the name is another file by now."""
         try:
             fcntl.flock(self.fd, how | fcntl.LOCK_NB)
             there = os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
@@ -196,11 +197,11 @@ class _Stub:
         return os.path.samestat(there, os.fstat(self.fd))
 
     def remove(self) -> None:
-        """Unless somebody else holds it, or it has something in it."""
+        """Removes the stub, unless another run holds it, or it has content."""
         if self.parent < 0 or (self.fd < 0 and not self.open()):
             return
         status = os.fstat(self.fd)
-        # First let go, then try: of two that do this at once, one gets it.
+        # Unlock first: of two runs that release it at the same time one then gets the lock.
         fcntl.flock(self.fd, fcntl.LOCK_UN)
         if not _is_stub(status) or not self.lock(fcntl.LOCK_EX):
             return
@@ -208,14 +209,14 @@ class _Stub:
             if os.fstat(self.fd).st_size == 0:
                 os.unlink(self.name, dir_fd=self.parent)
             else:
-                os.fchmod(self.fd, 0o644)  # somebody wrote to it: no stub any more
+                os.fchmod(self.fd, 0o644)  # a command wrote to it: it stays as a normal file
             return
         try:
             os.rmdir(self.name, dir_fd=self.parent)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            os.fchmod(self.fd, 0o755)  # the command left something in it
+            os.fchmod(self.fd, 0o755)  # a command left files in it: it stays as a normal directory
 
     def close(self) -> None:
         self._close_fd()
@@ -224,7 +225,7 @@ class _Stub:
             os.close(parent)
 
     def _close_fd(self) -> None:
-        fd, self.fd = self.fd, -1  # never twice: the number may be somebody else's by then
+        fd, self.fd = self.fd, -1  # never twice: the number may be in use again by then
         if fd >= 0:
             os.close(fd)
 
@@ -244,11 +245,11 @@ def _make(parent: int, name: str, directory: bool) -> None:
     except FileExistsError:
         if _is_link(parent, name):
             raise OSError(errno.ENOENT, "a symbolic link that leads to nothing", name) from None
-        return  # somebody else was faster
+        return  # another run was faster
     except FileNotFoundError:
-        return  # its first holder has removed it already
+        return  # another run has removed it already
     try:
-        # Whatever the umask: other users of the sandbox may have to pass.
+        # Set the mode despite the umask: other users in the sandbox may have to pass.
         if _is_stub(os.fstat(fd)):
             os.fchmod(fd, 0o5755 if directory else 0o5644)
     finally:

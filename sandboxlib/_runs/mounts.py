@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mounts of a Sandbox as the C core takes them, its own ones included."""
+"""The mounts of a Sandbox for the C core, with those that the sandbox adds itself."""
 
 from __future__ import annotations
 
@@ -21,56 +21,56 @@ _KINDS = {"bind": lib.SBX_BIND, "tmpfs": lib.SBX_TMPFS, "proc": lib.SBX_PROC, "d
 
 
 class PlannedMount:
-    """One entry of the C array: its values, and how to speak of it."""
+    """One entry of the C array of mounts: its values, and its title for messages."""
 
-    stays = False  # no run can change it: a slot keeps it, where the root has the place
+    stays = False  # True: no run can change it, so a slot may keep it
 
     def __init__(self, text: str, kind: int, flags: int, target: str, in_root: bool) -> None:
         self.title = text
         self.target = target
         self.source: str | None = None
-        self.in_root = in_root  # the target lies in the root, where a stub can be made
+        self.in_root = in_root  # the target lies in the root itself, so a stub can be made for it
         self.values: dict[str, Any] = {"kind": kind, "flags": flags, "target": target}
         if kind in (lib.SBX_TMPFS, lib.SBX_DEV):
             self.values["inodes"] = _inodes(None)
 
     @property
     def is_optional(self) -> bool:
-        """Whether it is left out where there is no such directory."""
+        """Whether it is left out if the root has no such directory."""
         return bool(self.values["flags"] & lib.SBX_OPTIONAL)
 
     def needs_lender(self, in_user_namespace: bool) -> bool:
-        """Whether it is a dev that lies in a file system of the run."""
+        """Whether it is a dev that lies in a new file system of the run."""
         is_dev = self.values["kind"] == lib.SBX_DEV
         return in_user_namespace and is_dev and not self.in_root and not self.is_optional
 
     def is_directory(self) -> bool:
-        """Whether the mount point has to be one."""
+        """Whether the mount point has to be a directory."""
         return self.source is None or bool(lib.sbx_is_directory(os.fsencode(self.source)))
 
 
 def _all_mounts(box: Spec) -> list[PlannedMount]:
-    """Holes in a read-only root, seals, the run's own /proc and /dev, then what was asked for, in
-    order.
+    """All mounts, in order: holes in a read-only root, seals, the run's own /proc, /dev and /tmp,
+    and the extra mounts.
     """
-    found: list[PlannedMount] = []
+    planned: list[PlannedMount] = []
     cover = lib.SBX_COVER if box.policy.capabilities != "all" else 0
     if isinstance(box.filesystem_writable_paths, tuple):
         flags = lib.SBX_RECURSIVE | (lib.SBX_NO_DEVICES if _hides_devices(box) else 0)
         for path in box.filesystem_writable_paths:
             text = f"writable path {path}"
-            found.append(PlannedMount(text, lib.SBX_HOLE, flags | cover, path, False))
+            planned.append(PlannedMount(text, lib.SBX_HOLE, flags | cover, path, False))
     isolated = box.processes == box.mounts == "isolated"
     with_proc = any(mount.target == "/proc" for mount in box.extra_mounts)
     if cover and box.mounts == "isolated":
-        found += _seals(box.root, "/", () if isolated or with_proc else ("/proc",))
+        planned += _seals(box.root, "/", () if isolated or with_proc else ("/proc",))
     if isolated and not with_proc:
         flags = lib.SBX_OPTIONAL | (0 if box.policy.nesting else cover)
-        found.append(PlannedMount("proc on /proc", lib.SBX_PROC, flags, "/proc", False))
+        planned.append(PlannedMount("proc on /proc", lib.SBX_PROC, flags, "/proc", False))
     if _hides_devices(box) and all(mount.target != "/dev" for mount in box.extra_mounts):
-        found += _minimal_dev(box)
+        planned += _minimal_dev(box)
     if box.tmp == "private" and all(mount.target != "/tmp" for mount in box.extra_mounts):
-        found.append(_private_tmp(box))
+        planned.append(_private_tmp(box))
     own = [("deterministic", mount) for mount in _accounts(box)]
     if (resolver := resolver_of(box)) is not None:
         own.append(("resolv_conf", resolver))
@@ -78,14 +78,14 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
     for name, mount in (*own, *asked):
         # A user namespace is given a proc of its own only where it can see one that is whole.
         covers = 0 if box.policy.nesting and mount.type == "proc" else cover
-        found.append(_planned(name, mount, _lies_in_one(mount.target, found), covers))
+        planned.append(_planned(name, mount, _lies_in_one(mount.target, planned), covers))
         if cover and mount.source and mount.recursive:
-            found += _seals(mount.source, mount.target, ())
-    return found
+            planned += _seals(mount.source, mount.target, ())
+    return planned
 
 
 def _lies_in_one(target: str, earlier: Sequence[PlannedMount]) -> bool:
-    """Whether it is below a mount of the run: there no mount point is made for it in the root."""
+    """Whether a target lies in an earlier mount of the run, and so needs no stub in the root."""
     return any(
         f"{target}/".startswith(f"{mount.target}/") and not mount.is_optional
         for mount in earlier
@@ -94,15 +94,15 @@ def _lies_in_one(target: str, earlier: Sequence[PlannedMount]) -> bool:
 
 
 def _hides_devices(box: Spec) -> bool:
-    """Whether no device node of the root works."""
+    """Whether the sandbox lets no device node of the root work."""
     return box.mounts == "isolated" and box.devices != "root"
 
 
 def _minimal_dev(box: Spec) -> list[PlannedMount]:
-    """On /dev, and in it the devices that were asked for by name.
+    """The mount on /dev, and those of the devices that the Sandbox lists.
 
-    It becomes read-only, so that a slot can keep it; unless the caller counts on a /dev that can be
-    written to. Where something goes into it the mount point is made if need be.
+    It is read-only, so that a slot can keep it, unless a writable path lies in it. If other mounts
+    go into it, a missing /dev is made.
     """
     writable = box.filesystem_writable_paths
     paths = writable if isinstance(writable, tuple) else ()
@@ -112,18 +112,18 @@ def _minimal_dev(box: Spec) -> list[PlannedMount]:
     if not any(f"{path}/".startswith("/dev/") for path in paths):
         flags |= lib.SBX_READ_ONLY
     dev = PlannedMount("dev on /dev", lib.SBX_DEV, flags, "/dev", not flags & lib.SBX_OPTIONAL)
-    # Mount points of a run's own mounts are made in each run.
+    # Each run makes the mount points of its own mounts, so a /dev that needs some cannot stay.
     dev.stays = bool(flags & lib.SBX_READ_ONLY) and set(below) <= {"/dev/shm", "/dev/pts"}
-    found = [dev]
+    planned = [dev]
     for path in devices:
         flags = lib.SBX_READ_ONLY | lib.SBX_DEVICE
-        found.append(PlannedMount(f"device {path}", lib.SBX_BIND, flags, path, False))
-        found[-1].source = found[-1].values["source"] = path
-    return found
+        planned.append(PlannedMount(f"device {path}", lib.SBX_BIND, flags, path, False))
+        planned[-1].source = planned[-1].values["source"] = path
+    return planned
 
 
 def _private_tmp(box: Spec) -> PlannedMount:
-    """On /tmp; if something goes into it the mount point is made if need be."""
+    """The private mount on /tmp. If other mounts go into it, a missing /tmp is made."""
     is_needed = any(mount.target.startswith("/tmp/") for mount in box.extra_mounts)
     flags = 0 if is_needed else lib.SBX_OPTIONAL
     tmp = PlannedMount("the private /tmp", lib.SBX_TMPFS, flags, "/tmp", is_needed)
@@ -132,12 +132,12 @@ def _private_tmp(box: Spec) -> PlannedMount:
 
 
 def resolver_of(box: Spec) -> Mount | None:
-    """The caller's resolv.conf, without links: those of the caller lead nowhere in the root."""
+    """The mount of the caller's resolv.conf. Links are resolved: the root may lack their targets."""
     if not box.resolv_conf:
         return None
     try:
         path = machine.real_path(_RESOLVER)
-    except OSError:  # it is not there, which the run tells
+    except OSError:  # it does not exist: the run reports that
         path = _RESOLVER
     return Mount.bind(path, _RESOLVER, read_only=True)
 
@@ -145,38 +145,40 @@ def resolver_of(box: Spec) -> Mount | None:
 _RESOLVER = "/etc/resolv.conf"
 
 
-# As is_of_the_kernel() in csrc/child/seals.c has them, by their names in mountinfo.
+# The same file systems as is_of_the_kernel() in csrc/child/seals.c, by their names in mountinfo.
 _OF_THE_KERNEL = frozenset(
     "sysfs cgroup cgroup2 debugfs tracefs securityfs configfs efivarfs pstore bpf selinuxfs "
     "smackfs fusectl binfmt_misc resctrl proc".split()
 )
 
 
-def _seals(source: str, target: str, more: tuple[str, ...]) -> list[PlannedMount]:
-    """Seals for what the caller has mounted below a source, by which uid 0 commands the kernel."""
-    paths = seal_paths(source, target, more)
+def _seals(source: str, target: str, also: tuple[str, ...]) -> list[PlannedMount]:
+    """Seals: they make the kernel's file systems below a source read-only, as uid 0 commands the
+    kernel by them. also: further paths in the root.
+    """
+    paths = seal_paths(source, target, also)
     return [PlannedMount(f"seal {p}", lib.SBX_SEAL, lib.SBX_COVER, p, False) for p in paths]
 
 
-def seal_paths(source: str, target: str, more: tuple[str, ...]) -> list[str]:
-    """Where in the sandbox such mounts are.
+def seal_paths(source: str, target: str, also: tuple[str, ...]) -> list[str]:
+    """The paths in the sandbox of the kernel's file systems below a source.
 
-    /sys of a root is always looked at, as it may be mounted later. Nothing is looked up where
-    nobody may answer. What is sealed is sealed with all below it, so that is left out.
+    /sys of a root is always one of them, as it may be mounted later. A mount below another one is
+    left out, as a seal is recursive. Nothing is looked up on a file system that may hang.
     """
     types = {mount.point: mount.type for mount in machine.mounts()}  # the last one lies on top
     points = sorted(point for point, kind in types.items() if kind in _OF_THE_KERNEL)
     top = source.rstrip("/")
     if not _is_straight(top):
-        found = _ends(points)
+        paths = _ends(points)
     else:
-        found = []
+        paths = []
         for point in points:
-            if point.startswith(f"{top}/") and not _is_below(point[len(top) :], found):
-                found.append(point[len(top) :])
+            if point.startswith(f"{top}/") and not _is_below(point[len(top) :], paths):
+                paths.append(point[len(top) :])
     if target == "/":
-        found = [*more, "/sys", *(path for path in found if path not in ("/proc", "/sys", *more))]
-    return [target.rstrip("/") + path for path in found]
+        paths = [*also, "/sys", *(path for path in paths if path not in ("/proc", "/sys", *also))]
+    return [target.rstrip("/") + path for path in paths]
 
 
 def _is_below(path: str, others: Sequence[str]) -> bool:
@@ -184,7 +186,7 @@ def _is_below(path: str, others: Sequence[str]) -> bool:
 
 
 def _is_straight(path: str) -> bool:
-    """Whether mountinfo has a directory by this name: one without links and ".." in it."""
+    """Whether mountinfo names a directory by this path: it has no symbolic links and no ".."."""
     if not path:
         return True
     if machine.may_hang(path, machine.hanging_mounts()):
@@ -196,19 +198,19 @@ def _is_straight(path: str) -> bool:
 
 
 def _ends(points: Sequence[str]) -> list[str]:
-    """All names that mount points may have below a directory that may be any."""
+    """All paths that the mount points may have below a directory that we cannot resolve."""
     parts = [point.split("/")[1:] for point in points]
     return sorted({"/" + "/".join(w[i:]) for w in parts for i in range(len(w)) if w[i:] != [""]})
 
 
 def is_of_the_kernel(path: str) -> bool:
-    """Whether a path of the caller's lies in such a file system."""
+    """Whether a path of the caller lies in one of the kernel's file systems."""
     around = [m for m in machine.mounts() if f"{path}/".startswith(f"{m.point.rstrip('/')}/")]
     return bool(around) and max(around, key=lambda m: len(m.point)).type in _OF_THE_KERNEL
 
 
 def _accounts(box: Spec) -> list[Mount]:
-    """Of a deterministic Sandbox, before its own mounts, which may say otherwise."""
+    """The mounts on /etc/passwd and /etc/group of a deterministic Sandbox."""
     if not box.deterministic:
         return []
     ours = os.path.join(os.path.dirname(errors.__file__), "_etc")
@@ -216,14 +218,14 @@ def _accounts(box: Spec) -> list[Mount]:
     return [Mount.bind(f"{ours}/{name}", f"/etc/{name}", read_only=True) for name in names]
 
 
-def _planned(name: str, mount: Mount, is_inside: bool, cover: int) -> PlannedMount:
-    """is_inside: it lies in another mount of the run."""
+def _planned(name: str, mount: Mount, is_in_mount: bool, cover: int) -> PlannedMount:
+    """The entry of a Mount. is_in_mount: its target lies in another mount of the run."""
     flags = cover if mount.type in ("proc", "bind") else 0
     flags |= lib.SBX_RECURSIVE if mount.recursive else 0
     flags |= lib.SBX_READ_ONLY if mount.read_only else 0
     what = f"bind {mount.source}" if mount.source else mount.type
     text = f"{name}: {what} on {mount.target}"
-    planned = PlannedMount(text, _KINDS[mount.type], flags, mount.target, not is_inside)
+    planned = PlannedMount(text, _KINDS[mount.type], flags, mount.target, not is_in_mount)
     if mount.source:
         planned.source = planned.values["source"] = mount.source
     if mount.type == "tmpfs":
@@ -235,7 +237,9 @@ def _planned(name: str, mount: Mount, is_inside: bool, cover: int) -> PlannedMou
 
 
 def _inodes(size: int | None) -> str:
-    """How many a tmpfs of that size may have: each is memory of the kernel's, beyond its size."""
+    """How many inodes a tmpfs of that size gets: they take kernel memory beyond its size."""
     if size is None:
-        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # tmpfs(5)
+        size = (
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        )  # the default of tmpfs(5)
     return str(min(max(size // 4096, 1024), 1 << 20))

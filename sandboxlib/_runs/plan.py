@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words become numbers: what the C core is told, and what its answers mean."""
+"""Plan: a Sandbox as numbers and names for the C core."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 lib = native.lib
 
-# clone(2)
+# The flags of clone(2), from linux/sched.h.
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 
@@ -36,10 +36,10 @@ _NO_LIMITS = Limits()
 
 
 class Plan:
-    """A Sandbox as the C core takes it, and the way back from a step's number to words.
+    """A Sandbox as the C core takes it.
 
-    It holds names and numbers only, no descriptor: any number of runs may use it at once.
-    `ids` are the caller's, for a user namespace; without one None.
+    It holds names and numbers only, no descriptors: any number of runs may use it at once.
+    ids: the caller's (uid, gid), if the runs need a user namespace; otherwise None.
     """
 
     def __init__(self, box: Spec, ids: tuple[int, int] | None) -> None:
@@ -49,10 +49,10 @@ class Plan:
         if ids is not None:
             values["namespaces"] |= NEWUSER
         elif box.policy.capabilities == "all":
-            values["guard_keyring"] = 0  # it can change its caller in any way it likes
+            values["guard_keyring"] = 0  # such a command can do all to its caller anyway
         if ids is not None and box._user_kind != "ranges":
-            inside = box._ids or (ids if box._user_kind == "caller" else (0, 0))
-            for name, number, outside in zip(("uid_map", "gid_map"), inside, ids, strict=True):
+            mapped = box._ids or (ids if box._user_kind == "caller" else (0, 0))
+            for name, number, outside in zip(("uid_map", "gid_map"), mapped, ids, strict=True):
                 values[name] = f"{number} {outside} 1"
         elif box._ids is not None:
             values |= {"change_ids": 1, "uid": box._ids[0], "gid": box._ids[1]}
@@ -60,20 +60,20 @@ class Plan:
         self.in_user_namespace = ids is not None
         self.mapped_outside = ids is not None and box._user_kind == "ranges"
         self.values = values
-        self.place, self._kept = native.new_place(values, [m.values for m in self.mounts])
-        self.slots: Any = None  # of slots.py; False: every run of this plan is a fresh one
-        self.base: Plan | None = None  # in whose slots the runs of this plan can be made
+        self.place, self._memory = native.new_place(values, [m.values for m in self.mounts])
+        self.slots: Any = None  # Slots, once asked for; False: runs of this plan use no slots
+        self.base: Plan | None = None  # runs of this plan can use the slots of that plan
         self.reaper = bool(values["reaper"])
         self.cgroups = _cgroups_of(box)
         self.is_limited = box.limits is not None
         isolation = {**box.isolation(), "seccomp": filter_of(box.policy)}
-        self.isolation = MappingProxyType(isolation)  # all results share it
+        self.isolation = MappingProxyType(isolation)  # shared by all Results
         self._nothing_held = native.held_flags(len(self.mounts), ())
-        self.stubs: tuple[int, ...] = ()  # mounts whose target had to be made in the last run
+        self.stubs: tuple[int, ...] = ()  # the mounts whose target the last run had to make
 
     @property
     def paths(self) -> list[str]:
-        """What it takes of the caller's: the root and the sources."""
+        """The caller's paths that a run opens: the root and the sources."""
         return [self.box.root, *(mount.source for mount in self.mounts if mount.source)]
 
     def may_hang(self) -> bool:
@@ -82,15 +82,16 @@ class Plan:
         return bool(hanging) and may_hang(self.box.root, self.paths, self.mounts, hanging)
 
     def held(self, indices: Sequence[int]) -> Any:
-        """What tells the core which mounts' targets are stubs that the caller holds."""
+        """The flags that tell the core which targets of mounts are stubs, held by the caller."""
         return native.held_flags(len(self.mounts), indices) if indices else self._nothing_held
 
 
 def may_hang(
     root: str, paths: Sequence[str], mounts: Sequence[PlannedMount], hanging: frozenset[str]
 ) -> bool:
-    """Whether it may take for ever to look at one of the paths, the root and the sources, or at a
-    mount point in the root. hanging: as of machine.hanging_mounts().
+    """Whether looking up one of the paths, or a mount point in the root, may take for ever.
+
+    hanging: as machine.hanging_mounts() returns it.
     """
     return any(machine.may_hang(path, hanging) for path in paths) or any(
         machine.may_hang(mount.target, hanging, root) for mount in mounts
@@ -119,12 +120,12 @@ def _place_values(box: Spec) -> dict[str, Any]:
         "session": 1,
         "keyring": int(isolated["ipc"]),
         "reaper": int(isolated["processes"] and box.init),
-        # The filter 'builds' closes keyctl(2) as a whole.
+        # Not needed with the filter 'builds', which closes keyctl(2) as a whole.
         "guard_keyring": int(is_our_child and filter_of(box.policy) != "builds"),
         "no_new_privs": int(box.policy.no_new_privs),
         "cut_capabilities": int(box.policy.capabilities != "all"),
     }
-    # chroot(2) to "/" changes nothing, and takes privilege.
+    # Leave out chroot(2) to "/": it changes nothing, but takes CAP_SYS_CHROOT.
     if box.root != "/" or isolated["mounts"]:
         values["root"] = box.root
     if hostname is not None:
@@ -139,19 +140,21 @@ def _place_values(box: Spec) -> dict[str, Any]:
 
 
 def filter_values(policy: Policy, in_slot: bool = False) -> dict[str, Any]:
-    """Those of the system call filter. in_slot: of what a resident does for each run."""
+    """The values of the system call filter. in_slot: for a run that a resident makes."""
     is_profile = isinstance(policy.seccomp, Profile)
     program = program_of(policy, in_slot and not is_profile)
     if not program:
         return {}
     when = lib.SBX_FILTER_RESIDENT if in_slot else lib.SBX_FILTER_EARLY
-    if is_profile:  # it may close what comes before exec; without no_new_privs it takes privilege
+    # A profile may close calls of our set-up, so it comes last. Without no_new_privs installing it
+    # takes CAP_SYS_ADMIN (seccomp(2)), so it comes before the capabilities go.
+    if is_profile:
         when = lib.SBX_FILTER_LAST if policy.no_new_privs else lib.SBX_FILTER_EARLY
     return {"filter": program, "filter_length": len(program) // 8, "filter_when": when}
 
 
 def _cgroups_of(box: Spec) -> Any:
-    """The cgroups of its runs; None where they have none."""
+    """The cgroups of the runs of a Sandbox; None if its limits need none."""
     limits = box.limits or _NO_LIMITS
     names = ("memory", "swap", "pids", "cpu_weight", "io_weight")
     asked = {name: getattr(limits, name) for name in names} | {"cpu_quota": limits.cpus}
@@ -163,7 +166,7 @@ def _cgroups_of(box: Spec) -> Any:
     return Cgroups(CgroupLimits(**asked, directory=directory, hold=bool(limits.cgroup)))
 
 
-# personality(2): ADDR_NO_RANDOMIZE, PER_LINUX32
+# ADDR_NO_RANDOMIZE and PER_LINUX32 of personality(2).
 _NO_RANDOM_ADDRESSES, _LINUX32 = 0x0040000, 0x0008
 
 
@@ -175,8 +178,8 @@ def _limits(box: Spec) -> dict[str, Any]:
         most = getattr(limits, name)
         if most is not None:
             values["rlimits"] |= 1 << number
-            most = int(-(-most // 1))  # a fraction of cpu_time
-            # The second after SIGXCPU is for whoever handles it.
+            most = int(-(-most // 1))  # cpu_time may have a fraction: round it up
+            # The hard limit of cpu_time comes a second later: a command may handle SIGXCPU.
             values["rlimit"][number] = [most, most + (name == "cpu_time")]
     umask = 0o022 if box.umask is None and box.deterministic else box.umask
     others: dict[str, Any] = {
@@ -203,7 +206,7 @@ def _personality(box: Spec) -> int | None:
 
 
 def _cpu_words(cpus: int | tuple[int, ...]) -> list[int]:
-    """As sched_setaffinity(2) takes them. UnsupportedError where the caller has too few."""
+    """The mask for sched_setaffinity(2). UnsupportedError if the caller has too few CPUs."""
     if isinstance(cpus, int):
         mine = sorted(os.sched_getaffinity(0))
         if len(mine) < cpus:
@@ -231,8 +234,8 @@ def plan_for(box: Spec, ids: tuple[int, int] | None = None) -> Plan:
 
 
 def _serves(base: Plan, plan: Plan) -> bool:
-    """Whether a slot of one plan can serve runs of another, which has other limits: cgroups and the
-    limit of CPU time come with each run, all others are those of the slot.
+    """Whether a slot of the plan `base` can serve runs of another plan, with other limits. Each
+    run has its own cgroup and CPU time; all other limits belong to the slot.
     """
     (has, its_time), (wants, time) = (_without_cpu_time(p.values["limits"]) for p in (base, plan))
     if has != wants or time > _MOST_SECONDS:
@@ -240,11 +243,11 @@ def _serves(base: Plan, plan: Plan) -> bool:
     return time == its_time or (time > 0 and (its_time == 0 or time < its_time))
 
 
-_MOST_SECONDS = (1 << 31) - 2  # struct sbx_job has an int for them
+_MOST_SECONDS = (1 << 31) - 2  # cpu_seconds of struct sbx_job is an int
 
 
 def _without_cpu_time(limits: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """Values of struct sbx_limits without RLIMIT_CPU; and that, 0 if there is none."""
+    """The values of struct sbx_limits without RLIMIT_CPU; and its seconds, 0 if it is not set."""
     number = RLIMITS["cpu_time"]
     rlimit = list(limits["rlimit"])
     seconds = rlimit[number][0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run, from the spawn to its end."""
+"""Run: one run of a command, from the spawn to its end."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ if TYPE_CHECKING:
 
 lib = native.lib
 
-# A signal that another thread took wakes nobody here, so look up from waiting now and then.
+# Nanoseconds. The kernel may deliver a signal to another thread, which does not wake this one, so
+# waiting stops now and then to let Python handle it.
 LONGEST_WAIT = 100_000_000
 _SIGKILL, _SIGTERM = 9, 15  # signal(7)
 _TARGET: int = lib.SBX_STEP_TARGET
 _OF_THE_ROOT = (lib.SBX_STEP_SOURCE, lib.SBX_STEP_TARGET, lib.SBX_STEP_MOUNT)
 _ORDER: int = lib.SBX_STEP_ORDER
 _KILL: int = lib.SBX_STEP_KILL
-#: Seconds that the kernel has to end what was killed.
+#: Seconds that the kernel has to end processes that were killed.
 LAST: float = lib.SBX_LAST_MS / 1000
 _NEVER = float("inf")
 _DONE: int = lib.SBX_PUMP_DONE
@@ -53,15 +54,16 @@ _MERGED: int = lib.SBX_STDOUT
 
 
 class Stopped(BaseException):
-    """The run of this thread was ended because somebody else wanted it."""
+    """Another thread asked to end the run of this thread; see stops."""
 
 
-#: By thread: an event that ends the run there, within 100 ms. See _concurrent/map.py.
+#: Events by thread id: one that is set ends the run in that thread within 100 ms. A map sets them
+#: (_concurrent/map.py).
 stops: dict[int, Event] = {}
 
 
 def check_stop() -> None:
-    """Stopped, if the run of this thread is to end."""
+    """Raises Stopped if another thread asked to end the run of this thread."""
     if stops and (event := stops.get(get_ident())) is not None and event.is_set():
         raise Stopped
 
@@ -74,10 +76,11 @@ def complete(
     isolation: Mapping[str, str],
     started: Callable[[Run], None] | None = None,
 ) -> Result:
-    """Starts a run, moves its output, waits for its end.
+    """Starts a run, moves its output, and waits for its end. Nothing of the run is left afterwards,
+    however it ends.
 
-    started: called as soon as the run is started, before anything of its output is moved. Nothing
-    of the run is left afterwards, however it ends.
+    began: when the call began, by monotonic(). started: called once the run has started, before any
+    of its output is moved.
     """
     try:
         came = run.start(fresh, pump=started is None)
@@ -89,18 +92,18 @@ def complete(
             came = lib.sbx_pump(run.struct, run.wait())
         return run.result(executor, began, isolation)
     finally:
-        # Whatever came, a KeyboardInterrupt too: kill, wait, close. Not interruptible, as it is
-        # one call; should another exception get in before it, ffi.gc makes the same call.
+        # Kill, wait and close after every exception, KeyboardInterrupt too. No exception can
+        # interrupt this, as it is one call; if one comes before it, ffi.gc makes the same call.
         run.end()
         run.release()
 
 
 class Run:
-    """One run: `start`, then pump its `struct` until `follow` says that it is over, then `result`;
-    in any case `end` and `release`. SpecError for a stdio that is none.
+    """One run: call `start`, then pump its `struct` until `follow` returns True, then `result`; in
+    any case `end` and `release`. SpecError for a stdio that is wrong.
 
-    job: what is executed, the Command's own or a program that runs it. stdio: in place of the
-    Command's. more: the keyword arguments of Extras.
+    job: the program to execute: the Command's own, or one that runs it. stdio: replaces the streams
+    of the Command. extras: the keyword arguments of Extras.
     """
 
     __slots__ = (
@@ -115,7 +118,7 @@ class Run:
         job: Job,
         command: Command,
         stdio: tuple[Any, Any, Any] | None = None,
-        **more: Any,
+        **extras: Any,
     ) -> None:
         timeout = command.timeout
         self.plan = plan
@@ -129,40 +132,41 @@ class Run:
         self._extras: Extras | None = None
         self.unkillable: errors.Unkillable | None = None
         self._content = -1
-        if stdout is CAPTURE and stderr is CAPTURE:  # as most have it
+        if stdout is CAPTURE and stderr is CAPTURE:  # most Commands: the shortest way
             outputs = _CAPTURED, _CAPTURED
         else:
             outputs = _output("stdout", stdout), _output("stderr", stderr)
-        if more or plan.is_limited or SINK in outputs or not command._is_plain:
-            self._extras = Extras(plan, command, stdout, stderr, **more)
+        if extras or plan.is_limited or SINK in outputs or not command._is_plain:
+            self._extras = Extras(plan, command, stdout, stderr, **extras)
             outputs = self._extras.outputs(outputs)
-        first = _NULL
+        stdin_fd = _NULL
         if isinstance(stdin, bytes):
-            first = self._content = _memory_file(stdin)
+            stdin_fd = self._content = _memory_file(stdin)
         elif is_capture(stdin):
-            raise errors.SpecError("stdin=CAPTURE takes start(): here nobody could write to it")
+            raise errors.SpecError("stdin=CAPTURE takes start(): only a Process can write to it")
         elif stdin is not None:
-            first = check_descriptor("stdin", stdin)
-        self._stdio = (first, *outputs)
+            stdin_fd = check_descriptor("stdin", stdin)
+        self._stdio = (stdin_fd, *outputs)
         self._captures = outputs[0] == _CAPTURED, outputs[1] == _CAPTURED
         self._workspace = take_workspace()
 
     @property
     def struct(self) -> Any:
-        """The struct sbx_run. Only the workspace holds it, which frees it before the slot that it
-        points to: what is left of a run ends itself when it is freed.
+        """The struct sbx_run. Only the workspace refers to it, and frees it before the slot that it
+        points to. Freeing the struct ends a run that is still going on.
         """
         return self._workspace.run
 
     def start(self, fresh: bool, pump: bool = False) -> int:
-        """Starts the job, or raises why not: a SetupError. fresh=False: in a slot, if it can be.
+        """Starts the job, in a slot if fresh is False and there can be one. SetupError if a step
+        fails.
 
-        pump: True also moves its output, as far as it gets without Python. Returns what there is to
-        follow.
+        pump: bool. True: the core also moves the output, as long as it needs no Python. Returns the
+        argument for follow().
         """
         is_plain = pump and self._extras is None and not self.plan.mapped_outside
         pump_ns = setup_ns = 0
-        if is_plain:  # of the struct nothing is read: it still tells of the run before
+        if is_plain:  # do not read the struct: it still is that of the run before
             pump_ns = LONGEST_WAIT if self.deadline is None else self._wait_until(self.deadline)
         if self.deadline is not None:
             setup_ns = int(self._setup_time() * 1e9)
@@ -177,11 +181,13 @@ class Run:
             self._start_fresh()
         if self._extras is not None:
             self._extras.started(self.struct)
-        first: int = self.struct.first
-        return first
+        came: int = self.struct.first
+        return came
 
     def _start_in_slot(self) -> bool:
-        """False where there is none: then the same isolation, all of it new, also tells why."""
+        """False if no slot can be had. The caller then makes a fresh run; if that fails too, its
+        SetupError says why.
+        """
         plan, job, work = self.plan, self._job, self._workspace
         in_time = self.deadline is not None
         slots = slots_of(plan, in_time)
@@ -190,7 +196,7 @@ class Run:
         keep = fill_job(
             work, job.blob, job.cwd_size, job.counts, self._stdio, -1, plan.held(()), -1
         )
-        for _ in range(MOST_IDLE + 2):  # as many may have died since
+        for _ in range(MOST_IDLE + 2):  # all idle slots may have died since
             try:
                 self._slot = work.slot = slots.take(self._setup_time() if in_time else None)
             except NoSlot:
@@ -209,27 +215,30 @@ class Run:
         return False
 
     def _start_fresh(self) -> None:
-        """Mount points that the root lacks are made on the way. Whether there are any is found by
-        doing: a run that needs none never looks.
+        """Starts the job in new namespaces, and makes mount points that the root lacks.
+
+        It tries without looking for them: only a start that fails at one makes it, and tries again.
         """
         plan, work = self.plan, self._workspace
         for index in plan.stubs:
             self._hold(index)
-        held = plan.stubs
+        stubs = plan.stubs
         if self.deadline is not None:
             self._check_oom_score()
             work.job.setup_ns = int(self._setup_time() * 1e9)
-        while _spawn(work, plan, self._job, self._stdio, plan.held(held)) != 0:
+        while _spawn(work, plan, self._job, self._stdio, plan.held(stubs)) != 0:
             step, index, error = _failure(work)
             missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
-            if not missing or index in held or not plan.mounts[index].in_root:
+            if not missing or index in stubs or not plan.mounts[index].in_root:
                 raise error_of(plan, step, index, error, self._job)
             self._hold(index)
-            held = (*held, index, *self._hold_missing(index + 1))
-        plan.stubs = held
+            stubs = (*stubs, index, *self._hold_missing(index + 1))
+        plan.stubs = stubs
 
     def _check_oom_score(self) -> None:
-        """Until the exec the calling thread has to stand still for it, and can end nothing."""
+        """UnsupportedError for oom_score_adj on a file system that may hang: with it the calling
+        thread waits until the exec of the command, and could not keep the timeout.
+        """
         limits = self.plan.box.limits
         if limits is None or limits.oom_score_adj is None:
             return
@@ -240,20 +249,20 @@ class Run:
             )
 
     def _hold_missing(self, first: int) -> list[int]:
-        """From that mount on: one by one, each would take a start from the beginning. What cannot
-        be made is left for the core to miss, which knows the mounts before it.
+        """Makes all missing mount points from the mount `first` on: each would take one more start.
+        One that cannot be made is left out: the core knows the mounts before it, and reports it.
         """
-        mounts, held = self.plan.mounts, []
+        mounts, made = self.plan.mounts, []
         assert self._stubs is not None
         for index in range(first, len(mounts)):
             if mounts[index].in_root and self._stubs.is_missing(mounts[index].target):
                 with contextlib.suppress(errors.SetupError):
                     self._hold(index)
-                    held.append(index)
-        return held
+                    made.append(index)
+        return made
 
     def _setup_time(self) -> float:
-        """Seconds that the set-up may take; 0: as long as it likes."""
+        """Seconds that the set-up may take; 0 means no limit."""
         return 0.0 if self.deadline is None else max(LEAST_SETUP, self.deadline - monotonic())
 
     def _hold(self, index: int) -> None:
@@ -270,7 +279,7 @@ class Run:
             raise errors.setup_error(number, mount.target, "target", what, hint) from error
 
     def wait(self) -> int:
-        """How long to pump before looking up, in ns."""
+        """How long the next pump may take, in ns."""
         if self.deadline is None and not self.struct.killed:
             return LONGEST_WAIT
         return self._wait_until(self.due())
@@ -280,13 +289,13 @@ class Run:
         return max(0, min(LONGEST_WAIT, int((due - monotonic()) * 1e9)))
 
     def due(self) -> float:
-        """When something has to be done for it, whatever happens until then; by monotonic()."""
+        """When the run next needs attention, even if no event comes; by monotonic()."""
         killed: int = self.struct.killed
         late = (killed / 1e9 + LAST) if killed else _NEVER
         return late if self.deadline is None else min(late, self.deadline)
 
     def follow(self, result: int) -> bool:
-        """Does what the pump came back for; whether the run is over. SetupError, Unkillable."""
+        """Handles what sbx_pump returned. True once the run is over. SetupError, Unkillable."""
         if result == _DONE:
             return True
         if (killed := self.struct.killed) and monotonic() >= killed / 1e9 + LAST:
@@ -301,8 +310,8 @@ class Run:
                 self._give_up()
             if self._slots is None or failure[0] not in (*_OF_THE_ROOT, _ORDER):
                 raise error_of(self.plan, *failure, self._job)
-            if failure[0] != _ORDER:  # in which somebody killed who waited for the order
-                self._slots.close()  # the root changed beneath the slots
+            if failure[0] != _ORDER:  # at ORDER only a process in the slot was killed
+                self._slots.close()  # the root has changed, so no slot is right any more
             self.end()
             self._give_slot()
             self.start(True)
@@ -311,7 +320,9 @@ class Run:
         return False
 
     def _give_up(self) -> None:
-        """It was killed, and had its time. Unkillable, unless it ended just now."""
+        """Raises Unkillable for a run that did not end LAST seconds after SIGKILL, unless it has
+        ended by now.
+        """
         slot = self._slot
         self.end()
         if self.unkillable is None and slot is not None:
@@ -321,8 +332,8 @@ class Run:
         self.struct.failure.step = 0
 
     def end(self) -> None:
-        """Kills what is left, waits for its end as long as the kernel may take, closes everything.
-        If it does not end, `unkillable` is the exception that says so.
+        """Kills the processes that are left, waits for their end up to LAST seconds, and closes all
+        descriptors. If one does not end, `unkillable` becomes the exception that says so.
         """
         work = self._workspace
         if stuck := end_run(work.run, work):
@@ -332,7 +343,7 @@ class Run:
         if stuck:
             try:
                 pid = native.pid_of(stuck)
-            except OSError:  # it ended just now
+            except OSError:  # it has ended by now
                 return
             self.unkillable = errors.Unkillable(*machine.what_waits(pid))
 
@@ -345,7 +356,7 @@ class Run:
         self.deadline = monotonic() + grace if grace else None
 
     def result(self, executor: str, began: float, isolation: Mapping[str, str]) -> Result:
-        """Of a run that is over; began: when, by monotonic(). StatusLost."""
+        """The Result of a run that is over. began: of the call, by monotonic(). StatusLost."""
         work, struct, extras = self._workspace, self.struct, self._extras
         captures = self._captures
         out = work.out.take() if captures[0] else None
@@ -357,12 +368,12 @@ class Run:
         result.command = self._command
         result._rusage = native.usage_of(struct)
         if extras is not None:
-            extras.tell(result)
+            extras.complete(result)
         result.wall = monotonic() - began
         return result
 
     def release(self) -> None:
-        """Gives back what it used, after end()."""
+        """Gives back the workspace, the slot and the mount points, after end()."""
         if self._content >= 0:
             os.close(self._content)
         self._give_slot()
@@ -379,8 +390,9 @@ class Run:
 
 
 def slots_of(plan: Plan, in_time: bool = False) -> Slots | None:
-    """Those that runs of a plan follow one another in; None where they may not. in_time: or where
-    to find out might take for ever.
+    """The slots for runs of a plan; None if its runs must not use slots.
+
+    in_time: bool. True: None also if finding that out could take for ever.
     """
     if plan.base is not None:
         return slots_of(plan.base, in_time)
@@ -406,12 +418,12 @@ def _output(name: str, value: Any) -> int:
 
 
 def _memory_file(content: bytes) -> int:
-    """A file in memory, not a pipe: nobody has to feed it while the command runs."""
+    """A memfd with the content. Unlike a pipe it needs no writer while the command runs."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
     try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
+        unwritten = memoryview(content)
+        while unwritten:
+            unwritten = unwritten[os.write(fd, unwritten) :]
         os.lseek(fd, 0, os.SEEK_SET)
     except BaseException:
         os.close(fd)
@@ -458,10 +470,14 @@ def _failure(workspace: Workspace) -> tuple[int, int, int]:
 
 def _exit_status(wait_status: int) -> int:
     if wait_status == -errno.ECHILD:
-        raise errors.StatusLost("the command ended, but somebody else took its status")
+        raise errors.StatusLost(
+            "the command ended, but another waiter in this process took its status"
+        )
     if wait_status == -errno.EPROTO:
-        raise errors.StatusLost("somebody outside broke the slot of the run, which was ended")
+        raise errors.StatusLost(
+            "a process outside of the sandbox broke the slot of the run, which was ended"
+        )
     if wait_status < 0:
         reason = f"{os.strerror(-wait_status)} ({errno.errorcode.get(-wait_status, -wait_status)})"
-        raise errors.StatusLost(f"the run was ended, as nobody can wait for its command: {reason}")
+        raise errors.StatusLost(f"the run was ended, as we cannot wait for its command: {reason}")
     return os.waitstatus_to_exitcode(wait_status)

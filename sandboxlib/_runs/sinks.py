@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where output goes while a command runs: to functions, to a log, to a buffer of limited size."""
+"""Sinks take the output while a command runs: functions, logs, buffers of limited size."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MOST = 1 << 62
 
 
 class Sink:
-    """One output of one run.
+    """The consumer of one output of one run.
 
-    size: how many bytes came so far. eager: whether it wants them at once.
+    size: int, how many bytes came so far. eager: bool, whether it needs them at once.
     """
 
     eager = True
@@ -30,11 +30,11 @@ class Sink:
         self.limit(most)
 
     def limit(self, most: int | None) -> None:
-        """How much is wanted; None: all."""
+        """Sets how many bytes the sink takes; None: all."""
         self._most = _MOST if most is None else most
 
     def feed(self, data: bytes) -> None:
-        """What the command wrote; beyond the most that is wanted it is counted only."""
+        """Takes output of the command. Bytes beyond the limit are counted only."""
         room = self._most - self.size
         self.size += len(data)
         if data and room > 0:
@@ -42,19 +42,20 @@ class Sink:
 
     @property
     def is_over(self) -> bool:
-        """Whether there was more than wanted."""
+        """Whether there was more output than the limit."""
         return self.size > self._most
 
     def take(self, data: bytes) -> None:
+        """Handles output within the limit; each class of sinks has its own."""
         raise NotImplementedError
 
     def finish(self) -> bytes | None:
-        """The end of it: what the Result is to have. It is called once."""
+        """Ends the output, once; returns the bytes for the Result, or None."""
         return None
 
 
 class _Buffer(Sink):
-    """All of it, up to the most that is wanted."""
+    """Keeps all output up to the limit."""
 
     def __init__(self, most: int | None, eager: bool) -> None:
         super().__init__(most)
@@ -78,19 +79,19 @@ class _LineSink(Sink):
     def __init__(self, function: Callable[[bytes], object], most: int | None) -> None:
         super().__init__(most)
         self._function = function
-        self._rest: list[bytes] = []  # of a line whose end did not come yet
+        self._line: list[bytes] = []  # the parts of a line whose end has not come yet
 
     def take(self, data: bytes) -> None:
-        *lines, rest = data.split(b"\n")
+        *lines, begun = data.split(b"\n")
         for line in lines:
-            self._function(b"".join([*self._rest, line, b"\n"]))
-            self._rest = []
-        if rest:
-            self._rest.append(rest)
+            self._function(b"".join([*self._line, line, b"\n"]))
+            self._line = []
+        if begun:
+            self._line.append(begun)
 
     def finish(self) -> None:
-        if self._rest:
-            self._function(b"".join(self._rest))
+        if self._line:
+            self._function(b"".join(self._line))
 
 
 class _TeeSink(Sink):
@@ -110,7 +111,7 @@ class _TeeSink(Sink):
             self._head += data[:room]
             data = data[room:]
         self._tail += data[-tee.keep_tail :] if tee.keep_tail else b""
-        if len(self._tail) > 2 * tee.keep_tail + 65536:  # not a copy for every chunk
+        if len(self._tail) > 2 * tee.keep_tail + 65536:  # so rarely that most chunks need no copy
             del self._tail[: -tee.keep_tail]
 
     def finish(self) -> bytes | None:
@@ -136,17 +137,17 @@ def _check_open(tee: Tee) -> None:
 
 
 def _write(tee: Tee, data: bytes) -> None:
-    """All of it, now. OSError."""
+    """Writes all of the data at once. OSError."""
     if tee.text is not None:
-        tee.text.flush()  # what was printed before comes before
-    rest = memoryview(data)
-    while rest:
+        tee.text.flush()  # text that was printed before comes first
+    unwritten = memoryview(data)
+    while unwritten:
         try:
-            written = _write_some(tee.file, rest)
-        except BlockingIOError as error:  # it is not for us to change how the file is open
+            written = _write_some(tee.file, unwritten)
+        except BlockingIOError as error:  # the file is the caller's: leave O_NONBLOCK as it is
             written = getattr(error, "characters_written", 0)
             _await_room(tee.file)
-        rest = rest[written:]
+        unwritten = unwritten[written:]
     if not isinstance(tee.file, int) and hasattr(tee.file, "flush"):
         tee.file.flush()
 
@@ -169,8 +170,8 @@ def _await_room(file: IO[Any] | int) -> None:
 
 
 def sink_for(value: Any, most: int | None, kill: bool) -> Sink | None:
-    """The sink of an output; None where it is captured and nothing else."""
-    if isinstance(value, Sink):  # that of a Process, which its owner reads
+    """The sink of an output; None if it is captured without a limit."""
+    if isinstance(value, Sink):  # a Queue of a Process
         value.limit(most)
         return value
     if isinstance(value, Lines):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Sandbox keeps from run to run: slots, each with namespaces and a resident reaper.
+"""Slots: namespaces and a resident reaper that a Sandbox keeps from run to run.
 
-A slot serves one run at a time. A run takes one that is idle, or opens one; afterwards it gives it
-back. A slot in which anything went wrong, or in which a run left something, is closed. All of them
-go with the Sandbox, with its close(), with the interpreter, and with the process: a resident holds
-a pidfd of the caller.
+A slot serves one run at a time. A run takes an idle slot, or opens one, and gives it back
+afterwards. A slot is closed if anything went wrong in it, or if a run left something behind. All
+slots end with the Sandbox, with its close(), with the interpreter, and with the process: a resident
+holds a pidfd of the caller.
 """
 
 from __future__ import annotations
@@ -32,21 +32,23 @@ if TYPE_CHECKING:
 
 lib = native.lib
 
-MOST_IDLE = 32  # slots that wait for a run; more are closed when they come back
-# While one run goes on, a slot makes itself ready for the next: on another CPU.
+MOST_IDLE = 32  # slots that wait for a run; a slot beyond that is closed when it comes back
+# While one run goes on, other slots get ready for the next, on the other CPUs.
 MOST_SPARE = min(os.cpu_count() or 1, 8) - 1
-MOST_WASTED = 16  # slots in a row that served one run, or none; then
-REST = 1000  # runs are made fresh, before there is another slot
+# After MOST_WASTED slots in a row that served at most one run, make REST runs fresh before opening
+# another.
+MOST_WASTED = 16
+REST = 1000
 _OF_A_RUN = (lib.SBX_TMPFS, lib.SBX_PROC, lib.SBX_DEV)
 _all: dict[int, ref[Slots]] = {}
 
 
 def can_stay(plan: Plan) -> bool:
-    """Whether runs may follow one another in a slot: only where none can change what it keeps."""
+    """Whether runs may use a slot one after the other: only if none can change its namespaces."""
     box = plan.box
     if box.mounts != "isolated" or box.processes != "isolated" or box._user_kind == "ranges":
         return False
-    # /proc is whole with nesting, and there uid 0 of the namespace writes the sysctls of its IPC.
+    # With nesting nothing covers parts of /proc, and uid 0 of the namespace writes its IPC sysctls.
     if box.policy.nesting and plan.values.get("uid_map", "").startswith("0 "):
         return False
     names = box.policy.capabilities
@@ -56,11 +58,11 @@ def can_stay(plan: Plan) -> bool:
 
 
 class NoSlot(Exception):
-    """Nothing ran, as there is no slot to be had."""
+    """No slot can be had. Nothing was run."""
 
 
 class _Shared:
-    """What the slots that were opened for one state of the root and the sources share."""
+    """The state that slots share which were opened for one state of the root and the sources."""
 
     def __init__(self, root: str) -> None:
         self.stubs = Stubs(root)
@@ -69,17 +71,17 @@ class _Shared:
         self.is_checked = False
         self.is_over = False
         self.hanging: frozenset[str] | None = None  # see _machine.hanging_mounts
-        self.lacks: list[str] = []  # places in the root that would be mounted on
+        self.lacks: list[str] = []  # optional mount points that the root did not have
         self._slots: list[ref[Slot]] = []
 
     @property
     def slots(self) -> int:
-        """How many are open. Counted, as some may have been lost in an interrupt."""
+        """How many are open: counted each time, as an interrupt may have lost some."""
         return sum(1 for r in self._slots if (slot := r()) is not None and slot.is_open)
 
     @property
     def at_most(self) -> int:
-        """How many are open, or were not long ago."""
+        """How many are open, or were until recently."""
         return len(self._slots)
 
     def add(self, slot: Slot) -> None:
@@ -87,11 +89,11 @@ class _Shared:
         self._slots.append(ref(slot))
 
     def appeared(self) -> bool:
-        """Whether something is there now that the slots had nowhere to mount on."""
+        """Whether a mount point exists now that the root lacked when the slots were opened."""
         return bool(self.lacks) and any(map(os.path.lexists, self.lacks))
 
     def release(self) -> None:
-        """Lets go of the mount points that were made, once no slot has a mount on one."""
+        """Releases the mount points that were made, once no slot uses one."""
         if self.slots == 0:
             self.stubs.release()
             self.program = None
@@ -101,7 +103,7 @@ class _Shared:
 
 
 class Slot(OpenSlot):
-    """A slot that is open."""
+    """An open slot."""
 
     runs = 0
 
@@ -120,7 +122,7 @@ class Slot(OpenSlot):
 
 
 class Slots:
-    """The slots of one Plan that can_stay()."""
+    """The slots of one Plan for which can_stay() is true."""
 
     def __init__(self, plan: Plan) -> None:
         self._idle: deque[Slot] = deque()
@@ -136,14 +138,16 @@ class Slots:
         self._values = plan.values
         self._policy = plan.box.policy
         self._in_user_namespace = plan.in_user_namespace
-        # A run finds no path of the caller's: such a source, or the /dev that lends devices.
+        # In a slot a run finds no path of the caller: no source, and no /dev that lends devices.
         own = [plan.mounts[i] for i in self._own]
         self._may_stay = not any(m.source or m.needs_lender(plan.in_user_namespace) for m in own)
         _all[id(self)] = ref(self)
 
     def take(self, setup: float | None = None) -> Slot:
-        """A slot that is open, for one run. NoSlot where it cannot be opened; setup: also where
-        that, or the look at whether it is up to date, might take longer than so many seconds.
+        """Takes an idle slot for one run, or opens one. NoSlot if that is not possible.
+
+        setup: float, seconds. NoSlot also if opening a slot, or checking whether it is up to date,
+        might take longer.
         """
         in_time = setup is not None
         if not self._may_stay or self._is_resting() or (in_time and self._may_hang()):
@@ -160,12 +164,12 @@ class Slots:
         return slot
 
     def _with_lock(self, setup: float | None, work: Callable[[], T]) -> T:
-        """What `work` returns, done under the lock. NoSlot when the time is over: another thread
-        may hang while it opens a slot.
+        """Does `work` under the lock, and returns its result. NoSlot if the lock is not free in
+        time: another thread may hang while it opens a slot.
 
-        An exception from another thread can come behind any call, the acquire() too. A `with` of
-        the lock itself is safe from that, and so is this: the release() is done in any case, and
-        says itself that there was nothing to release.
+        An exception from another thread can arrive after any call, also after acquire(). So the
+        release() runs in any case, and raises RuntimeError if there is nothing to release. (A
+        `with` of the lock is as safe, but has no timeout.)
         """
         if self._lock._is_owned():  # type: ignore[attr-defined]
             return work()
@@ -180,12 +184,14 @@ class Slots:
                 pass
 
     def _close_these(self, shared: _Shared) -> None:
-        """Of several threads that see a change, one closes the slots of before."""
+        """Closes the slots for the old state, once, if several threads see the change."""
         if self._shared is shared:
             self.close()
 
     def _may_hang(self) -> bool:
-        """Where the caller's mounts are watched, and none may hang, nobody looks again."""
+        """Whether the set-up may hang. It looks at the caller's mounts only once until the watch
+        sees a change.
+        """
         shared = self._shared
         if shared.hanging is None or shared.watch is None:
             shared.hanging = machine.hanging_mounts()
@@ -194,8 +200,8 @@ class Slots:
         )
 
     def is_pointless(self, slot: Slot) -> bool:
-        """Whether there is no use in another, now that this one could not be used: it was new, or
-        many in a row served one run only, so that they gained nothing.
+        """Whether opening another slot is of no use after this one failed: it was new, or many in a
+        row served only one run, so that they gained nothing.
         """
         self._wasted = self._wasted + 1 if slot.runs <= 2 else 0
         return slot.runs == 1 or self._is_resting()
@@ -212,12 +218,12 @@ class Slots:
                 slot = self._idle.popleft()
             except IndexError:
                 return None
-            if slot.shared is self._shared:  # give() may have been in the midst of a close()
+            if slot.shared is self._shared:  # else give() added it while close() ran
                 return slot
             slot.close()
 
     def give(self, slot: Slot) -> None:
-        """Back from a run. It is the last to be taken again, as it makes itself ready meanwhile."""
+        """Takes a slot back from a run. It goes to the end of the queue, as it has to get ready."""
         if slot.shared is self._shared and slot.is_open and len(self._idle) < MOST_IDLE:
             self._idle.append(slot)
         else:
@@ -225,7 +231,7 @@ class Slots:
                 slot.close()
 
     def close(self) -> None:
-        """Closes the idle ones now, and those that are in use when they come back."""
+        """Closes the idle slots now, and those in use when they come back."""
         with self._lock:
             shared, self._shared = self._shared, _Shared(self._root)
             shared.is_over = True
@@ -234,21 +240,21 @@ class Slots:
             shared.release()
 
     def forget(self) -> None:
-        """In a fork of the caller: the slots are the caller's, and only descriptors are closed."""
+        """Drops the slots in a fork of the caller: it closes descriptors, and ends no slot."""
         shared, self._shared = self._shared, _Shared(self._root)
         shared.stubs.abandon()
         self._lock = RLock()
         self._idle.clear()
 
     def __del__(self) -> None:
-        if _all is None:  # the interpreter is at its end, and close_all() was here
+        if _all is None:  # the interpreter ends, and close_all() has run
             return
-        if _all.pop(id(self), None) is None:  # an interrupt came before it was made: it has nothing
+        if _all.pop(id(self), None) is None:  # an interrupt came in __init__: there are no slots
             return
         while True:
             try:
                 return self.close()
-            except KeyboardInterrupt:  # it would be lost here
+            except KeyboardInterrupt:  # Python ignores it in __del__, so raise it again later
                 interrupt_main()
 
     # ---- opening -----------------------------------------------------------------------------
@@ -260,7 +266,7 @@ class Slots:
         return slot
 
     def _open_locked(self, setup: float | None) -> Slot:
-        """Of several threads one makes the mount points that the root lacks."""
+        """Opens a slot. Under the lock, so that only one thread makes missing mount points."""
         shared = self._shared
         try:
             if shared.watch is None:
@@ -279,8 +285,8 @@ class Slots:
         return slot
 
     def _check(self, slot: Slot) -> None:
-        """Through a proc that is not of the run uid 0 could write what the network's sysctls say,
-        and a later run would find it.
+        """Forbids slots if they show a proc that is not the run's own: uid 0 could write sysctls of
+        the network there, and a later run would see them.
         """
         owns = [self._mounts[i].target for i in self._own]
         for mount in machine.mounts(slot.pid):
@@ -289,19 +295,20 @@ class Slots:
                 self._may_stay = False
 
     def _prepare(self, stubs: Stubs) -> tuple[Any, Any, bytes]:
-        """What a resident finds, and what it does for each run."""
-        held = [m.in_root and stubs.is_missing(m.target) for m in self._mounts]
-        for mount, missing in zip(self._mounts, held, strict=True):
-            if missing:
+        """The place of a resident, the flags of its stubs, and the packed place of each run."""
+        missing = [m.in_root and stubs.is_missing(m.target) for m in self._mounts]
+        for mount, is_missing in zip(self._mounts, missing, strict=True):
+            if is_missing:
                 stubs.hold(mount.target, mount.is_directory())
-        kept = [i for i in range(len(self._mounts)) if i not in self._own]
-        mounts = [self._mounts[i].values for i in kept]
+        in_slot = [i for i in range(len(self._mounts)) if i not in self._own]
+        mounts = [self._mounts[i].values for i in in_slot]
         if self._in_user_namespace:
-            # A new proc is given only where one that is whole can be seen (mount_too_revealing in
-            # fs/namespace.c): this one, beneath that of each run. And a dev lends devices to it.
+            # The kernel allows a new proc only if an uncovered one is visible (mount_too_revealing
+            # in fs/namespace.c). So the slot has one, below the proc of each run, and a dev that
+            # lends its devices to the dev of each run.
             own_values = [self._mounts[i].values for i in self._own]
-            more = [v for v in own_values if v["kind"] in (lib.SBX_PROC, lib.SBX_DEV)]
-            mounts += [{**v, "flags": v["flags"] & ~lib.SBX_COVER} for v in more]
+            lenders = [v for v in own_values if v["kind"] in (lib.SBX_PROC, lib.SBX_DEV)]
+            mounts += [{**v, "flags": v["flags"] & ~lib.SBX_COVER} for v in lenders]
         limits = dict(self._values["limits"])
         values = {
             **self._values,
@@ -312,42 +319,43 @@ class Slots:
         names += " change_ids uid gid n_groups groups"
         for name in ("filter", "filter_length", "filter_when"):
             values.pop(name, None)
-        inside = {name: self._values[name] for name in names.split() if name in self._values}
-        inside |= filter_values(self._policy, in_slot=True)
-        inside |= {"session": 1, "namespaces": int(self._in_user_namespace), "limits": limits}
+        for_run = {name: self._values[name] for name in names.split() if name in self._values}
+        for_run |= filter_values(self._policy, in_slot=True)
+        for_run |= {"session": 1, "namespaces": int(self._in_user_namespace), "limits": limits}
         place = native.new_place(values, mounts)
-        flags = native.held_flags(len(mounts), [n for n, i in enumerate(kept) if held[i]])
+        flags = native.held_flags(len(mounts), [n for n, i in enumerate(in_slot) if missing[i]])
         of_a_run = [
             mount.values if i in self._own else {**mount.values, "flags": lib.SBX_KEPT}
             for i, mount in enumerate(self._mounts)
         ]
-        return place, flags, native.pack_place(inside, of_a_run, bytes(held))
+        return place, flags, native.pack_place(for_run, of_a_run, bytes(missing))
 
 
 def _of_the_run(mounts: list[PlannedMount], root: str) -> list[int]:
-    """Which mounts every run makes anew: file systems of its own, and what lies in or over one.
+    """The indices of the mounts that every run makes anew: new file systems, and the mounts that
+    lie in or over one of them.
 
-    All after the first, where symbolic links in the targets hide what lies where.
+    If targets have symbolic links, we cannot tell that, and take all mounts after the first one.
     """
     real = _real(root).rstrip("/")
-    found: list[int] = []
+    own: list[int] = []
     targets: list[str] = []
     straight = all(_real(real + m.target) == real + m.target for m in mounts)
     for index, mount in enumerate(mounts):
         target = mount.target + "/"
-        inside = any(target.startswith(t) or t.startswith(target) for t in targets)
+        overlaps = any(target.startswith(t) or t.startswith(target) for t in targets)
         if (
             (mount.values["kind"] in _OF_A_RUN and not mount.stays)
-            or inside
-            or (found and not straight)
+            or overlaps
+            or (own and not straight)
         ):
-            found.append(index)
+            own.append(index)
             targets.append(target)
-    return found
+    return own
 
 
 def _real(path: str) -> str:
-    """The path without symbolic links; "" where somebody changes it at the same time, or there are
+    """The path without symbolic links; "" if another process changes it at the same time, or it has
     more links than the kernel follows.
     """
     try:
@@ -366,7 +374,7 @@ def _forget_all() -> None:
 
 
 def close_all() -> None:
-    """At the end of the interpreter."""
+    """Closes all slots at the end of the interpreter."""
     for slots in _each():
         slots.close()
 
