@@ -57,7 +57,7 @@ class SandboxExecutor(ThreadPoolExecutor):
         options: the keyword arguments of Sandbox.run, `fresh` and `check` too. Beside a Command
             only those two.
 
-        With subprocess.run the other arguments are those of that function, and the Future has a
+        args: only with subprocess.run, whose arguments follow it. The Future then has a
         CompletedProcess, or the exceptions of subprocess.run. Three things differ: cwd is a path
         inside the root; with env=None the environment is BASE_ENVIRONMENT; shell, preexec_fn,
         pass_fds and other arguments that mean the caller's own process raise TypeError.
@@ -83,8 +83,9 @@ class SandboxExecutor(ThreadPoolExecutor):
     ) -> Iterator[Any]:
         """Submit many commands at once, and iterate over their Results in the same order.
 
-        commands: an iterable of Commands or argvs. Or the function subprocess.run, followed by an
-            iterable of argvs, as with any executor; then the results are CompletedProcesses.
+        commands: an iterable of Commands or argvs. Or the function subprocess.run; then the results
+            are CompletedProcesses.
+        iterables: only with subprocess.run, as with any executor: an iterable of argvs.
         timeout: float, seconds from the call of map() until the last result. None (the default):
             no limit.
         chunksize: ignored, as in a ThreadPoolExecutor.

@@ -132,7 +132,7 @@ def _private_tmp(box: Spec) -> PlannedMount:
 
 
 def resolver_of(box: Spec) -> Mount | None:
-    """The mount of the caller's resolv.conf. Links are resolved: the root may lack their targets."""
+    """The mount of the caller's resolv.conf. Links are resolved: the root may lack a target."""
     if not box.resolv_conf:
         return None
     try:
