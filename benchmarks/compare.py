@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two builds of sandboxlib side by side: what a change costs a run that asks for nothing new.
+"""Compares two builds of sandboxlib: the cost of a change for runs that do not use it.
 
     python benchmarks/compare.py BEFORE AFTER [--rounds N]
 
 BEFORE and AFTER are interpreters, each of an environment with one of the two builds
 (`git worktree add /tmp/before COMMIT`, a venv in it, `pip install -e .`). Each gets a worker
-process; in each round both measure every row, in random order. Printed: medians in microseconds,
-the median of the ratios within the rounds, and its 95 % bootstrap interval.
+process; in each round both measure every row, in random order. The output is the medians in
+microseconds, the median of the ratios within the rounds, and its 95 % bootstrap interval.
 
-Rows ask for the same sandbox of both builds: where a build has a system call filter and a minimal
-/dev by default, they are switched off, except in the rows that end with "as it comes".
+A row asks both builds for the same sandbox: if a build has a system call filter and a minimal /dev
+by default, the row switches them off, unless its name ends with "as it comes".
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ ROWS = ("slot", "slot, init=False", "fresh", "fresh, init=False", "chroot", "slo
 # ---- in a worker -----------------------------------------------------------------------------
 
 
-def sandbox(root: str, *, plain: bool = True, **words: Any) -> Any:
-    """A Sandbox with network and mounts of its own, in the words of the build that is there."""
+def sandbox(root: str, *, plain: bool = True, **options: Any) -> Any:
+    """A Sandbox with isolated network and mounts, by the keyword arguments that this build has."""
     import sandboxlib
 
     if plain and hasattr(sandboxlib, "Policy"):
-        words.setdefault("policy", sandboxlib.Policy(seccomp="none"))
+        options.setdefault("policy", sandboxlib.Policy(seccomp="none"))
         if "devices" in sandboxlib.Sandbox._fields:
-            words.setdefault("devices", "root")
-    words = {"network": "isolated", "filesystem_writable_paths": "all", **words}
-    words.setdefault("extra_mounts", [sandboxlib.Mount.tmpfs("/tmp")])
-    return sandboxlib.Sandbox(root, **words)
+            options.setdefault("devices", "root")
+    options = {"network": "isolated", "filesystem_writable_paths": "all", **options}
+    options.setdefault("extra_mounts", [sandboxlib.Mount.tmpfs("/tmp")])
+    return sandboxlib.Sandbox(root, **options)
 
 
 def chroot(root: str) -> Any:
     import sandboxlib
 
-    words: dict[str, Any] = dict.fromkeys(("network", "mounts", "processes", "ipc"), "undefined")
+    options: dict[str, Any] = dict.fromkeys(("network", "mounts", "processes", "ipc"), "undefined")
     if hasattr(sandboxlib, "Policy"):
         policy = sandboxlib.Policy(capabilities="all", no_new_privs=False, seccomp="none")
-        return sandbox(root, **words, policy=policy, extra_mounts=())
-    return sandbox(root, **words, capabilities="all", no_new_privs=False, extra_mounts=())
+        return sandbox(root, **options, policy=policy, extra_mounts=())
+    return sandbox(root, **options, capabilities="all", no_new_privs=False, extra_mounts=())
 
 
 def rows(root: str) -> dict[str, Callable[[], float]]:
-    """For each row the microseconds of one run; for threads those of a run when two run."""
+    """The functions that measure each row: they return the microseconds of one run."""
     with_slots = sandbox(root)
     direct, as_it_comes = sandbox(root, init=False), sandbox(root, plain=False)
     bare = chroot(root)
@@ -103,16 +103,16 @@ def _two_threads(box: Any) -> float:
 
 
 def worker(root: str) -> None:
-    found = rows(root)
+    measures = rows(root)
     for line in sys.stdin:
-        print(round(found[line.strip()](), 2), flush=True)
+        print(round(measures[line.strip()](), 2), flush=True)
 
 
-# ---- outside ---------------------------------------------------------------------------------
+# ---- in the main process ---------------------------------------------------------------------
 
 
 class Side:
-    """One of the two builds, in a process of its own."""
+    """The worker process of one of the two builds."""
 
     def __init__(self, python: str, root: Path) -> None:
         argv = [python, __file__, "--worker", str(root)]
@@ -131,20 +131,20 @@ class Side:
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
-    """Of the median, by 2,000 resamples."""
+    """The 95 % bootstrap interval of the median, by 2,000 resamples."""
     medians = sorted(statistics.median(random.choices(ratios, k=len(ratios))) for _ in range(2000))
     return medians[50], medians[1949]
 
 
 def compare(before: Side, after: Side, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    found: dict[str, list[tuple[float, float]]] = {row: [] for row in ROWS}
+    results: dict[str, list[tuple[float, float]]] = {row: [] for row in ROWS}
     for number in range(rounds + 1):
         for row in random.sample(ROWS, len(ROWS)):
             sides = random.sample([before, after], 2)
             values = {id(side): side.measure(row) for side in sides}
             if number:  # the first round warms both up
-                found[row].append((values[id(before)], values[id(after)]))
-    return found
+                results[row].append((values[id(before)], values[id(after)]))
+    return results
 
 
 def main() -> None:
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("after")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--json", action="store_true", help="print every value of every round")
-    words = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sandboxlib-compare-") as name:
         os.chmod(name, 0o755)
         root = Path(name) / "root"
@@ -162,16 +162,16 @@ def main() -> None:
         flags = "-Os -static -nostdlib -ffreestanding -fno-stack-protector -Wl,--build-id=none"
         argv = ["cc", *flags.split(), "-o", str(root / "say"), str(HERE / "say.c")]
         subprocess.run(argv, check=True)
-        before, after = Side(words.before, root), Side(words.after, root)
+        before, after = Side(options.before, root), Side(options.after, root)
         try:
-            found = compare(before, after, words.rounds)
+            results = compare(before, after, options.rounds)
         finally:
             before.close()
             after.close()
-    if words.json:
-        print(json.dumps(found))
+    if options.json:
+        print(json.dumps(results))
     print(f"{'row':22} {'before':>8} {'after':>8} {'ratio':>6}  95 % interval")
-    for row, pairs in found.items():
+    for row, pairs in results.items():
         ratios = [b / a for a, b in pairs]
         low, high = interval(ratios)
         medians = [statistics.median(side) for side in zip(*pairs, strict=True)]

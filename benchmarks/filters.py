@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a system call filter costs a run: its instructions, and the time that the kernel takes to
-install it, the shortest of 400.
+"""Measures the cost of a system call filter: its instructions, and the time that the kernel takes
+to install it, the shortest of 400.
 
     python benchmarks/filters.py [PROFILE.json ...]
 
-As anybody. The figures of docs/seccomp.md are those of `python benchmarks/filters.py`.
+Any user can run it. The figures of docs/seccomp.md are those of `python benchmarks/filters.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Program(ctypes.Structure):
 
 
 def install(code: bytes) -> int:
-    """Nanoseconds that a child of this process takes to install a filter."""
+    """The nanoseconds that a child of this process takes to install a filter; 0: refused."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:

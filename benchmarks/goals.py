@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The goals: ratios within a run of the benchmark, and what came of them."""
+"""The goals, which are ratios within a run of the benchmark, and the verdict on each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GB, PEAK = "GB/s", "peak memory / payload"
 class Goal(NamedTuple):
     """A ratio of two cells of a table, or a value, and its limit."""
 
-    words: str
+    title: str
     table: str
     cell: Cell
     to: Cell | None
@@ -210,15 +210,15 @@ GOALS = [
 
 
 class Verdict(NamedTuple):
-    """figures: the median and its interval, or nothing; word: met, MISSED, or why not measured."""
+    """figures: the median and its interval, or None; outcome: met, MISSED, or why not measured."""
 
     goal: Goal
     figures: tuple[float, float, float] | None
-    word: str
+    outcome: str
 
 
 def judge(goal: Goal, table: Table | None) -> Verdict:
-    """What came of a goal."""
+    """Compare a goal with its table."""
     for cell in (goal.cell, *([goal.to] if goal.to else [])):
         if table is None or not table.has(cell):
             reason = table.missing.get(cell[0], {}).get(cell[1], "") if table else ""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs inside the environment of another library, and times it there: see rows.Guest.
+"""A program that times another library, in the environment of that library: see rows.Guest.
 
     python guest.py NAME ROOT MEGABYTES [SOURCE TARGET ...]
 
-It answers "ready", and each line that it reads with the nanoseconds of one run. It imports nothing
-of ours: `sandboxlib` is the earlier one here.
+It prints "ready", and then for each line that it reads the nanoseconds of one run. It imports
+nothing of ours: `sandboxlib` is the earlier version here.
 """
 
 import os
@@ -31,7 +31,7 @@ def main():
     binds = list(zip(paths[1::2], paths[0::2], strict=True))
     run = {"sandboxlib": earlier, "sandlock": sandlock}[name](root, binds)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the library prints is no answer
+    os.dup2(2, 1)  # the library may print something, which must not be taken for an answer
     if run() != b"ok\n":
         sys.exit("the command did not say ok")
     print("ready", file=answers, flush=True)

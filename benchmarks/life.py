@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What limits, accounting, deadlines and streams add to a run of /say."""
+"""Measures what limits, accounting, deadlines and streams add to a run of /say."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ LIMITS: dict[str, Any] = {
     "Limits of each process, 4 of them": {"cpu_time": 60, "core": 0, "open_files": 256, "nice": 5},
     "Limits with a cgroup, memory and pids": {"memory": 1 << 28, "pids": 64},
 }
-AGAIN = "the same again"  # how much of a ratio is noise
+AGAIN = "the same again"  # its ratio shows the noise
 USAGE = "and Result.usage is read"
 TEE = "a Tee of stdout to a file"
 
 
 class Column:
-    """The rows of one kind of run; of what cannot be had the reason is kept."""
+    """The rows of one kind of run. missing: why this machine cannot run some rows."""
 
-    def __init__(self, place: Path, words: dict[str, Any]) -> None:
-        own = {name: value for name, value in words.items() if name != "fresh"}
-        self._fresh = words.get("fresh", False)
-        self._box = Sandbox(place / "root", **rows.FULL, **own)
-        self._log = (place / "log").open("ab", buffering=0)
+    def __init__(self, directory: Path, options: dict[str, Any]) -> None:
+        of_box = {name: value for name, value in options.items() if name != "fresh"}
+        self._fresh = options.get("fresh", False)
+        self._box = Sandbox(directory / "root", **rows.FULL, **of_box)
+        self._log = (directory / "log").open("ab", buffering=0)
         self.missing: dict[str, str] = {}
         self.rows: dict[str, Callable[[], Result]] = {PLAIN: self._row(self._box)}
         self.rows[AGAIN] = self._row(self._box)
         self.rows[USAGE] = self._with_usage
-        for name, more in OF_RUN.items():
-            self.rows[name] = self._row(self._box, **more)
+        for name, of_run in OF_RUN.items():
+            self.rows[name] = self._row(self._box, **of_run)
         self.rows[TEE] = self._with_tee
         for name, limits in LIMITS.items():
             try:
@@ -63,8 +63,8 @@ class Column:
             else:
                 self.rows[name] = row
 
-    def _row(self, box: Sandbox, **more: Any) -> Callable[[], Result]:
-        return lambda: box.run(["/say"], fresh=self._fresh, **more)
+    def _row(self, box: Sandbox, **options: Any) -> Callable[[], Result]:
+        return lambda: box.run(["/say"], fresh=self._fresh, **options)
 
     def _with_usage(self) -> Result:
         result = self._box.run(["/say"], fresh=self._fresh)
@@ -77,13 +77,13 @@ class Column:
         return self._box.run(["/say"], fresh=self._fresh, stdout=Tee(self._log))
 
     def round(self, count: int) -> dict[str, float]:
-        """Microseconds: the rows take turns, run by run and in random order; their medians."""
-        found: dict[str, list[int]] = {name: [] for name in self.rows}
+        """The median microseconds of each row. The rows take turns in random order, run by run."""
+        samples: dict[str, list[int]] = {name: [] for name in self.rows}
         for _ in range(count):
             for name in random.sample(list(self.rows), len(self.rows)):
                 start = time.perf_counter_ns()
                 result = self.rows[name]()
-                found[name].append(time.perf_counter_ns() - start)
+                samples[name].append(time.perf_counter_ns() - start)
                 if result.exit != 0:
                     raise RuntimeError(f"{name}: {result}")
-        return {name: round(statistics.median(v) / 1000, 1) for name, v in found.items()}
+        return {name: round(statistics.median(v) / 1000, 1) for name, v in samples.items()}

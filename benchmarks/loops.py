@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C loops through cffi: the same process, the same memory, the same structs."""
+"""Calls the C loops through cffi, in the same process and with the same memory as the library."""
 
 from __future__ import annotations
 
@@ -31,28 +31,35 @@ int64_t loop_slot(struct sbx_slot *, const struct sbx_job *, struct sbx_run *, c
 Once = Callable[[], int]  # one run; nanoseconds
 
 
-def build(place: Path) -> None:
-    """loop.so calls the library's own core, straight.so shares nothing with it."""
+def build(directory: Path) -> None:
+    """Compile loop.so, which calls the library's core, and straight.so, which shares no code."""
     init = Path(native.__file__).parents[1] / "_init"
     flags = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-Wl,-z,now", f'-DSBX_INIT="{init}"']
     for name in ("loop", "straight"):
         folders = ("caller", "child") if name == "loop" else ()
-        rest = [str(path) for f in folders for path in (HERE.parent / "csrc" / f).glob("*.c")]
-        argv = ["cc", *flags, "-o", str(place / f"{name}.so"), str(HERE / f"{name}.c"), *rest]
+        sources = [str(path) for f in folders for path in (HERE.parent / "csrc" / f).glob("*.c")]
+        argv = [
+            "cc",
+            *flags,
+            "-o",
+            str(directory / f"{name}.so"),
+            str(HERE / f"{name}.c"),
+            *sources,
+        ]
         subprocess.run(argv, check=True)
 
 
 class Loops:
-    """What the two libraries offer, as runs of /say."""
+    """The functions of the two C libraries, as runs of /say."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         from cffi import FFI
 
         self.ffi = FFI()
         self.ffi.cdef(CONTRACT + DECLARED)
-        self.lib = self.ffi.dlopen(str(place / "loop.so"))
-        self.other = self.ffi.dlopen(str(place / "straight.so"))
-        self._root = self.ffi.new("char[]", os.fsencode(place / "root"))
+        self.lib = self.ffi.dlopen(str(directory / "loop.so"))
+        self.other = self.ffi.dlopen(str(directory / "straight.so"))
+        self._root = self.ffi.new("char[]", os.fsencode(directory / "root"))
         self._program = self.ffi.new("char[]", b"/say")
 
     def floor(self) -> Once:
@@ -62,50 +69,50 @@ class Loops:
         return _checked(lambda: self.other.straight(self._root, self._program, full))
 
     def straight_for(self, full: bool, seconds: float) -> int:
-        """How many runs one thread does in that time."""
+        """The number of runs that one thread makes in that time."""
         return int(self.other.straight_for(self._root, self._program, full, int(seconds * 1e9)))
 
     def keep(self, program: Path, size: int) -> int:
-        """Nanoseconds to read all that a program writes."""
+        """The nanoseconds that it takes to read all the output of a program."""
         path = self.ffi.new("char[]", os.fsencode(program))
         return _checked(lambda: self.lib.loop_keep(path, size))()
 
     def core(self, box: Sandbox) -> Once:
-        """The library's core, everything fresh in each run."""
+        """A run of the library's core in which everything is new."""
         plan, job, work = plan_for(box), job_of(Command("/say", "/"), box), workspace.Workspace()
         init = native.init_descriptor() if plan.reaper else -1
-        kept = self._fill(work, plan, job, init)
-        place = self._ours("struct sbx_place *", plan.place)
-        words, run, stack, out, err = self._memory(work)
+        memory = self._fill(work, plan, job, init)
+        struct = self._ours("struct sbx_place *", plan.place)
+        job_struct, run, stack, out, err = self._memory(work)
         size = workspace.SCRATCH_SIZE
 
-        def once(kept: object = (kept, plan, job, work)) -> int:
-            return int(self.lib.loop_core(place, words, run, stack, out, err, size))
+        def once(memory: object = (memory, plan, job, work)) -> int:
+            return int(self.lib.loop_core(struct, job_struct, run, stack, out, err, size))
 
         return _checked(once)
 
     def slot(self, box: Sandbox) -> Once | str:
-        """The library's core in slots that are kept, taking turns; or why there are none."""
+        """A run of the library's core in two slots, which take turns; or why there are none."""
         plan, job, work = plan_for(box), job_of(Command("/say", "/"), box), workspace.Workspace()
         if not _slots.can_stay(plan):
             return "such a sandbox keeps no slot"
         slots = _slots.Slots(plan)
         taken = [slots.take() for _ in range(2)]
-        kept = self._fill(work, plan, job, -1)
+        memory = self._fill(work, plan, job, -1)
         turns = itertools.cycle([self._ours("struct sbx_slot *", s.struct) for s in taken])
-        words, run, _, out, err = self._memory(work)
+        job_struct, run, _, out, err = self._memory(work)
 
-        def once(kept: object = (kept, plan, job, work, slots, taken)) -> int:
+        def once(memory: object = (memory, plan, job, work, slots, taken)) -> int:
             return int(
-                self.lib.loop_slot(next(turns), words, run, out, err, workspace.SCRATCH_SIZE)
+                self.lib.loop_slot(next(turns), job_struct, run, out, err, workspace.SCRATCH_SIZE)
             )
 
         return _checked(once)
 
     def _fill(self, work: Any, plan: Any, job: Job, init: int) -> object:
         stdio = (native.lib.SBX_NULL, native.lib.SBX_CAPTURE, native.lib.SBX_CAPTURE)
-        words = job.blob, job.cwd_size, job.counts, stdio, init, plan.held(()), -1
-        return workspace.fill_job(work, *words)
+        args = job.blob, job.cwd_size, job.counts, stdio, init, plan.held(()), -1
+        return workspace.fill_job(work, *args)
 
     def _memory(self, work: Any) -> tuple[Any, ...]:
         scratch = [self.ffi.new("char[]", workspace.SCRATCH_SIZE) for _ in range(2)]
@@ -113,7 +120,7 @@ class Loops:
         return *(self._ours(kind, value) for kind, value in kinds.items()), *scratch
 
     def _ours(self, kind: str, value: Any) -> Any:
-        """A pointer of the library's cffi module as one of this."""
+        """Cast a pointer of the library's cffi module to one of this module."""
         return self.ffi.cast(kind, int(native.ffi.cast("uintptr_t", value)))
 
 

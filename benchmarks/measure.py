@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables, one function each: what is measured, under which conditions, how often."""
+"""The tables. A function for each says what to measure, under which conditions, and how often."""
 
 from __future__ import annotations
 
@@ -28,59 +28,59 @@ US = "us"
 LARGE = "full, 1,000 binds"
 
 
-def isolation(table: Table, place: Path, quick: bool) -> None:
-    """What each kind of isolation costs."""
-    wanted = {
+def isolation(table: Table, directory: Path, quick: bool) -> None:
+    """Measure the cost of each kind of isolation."""
+    rows_by_column = {
         "chroot": rows.OF_CHROOT,
         "full": rows.OF_FULL,
         "full, 100 binds": rows.OF_BINDS,
     }
-    with Worker(place, wanted) as worker:
-        table.words, table.missing = worker.words, worker.missing
+    with Worker(directory, rows_by_column) as worker:
+        table.recipes, table.missing = worker.recipes, worker.missing
         for _ in range(6 if quick else 50):
             table.add_round(worker.ask(round=True))
 
 
-def binds(table: Table, place: Path, quick: bool) -> None:
+def binds(table: Table, directory: Path, quick: bool) -> None:
     """1,000 read-only binds in one sandbox."""
     names = [rows.CORE, rows.SLOT, rows.PREPARED, rows.ONE_SHOT, rows.BWRAP, rows.NSJAIL]
-    with Worker(place, {LARGE: names}) as worker:
-        table.words, table.missing = worker.words, worker.missing
+    with Worker(directory, {LARGE: names}) as worker:
+        table.recipes, table.missing = worker.recipes, worker.missing
         for _ in range(1 if quick else 8):
             table.add_round(worker.ask(round=True))
 
 
-def parents(table: Table, place: Path, quick: bool) -> None:
-    """The size of the calling process."""
-    wanted = {
+def parents(table: Table, directory: Path, quick: bool) -> None:
+    """Vary the size of the calling process."""
+    rows_by_column = {
         "chroot": [rows.STRAIGHT, rows.PREPARED, rows.BARE, rows.PREEXEC, rows.EARLIER],
         "full": [rows.STRAIGHT, rows.PREPARED, rows.ONE_SHOT, rows.BWRAP],
     }
     sizes = [50, 1024] if quick else [50, 1024, 4096]
     workers = [(f"{size:,} MB", size, 0) for size in sizes]
-    conditions(table, place, wanted, workers, 4 if quick else 20)
+    conditions(table, directory, rows_by_column, workers, 4 if quick else 20)
 
 
-def mounts(table: Table, place: Path, quick: bool) -> None:
-    """The size of the host's mount table."""
-    wanted = {"full": [rows.STRAIGHT, rows.SLOT, rows.PREPARED, rows.ONE_SHOT, rows.BWRAP]}
+def mounts(table: Table, directory: Path, quick: bool) -> None:
+    """Vary the size of the host's mount table."""
+    rows_by_column = {"full": [rows.STRAIGHT, rows.SLOT, rows.PREPARED, rows.ONE_SHOT, rows.BWRAP]}
     workers = [(f"{count:,} mounts", 50, count) for count in (20, 500, 2000)]
-    conditions(table, place, wanted, workers, 4 if quick else 40)
+    conditions(table, directory, rows_by_column, workers, 4 if quick else 40)
 
 
 def conditions(
     table: Table,
-    place: Path,
-    wanted: dict[str, list[str]],
+    directory: Path,
+    rows_by_column: dict[str, list[str]],
     workers: list[tuple[str, int, int]],
     rounds: int,
 ) -> None:
-    """A worker for each condition (name, MB, mounts); they take turns in each round."""
+    """Start a worker for each condition (name, MB, mounts). In each round they take turns."""
     with contextlib.ExitStack() as stack:
         found = []
         for name, size, mounts in workers:
-            worker = stack.enter_context(Worker(place, wanted, size, mounts))
-            table.words[name] = _flat(worker.words)
+            worker = stack.enter_context(Worker(directory, rows_by_column, size, mounts))
+            table.recipes[name] = _flat(worker.recipes)
             table.missing[name] = _flat(worker.missing)
             found.append((name, worker))
         for _ in range(rounds):
@@ -96,39 +96,39 @@ def _flat(found: dict[str, dict[str, object]]) -> dict[str, object]:
     return {f"{c}: {name}": value for c, names in found.items() for name, value in names.items()}
 
 
-def threads(table: Table, place: Path, quick: bool) -> None:
-    """Runs per second from several threads of one process."""
+def threads(table: Table, directory: Path, quick: bool) -> None:
+    """Measure runs per second from several threads of one process."""
     counts = [1, 2, 4, 8, 32]
-    wanted = {
+    rows_by_column = {
         "chroot": [rows.STRAIGHT, rows.PREPARED, rows.MAP, rows.BARE],
         "full": [rows.STRAIGHT, rows.PREPARED, rows.MAP, rows.ONE_SHOT, rows.BWRAP],
     }
-    rates(table, place, wanted, counts, 0.1 if quick else 0.4, 1 if quick else 5)
+    rates(table, directory, rows_by_column, counts, 0.1 if quick else 0.4, 1 if quick else 5)
 
 
-def sustained(table: Table, place: Path, quick: bool) -> None:
-    """Runs per second for 10 s without a break."""
-    wanted = {"full": [rows.PREPARED, rows.FILTERED, rows.ONE_SHOT, rows.BWRAP]}
-    rates(table, place, wanted, [1, 2], 1 if quick else 10, 1 if quick else 2)
+def sustained(table: Table, directory: Path, quick: bool) -> None:
+    """Measure runs per second for 10 s without a break."""
+    rows_by_column = {"full": [rows.PREPARED, rows.FILTERED, rows.ONE_SHOT, rows.BWRAP]}
+    rates(table, directory, rows_by_column, [1, 2], 1 if quick else 10, 1 if quick else 2)
 
 
 def rates(
     table: Table,
-    place: Path,
-    wanted: dict[str, list[str]],
+    directory: Path,
+    rows_by_column: dict[str, list[str]],
     counts: list[int],
     seconds: float,
     rounds: int,
 ) -> None:
-    """Runs per second for each number of threads."""
-    with Worker(place, wanted) as worker:
+    """Measure runs per second for each number of threads."""
+    with Worker(directory, rows_by_column) as worker:
         columns = [f"{count} thread{'s' * (count > 1)}" for count in counts]
         for name in columns:
-            table.words[name], table.missing[name] = _flat(worker.words), _flat(worker.missing)
+            table.recipes[name], table.missing[name] = _flat(worker.recipes), _flat(worker.missing)
         cells = [
             (count, name, column, row)
             for count, name in zip(counts, columns, strict=True)
-            for column, found in worker.words.items()
+            for column, found in worker.recipes.items()
             for row in found
         ]
         for _ in range(rounds):
@@ -141,25 +141,27 @@ def rates(
                 table.add(cell[1], f"{cell[2]}: {cell[3]}", round(answers[cell], 1))
 
 
-def output_rates(table: Table, place: Path, quick: bool) -> None:
-    """Much output, captured."""
+def output_rates(table: Table, directory: Path, quick: bool) -> None:
+    """Measure how fast much output is captured."""
     size = 1 << 27 if quick else 1 << 30
-    rows.compile_small(rows.HERE / "flood.c", place / "root" / "flood", f"-DFLOOD_BYTES={size}L")
+    rows.compile_small(
+        rows.HERE / "flood.c", directory / "root" / "flood", f"-DFLOOD_BYTES={size}L"
+    )
     for _ in range(2 if quick else 7):
         for row in random.sample(output.ROWS, len(output.ROWS)):
-            argv = [sys.executable, output.__file__, str(place), row, str(size)]
-            words = subprocess.check_output(argv, text=True).split()
-            table.add("GB/s", row, round(size / float(words[0]) / 1e9, 3))
-            table.add("peak memory / payload", row, round(int(words[1]) / size, 4))
+            argv = [sys.executable, output.__file__, str(directory), row, str(size)]
+            fields = subprocess.check_output(argv, text=True).split()
+            table.add("GB/s", row, round(size / float(fields[0]) / 1e9, 3))
+            table.add("peak memory / payload", row, round(int(fields[1]) / size, 4))
     table.title += f" ({size >> 20:,} MiB)"
     table.values = {
         c: {row: found[row] for row in output.ROWS} for c, found in table.values.items()
     }
 
 
-def what_life_adds(table: Table, place: Path, quick: bool) -> None:
-    """What limits, accounting, deadlines and streams add to a run."""
-    columns = {name: life.Column(place, words) for name, words in life.COLUMNS.items()}
+def what_life_adds(table: Table, directory: Path, quick: bool) -> None:
+    """Measure what limits, accounting, deadlines and streams add to a run."""
+    columns = {name: life.Column(directory, options) for name, options in life.COLUMNS.items()}
     table.missing = {name: column.missing for name, column in columns.items()}
     for _ in range(4 if quick else 30):
         for name in random.sample(list(columns), len(columns)):
@@ -167,16 +169,18 @@ def what_life_adds(table: Table, place: Path, quick: bool) -> None:
     table.values = {name: table.values[name] for name in columns}
 
 
-def build(table: Table, place: Path, quick: bool) -> None:
-    """The compile steps of `python -m sandboxlib demo`, one at a time."""
+def build(table: Table, directory: Path, quick: bool) -> None:
+    """Measure the compile steps of `python -m sandboxlib demo`, one at a time."""
     builds = {}
     for compiler in steps.COMPILERS:
         try:
-            builds[compiler] = steps.Build(place / compiler.replace(" ", ""), compiler)
+            builds[compiler] = steps.Build(directory / compiler.replace(" ", ""), compiler)
         except peers.MissingError as error:
             table.missing[compiler] = {steps.BARE: str(error)}
     for compiler, made in builds.items():
-        table.words[compiler] = {steps.BWRAP: " ".join(made.bwrap()).replace(str(place), "PLACE")}
+        table.recipes[compiler] = {
+            steps.BWRAP: " ".join(made.bwrap()).replace(str(directory), "PLACE")
+        }
     for _ in range(2 if quick else 12):
         numbers = random.sample(range(1 << 20), 5 if quick else 16)
         for compiler in random.sample(list(builds), len(builds)):
@@ -184,21 +188,26 @@ def build(table: Table, place: Path, quick: bool) -> None:
     table.values = {name: table.values[name] for name in builds}
 
 
-def imports(table: Table, place: Path, quick: bool) -> None:
-    """What `import sandboxlib` takes over a bare interpreter."""
-    pythons = {"plain install": plain_interpreter(place), "this interpreter": Path(sys.executable)}
+def imports(table: Table, directory: Path, quick: bool) -> None:
+    """Measure the time of `import sandboxlib`, beyond that of a bare interpreter."""
+    pythons = {
+        "plain install": plain_interpreter(directory),
+        "this interpreter": Path(sys.executable),
+    }
     for name, python in pythons.items():
         for value in import_cost(5 if quick else 30, python):
             table.add(name, "import sandboxlib", round(value, 2))
 
 
-def plain_interpreter(place: Path) -> Path:
-    """An environment with sandboxlib as a wheel installs it. The finder of an editable install has
-    loaded much of the standard library before anything is imported, which hides what that costs.
+def plain_interpreter(directory: Path) -> Path:
+    """Make an environment with sandboxlib as a wheel installs it.
+
+    The finder of an editable install has already loaded much of the standard library, which would
+    hide the time of loading it.
     """
     import _cffi_backend
 
-    here = place / "plain"
+    here = directory / "plain"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", here], check=True)
     packages = next((here / "lib").glob("python*")) / "site-packages"
     leave = shutil.ignore_patterns("__pycache__")
@@ -208,7 +217,7 @@ def plain_interpreter(place: Path) -> Path:
 
 
 def import_cost(count: int, python: Path) -> list[float]:
-    """Milliseconds, each the difference of a pair."""
+    """The milliseconds of each import, as the difference between two interpreters."""
     dropped = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH"}
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     found = []
@@ -239,12 +248,12 @@ TABLES: dict[str, tuple[Measure, str, str]] = {
 
 
 def measure(name: str, machine: str, quick: bool) -> Table:
-    """One table, measured now."""
+    """Measure one table now."""
     function, title, unit = TABLES[name]
     table = Table(name, title, unit, machine)
-    with tempfile.TemporaryDirectory(prefix="sandboxlib-bench-") as place:
-        os.chmod(place, 0o755)
+    with tempfile.TemporaryDirectory(prefix="sandboxlib-bench-") as directory:
+        os.chmod(directory, 0o755)
         if name not in ("build", "import"):
-            rows.build(Path(place))
-        function(table, Path(place), quick)
+            rows.build(Path(directory))
+        function(table, Path(directory), quick)
     return table

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast much output is captured, and in how much memory: one process for each try.
+"""Captures much output once, in a process of its own, because it measures the peak memory too.
 
-python output.py PLACE ROW BYTES       prints the seconds and the peak memory in bytes
+python output.py DIRECTORY ROW BYTES   prints the seconds and the peak memory in bytes
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ ROWS = [KEEP, PLAIN, CHROOT, FULL]
 
 
 def peak() -> int:
-    """Bytes: proc_pid_status(5), VmHWM."""
+    """The peak memory of this process in bytes: proc_pid_status(5), VmHWM."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("the kernel does not tell VmHWM")
+    raise RuntimeError("the kernel gives no VmHWM")
 
 
-def seconds(place: Path, row: str, size: int) -> float:
-    """Captures it all, once."""
+def seconds(directory: Path, row: str, size: int) -> float:
+    """The seconds that it takes to capture all the output once."""
     if row == KEEP:
-        return Loops(place).keep(place / "root" / "flood", size) / 1e9
+        return Loops(directory).keep(directory / "root" / "flood", size) / 1e9
     start = time.perf_counter()
     if row == PLAIN:
-        argv = [place / "root" / "flood"]
+        argv = [directory / "root" / "flood"]
         out: bytes | None = subprocess.run(argv, capture_output=True, check=True).stdout
     else:
-        words = rows.CHROOT if row == CHROOT else rows.FULL
-        out = Sandbox(place / "root", **words).run(["/flood"]).out
+        options = rows.CHROOT if row == CHROOT else rows.FULL
+        out = Sandbox(directory / "root", **options).run(["/flood"]).out
     spent = time.perf_counter() - start
     if out is None or len(out) != size:
         raise RuntimeError("the output is not complete")

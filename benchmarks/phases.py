@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a run goes: in Python before and after the core, or in the core.
+"""Measures how much of a run is Python, before and after the core, and how much is the core.
 
-And the same Python when it does nothing else: what it takes longer in a run is the price of caches
-and predictors that the kernel's work, and the command, have left cold.
+It also measures the same Python code with a core that does nothing. In a real run that code takes
+longer, because the kernel and the command have left the CPU's caches and predictors cold.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ STARTS = ("sbx_spawn", "sbx_spawn_in_slot")
 CORE = {name: getattr(native.lib, name) for name in dir(native.lib)}
 
 
-def show_phases(place: Path) -> int:
-    root = place / "root"
-    chroot, full = (Sandbox(root, **words) for words in (rows.CHROOT, rows.FULL))
+def show_phases(directory: Path) -> int:
+    root = directory / "root"
+    chroot, full = (Sandbox(root, **options) for options in (rows.CHROOT, rows.FULL))
     calls = {
         "chroot, Sandbox.run": lambda: chroot.run(["/say"]),
         "full, Sandbox.run": lambda: full.run(["/say"]),
@@ -36,7 +36,7 @@ def show_phases(place: Path) -> int:
     print(f"microseconds, medians of {COUNT:,} runs; Python before and after the core")
     print(f"{'':22}{'whole':>8}{'before':>8}{'core':>8}{'after':>8}{'Python alone':>14}")
     for name, call in calls.items():
-        for _ in range(20):  # what is kept is there; its Python is specialised
+        for _ in range(20):  # makes the slot, and lets Python specialise its code
             call()
         phases = [phases_of(call) for _ in range(COUNT)]
         whole, before, core, after = (
@@ -49,13 +49,13 @@ def show_phases(place: Path) -> int:
 
 
 def phases_of(call: Callable[[], Any]) -> tuple[int, int, int, int]:
-    """Nanoseconds: all of it, and before, in and after the call that starts and moves it."""
+    """The nanoseconds of a run: in all, and before, in and after the call of the core."""
     marks: list[int] = []
 
     def timed(function: Callable[..., int]) -> Callable[..., int]:
-        def wrapper(*words: Any) -> int:
+        def wrapper(*args: Any) -> int:
             marks.append(perf_counter_ns())
-            result = function(*words)
+            result = function(*args)
             marks.append(perf_counter_ns())
             return result
 
@@ -66,7 +66,7 @@ def phases_of(call: Callable[[], Any]) -> tuple[int, int, int, int]:
 
 
 def alone_of(call: Callable[[], Any]) -> int:
-    """Nanoseconds of a call whose core does nothing, and says that the run is over."""
+    """The nanoseconds of a call whose core does nothing, and reports that the run is over."""
 
     def spawn(place: Any, job: Any, run: Any, stack: Any) -> int:
         run.first, run.wait_status = CORE["SBX_PUMP_DONE"], 0
@@ -81,7 +81,7 @@ def alone_of(call: Callable[[], Any]) -> int:
 
 
 def times(call: Callable[[], Any], changes: dict[str, Any]) -> tuple[int, int]:
-    """When a call began and ended whose core has some other functions."""
+    """The start and the end of a call, with some functions of the core replaced."""
     real, _process.lib = _process.lib, SimpleNamespace(**{**CORE, **changes})
     try:
         start = perf_counter_ns()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of README.md and docs/benchmark.md, drawn by matplotlib."""
+"""Draws the pictures of README.md and docs/benchmark.md by matplotlib."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def colour(row: str) -> str:
 
 
 def draw(tables: dict[str, Table], path: Path) -> None:
-    """docs/benchmark.md: the columns of the table `isolation` as bars, and the threads as lines."""
+    """Draw that of docs/benchmark.md: the table `isolation` as bars, and the threads as lines."""
     pyplot = plotter()
     table = tables["isolation"]
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 8.5), layout="constrained")
@@ -47,7 +47,7 @@ def draw(tables: dict[str, Table], path: Path) -> None:
 
 
 def draw_front(table: Table, path: Path) -> None:
-    """README.md: a run with full isolation, beside a program that is started without any."""
+    """Draw that of README.md: runs with full isolation, beside a program without any."""
     pyplot = plotter()
     figure, panel = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
     values = {row: table.median(("full", row)) for row in rows.FRONT if table.has(("full", row))}
@@ -86,14 +86,14 @@ def bars(panel: Any, values: dict[str, float]) -> None:
 def lines(panel: Any, table: Table) -> None:
     columns = list(table.values)
     last = {row: table.median((columns[-1], row)) for row in table.rows()}
-    place = 0.0
+    height = 0.0
     for row in sorted(last, key=lambda row: last[row]):
         kind, _, name = row.partition(": ")
         points = [table.median((column, row)) for column in columns]
         style = "-" if kind == "full" else "--"
         panel.plot(range(len(columns)), points, style, marker=".", color=colour(name))
-        place = max(last[row], place * 1.17)  # no label upon another
-        panel.text(len(columns) - 0.9, place, row, va="center", fontsize=7, color=colour(name))
+        height = max(last[row], height * 1.17)  # keeps labels apart
+        panel.text(len(columns) - 0.9, height, row, va="center", fontsize=7, color=colour(name))
     panel.set_yscale("log")
     panel.set_xlim(-0.2, len(columns) + 1.8)
     panel.set_xticks(range(len(columns)), [column.split()[0] for column in columns])

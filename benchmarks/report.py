@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From tables to text: the terminal's, docs/benchmark.md, and the block in README.md."""
+"""Writes tables as text: on the terminal, in docs/benchmark.md, and in the block of README.md."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ BASES = (rows.STRAIGHT, rows.CORE, steps.BARE, output.KEEP, life.PLAIN, rows.ONE
 
 
 def number(value: float) -> str:
-    """Three digits that say something."""
+    """A number with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def base_of(table: Table, column: str, row: str) -> str:
-    """The row that a row is compared with, of the same isolation; "" where there is none."""
+    """The row to compare a row with, of the same isolation; "" if there is none."""
     isolation, colon, _ = row.rpartition(": ")
     for base in BASES:
         if table.has((column, f"{isolation}{colon}{base}")):
@@ -66,31 +66,31 @@ def cell_text(table: Table, column: str, row: str) -> str:
 def print_table(table: Table) -> None:
     print(f"\n{table.title}")
     print(f"  {bases(table)}")
-    for column, found in table.values.items():
+    for column, rows_of_column in table.values.items():
         print(f"  {column}")
-        for row in found:
+        for row in rows_of_column:
             print(f"    {row:44} {cell_text(table, column, row)}")
         for row, reason in table.missing.get(column, {}).items():
             print(f"    {row:44} no figure: {reason}")
 
 
-def print_words(table: Table) -> None:
-    """How to repeat each row."""
-    for column, found in table.words.items():
-        for row, words in found.items():
-            print(f"    {column}, {row}:\n        {words}")
+def print_recipes(table: Table) -> None:
+    """Print how to repeat each row."""
+    for column, recipes in table.recipes.items():
+        for row, recipe in recipes.items():
+            print(f"    {column}, {row}:\n        {recipe}")
 
 
 def print_goals(tables: dict[str, Table]) -> None:
-    """Those of the tables that there are."""
+    """Print the goals of the tables that were measured."""
     print("\nGoals")
-    for goal, figures, word in goals.judge_all(tables):
+    for goal, figures, outcome in goals.judge_all(tables):
         if goal.table not in tables:
             continue
-        print(f"  {goal.words:48} {_spoken(figures):30} {goal.sign} {goal.limit:g}: {word}")
+        print(f"  {goal.title:48} {_figures(figures):30} {goal.sign} {goal.limit:g}: {outcome}")
 
 
-def _spoken(figures: tuple[float, float, float] | None) -> str:
+def _figures(figures: tuple[float, float, float] | None) -> str:
     return "{:,.2f} [{:,.2f}, {:,.2f}]".format(*figures) if figures else "-"
 
 
@@ -98,60 +98,60 @@ def _spoken(figures: tuple[float, float, float] | None) -> str:
 
 
 def markdown_table(table: Table, short: bool = False) -> str:
-    """Rows by columns; short: without intervals."""
+    """A table in Markdown. short: without intervals."""
     columns = list(table.values)
     lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     for row in sorted(table.rows(), key=_rank):
         cells = [cell_text(table, column, row).replace(" | ", ", ") for column in columns]
-        words = [cell.partition(" [")[0] if short else cell for cell in cells]
-        lines.append(f"| {row} | " + " | ".join(word or "-" for word in words) + " |")
+        texts = [cell.partition(" [")[0] if short else cell for cell in cells]
+        lines.append(f"| {row} | " + " | ".join(text or "-" for text in texts) + " |")
     return "\n".join(lines)
 
 
 def _rank(row: str) -> tuple[bool, int]:
-    """The place of a row: chroot before full, then as rows.py has them."""
+    """The position of a row: chroot before full, then the order of rows.py."""
     isolation, _, name = row.rpartition(": ")
     order = list(rows.MAKERS)
     return isolation == "full", order.index(name) if name in order else -1
 
 
 def goals_table(tables: dict[str, Table]) -> str:
-    """How many goals are met, and each with its figures."""
-    verdicts = [verdict.word for verdict in goals.judge_all(tables)]
-    lines = [f"{verdicts.count('met')} of {len(verdicts)} goals are met.", ""]
+    """The number of goals that are met, and a table of all with their figures."""
+    outcomes = [verdict.outcome for verdict in goals.judge_all(tables)]
+    lines = [f"{outcomes.count('met')} of {len(outcomes)} goals are met.", ""]
     lines += ["| goal | limit | measured | |", "| --- | ---: | ---: | --- |"]
-    for goal, figures, word in goals.judge_all(tables):
-        strong = f"**{word}**" if word == "MISSED" else word
+    for goal, figures, outcome in goals.judge_all(tables):
+        strong = f"**{outcome}**" if outcome == "MISSED" else outcome
         lines.append(
-            f"| {goal.words} | {goal.sign} {goal.limit:g} | {_spoken(figures)} | {strong} |"
+            f"| {goal.title} | {goal.sign} {goal.limit:g} | {_figures(figures)} | {strong} |"
         )
     return "\n".join(lines)
 
 
 def bases(table: Table) -> str:
-    """What the ratios of a table are to."""
-    cells = [(column, row) for column, found in table.values.items() for row in found]
-    found = [base_of(table, *cell).rpartition(": ")[2] for cell in cells]
-    names = [name for name in dict.fromkeys(found) if name]
+    """A sentence that says which rows the ratios of a table refer to."""
+    cells = [(column, row) for column, values in table.values.items() for row in values]
+    all_names = [base_of(table, *cell).rpartition(": ")[2] for cell in cells]
+    names = [name for name in dict.fromkeys(all_names) if name]
     if not names:
         return "In brackets: the interval of the value."
     return "Ratios: to " + ", or else to ".join(f"`{name}`" for name in names) + "."
 
 
 def _reasons(table: Table) -> str:
-    """Rows that are not there at all, and why."""
-    found = {
+    """The rows without a figure, and the reason for each."""
+    reasons_of = {
         f"{row} ({column})": reason
         for column, reasons in table.missing.items()
         for row, reason in reasons.items()
     }
-    if not found:
+    if not reasons_of:
         return ""
-    return "No figure: " + "; ".join(f"{name}: {why}" for name, why in found.items()) + ".\n"
+    return "No figure: " + "; ".join(f"{name}: {why}" for name, why in reasons_of.items()) + ".\n"
 
 
 def write_docs(tables: dict[str, Table]) -> None:
-    """docs/benchmark.md."""
+    """Write docs/benchmark.md."""
     machine = next(iter(tables.values())).machine
     parts = [
         "<!-- SPDX-License-Identifier: Apache-2.0 -->",
@@ -168,34 +168,34 @@ def write_docs(tables: dict[str, Table]) -> None:
         count = len(next(iter(next(iter(table.values.values())).values())))
         parts += [f"## {table.title}", f"Medians of {count} rounds. {bases(table)}"]
         parts += [markdown_table(table), _reasons(table)]
-    parts += ["## Every row, to be repeated", _all_words(tables)]
+    parts += ["## Every row, to be repeated", _all_recipes(tables)]
     text = "\n\n".join(part.strip() for part in parts if part)
     (DOCS / "benchmark.md").write_text(text + "\n")
 
 
-def _all_words(tables: dict[str, Table]) -> str:
-    """ROOT is a directory with /say in it, PLACE the one above, CACHE where PyPI's peers are."""
+def _all_recipes(tables: dict[str, Table]) -> str:
+    """Everything that it takes to repeat each row."""
     lines = [
         "ROOT has /say in it; PLACE is above ROOT; CACHE is where the peers of PyPI are.",
         "```text",
     ]
     for name in ("isolation", "binds", "build"):
         if name in tables:
-            for column, found in tables[name].words.items():
-                lines += [f"{column}, {row}:\n    {words}" for row, words in found.items()]
+            for column, recipes in tables[name].recipes.items():
+                lines += [f"{column}, {row}:\n    {recipe}" for row, recipe in recipes.items()]
     return "\n".join([*lines, "```"])
 
 
 def write_readme(tables: dict[str, Table]) -> None:
-    """The block between the marks."""
+    """Replace the block of README.md between the marks."""
     path = TOP / "README.md"
-    before, rest = path.read_text().split(START)
-    after = rest.split(END)[1]
+    before, after = path.read_text().split(START)
+    after = after.split(END)[1]
     path.write_text(f"{before}{START}\n{readme_block(tables)}\n{END}{after}")
 
 
 def readme_block(tables: dict[str, Table]) -> str:
-    """The rows that somebody compares who has not decided yet; docs/benchmark.md has all."""
+    """The rows for readers who have not decided yet; docs/benchmark.md has all rows."""
     table = tables["isolation"]
     lines = ["| | chroot | full isolation | |", "| --- | ---: | ---: | ---: |"]
     for row in rows.FRONT:
@@ -222,7 +222,7 @@ the run.
 
 
 def write_all(tables: dict[str, Table]) -> None:
-    """What is committed. It takes matplotlib (the extra `bench`)."""
+    """Write all files that are committed. It takes matplotlib (the extra `bench`)."""
     import picture
 
     picture.draw(tables, DOCS / "benchmark.svg")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured: for each column the rows, each one run of /say, or the reason why not."""
+"""The rows of each column: each is a run of /say, or the reason why this machine has none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from loops import build as build_loops
 from sandboxlib import Mount, Policy, Sandbox, run_sandbox
 
 HERE = Path(__file__).resolve().parent
-# Both say all that differs between Sandbox and run_sandbox.
+# These two name every option whose default differs between Sandbox and run_sandbox.
 CHROOT: dict[str, Any] = {
     "network": "undefined",
     "mounts": "undefined",
@@ -29,7 +29,7 @@ CHROOT: dict[str, Any] = {
     "ipc": "undefined",
     "policy": Policy(capabilities="all", no_new_privs=False, seccomp="none"),
 }
-# Without what has rows of its own: the filter of system calls, and the minimal /dev.
+# Without the filter of system calls and the minimal /dev, which have rows of their own.
 FULL: dict[str, Any] = {
     "network": "isolated",
     "filesystem_writable_paths": "all",
@@ -37,14 +37,14 @@ FULL: dict[str, Any] = {
     "devices": "root",
     "policy": Policy(seccomp="none"),
 }
-OUR_WORDS = {
+OPTIONS_TEXT = {
     "chroot": "network='undefined', mounts='undefined', processes='undefined', ipc='undefined',"
     " policy=Policy(capabilities='all', no_new_privs=False, seccomp='none')",
     "full": "network='isolated', filesystem_writable_paths='all',"
     " extra_mounts=[Mount.tmpfs('/tmp')], devices='root', policy=Policy(seccomp='none')",
 }
 
-# The rows, in the order in which they are shown.
+# The rows, in the order of the tables.
 FLOOR = "C: vfork, chroot, exec, no more"
 STRAIGHT = "C loop, written straight"
 CORE = "C loop, our core, fresh"
@@ -75,41 +75,43 @@ OF_BINDS = [name for name in OF_FULL if name not in (STRAIGHT, DEVICES, EARLIER)
 
 
 def takes_fresh() -> bool:
-    """Whether this build keeps something from run to run."""
+    """Return True if this build keeps slots from run to run."""
     return "fresh" in inspect.signature(Sandbox.run).parameters
 
 
 class Row:
-    """once() is one run, in nanoseconds; words say how to repeat it; reason: why there is none."""
+    """A row. once() makes one run, and returns its nanoseconds; None: there is no such row, and
+    `reason` says why. recipe: how to repeat it.
+    """
 
-    def __init__(self, once: Callable[[], int] | None, words: str, reason: str = "") -> None:
-        self.once, self.words, self.reason = once, words, reason
+    def __init__(self, once: Callable[[], int] | None, recipe: str, reason: str = "") -> None:
+        self.once, self.recipe, self.reason = once, recipe, reason
 
 
-# ---- the place -------------------------------------------------------------------------------
+# ---- the files -------------------------------------------------------------------------------
 
 
-def build(place: Path) -> None:
-    """The root with /say in it, 1,000 things to bind, and the C loops."""
-    root = place / "root"
+def build(directory: Path) -> None:
+    """Make the root with /say in it, 1,000 directories to bind, and the C loops."""
+    root = directory / "root"
     for name in ("proc", "tmp", "dev"):
         (root / name).mkdir(parents=True, exist_ok=True)
-    for source, target in binds(place, 1000):
+    for source, target in binds(directory, 1000):
         Path(source).mkdir(parents=True, exist_ok=True)
         (root / target[1:]).mkdir(parents=True, exist_ok=True)
     compile_small(HERE / "say.c", root / "say")
-    build_loops(place)
+    build_loops(directory)
 
 
-def compile_small(source: Path, program: Path, *more: str) -> None:
-    """A static program without libc."""
+def compile_small(source: Path, program: Path, *flags_of_source: str) -> None:
+    """Compile a static program without libc."""
     flags = "-Os -static -nostdlib -ffreestanding -fno-stack-protector -Wl,--build-id=none -Wl,-s"
-    argv = ["cc", *flags.split(), *more, "-o", str(program), str(source)]
+    argv = ["cc", *flags.split(), *flags_of_source, "-o", str(program), str(source)]
     subprocess.run(argv, check=True)
 
 
-def binds(place: Path, count: int) -> list[tuple[str, str]]:
-    return [(f"{place}/source/{n}", f"/b/{n}") for n in range(count)]
+def binds(directory: Path, count: int) -> list[tuple[str, str]]:
+    return [(f"{directory}/source/{n}", f"/b/{n}") for n in range(count)]
 
 
 # ---- kinds of rows ---------------------------------------------------------------------------
@@ -128,11 +130,17 @@ def timed(call: Callable[[], bytes | None]) -> Callable[[], int]:
 
 
 class Guest:
-    """A run of another library, timed by a process of its own, as large as this one."""
+    """Another library, in a process of its own that is as large as this one and times each run."""
 
-    def __init__(self, package: str, place: Path, megabytes: int, count: int) -> None:
-        paths = itertools.chain(*binds(place, count))
-        argv = [peers.python(package), HERE / "guest.py", package, place / "root", str(megabytes)]
+    def __init__(self, package: str, directory: Path, megabytes: int, count: int) -> None:
+        paths = itertools.chain(*binds(directory, count))
+        argv = [
+            peers.python(package),
+            HERE / "guest.py",
+            package,
+            directory / "root",
+            str(megabytes),
+        ]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             [*argv, *paths], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd="/"
@@ -145,8 +153,8 @@ class Guest:
     def _answer(self) -> str:
         line = self._answers.readline()
         if not line:
-            words = self._process.communicate()[1].strip().splitlines() or ["it ended"]
-            raise peers.MissingError(words[-1])
+            lines = self._process.communicate()[1].strip().splitlines() or ["it ended"]
+            raise peers.MissingError(lines[-1])
         return line
 
     def once(self) -> int:
@@ -158,22 +166,27 @@ class Guest:
 class Maker:
     """Makes the rows of one column."""
 
-    def __init__(self, place: Path, megabytes: int, column: str, loops: Loops) -> None:
-        self.place, self.root, self.megabytes, self.loops = place, place / "root", megabytes, loops
-        self.full, self.binds = column != "chroot", binds(place, COLUMNS[column])
+    def __init__(self, directory: Path, megabytes: int, column: str, loops: Loops) -> None:
+        self.directory, self.root, self.megabytes, self.loops = (
+            directory,
+            directory / "root",
+            megabytes,
+            loops,
+        )
+        self.full, self.binds = column != "chroot", binds(directory, COLUMNS[column])
         mounts = [Mount.bind(source, target, read_only=True) for source, target in self.binds]
-        words = dict(FULL if self.full else CHROOT)
-        words["extra_mounts"] = (*words.get("extra_mounts", ()), *mounts)
-        self.words = words
-        self.box = Sandbox(self.root, **words)
+        options = dict(FULL if self.full else CHROOT)
+        options["extra_mounts"] = (*options.get("extra_mounts", ()), *mounts)
+        self.options = options
+        self.box = Sandbox(self.root, **options)
         self.direct = self.box.replace(init=False)
-        spoken = OUR_WORDS["full" if self.full else "chroot"]
-        self.spoken = f"{spoken}, and {len(mounts)} x Mount.bind(..., read_only=True)"
+        options_text = OPTIONS_TEXT["full" if self.full else "chroot"]
+        self.options_text = f"{options_text}, and {len(mounts)} x Mount.bind(..., read_only=True)"
         if not mounts:
-            self.spoken = spoken
+            self.options_text = options_text
 
     def make(self, name: str) -> Row:
-        """The row; one that cannot be had says why."""
+        """Make a row; if this machine cannot run it, one without once(), which says why."""
         maker: Callable[[Maker], Row] = MAKERS[name]
         try:
             row = maker(self)
@@ -186,15 +199,15 @@ class Maker:
     def none(self, reason: str) -> Row:
         return Row(None, "", reason)
 
-    def loop(self, once: Callable[[], int] | str, words: str) -> Row:
-        return self.none(once) if isinstance(once, str) else Row(once, words)
+    def loop(self, once: Callable[[], int] | str, recipe: str) -> Row:
+        return self.none(once) if isinstance(once, str) else Row(once, recipe)
 
     def floor(self) -> Row:
         return self.loop(self.loops.floor(), "benchmarks/loop.c, loop_floor")
 
     def straight(self) -> Row:
-        words = "benchmarks/straight.c" + (", the command is pid 1" if self.full else "")
-        return self.loop(self.loops.straight(self.full), words)
+        recipe = "benchmarks/straight.c" + (", the command is pid 1" if self.full else "")
+        return self.loop(self.loops.straight(self.full), recipe)
 
     def core(self) -> Row:
         return self.loop(self.loops.core(self.box), "benchmarks/loop.c, loop_core")
@@ -204,36 +217,38 @@ class Maker:
 
     def prepared(self) -> Row:
         call = timed(lambda: self.box.run(["/say"]).out)
-        return Row(call, f"box = Sandbox(ROOT, {self.spoken}); box.run(['/say'])")
+        return Row(call, f"box = Sandbox(ROOT, {self.options_text}); box.run(['/say'])")
 
     def run_direct(self) -> Row:
         call = timed(lambda: self.direct.run(["/say"]).out)
-        return Row(call, f"box = Sandbox(ROOT, init=False, {self.spoken}); box.run(['/say'])")
+        return Row(call, f"box = Sandbox(ROOT, init=False, {self.options_text}); box.run(['/say'])")
 
     def devices(self) -> Row:
-        """The default: a minimal /dev, which the slot keeps."""
+        """The default of Sandbox: a minimal /dev, which the slot keeps from run to run."""
         box = self.box.replace(devices="minimal")
-        words = self.spoken.replace(", devices='root'", "")
-        return Row(timed(lambda: box.run(["/say"]).out), f"Sandbox(ROOT, {words}).run(['/say'])")
+        options = self.options_text.replace(", devices='root'", "")
+        return Row(timed(lambda: box.run(["/say"]).out), f"Sandbox(ROOT, {options}).run(['/say'])")
 
-    def one_shot(self, **more: Any) -> Row:
-        words, root = self.words | more, str(self.root)
-        call = timed(lambda: run_sandbox(root, ["/say"], **words).out)
-        spoken = "".join(f"{name}={value!r}, " for name, value in more.items()) + self.spoken
-        return Row(call, f"run_sandbox(ROOT, ['/say'], {spoken})")
+    def one_shot(self, **changes: Any) -> Row:
+        options, root = self.options | changes, str(self.root)
+        call = timed(lambda: run_sandbox(root, ["/say"], **options).out)
+        text = "".join(f"{name}={value!r}, " for name, value in changes.items())
+        return Row(call, f"run_sandbox(ROOT, ['/say'], {text}{self.options_text})")
 
     def filtered(self) -> Row:
         box = self.box.replace(policy=Policy(seccomp="builds"))
         call = timed(lambda: box.run(["/say"]).out)
-        return Row(call, self._filtered(f"box = Sandbox(ROOT, {self.spoken}); box.run(['/say'])"))
+        return Row(
+            call, self._filtered(f"box = Sandbox(ROOT, {self.options_text}); box.run(['/say'])")
+        )
 
     def one_shot_filtered(self) -> Row:
         row = self.one_shot(policy=Policy(seccomp="builds"))
-        row.words = self._filtered(f"run_sandbox(ROOT, ['/say'], {self.spoken})")
+        row.recipe = self._filtered(f"run_sandbox(ROOT, ['/say'], {self.options_text})")
         return row
 
-    def _filtered(self, words: str) -> str:
-        return words.replace("seccomp='none'", "seccomp='builds'")
+    def _filtered(self, recipe: str) -> str:
+        return recipe.replace("seccomp='none'", "seccomp='builds'")
 
     def one_shot_direct(self) -> Row:
         return self.one_shot(init=False)
@@ -253,18 +268,18 @@ class Maker:
 
         return Row(once, f"box.map([['/say']] * {len(commands)}, jobs={jobs}): time / commands")
 
-    def other(self, argv: list[str], **words: Any) -> Row:
-        """A program through subprocess.run."""
-        call = functools.partial(subprocess.run, argv, capture_output=True, check=True, **words)
-        text = " ".join(argv).replace(str(self.root), "ROOT").replace(str(self.place), "PLACE")
+    def other(self, argv: list[str], **options: Any) -> Row:
+        """A row of a program, which subprocess.run starts."""
+        call = functools.partial(subprocess.run, argv, capture_output=True, check=True, **options)
+        text = " ".join(argv).replace(str(self.root), "ROOT").replace(str(self.directory), "PLACE")
         return Row(timed(lambda: call().stdout), text.replace(str(peers.CACHE), "CACHE"))
 
     def binding(self, make: Callable[[Path, list[tuple[str, str]], bool], list[str]]) -> Row:
-        """A program that takes binds; of many the first is shown."""
+        """A row of a program that takes binds. If there are many, the recipe shows the first."""
         row = self.other(make(self.root, self.binds, self.full))
         if self.binds:
-            row.words = self.other(make(self.root, self.binds[:1], self.full)).words
-            row.words += f" (and so on: {len(self.binds)} binds)"
+            row.recipe = self.other(make(self.root, self.binds[:1], self.full)).recipe
+            row.recipe += f" (and so on: {len(self.binds)} binds)"
         return row
 
     def bare(self) -> Row:
@@ -272,7 +287,7 @@ class Maker:
 
     def preexec(self) -> Row:
         row = self.other(["/say"], preexec_fn=lambda: os.chroot(self.root))
-        row.words = "subprocess.run(['/say'], preexec_fn=lambda: os.chroot(ROOT))"
+        row.recipe = "subprocess.run(['/say'], preexec_fn=lambda: os.chroot(ROOT))"
         return row
 
     def unshare(self) -> Row:
@@ -287,16 +302,16 @@ class Maker:
         return self.binding(peers.nsjail)
 
     def sandlock(self) -> Row:
-        guest = Guest("sandlock", self.place, self.megabytes, len(self.binds))
+        guest = Guest("sandlock", self.directory, self.megabytes, len(self.binds))
         mounts = f", fs_mount_ro={{... {len(self.binds)}}}" if self.binds else ""
-        words = f"chroot=ROOT, fs_readable=['/'], fs_writable=['/tmp']{mounts}"
+        options = f"chroot=ROOT, fs_readable=['/'], fs_writable=['/tmp']{mounts}"
         less = " (no namespaces: Landlock and seccomp)" if self.full else ""
-        return Row(guest.once, f"sandlock.Sandbox({words}).run(['/say']){less}")
+        return Row(guest.once, f"sandlock.Sandbox({options}).run(['/say']){less}")
 
     def earlier(self) -> Row:
         if self.full:
             return self.none("its chroot isolates no more, linux-user-chroot is not packaged")
-        guest = Guest("sandboxlib", self.place, self.megabytes, 0)
+        guest = Guest("sandboxlib", self.directory, self.megabytes, 0)
         return Row(guest.once, "sandboxlib.chroot.run_sandbox(['/say'], filesystem_root=ROOT)")
 
 
@@ -323,21 +338,23 @@ MAKERS: dict[str, Callable[[Maker], Row]] = {
 }
 
 
-def rows(place: Path, megabytes: int, wanted: dict[str, list[str]]) -> dict[str, dict[str, Row]]:
-    """The rows that are wanted, by column."""
-    loops = Loops(place)
-    found = {}
-    for column, names in wanted.items():
-        maker = Maker(place, megabytes, column, loops)
-        found[column] = {name: maker.make(name) for name in names}
-    return found
+def rows(
+    directory: Path, megabytes: int, names_by_column: dict[str, list[str]]
+) -> dict[str, dict[str, Row]]:
+    """Make the named rows of each column."""
+    loops = Loops(directory)
+    made = {}
+    for column, names in names_by_column.items():
+        maker = Maker(directory, megabytes, column, loops)
+        made[column] = {name: maker.make(name) for name in names}
+    return made
 
 
 # ---- runs per second -------------------------------------------------------------------------
 
 
 def _until(row: Row) -> Callable[[float], int]:
-    """Calls a row until the time is over; how often."""
+    """Call a row until the time is over, and return how often."""
     assert row.once is not None
     once = row.once
 
@@ -352,7 +369,7 @@ def _until(row: Row) -> Callable[[float], int]:
 
 
 def per_second(maker: Maker, row: Row, name: str, threads: int, seconds: float) -> float:
-    """Runs per second of a row from that many threads."""
+    """The runs per second of a row, from that many threads."""
     if name == MAP:
         return _map_per_second(maker.box, threads, seconds)
     count = _until(row)

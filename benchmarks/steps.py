@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of the demo's build: bare, in a Sandbox, in bubblewrap; one after the other."""
+"""Runs the steps of the demo's build, one after the other: bare, in a Sandbox, in bubblewrap."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ BARE, BOXED, BWRAP = "bare, subprocess.run", "Sandbox.run", "bubblewrap"
 class Build:
     """The project with one compiler."""
 
-    def __init__(self, place: Path, compiler: str) -> None:
+    def __init__(self, directory: Path, compiler: str) -> None:
         program, *flags = COMPILERS[compiler]
         path = shutil.which(program)
         if path is None:
             raise peers.MissingError(f"there is no {program} in PATH")
         project = demo._project(argparse.Namespace(source=None))
         project.flags = [*project.flags, *flags]
-        place.mkdir()
-        self.shop = demo.Workshop(project, place, path, 1)
+        directory.mkdir()
+        self.shop = demo.Workshop(project, directory, path, 1)
         demo._make_directories(self.shop)
         self.box = self.shop.box()
         self.steps = self.shop.compile_steps()
@@ -74,7 +74,7 @@ class Build:
         return time.perf_counter() - start, done.returncode
 
     def round(self, numbers: list[int]) -> dict[str, float]:
-        """Some steps, each in all ways, in random order: milliseconds for a step."""
+        """Run some steps in all ways, in random order. Returns the milliseconds of a step."""
         total = dict.fromkeys(self.runs, 0.0)
         for number in numbers:
             for name in random.sample(list(self.runs), len(self.runs)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System calls of a run, counted by strace: do the library and straight.c call the same?"""
+"""Counts the system calls of a run by strace, and compares the library with straight.c."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ for _ in range(int(sys.argv[1])):
 OURS_SCRIPT = """
 import sys
 from sandboxlib import Sandbox, Mount
-box = Sandbox({root!r}, **{words!r})
+box = Sandbox({root!r}, **{options!r})
 for _ in range(int(sys.argv[1])):
     box.run(["/say"]{how})
 """
 
 
-def traced(place: Path, script: str) -> dict[str, float]:
-    """System calls of one run, the host's and the child's, by name."""
+def traced(directory: Path, script: str) -> dict[str, float]:
+    """The number of system calls of one run, by name, in the caller and the child together."""
     totals = []
     for count in (10, 110):
-        argv = ["strace", "-f", "-c", "-U", "calls,name", "-o", str(place / "trace")]
+        argv = ["strace", "-f", "-c", "-U", "calls,name", "-o", str(directory / "trace")]
         subprocess.run([*argv, sys.executable, "-c", script, str(count)], check=True)
-        lines = [line.split() for line in (place / "trace").read_text().splitlines()[2:]]
+        lines = [line.split() for line in (directory / "trace").read_text().splitlines()[2:]]
         totals.append({w[1]: int(w[0]) for w in lines if len(w) == 2 and w[0].isdigit()})
     return {key: (totals[1][key] - totals[0].get(key, 0)) / 100 for key in totals[1]}
 
 
-def count_syscalls(place: Path) -> int:
-    """What the library calls in a run, and whether straight.c calls the same; 1: it does not."""
-    root, library, missed = place / "root", place / "straight.so", 0
+def count_syscalls(directory: Path) -> int:
+    """Print the system calls of the library. Returns 1 if straight.c makes other ones, else 0."""
+    root, library, missed = directory / "root", directory / "straight.so", 0
     fresh = ", fresh=True" if takes_fresh() else ""
-    for name, full, how, words in (
+    for name, full, how, options in (
         ("chroot only", 0, fresh, CHROOT),
         ("full isolation, fresh, init=False", 1, fresh, {**FULL, "init": False}),
         ("full isolation, fresh", None, fresh, FULL),
         *([("full isolation, prepared", None, "", FULL)] if fresh else []),
     ):
-        ours = traced(place, OURS_SCRIPT.format(root=str(root), words=words, how=how))
+        ours = traced(directory, OURS_SCRIPT.format(root=str(root), options=options, how=how))
         signals = ours.get("rt_sigaction", 0)
         print(f"{name}: {ours['total']:.0f} system calls, {signals:.0f} of them rt_sigaction")
         if full is None:
             continue
         script = STRAIGHT_SCRIPT.format(library=str(library), root=os.fsencode(root), full=full)
-        loop = traced(place, script)
-        # How often a wait wakes, and on which side of the last byte, is the scheduler's choice.
+        loop = traced(directory, script)
+        # How often a wait wakes, and whether before the last byte, depends on the scheduler.
         differ = {
             key: (loop.get(key, 0), ours.get(key, 0))
             for key in sorted({*loop, *ours} - {"total", "ppoll", "read", "ioctl"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured: for each column and row one value a round, and what can be said of them."""
+"""A table of measured values, one for each column, row and round, and statistics of them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Table:
     def __init__(self, name: str, title: str, unit: str, machine: str = "") -> None:
         self.name, self.title, self.unit, self.machine = name, title, unit, machine
         self.values: dict[str, dict[str, list[float]]] = {}
-        self.words: dict[str, dict[str, str]] = {}  # how to repeat a row
+        self.recipes: dict[str, dict[str, str]] = {}  # how to repeat a row
         self.missing: dict[str, dict[str, str]] = {}  # why there is no such row
 
     def add(self, column: str, row: str, value: float) -> None:
         self.values.setdefault(column, {}).setdefault(row, []).append(value)
 
-    def add_round(self, found: dict[str, dict[str, float]]) -> None:
-        for column, rows in found.items():
+    def add_round(self, values: dict[str, dict[str, float]]) -> None:
+        for column, rows in values.items():
             for row, value in rows.items():
                 self.add(column, row, value)
 
@@ -62,13 +62,13 @@ class Table:
 
 
 def load(directory: Path, name: str) -> Table | None:
-    """A table that was saved, or None."""
+    """Load a saved table; None if there is none."""
     path = directory / f"{name}.json"
     if not path.exists():
         return None
-    kept: dict[str, Any] = json.loads(path.read_text())
-    table = Table(name, kept["title"], kept["unit"])
-    vars(table).update(kept)
+    saved: dict[str, Any] = json.loads(path.read_text())
+    table = Table(name, saved["title"], saved["unit"])
+    vars(table).update(saved)
     return table
 
 
@@ -78,12 +78,12 @@ def spread(values: list[float]) -> tuple[float, float, float]:
 
 
 def machine() -> str:
-    """The machine and the versions of everything, in a line."""
+    """One line with the machine, and the versions of all programs that are measured."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     mounts = len(Path("/proc/self/mountinfo").read_text().splitlines())
-    found = [
+    parts = [
         f"{names[0] if names else platform.machine()}, {os.cpu_count()} CPUs, {memory:.0f} GiB",
         f"Linux {platform.release()}, {mounts} mounts, CPython {platform.python_version()}",
         f"sandboxlib {sandboxlib.__version__} {_commit()}".strip(),
@@ -91,7 +91,7 @@ def machine() -> str:
         *(_first_line(name) for name in ("gcc", "tcc") if shutil.which(name)),
         time.strftime("%Y-%m-%d") + f", load {os.getloadavg()[0]:.1f} at the start",
     ]
-    return "; ".join(found)
+    return "; ".join(parts)
 
 
 def _first_line(program: str) -> str:

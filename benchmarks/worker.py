@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process of some size, in a mount table of some size, that measures when it is asked to.
+"""A process that measures on request, with a given size and a given number of mounts.
 
 It reads one JSON object a line, {"round": true} or {"column", "row", "threads", "seconds"}, and
 answers with one. `Worker` is the other end.
@@ -24,15 +24,16 @@ ENOUGH_NS = 60_000_000  # a row of a round is repeated for so long, 3 to 10 time
 
 
 class Worker:
-    """A worker as its owner sees it.
+    """Starts a worker process, and asks it to measure.
 
-    wanted: the rows, by column. parent: MB. mounts: entries of its mount table; 0: the caller's.
+    rows: the names of the rows, by column. parent: its size in MB. mounts: the entries of its mount
+    table; 0: it has the caller's.
     """
 
     def __init__(
-        self, place: Path, wanted: dict[str, list[str]], parent: int = 50, mounts: int = 0
+        self, directory: Path, rows: dict[str, list[str]], parent: int = 50, mounts: int = 0
     ) -> None:
-        spec = {"place": str(place), "wanted": wanted, "parent": parent, "mounts": mounts}
+        spec = {"directory": str(directory), "rows": rows, "parent": parent, "mounts": mounts}
         spec["outside"] = os.readlink("/proc/self/ns/mnt")
         argv = [sys.executable, __file__, json.dumps(spec)]
         if mounts:
@@ -40,12 +41,12 @@ class Worker:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True)
         first = self._answer()
-        self.words: dict[str, dict[str, str]] = first["words"]
+        self.recipes: dict[str, dict[str, str]] = first["recipes"]
         self.missing: dict[str, dict[str, str]] = first["missing"]
 
-    def ask(self, **words: Any) -> Any:
+    def ask(self, **request: Any) -> Any:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(words) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -63,35 +64,35 @@ class Worker:
         self._process.communicate()
 
 
-# ---- inside ----------------------------------------------------------------------------------
+# ---- in the worker ---------------------------------------------------------------------------
 
 
-def fill_mount_table(place: Path, count: int, outside: str) -> None:
-    """Up to that many mounts, in the namespace that unshare(1) made for this process."""
+def fill_mount_table(directory: Path, count: int, outside: str) -> None:
+    """Fill the mount namespace that unshare(1) made for this process, up to `count` mounts."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def mount(source: Path, target: Path, kind: bytes | None, flags: int) -> None:
-        words = os.fsencode(source), os.fsencode(target), kind, flags, None
-        if libc.mount(*words) != 0:
+        args = os.fsencode(source), os.fsencode(target), kind, flags, None
+        if libc.mount(*args) != 0:
             raise OSError(ctypes.get_errno(), f"mount on {target}")
 
     if os.readlink("/proc/self/ns/mnt") == outside:
         raise RuntimeError("this is the caller's own mount namespace")
-    host = place / "host"
+    host = directory / "host"
     host.mkdir(exist_ok=True)
     mount(Path("none"), host, b"tmpfs", 0)
     (host / "source").mkdir()
-    there = len(Path("/proc/self/mountinfo").read_text().splitlines())
-    for number in range(count - there):
+    existing = len(Path("/proc/self/mountinfo").read_text().splitlines())
+    for number in range(count - existing):
         (host / str(number)).mkdir()
         mount(host / "source", host / str(number), None, 4096)  # MS_BIND
 
 
 def block(row: all_rows.Row) -> float:
-    """The median of a few runs, the first two of them dropped; microseconds."""
+    """The median microseconds of a few runs, without the first two."""
     assert row.once is not None
     samples: list[int] = []
-    time.sleep(0.01)  # the kernel still takes down the network namespaces of the row before
+    time.sleep(0.01)  # lets the kernel remove the network namespaces of the row before
     end = time.perf_counter_ns() + ENOUGH_NS
     while len(samples) < 3 or (len(samples) < 10 and time.perf_counter_ns() < end):
         samples.append(row.once())
@@ -99,28 +100,28 @@ def block(row: all_rows.Row) -> float:
 
 
 def one_round(columns: dict[str, dict[str, all_rows.Row]]) -> dict[str, dict[str, float]]:
-    order = [(column, name) for column, found in columns.items() for name in found]
+    order = [(column, name) for column, rows in columns.items() for name in rows]
     random.shuffle(order)
     figures = {cell: block(columns[cell[0]][cell[1]]) for cell in order}
-    return {c: {name: figures[c, name] for name in found} for c, found in columns.items()}
+    return {c: {name: figures[c, name] for name in rows} for c, rows in columns.items()}
 
 
 def main() -> None:
     spec = json.loads(sys.argv[1])
-    place, wanted = Path(spec["place"]), spec["wanted"]
+    directory, names = Path(spec["directory"]), spec["rows"]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     ballast = bytearray(os.urandom(1 << 20)) * spec["parent"]
     if spec["mounts"]:
-        fill_mount_table(place, spec["mounts"], spec["outside"])
-    found = all_rows.rows(place, spec["parent"], wanted)
-    good = {c: {n: row for n, row in r.items() if row.once} for c, r in found.items()}
-    words = {c: {n: row.words for n, row in r.items()} for c, r in good.items()}
-    missing = {c: {n: r[n].reason for n in r if n not in good[c]} for c, r in found.items()}
+        fill_mount_table(directory, spec["mounts"], spec["outside"])
+    rows = all_rows.rows(directory, spec["parent"], names)
+    good = {c: {n: row for n, row in r.items() if row.once} for c, r in rows.items()}
+    recipes = {c: {n: row.recipe for n, row in r.items()} for c, r in good.items()}
+    missing = {c: {n: r[n].reason for n in r if n not in good[c]} for c, r in rows.items()}
     one_round(good)
-    print(json.dumps({"words": words, "missing": missing}), file=answers, flush=True)
-    loops = all_rows.Loops(place)
-    makers = {c: all_rows.Maker(place, spec["parent"], c, loops) for c in wanted}
+    print(json.dumps({"recipes": recipes, "missing": missing}), file=answers, flush=True)
+    loops = all_rows.Loops(directory)
+    makers = {c: all_rows.Maker(directory, spec["parent"], c, loops) for c in names}
     for line in sys.stdin:
         ask = json.loads(line)
         answer: object
@@ -128,8 +129,8 @@ def main() -> None:
             answer = one_round(good)
         else:
             column, name = ask["column"], ask["row"]
-            words_of_rate = name, ask["threads"], ask["seconds"]
-            answer = all_rows.per_second(makers[column], good[column][name], *words_of_rate)
+            threads, seconds = ask["threads"], ask["seconds"]
+            answer = all_rows.per_second(makers[column], good[column][name], name, threads, seconds)
         print(json.dumps(answer), file=answers, flush=True)
     del ballast
 

@@ -163,7 +163,7 @@ def test_no_attempt_works(cell: Path, caller: tuple[list[str], dict[str, Any]], 
 
 @pytest.mark.parametrize("way", ["slot", "fresh"])
 def test_the_attempts_are_real(cell: Path, way: str) -> None:
-    # What the filter closes works without it: the program does what it says.
+    # A control: without the filter, the closed calls work.
     if os.geteuid() != 0:
         pytest.skip("the native executor takes root")
     script = CALLER.replace("**options)", "policy=Policy(seccomp='none'), **options)")

@@ -231,7 +231,7 @@ def test_a_write_waits_for_room_and_ends_with_the_run(filled: Any) -> None:
 
 # ---- the end of a run --------------------------------------------------------------------------
 
-#: What the kernel has for the end, and much for a machine that is busy.
+#: Seconds that the kernel has to end a run, with much slack for a busy machine.
 END = 1.9 + 30
 
 #: Mounts FUSE on itself and waits on it, when the server has taken the request: SIGKILL does not

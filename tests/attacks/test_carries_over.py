@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one run of a slot can tell to the next.
+"""A run in a slot leaves nothing for the next run to read.
 
 A program records all that it can learn (recorder.py), before and after a run that does one thing
 which may be left behind. What differs between two runs of a slot, and does not between two fresh

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command that wants out, or wants to leave something behind, cannot do."""
+"""A command can neither break out nor leave anything behind."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_an_attempt_to_get_out_fails(cell: Path, probe: Probe, attempt: str, net
 
 @pytest.mark.parametrize("probe", [in_a_fresh_sandbox], indirect=True)
 def test_the_attempts_are_real(cell: Path, probe: Probe) -> None:
-    # What fails above for want of a capability works with it: the probe does what it says.
+    # A control: with the capability, the attempts that failed above work.
     for attempt in ("mount", "bind", "unshare", "mknod", "nice"):
         assert probe(cell, attempt, capabilities="all")[0], attempt
         (cell / "tmp" / "disk").unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the profile 'builds' closes, tried from inside of sandboxes, and by every way round it.
+"""The calls that the profile 'builds' closes, tried inside sandboxes, and every way round it.
 
 The numbers are those of x86_64. No call here changes anything of the machine, if it is let through:
 its descriptors, addresses and flags are wrong.

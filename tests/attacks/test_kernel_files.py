@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of the host's kernel a root shows is read-only: sysfs, cgroups, the caller's own proc.
+"""A root shows files of the host's kernel read-only: sysfs, cgroups, the caller's own proc.
 
 Their files ask uid 0 for no capability: cgroup.kill ends the processes of others, core_pattern
 names a program that the host starts. Here they are opened for writing, and nothing is written.

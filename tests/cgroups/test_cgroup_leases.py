@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one lease of a cgroup leaves does not reach the next, and nobody else gets into one.
+"""One lease of a cgroup leaves nothing to the next, and no other process gets into one.
 
 A command that reaches cgroupfs (seccomp='none' as root) can change the cgroup that it is in: here
 the test changes it, as such a command would.

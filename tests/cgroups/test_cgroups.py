@@ -71,7 +71,7 @@ def pools() -> Iterator[list[Cgroups]]:
 
 
 def need(present: object, reason: str) -> None:
-    """What a machine may lack, and an ordinary user lacks on most."""
+    """Skip if the machine or the caller lacks the limits; an ordinary user lacks them on most."""
     if not present and os.geteuid() != 0:
         pytest.skip(f"an ordinary user: {reason}")
     require(present, reason)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark: its short form for users, and what benchmarks/ makes of its figures."""
+"""The benchmark: its short form for users, and the tables and goals of benchmarks/."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def test_a_goal_is_judged_by_the_ratios_within_the_rounds(modules: Any) -> None:
         found.add("chroot", "one", one_value)
         found.add("chroot", "two", two_value)
     one, two = ("chroot", "one"), ("chroot", "two")
-    for sign, limit, word in (("<=", 1.5, "met"), ("<=", 1.4, "MISSED"), (">=", 1.6, "MISSED")):
-        goal = goals.Goal("words", "isolation", one, two, sign, limit)
+    for sign, limit, outcome in (("<=", 1.5, "met"), ("<=", 1.4, "MISSED"), (">=", 1.6, "MISSED")):
+        goal = goals.Goal("title", "isolation", one, two, sign, limit)
         verdict = goals.judge(goal, found)
-        assert verdict.word == word
+        assert verdict.outcome == outcome
         assert verdict.figures == (1.5, 0.1, 1.5)
 
 
@@ -102,16 +102,16 @@ def test_a_goal_that_was_not_measured_says_why(modules: Any) -> None:
     goals, _, table = modules
     found = table.Table("isolation", "title", "us")
     found.missing = {"chroot": {"one": "there is no such thing"}}
-    goal = goals.Goal("words", "isolation", ("chroot", "one"), None, "<=", 1)
-    assert goals.judge(goal, found).word == "not measured: there is no such thing"
-    assert goals.judge(goal, None).word == "not measured"
+    goal = goals.Goal("title", "isolation", ("chroot", "one"), None, "<=", 1)
+    assert goals.judge(goal, found).outcome == "not measured: there is no such thing"
+    assert goals.judge(goal, None).outcome == "not measured"
 
 
 def test_a_table_survives_its_file(modules: Any, tmp_path: Path) -> None:
     _, report, table = modules
     found = table.Table("isolation", "title", "us", "a machine")
     found.add("chroot", "Sandbox.run", 150.5)
-    found.words = {"chroot": {"Sandbox.run": 'box.run(["/say"], x="],")'}}
+    found.recipes = {"chroot": {"Sandbox.run": 'box.run(["/say"], x="],")'}}
     found.save(tmp_path)
     again = table.load(tmp_path, "isolation")
     assert vars(again) == vars(found)

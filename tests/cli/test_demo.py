@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo, and where its sources come from."""
+"""The demo, and the source of its C files."""
 
 from __future__ import annotations
 

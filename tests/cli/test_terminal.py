@@ -50,7 +50,7 @@ class User:
         os.write(self._fd, text)
 
     def see(self, text: bytes, seconds: float = 60) -> bytes:
-        """What is shown, up to this text."""
+        """Read the terminal up to this text."""
         end = time.monotonic() + seconds
         while text not in self._unread:
             left = max(0.0, end - time.monotonic())

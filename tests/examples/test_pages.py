@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pages of docs/ show is what happens: each block of Python and of the shell is run.
+"""The examples on the pages of docs/ work: each block of Python and of the shell is run.
 
 A block of `python` is a doctest, a block of `console` has commands behind `$ ` and what they print,
 where `...` stands for anything. All blocks of a page run in one directory, in their order.

@@ -107,7 +107,7 @@ def least(executor: ModuleType) -> dict[str, Any]:
 
 
 def sh(executor: ModuleType, root: Path | str, script: str, **words: Any) -> str:
-    """What a shell in a sandbox prints; it has to succeed. Skips what the executor refuses."""
+    """Run a shell in a sandbox, which must succeed; return its output. Skip if it is refused."""
     try:
         result = run(executor, root, ["sh", "-c", script], **words)
     except UnsupportedError as error:

@@ -100,7 +100,7 @@ BARE_CHROOT = shell(
 )
 SET_USER_ID_BWRAP = shell('install -m 4755 "$(command -v bwrap)" "$0/bwrap"', "PLACE")
 
-#: What is asked for, each with what runs it; see Machine.runs.
+#: Requests, each with the executor that runs it; see Machine.runs.
 ASKED: dict[str, dict[str, Any]] = {
     "nothing special": {},
     "network": {"network": "isolated"},
@@ -143,7 +143,7 @@ print(json.dumps({
 
 @dataclass
 class Machine:
-    """What is taken away, and what is expected then.
+    """A machine that lacks something, and the executors that work there.
 
     works: the executors that work, by initial; the first is the one that is chosen.
     runs: for each thing in ASKED the initial of the executor that runs it, - for none.
@@ -272,7 +272,7 @@ def on(tool: SetuidTool, machine: Machine, *argv: str, **env: str) -> Any:
 
 
 def python_on(tool: SetuidTool, machine: Machine, script: str, *args: str, **env: str) -> str:
-    """What a Python script on a machine prints; it has to succeed."""
+    """Run a Python script on a machine, which must succeed, and return its output."""
     done = on(tool, machine, *python(), "-W", "error", "-c", script, *args, **env)
     assert done.returncode == 0, done.stderr
     return str(done.stdout)
@@ -280,7 +280,7 @@ def python_on(tool: SetuidTool, machine: Machine, script: str, *args: str, **env
 
 @pytest.fixture(scope="session")
 def report(setuid_tool: SetuidTool) -> Callable[[str], dict[str, Any]]:
-    """What sandboxlib says on a machine; asked once."""
+    """The answers of sandboxlib on a machine; it is asked once."""
     known: dict[str, dict[str, Any]] = {}
 
     def find(name: str) -> dict[str, Any]:

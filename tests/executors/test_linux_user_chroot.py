@@ -126,7 +126,7 @@ def test_a_system_of_ybd(plain: Path) -> None:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the executor tells the program, token by token; the program itself does not run."""
+    """The arguments that the executor gives to the program, which does not run itself."""
     said: list[str] = []
 
     def run_tool(name: str, box: Sandbox, job: Job, *rest: object) -> Result:
@@ -545,7 +545,7 @@ def fails(kind, *args, **words):
 
 
 def only_root_renames(*directories: Path) -> None:
-    """Where commands of the user could rename things, no writable path is promised."""
+    """If commands of the user could rename files, a writable path is refused."""
     for directory in directories:
         os.chown(directory, 0, 0)
 

@@ -22,7 +22,7 @@ NOBODY = 65534  # newuidmap serves users who have a name
 
 
 def in_private_mounts(setup: str, script: str, **env: str) -> Any:
-    """What a Python script prints as JSON in a mount namespace whose /opt is an empty tmpfs.
+    """Run a Python script in a mount namespace with an empty tmpfs on /opt; return its JSON output.
 
     sh runs `setup` there first.
     """
@@ -167,7 +167,7 @@ exec /usr/bin/$kind "$@"
 
 
 def map_ranges(how: str, **mode: Any) -> Any:
-    """What comes of a run with user='ranges' where newuidmap and newgidmap do as `how` says."""
+    """The outcome of a run with user='ranges' if newuidmap and newgidmap do what `how` says."""
     require(shutil.which("newuidmap"), "there is no newuidmap (apt: uidmap)")
     setup = f"""
     echo {NOBODY}:2000000:65536 > /opt/sub; chmod 644 /opt/sub; chmod 1777 /opt

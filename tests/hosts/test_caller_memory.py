@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between clone and exec the child lives in the caller's memory, and nobody gets at that there."""
+"""Between clone and exec the child shares the caller's memory; no other process reaches it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""More of hostile surroundings: ends of hosts at random moments, threads, terminals, descriptors.
+"""More hostile hosts: they end at random moments, and use threads, terminals, descriptors.
 
 test_host.py has the plain ones. Every host is a Python process of its own.
 """

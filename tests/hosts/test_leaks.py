@@ -316,7 +316,7 @@ print(points)
 
 
 def test_the_profiler_interrupts_where_it_says(rootfs: Path) -> None:
-    # What the tests above rest on: a descriptor that is not kept safe is found.
+    # A control for the tests above: they do find a descriptor that leaks.
     script = (
         INJECT
         + """

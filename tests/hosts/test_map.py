@@ -102,7 +102,7 @@ def echo(*numbers: int) -> list[list[str]]:
 
 
 def is_gone(place: Place, mark: str) -> bool:
-    """Nothing with this word in its command line is left. What a program started dies after it."""
+    """No process has this argument any more. Those that a program started end a little after it."""
     drives = place.box.run(["true"]).executor in ("bubblewrap", "linux_user_chroot")
     return wait_until(lambda: not processes(mark), 10 if drives else 0.01)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the caller, the resident, the reaper and the command's process tell each other."""
+"""The messages between the caller, the resident, the reaper and the command's process."""
 
 from __future__ import annotations
 

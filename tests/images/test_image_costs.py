@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image costs whom it is unpacked for: time that is linear in its size, whatever it says.
+"""The time to unpack an image is linear in its size, whatever the image says.
 
 Costs are the CPU time of the child, which a busy machine changes little, of a hostile image and of
 an honest one that is as large. A size is that of the archive, before it is compressed.
@@ -83,7 +83,7 @@ def cpu() -> float:
 
 
 def cost(image: Path) -> tuple[float, str]:
-    """What it takes to unpack it and to take it away, and what is wrong with it."""
+    """The seconds to unpack an image and remove it, and the message if it is refused."""
     said = ""
     before = cpu()
     try:

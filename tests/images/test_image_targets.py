@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images are unpacked to, for how long, and what becomes of it: nobody else gains by it."""
+"""The directory of an unpacked image: other users cannot swap it, and it is removed in time."""
 
 from __future__ import annotations
 

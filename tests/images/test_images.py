@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images: honest ones as they are meant, and hostile ones, which reach nothing.
+"""Honest images are unpacked as their makers meant them; hostile images reach nothing.
 
 Every hostile image is refused with an ImageError that says why. Nothing of it is left, and a
 directory beside the target is as it was: content, modes, owners, times, links.
@@ -658,7 +658,7 @@ def test_what_a_command_left_in_it_goes_as_well(place: Path, tmp_path: Path, way
 
 
 def tree(root: str) -> dict[str, bytes | str | None]:
-    """What is in a root: files by content, links by target, directories as None."""
+    """The files of a root by content, its links by target, its directories as None."""
     found: dict[str, bytes | str | None] = {}
     for path in sorted(Path(root).rglob("*")):
         name = str(path.relative_to(root))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command starts is never a child of the caller's."""
+"""A process that a command starts never becomes a child of the caller."""
 
 from __future__ import annotations
 

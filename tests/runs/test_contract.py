@@ -55,7 +55,7 @@ Mode = dict[str, Any]
 
 
 def output(root: Path | str, command: Any, **words: Any) -> bytes:
-    """What a command writes that works."""
+    """The output of a command that works."""
     exit, out, err = run_sandbox(root, command, **words)
     assert (exit, err) == (0, b"")
     return out

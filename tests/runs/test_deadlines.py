@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a run: in time, with all of its tree, and told as it was."""
+"""A run ends in time, with all of its processes, and the Result says how."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ ls /sys/class/net 2>/dev/null || echo none; ls -A /tmp; ls /dev
 touch /file 2>/dev/null && echo wrote /file; touch /tmp/made 2>/dev/null && echo wrote /tmp/made
 grep -E '^(CapEff|Seccomp):' /proc/self/status; echo "$HOME"
 """
-#: What a Sandbox is made of if nothing else is said, and what run_sandbox makes of it.
+#: The defaults of a Sandbox, and those of run_sandbox.
 TABLE: dict[str, tuple[object, object]] = {
     "network": ("isolated", "undefined"),
     "mounts": ("isolated", "isolated"),

@@ -347,7 +347,7 @@ print(number, flags[0])
 for path in ("/dev", "/dev/shm", "/dev/pts", "/dev/pts/ptmx", "/dev/null"):
     print(look(path)[:-1])
 """
-#: What a run may do to the file systems that its slot keeps.
+#: Changes that a run may make to the file systems that its slot keeps.
 MARKS = {
     "a file": "open('/dev/shm/left', 'w').write('x')",
     "a file that is gone": "open('/dev/shm/x', 'w'); os.unlink('/dev/shm/x')",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who a command is: uid, gid, groups, umask; and that its caller stays who it is."""
+"""The identity of a command: uid, gid, groups, umask; its caller keeps its own."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ WITHOUT = [name for name in DEFAULT_CAPABILITIES if name != "setuid"]
 
 
 def escape(box: Sandbox, tmp_path: Path, uid: int) -> str:
-    """What a file of the host says after the attempt."""
+    """The content of a file of the host after the attempt."""
     file = tmp_path / "file"
     file.write_text("safe")
     for path in (file, tmp_path, *(p for p in tmp_path.parents if str(p) != "/")):

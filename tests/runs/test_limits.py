@@ -191,7 +191,7 @@ with open("/proc/self/oom_score_adj", "w") as file:
 def test_cpu_time(place: Place) -> None:
     result = place.run("while True: pass", Limits(cpu_time=1))
     if place.tells_signals:
-        # Pid 1 gets no signal that it does not handle, other than the last.
+        # Pid 1 does not get SIGXCPU, which it does not handle; the kernel sends SIGKILL at the end.
         code = -9 if place.is_pid_1 else -24
         assert result.exit == (128 + 24 if place.name == "bubblewrap" else code)
         assert result.limits_hit == ("cpu_time",)

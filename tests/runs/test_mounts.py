@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is mounted in a run, where, and that nothing of it stays."""
+"""The mounts of a run: each is in its place, and none stays afterwards."""
 
 from __future__ import annotations
 
@@ -609,7 +609,7 @@ def test_a_stub_that_is_swapped_for_a_link_changes_nothing_outside(
     mkdir = os.mkdir
 
     def swapped(name: str, *words: int, dir_fd: int) -> None:
-        """What a command in the same root can do between mkdir(2) and the next call."""
+        """Do what a command in the same root could do between mkdir(2) and the next call."""
         mkdir(name, *words, dir_fd=dir_fd)
         os.rename(name, "moved", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         os.symlink(victim, name, dir_fd=dir_fd)

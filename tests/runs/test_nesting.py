@@ -38,7 +38,7 @@ with Sandbox("/") as box:
         assert result.isolation["seccomp"] == "builds"
 print("nested", uid.decode())
 """
-#: What each is to print; the second also shows that a proc of its own can be mounted.
+#: The expected output of each; the second also shows that it can mount a new proc.
 COMMANDS = {
     "unshare": (["unshare", "-Urmpf", "--mount-proc", "sh", "-c", "echo /proc/[0-9]* | wc -w"], 3),
     "bwrap": (

@@ -34,7 +34,7 @@ from sandboxlib._host import machine
 
 pytestmark = needs_root
 
-#: What str.split(), str.splitlines() or mountinfo's own escapes would take for something else.
+#: Characters that str.split(), str.splitlines() or the escapes of mountinfo would mistake.
 NAMES = (
     *("sp ace", "tab\t", "new\nline", "back\\slash", "\\040x", "\\134040", "cr\rx", "vt\x0bx"),
     *(
@@ -245,7 +245,7 @@ OPTIONS = {
     "deterministic": st.booleans(),
 }
 _words = st.fixed_dictionaries({}, optional=OPTIONS)
-# Whatever runs has no name that a program of the root has.
+# No program of the root has such a name, so no command runs.
 _programs = st.builds("\u2028{}".format, _names)
 _commands = st.one_of(st.just(["true"]), st.lists(_programs, max_size=3), _values, _paths)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is for its caller: words in, (exit, out, err) out."""
+"""A run as its caller sees it: arguments in, (exit, out, err) out."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams: what a command reads, and where what it writes goes while it runs.
+"""Streams: the input of a command, and the ways that its output takes while it runs.
 
 An ordinary user runs all of it as well, in a user namespace: see the end.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Result.usage: what a run used, in every way that it is run."""
+"""Result.usage: the resources that a run used, in every way of running."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a newcomer relies on: each task says what it does, each link leads to a file."""
+"""The files for newcomers are right: each task has a help line, each link leads to a file."""
 
 from __future__ import annotations
 

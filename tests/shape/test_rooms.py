@@ -75,7 +75,7 @@ def nearest(name: str, modules: set[str]) -> str:
 
 
 def graph() -> dict[str, set[str]]:
-    """What each module of the package imports."""
+    """The imports of each module of the package."""
     paths = {name_of(path): path for path in PACKAGE.rglob("*.py")}
     modules = {*paths, "_sandbox"}
     return {name: imported(path, modules) for name, path in paths.items()}
@@ -88,7 +88,7 @@ def room_of(module: str) -> str:
 
 
 def rooms(modules: dict[str, set[str]]) -> dict[str, set[str]]:
-    """What each room imports of the others."""
+    """The rooms that each room imports from."""
     found: dict[str, set[str]] = {}
     for name, others in modules.items():
         room = room_of(name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of the project: what ARCHITECTURE.md says, held."""
+"""The shape of the project is as ARCHITECTURE.md says."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ for name in STRIPPED & os.environ.keys():
     del os.environ[name]
 sys.exit(pytest.main(sys.argv[1:]))
 """
-#: What cannot pass, and why; docs/executors.md has the same. All else has to.
+#: The tests that cannot pass, and why, as in docs/executors.md. All others must pass.
 DIFFERENCES = {
     "TestWriteablePaths::test_some_writable[linux_user_chroot]": WRITABLE_ROOT,
     "TestWriteablePaths::test_mount_point_writable[linux_user_chroot]": WRITABLE_ROOT,

@@ -23,7 +23,7 @@ pytestmark = [needs_root, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def inside(script: str, *mounts: Mount, timeout: float = 250, network: str = "isolated") -> bytes:
-    """What a shell prints in a sandbox of the machine's own root; it has to succeed."""
+    """Run a shell in a sandbox over the machine's root, which must succeed; return its output."""
     env = {"PATH": os.environ["PATH"], "HOME": "/tmp"}
     tmp = [Mount.tmpfs("/tmp")]
     with open_box("/", extra_mounts=[*tmp, *mounts], network=network) as box:
@@ -190,7 +190,7 @@ def test_apt_installs_a_package(debian: Path) -> None:
     assert "Status: install ok installed" in text
 
 
-#: What sums up the checks of each.
+#: The line that sums up the checks of each.
 SUMMARIES = {"hello": r"^# [A-Z]+: +\d+$", "ed": r"^tests? .*$"}
 
 

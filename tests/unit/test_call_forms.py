@@ -29,7 +29,7 @@ Seen = list[tuple[Sandbox, Command]]
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """What run_sandbox would run."""
+    """The Sandboxes and Commands that run_sandbox would run."""
     found: Seen = []
 
     def run_command(box: Sandbox, command: Command, fresh: bool) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The value Policy: its words, what makes no sense, and the ways to give one."""
+"""The value Policy: its arguments, the values that it refuses, and the ways to pass one."""
 
 from __future__ import annotations
 

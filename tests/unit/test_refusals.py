@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that make no sense are refused before anything is touched."""
+"""Requests that make no sense are refused before sandboxlib changes anything."""
 
 from __future__ import annotations
 

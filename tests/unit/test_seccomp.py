@@ -80,7 +80,7 @@ def described(  # noqa: PLR0911
     nesting: bool = False,
     in_slot: bool = False,
 ) -> int:
-    """What 'builds' has to answer."""
+    """The answer that 'builds' must give."""
     administers = nesting or "sys_admin" in capabilities
     words = [arg & 0xFFFFFFFF for arg in args]
     if name in ADMINISTRATION:
@@ -352,7 +352,7 @@ def test_libseccomp_makes_the_same_of_it(settings: str, abi: str) -> None:
 
 
 def under(program: bytes, calls: list[list[int]]) -> list[int]:
-    """What the kernel answers to calls in a process that has installed the program."""
+    """The answers of the kernel to calls of a process that has installed the program."""
     text = (
         bpf.LOADER + "\nimport json\nprogram, calls = json.load(sys.stdin)\n"
         "install(bytes.fromhex(program))\nprint(json.dumps([call(*c) for c in calls]))"

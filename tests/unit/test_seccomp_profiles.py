@@ -189,7 +189,7 @@ def matching(profile: dict[str, Any], abi: str, name: str, args: list[int]) -> l
 
 
 def described(profile: dict[str, Any], abi: str, name: str, args: list[int]) -> int:
-    """What a profile without includes, excludes and i386's multiplexers has to answer."""
+    """The answer that a profile without includes, excludes and i386's multiplexers must give."""
     found = matching(profile, abi, name, args)
     if found:
         return min(found, key=lambda action: SEVERITY.index(severe(action)))

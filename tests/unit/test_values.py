@@ -26,7 +26,7 @@ VALUES = (
 
 
 class Forged:
-    """What a pickle says that somebody else wrote: an object of a class, with this state."""
+    """A forged pickle: an object of a class, with this state."""
 
     def __init__(self, made: type, state: object) -> None:
         self._made, self._state = made, state
