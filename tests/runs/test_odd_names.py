@@ -99,7 +99,7 @@ def test_mountinfo_is_read_as_the_kernel_writes_it(name: str, tmp_path: Path) ->
     escaped = os.fsencode(f"/a{name}")
     for character in b"\\ \t\n":  # the backslash first: it stands in all the others
         escaped = escaped.replace(bytes([character]), b"\\%03o" % character)
-    assert machine._plain(escaped) == f"/a{name}"
+    assert machine._unescape(escaped) == f"/a{name}"
 
 
 @pytest.mark.parametrize("count", [41, pytest.param(5000, marks=pytest.mark.slow)])
@@ -258,7 +258,7 @@ def _is_told(call: Callable[[], object]) -> None:
 
 @pytest.fixture(scope="module")
 def odd_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import make_rootfs
+    from lib.roots import make_rootfs
 
     root = make_rootfs(tmp_path_factory.mktemp("odd") / "root")
     (root / "link").symlink_to("../../../../etc")

@@ -181,7 +181,7 @@ def test_apt_installs_a_package(debian: Path) -> None:
     """With apt's change to the user _apt, dpkg's chroot and chown, and the package's scripts."""
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"}
     script = "apt-get -q update && apt-get -qy install hello && hello && dpkg -s hello"
-    with Sandbox(debian, network="undefined") as box:
+    with Sandbox(debian, network="undefined", filesystem_writable_paths="all") as box:
         result = box.run(["sh", "-ec", script], cwd="/", env=env, stderr=STDOUT, timeout=300)
     text = (result.out or b"").decode(errors="replace")
     assert result.isolation["seccomp"] == "builds"
