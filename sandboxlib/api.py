@@ -277,7 +277,7 @@ class Sandbox(Spec):
         jobs: int, how many run at once. None (the default): one for each CPU of this process.
         ordered: bool. True (the default): the results come in the order of the commands. False:
             they come as the commands end. Result.number and Result.command tell which is which.
-        on_failure: str, for a Result that is not ok (an exit status other than 0, or a timeout),
+        on_failure: str, for a Result that is not ok (its exit status is not 0, or a timeout),
             and for a command that cannot be run (a SandboxError).
             'stop' (the default): the map starts no other command, and raises the failure:
             CommandFailed, which has the Result, or the error itself. It kills the commands that

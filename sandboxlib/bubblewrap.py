@@ -150,7 +150,7 @@ def _let_go(gate: bwrap_gate.Gate, layout: bwrap_mounts.Layout, run: Run) -> Non
     fault = bwrap_look.find_fault(bwrap_look.table(gate.pid() or 0), layout.wanted)
     if fault and not gate.is_over():
         what = f"bwrap: {fault}"
-        hint = "somebody changed names in the root meanwhile"
+        hint = "another process changed names in the root meanwhile"
         raise errors.setup_error(errno.ESTALE, None, "mount", what, hint)
     with contextlib.suppress(BrokenPipeError):
         gate.open()

@@ -216,5 +216,5 @@ class CommandFailed(SandboxError):
         hit = f" (limits: {', '.join(result.limits_hit)})" if result.limits_hit else ""
         name = "the command" if self.command is None else str(self.command)
         text = f"{name} ended with exit status {result.exit}{late}{hit}"
-        said = (self.result.err or b"").strip()[-1000:].decode(errors="replace")
-        return f"{text}: {printable(said, _LAYOUT)}" if said else text
+        err = (self.result.err or b"").strip()[-1000:].decode(errors="replace")
+        return f"{text}: {printable(err, _LAYOUT)}" if err else text

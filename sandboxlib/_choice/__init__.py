@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which executor runs a call, and what the doctor says of each."""
+"""Chooses the executor of a call, and examines each executor for the doctor."""

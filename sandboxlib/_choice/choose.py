@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which executor runs a call: the first on the ladder that can promise all that it asks for."""
+"""Chooses the executor of a call: the first that can keep all promises of its Sandbox."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from .._spec.spec import Spec
 from ..errors import UnsupportedError
 from ..result import Result
 
-#: From the most to the least direct way.
+#: In the order in which choose() tries them: from the most to the least direct.
 EXECUTORS = ("chroot", "linux_user_chroot", "user_namespace", "bubblewrap")
 VARIABLE = "SANDBOXLIB_BACKEND"
 _VARIABLE = VARIABLE.encode()
-# os.environ converts what it is asked for and what it finds: several times what this takes.
+# Read by bytes: os.environ encodes each name and decodes each value, which takes several times as
+# long.
 _variables: Mapping[bytes, bytes] = getattr(os.environ, "_data", os.environb)
 
 
 def get_executor(name: str) -> ModuleType:
-    """The executor of that name; '-' is as good as '_'. KeyError where there is none."""
+    """Returns the module of an executor. name: str, with '-' or '_'. KeyError if unknown."""
     canonical = name.replace("-", "_")
     if canonical not in EXECUTORS:
         raise KeyError(name)
@@ -34,7 +35,7 @@ def get_executor(name: str) -> ModuleType:
 
 
 def executor_named(name: str) -> Executor:
-    """The Executor of that name."""
+    """The Executor with that name."""
     executor: Executor = get_executor(name).EXECUTOR
     return executor
 
@@ -52,10 +53,10 @@ def _candidates() -> tuple[str, ...]:
 
 
 def executor_for_platform() -> ModuleType:
-    """The first executor on the ladder that works on this machine.
+    """Returns the module of the first executor that works on this machine.
 
-    The variable SANDBOXLIB_BACKEND names another; a name that is none is warned about, and ignored.
-    UnsupportedError where none works; it says for each why not.
+    The variable SANDBOXLIB_BACKEND names another; an unknown name is ignored, with a warning.
+    Raises UnsupportedError if none works; it says for each why not.
     """
     reasons = []
     for name in _candidates():
@@ -67,9 +68,9 @@ def executor_for_platform() -> ModuleType:
 
 
 def choose(box: Spec, native: bool = False) -> Executor:
-    """The first executor on the ladder that can promise all of a Sandbox; see above.
+    """The first executor that can keep all promises of a Sandbox. UnsupportedError.
 
-    native: only one that needs no other program.
+    native: bool. True: only one that drives no program.
     """
     reasons = []
     for name in _candidates():
@@ -84,14 +85,14 @@ def choose(box: Spec, native: bool = False) -> Executor:
 
 
 def run_command(box: Spec, command: Command, fresh: bool = True) -> Result:
-    """Runs a Command in a Sandbox, by the executor that is chosen; see run_sandbox."""
+    """Runs a Command in a Sandbox by the executor that choose() finds; see run_sandbox."""
     native = not command._is_plain and needs_native(command)
     result: Result = executor_of(box, native).run_command(box, command, fresh)
     return result
 
 
 def needs_native(command: Command) -> bool:
-    """Whether a Command has options that no executor which drives a program can keep."""
+    """Whether a Command has options that need an executor which drives no program."""
     return bool(command.pty or command.grace)
 
 
@@ -105,14 +106,14 @@ def executor_of(box: Spec, native: bool = False) -> Executor:
 
 
 def native_executor_of(box: Spec) -> NativeExecutor:
-    """The same of the executors that need no other program."""
+    """The executor of a Sandbox, of those that drive no program."""
     executor = executor_of(box, native=True)
     assert isinstance(executor, NativeExecutor)
     return executor
 
 
 def _possible() -> dict[str, str]:
-    """The most that one executor can isolate here."""
+    """The most that one executor can isolate on this machine."""
     best: dict[str, str] = {**trial.UNDEFINED, "seccomp": "none"}
     for executor in map(executor_named, _candidates()):
         possible = best if executor.why_not() else executor.maximum_possible_isolation()

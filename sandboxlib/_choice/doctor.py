@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What works on this machine, and what an administrator can do about what does not."""
+"""Reports what works on this machine, and for the rest the remedies of an administrator."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _examine(executor: Executor) -> dict[str, Any]:
     }
 
 
-#: What maximum_possible_isolation() has for "seccomp", for people.
+#: Texts for the values of "seccomp" in maximum_possible_isolation().
 _FILTERS = {
     "builds": "that of sandboxlib ('builds'), and profiles",
     "default": "the program's own; 'builds' and profiles are refused",
@@ -43,18 +43,18 @@ _FILTERS = {
 
 
 def report() -> str:
-    """The same for people to read."""
+    """The report of examine() as text."""
     lines = []
-    for found in examine():
-        lines.append(f"{found['name']}: {'works' if found['usable'] else 'does not work'}")
-        if found["reason"]:
-            lines.append(f"    {found['reason']}")
-        undefined = [name for name, value in found["isolation"].items() if value == "undefined"]
+    for result in examine():
+        lines.append(f"{result['name']}: {'works' if result['usable'] else 'does not work'}")
+        if result["reason"]:
+            lines.append(f"    {result['reason']}")
+        undefined = [name for name, value in result["isolation"].items() if value == "undefined"]
         if undefined:
             lines.append(f"    cannot isolate {', '.join(undefined)}")
-        if found["isolation"]:
-            lines.append(f"    filter of system calls: {_FILTERS[found['isolation']['seccomp']]}")
-        lines += [f"    {cause}\n        remedy: {remedy}" for cause, remedy in found["causes"]]
+        if result["isolation"]:
+            lines.append(f"    filter of system calls: {_FILTERS[result['isolation']['seccomp']]}")
+        lines += [f"    {cause}\n        remedy: {remedy}" for cause, remedy in result["causes"]]
     try:
         lines.append(f"chosen here: {choose.executor_for_platform().NAME}")
     except errors.UnsupportedError:

@@ -21,14 +21,14 @@ from .view import View, _below, _mounts_below, _parts, doing
 # ---- paths that commands can change ----------------------------------------------------------
 
 
-def _changeable(root: str, inside: str) -> str:
+def _changeable(root: str, path: str) -> str:
     """A directory on the way to a path in the root in which commands of other runs could replace a
     name, by a symbolic link for example; "" if there is none.
 
     Commands have the caller's uid, and there may always be other runs.
     """
     directory = root
-    for name in inside.strip("/").split("/"):
+    for name in path.strip("/").split("/"):
         if _can_change(directory):
             return directory
         directory = os.path.join(directory, name)

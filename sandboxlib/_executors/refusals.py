@@ -39,16 +39,16 @@ def limits_refused(
     is_other = changes_ids and box._ids is not None and box._ids[0] != 0
     if is_other and isinstance(box.policy.capabilities, str):  # it has no capability
         return []
-    found = []
+    refused = []
     has = () if in_user_namespace else _capabilities_of(box)
     if limits.processes is not None:
         if machine.is_root_of_the_machine() and not is_other:
-            found = ["Limits.processes: the kernel exempts uid 0; give other ids, or Limits.pids"]
+            refused = ["Limits.processes: the kernel exempts uid 0; give other ids, or Limits.pids"]
         elif "sys_admin" in has or "sys_resource" in has:
-            found = ["Limits.processes: exempt is who has sys_admin or sys_resource"]
+            refused = ["Limits.processes: the kernel exempts sys_admin and sys_resource"]
     if limits.locked_memory is not None and "ipc_lock" in has:
-        found.append("Limits.locked_memory: the kernel exempts who has ipc_lock")
-    return found
+        refused.append("Limits.locked_memory: the kernel exempts ipc_lock")
+    return refused
 
 
 def ids_refused(box: Spec) -> list[str]:

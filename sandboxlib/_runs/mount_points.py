@@ -151,8 +151,8 @@ class Stubs:
 
     def abandon(self) -> None:
         """Closes the inherited descriptors in a fork of the caller, which still holds the stubs."""
-        held, self._held = self._held, []
-        for stub in held:
+        stubs, self._held = self._held, []
+        for stub in stubs:
             stub.close()
         self.release()
 

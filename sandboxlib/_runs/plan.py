@@ -81,7 +81,7 @@ class Plan:
         hanging = machine.hanging_mounts()
         return bool(hanging) and may_hang(self.box.root, self.paths, self.mounts, hanging)
 
-    def held(self, indices: Sequence[int]) -> Any:
+    def stub_flags(self, indices: Sequence[int]) -> Any:
         """The flags that tell the core which targets of mounts are stubs, held by the caller."""
         return native.held_flags(len(self.mounts), indices) if indices else self._nothing_held
 

@@ -194,7 +194,7 @@ class Run:
         if slots is None:
             return False
         keep = fill_job(
-            work, job.blob, job.cwd_size, job.counts, self._stdio, -1, plan.held(()), -1
+            work, job.blob, job.cwd_size, job.counts, self._stdio, -1, plan.stub_flags(()), -1
         )
         for _ in range(MOST_IDLE + 2):  # all idle slots may have died since
             try:
@@ -226,7 +226,7 @@ class Run:
         if self.deadline is not None:
             self._check_oom_score()
             work.job.setup_ns = int(self._setup_time() * 1e9)
-        while _spawn(work, plan, self._job, self._stdio, plan.held(stubs)) != 0:
+        while _spawn(work, plan, self._job, self._stdio, plan.stub_flags(stubs)) != 0:
             step, index, error = _failure(work)
             missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
             if not missing or index in stubs or not plan.mounts[index].in_root:
@@ -439,16 +439,16 @@ def _spawn(
     plan: Plan,
     job: Job,
     stdio: tuple[int, int, int],
-    held: Any,
+    stub_flags: Any,
     mapper: int = -1,
 ) -> int:
     if plan.mapped_outside and mapper < 0:
         from .id_maps import Mapper
 
         with Mapper(workspace) as fd:
-            return _spawn(workspace, plan, job, stdio, held, fd)
+            return _spawn(workspace, plan, job, stdio, stub_flags, fd)
     init = native.init_descriptor() if plan.reaper else -1
-    keep = fill_job(workspace, job.blob, job.cwd_size, job.counts, stdio, init, held, mapper)
+    keep = fill_job(workspace, job.blob, job.cwd_size, job.counts, stdio, init, stub_flags, mapper)
     args = (plan.place, workspace.job, workspace.run, workspace.stack)
     if (guard := native.unreadable_for(plan.place)) is None:
         result: int = lib.sbx_spawn(*args)

@@ -108,9 +108,9 @@ class Slot(OpenSlot):
     runs = 0
 
     def __init__(
-        self, shared: _Shared, place: Any, held: Any, inside: bytes, setup: float | None
+        self, shared: _Shared, place: Any, stubs: Any, run_place: bytes, setup: float | None
     ) -> None:
-        super().__init__(place, held, inside, int((setup or 0.0) * 1e9))
+        super().__init__(place, stubs, run_place, int((setup or 0.0) * 1e9))
         self.shared = shared
         shared.add(self)
 
