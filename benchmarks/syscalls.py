@@ -19,7 +19,7 @@ for _ in range(int(sys.argv[1])):
 """
 OURS_SCRIPT = """
 import sys
-from sandboxlib import Sandbox, Mount
+from sandboxlib import Mount, Policy, Sandbox
 box = Sandbox({root!r}, **{options!r})
 for _ in range(int(sys.argv[1])):
     box.run(["/say"]{how})

@@ -119,6 +119,17 @@ def test_a_table_survives_its_file(modules: Any, tmp_path: Path) -> None:
     assert table.load(tmp_path, "threads") is None
 
 
+@needs_root
+def test_the_script_that_strace_counts_runs(modules: Any, rootfs: Path) -> None:
+    import rows
+    import syscalls
+
+    os.link(rootfs / "bin" / "true", rootfs / "say")
+    for options in (rows.CHROOT, rows.FULL):
+        script = syscalls.OURS_SCRIPT.format(root=str(rootfs), options=options, how="")
+        subprocess.run([sys.executable, "-c", script, "1"], check=True)
+
+
 def test_readme_has_the_marks_of_the_block_that_is_written(modules: Any) -> None:
     _, report, _ = modules
     text = (BENCHMARKS.parent / "README.md").read_text()
