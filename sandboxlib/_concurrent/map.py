@@ -13,14 +13,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from queue import SimpleQueue
-from threading import Event, Thread, get_ident
+from threading import Event, Thread
 from time import monotonic
 
 from .._choice import choose
 from .._choice.choose import run_command
 from .._core import native, pump
 from .._runs import job
-from .._runs.run import LONGEST_WAIT, Run, Stopped, slots_of, stops
+from .._runs.run import LONGEST_WAIT, Run, Stopped, slots_of, this_thread
 from .._spec.command import Command, command_of
 from .._spec.spec import Spec
 from .._values import check_flag
@@ -363,7 +363,7 @@ class _Group:
 
     def _run(self, number: int, event: Event, box: Spec, command: Command) -> None:
         assert self._bell is not None
-        stops[get_ident()] = event
+        this_thread.stop = event
         try:
             is_over = event.is_set() or number > self._last
             result = None if is_over else run_command(box._for(command), command, self._fresh)
@@ -372,5 +372,5 @@ class _Group:
             self._add_outcome(number, None)
         except BaseException as error:  # _note() raises it in the caller's thread
             self._add_outcome(number, error)
-        del stops[get_ident()]
+        this_thread.stop = None
         self._bell.ring()

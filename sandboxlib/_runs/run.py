@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from _thread import get_ident
+from _thread import _local
 from time import monotonic
 
 from .. import errors
@@ -54,17 +54,25 @@ _MERGED: int = lib.SBX_STDOUT
 
 
 class Stopped(BaseException):
-    """Another thread asked to end the run of this thread; see stops."""
+    """Another thread asked to end the run of this thread; see this_thread."""
 
 
-#: Events by thread id: one that is set ends the run in that thread within 100 ms. A map sets them
-#: (_concurrent/map.py).
-stops: dict[int, Event] = {}
+class _ThisThread(_local):
+    """Attributes of which each thread has its own.
+
+    stop: an event that ends the run of this thread within 100 ms once it is set, or None. A map
+    puts one here for each of its worker threads (_concurrent/map.py).
+    """
+
+    stop: Event | None = None
+
+
+this_thread = _ThisThread()
 
 
 def check_stop() -> None:
     """Raises Stopped if another thread asked to end the run of this thread."""
-    if stops and (event := stops.get(get_ident())) is not None and event.is_set():
+    if (stop := this_thread.stop) is not None and stop.is_set():
         raise Stopped
 
 
@@ -87,7 +95,7 @@ def complete(
         if started is not None:
             started(run)
         while not run.follow(came):
-            if stops and (event := stops.get(get_ident())) is not None and event.is_set():
+            if (stop := this_thread.stop) is not None and stop.is_set():
                 raise Stopped
             came = lib.sbx_pump(run.struct, run.wait())
         return run.result(executor, began, isolation)

@@ -31,7 +31,7 @@ def many(quick, deep):
 
 def by_map(box, command, **options):
     from sandboxlib._runs import run as _process
-    if threading.get_ident() in _process.stops:  # a thread of a map, which runs what has no slot
+    if _process.this_thread.stop is not None:  # a thread of a map, which runs what has no slot
         return run_itself(box, command, **options)
     (result,) = box.map([command], jobs=2, on_failure="continue", **options)
     if isinstance(result, BaseException):
