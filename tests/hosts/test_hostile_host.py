@@ -545,7 +545,8 @@ def test_an_interrupt_while_a_run_is_freed_is_not_dropped(
     shared_rootfs: Path, mode: dict[str, Any]
 ) -> None:
     script = """
-import _thread, functools, weakref
+import _thread, functools, gc, weakref
+gc.disable()  # or other finalizers, in Python, might begin with the interrupt
 from sandboxlib._core import workspace as _workspace
 class Last: pass
 def used():

@@ -85,9 +85,11 @@ def test_cpu_time_comes_with_the_run_into_a_slot(shared_rootfs: Path) -> None:
     with Sandbox(shared_rootfs, network="isolated", limits=Limits(cpu_time=50)) as box:
         kept = namespaces()
         assert len(kept) <= 2
-        assert namespaces(limits=Limits(cpu_time=9)) <= kept
-        assert len(namespaces(limits=Limits(core=0))) == 6
-        assert len(namespaces(limits=Limits(cpu_time=60))) == 6  # more than that of the slot
+        slots = namespaces(limits=Limits(cpu_time=9))
+        assert slots <= kept
+        # The kernel may give the numbers of earlier fresh runs again, but not those of slots.
+        for limits in (Limits(core=0), Limits(cpu_time=60)):  # 60 s are more than the slot has
+            assert not namespaces(limits=limits) & slots
         assert namespaces() <= kept
 
 
