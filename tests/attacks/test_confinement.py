@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from lib.boxes import open_box
 from lib.machine import needs_root, require
 from lib.roots import make_rootfs
-from lib.waiting import processes, wait_until
+from lib.waiting import processes
 
 import sandboxlib
 from sandboxlib import Mount, Result, Sandbox, run_sandbox
@@ -236,10 +237,15 @@ def test_whatever_was_started_is_gone_when_the_call_returns(cell: Path, init: bo
 
 
 def test_without_process_isolation_the_process_group_is_gone(cell: Path) -> None:
-    mark = f"82{os.getpid()}"
-    script = f"sleep {mark} & sleep {mark} & exit 5"
-    assert run_sandbox(cell, ["sh", "-c", script], processes="undefined").exit == 5
-    assert wait_until(lambda: not processes(mark))  # killed, and soon dead
+    # Each process holds the pipe from its fork on, whatever it is called by then.
+    reader, writer = os.pipe()
+    script = "sleep 1000 & sleep 1000 & exit 5"
+    words: dict[str, Any] = {"processes": "undefined", "pass_fds": [writer]}
+    assert run_sandbox(cell, ["sh", "-c", script], **words).exit == 5
+    os.close(writer)
+    is_over, _, _ = select.select([reader], [], [], 60)
+    os.close(reader)
+    assert is_over
 
 
 def test_orphans_are_reaped_while_the_command_still_runs(cell: Path) -> None:

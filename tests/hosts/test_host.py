@@ -260,34 +260,36 @@ run() if {thread == "main"} else signal.pause()
     assert wait_until(lambda: not processes(mark)), processes(mark)
 
 
-def test_a_fork_of_the_host_does_not_keep_its_runs_alive(shared_rootfs: Path) -> None:
+@pytest.mark.every_way
+@pytest.mark.parametrize("mode", [{}, {"fresh": True}], ids=["slot", "fresh"])
+def test_a_fork_of_the_host_does_not_keep_its_runs_alive(
+    shared_rootfs: Path, mode: dict[str, object]
+) -> None:
     mark = f"74{os.getpid()}"
     script = f"""
-threading.Thread(target=lambda: box.run(["sleep", "{mark}"]), daemon=True).start()
-time.sleep(1)
 import warnings
+began = threading.Event()
+command = ["sh", "-c", "echo; exec sleep {mark}"]
+run = lambda: box.run(command, stdout=lambda data: began.set())
+threading.Thread(target=run, daemon=True).start()
+began.wait()
 warnings.simplefilter("ignore")  # Python 3.12 warns of every fork with threads
-if os.fork() == 0:
-    time.sleep(60)
-    os._exit(0)
+pid = os.fork()
+if pid:
+    print(pid, flush=True)
 signal.pause()
 """
-    host = start_host(script, shared_rootfs, {})
-    assert wait_until(lambda: processes(mark))
-    children = Path(f"/proc/{host.pid}/task/{host.pid}/children")
-    assert wait_until(lambda: len(children.read_text().split()) >= 1)
-    time.sleep(1.5)
-    forks = [
-        pid for pid in children.read_text().split() if "python" in os.readlink(f"/proc/{pid}/exe")
-    ]
-    host.kill()
-    host.wait()
+    host = start_host(script, shared_rootfs, mode)
+    assert host.stdout is not None
+    fork = int(host.stdout.readline())
     try:
-        assert forks
+        assert wait_until(lambda: processes(mark))
+        host.kill()
+        host.wait()
         assert wait_until(lambda: not processes(mark))
+        assert os.path.exists(f"/proc/{fork}")
     finally:
-        for pid in forks:
-            os.kill(int(pid), signal.SIGKILL)
+        os.kill(fork, signal.SIGKILL)
         host.communicate()
 
 

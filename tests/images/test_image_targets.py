@@ -78,6 +78,7 @@ SET_IDS = (
     [
         ("public", False, False),
         ("public", True, True),
+        ("of a group", False, False),
         ("private", False, True),
         ("private", True, True),
     ],
@@ -86,7 +87,7 @@ def test_set_ids_stay_only_where_nobody_else_reaches_them(
     place: Path, public: Path, way: str, where: str, keep: bool, kept: bool
 ) -> None:
     above = public / "above"
-    above.mkdir(mode=0o755 if where == "public" else 0o700)
+    above.mkdir(mode={"public": 0o755, "of a group": 0o750, "private": 0o700}[where])
     (above / "below").mkdir(mode=0o755)
     layout = Layout(SET_IDS).directory(public / "layout")
     into = above / "below" / "root"

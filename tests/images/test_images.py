@@ -335,6 +335,12 @@ def test_an_aci_that_makes_no_sense_is_refused(place: Path, tmp_path: Path, name
         pytest.fail("it was unpacked")
 
 
+def test_an_aci_has_no_images_to_choose_among(place: Path, tmp_path: Path) -> None:
+    image = aci(tmp_path / "x.aci")
+    with pytest.raises(ImageError, match="holds one image, and none of the name 'latest'"):
+        load.open_image(image, "latest").__enter__()
+
+
 GOOD = file("good", b"good") + END
 OTHER = file("other", b"other") + END
 

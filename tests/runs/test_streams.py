@@ -470,6 +470,8 @@ if numbers:
     for number, source in zip(numbers, sources):
         os.dup2(source, number, inheritable=False)
         os.close(source)
+for number in {3, 4, 5} - set(numbers):  # the host's own, which another program would inherit
+    os.dup2(0, number, inheritable=True)
 if limit:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 script = '''
