@@ -171,7 +171,9 @@ def debian(scratch: Path, archive: Archive) -> Path:
     proxy = re.search(r'^Acquire::http::proxy "(.+)";$', archive.proxies, re.M | re.I)
     if proxy:
         env["http_proxy"] = proxy[1]
-    argv = ["debootstrap", "--variant=minbase", archive.codename, str(root), archive.uri]
+    # debootstrap mounts a proc in the root meanwhile: not in the host's namespace.
+    argv = ["unshare", "--mount", "--propagation", "private"]
+    argv += ["debootstrap", "--variant=minbase", archive.codename, str(root), archive.uri]
     _fetch(argv, scratch, env)
     (root / "etc/apt/apt.conf.d/90proxy").write_text(archive.proxies)
     return root
