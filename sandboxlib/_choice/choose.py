@@ -99,9 +99,9 @@ def needs_native(command: Command) -> bool:
 def executor_of(box: Spec, native: bool = False) -> Executor:
     """The executor of a Sandbox, chosen once for each kind of caller."""
     key = os.geteuid(), _variables.get(_VARIABLE), native
-    chosen: Executor | None = box._plans.get(key)
+    chosen: Executor | None = box._executors.get(key)
     if chosen is None:
-        chosen = box._plans[key] = choose(box, native)
+        chosen = box._executors[key] = choose(box, native)
     return chosen
 
 

@@ -61,7 +61,8 @@ class Plan:
         self.mapped_outside = ids is not None and box._user_kind == "ranges"
         self.values = values
         self.place, self._memory = native.new_place(values, [m.values for m in self.mounts])
-        self.slots: Any = None  # Slots, once asked for; False: runs of this plan use no slots
+        self.slots: Any = None  # Slots, made by slots_of() when a run first asks for one
+        self.is_without_slots = False  # True: all runs of this plan are fresh
         self.base: Plan | None = None  # runs of this plan can use the slots of that plan
         self.reaper = bool(values["reaper"])
         self.cgroups = _cgroups_of(box)
@@ -228,7 +229,7 @@ def plan_for(box: Spec, ids: tuple[int, int] | None = None) -> Plan:
             if _serves(base, plan):
                 plan.base = base
             else:
-                plan.slots = False
+                plan.is_without_slots = True
         box._plans[ids] = plan
     return plan
 

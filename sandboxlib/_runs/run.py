@@ -404,12 +404,15 @@ def slots_of(plan: Plan, in_time: bool = False) -> Slots | None:
     """
     if plan.base is not None:
         return slots_of(plan.base, in_time)
-    slots: Slots | bool | None = plan.slots
-    if slots is None:
+    if plan.slots is None and not plan.is_without_slots:
         if in_time and plan.may_hang():
             return None
-        slots = plan.slots = Slots(plan) if can_stay(plan) else False
-    return slots or None  # type: ignore[return-value]
+        if can_stay(plan):
+            plan.slots = Slots(plan)
+        else:
+            plan.is_without_slots = True
+    slots: Slots | None = plan.slots
+    return slots
 
 
 # ---- descriptors -----------------------------------------------------------------------------

@@ -95,7 +95,8 @@ class Spec(Value):
     _user_kind: str  # 'caller', 'root' or 'ranges'
     _ids: tuple[int, int] | None  # uid and gid of the User
     _groups: tuple[int, ...]
-    _plans: dict[object, _types.Any]
+    _plans: dict[object, _types.Any]  # a Plan for each kind of caller
+    _executors: dict[object, _types.Any]  # the Executor that was chosen, for each kind of caller
     _limited: dict[Limits, Spec]  # Sandboxes for Commands with limits, by these limits
     _base: Spec | None = None  # in one of _limited: the Sandbox from which it was made
 
@@ -156,8 +157,7 @@ class Spec(Value):
         if limits is not None and not isinstance(limits, Limits):
             raise SpecTypeError(f"limits is not a Limits: {limits!r}")
         put("limits", limits)
-        put("_plans", {})
-        put("_limited", {})
+        self.__dict__.update(_plans={}, _executors={}, _limited={})
         self._check_together()
 
     def _set_files(self, extra_mounts: Any, filesystem_writable_paths: Any, tmp: Any) -> None:

@@ -20,7 +20,6 @@ from lib.machine import LIB, require
 
 from sandboxlib import Mount, Policy, Result, Sandbox
 from sandboxlib._runs import slots
-from sandboxlib._runs.plan import Plan
 
 PYTHON = os.path.realpath(sys.executable)
 RECORDER = (LIB / "recorder.py").read_text()
@@ -182,7 +181,7 @@ def difference(a: Record, b: Record) -> set[str]:
 
 def slot_of(box: Sandbox) -> slots.Slot:
     """The one that waits; the numbers of namespaces are used again."""
-    plans = [plan for plan in box._plans.values() if isinstance(plan, Plan) and plan.slots]
+    plans = [plan for plan in box._plans.values() if plan.slots]
     (slot,) = [slot for plan in plans for slot in plan.slots._idle]
     assert isinstance(slot, slots.Slot)
     return slot

@@ -145,7 +145,7 @@ def test_the_next_run_has_its_limits(shared_rootfs: Path, fresh: bool) -> None:
 
 
 def _slots_cgroups(box: Sandbox) -> Cgroups:
-    (found,) = [plan.cgroups for plan in box._plans.values() if hasattr(plan, "cgroups")]
+    (found,) = [plan.cgroups for plan in box._plans.values()]
     assert isinstance(found, Cgroups)
     return found
 

@@ -637,7 +637,7 @@ box = box.replace(policy=Policy(seccomp="none"))
 for _ in range(3):
     out = dev.run(["sh", "-c", "echo x > /dev/null; head -c 3 /dev/zero"], cwd="/").out
     assert out == b"\\0\\0\\0"
-(slots,) = [plan.slots for plan in dev._plans.values() if getattr(plan, "slots", None)]
+(slots,) = [plan.slots for plan in dev._plans.values() if plan.slots]
 assert slots._shared.slots == 1
 def key(script):
     result = box.run([sys.executable, "-I", "-S", "-c", "import ctypes as c, struct\\n"
