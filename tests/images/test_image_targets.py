@@ -78,7 +78,7 @@ SET_IDS = (
     [
         ("public", False, False),
         ("public", True, True),
-        ("of a group", False, False),
+        pytest.param("of a group", False, False, marks=pytest.mark.every_way),
         ("private", False, True),
         ("private", True, True),
     ],
