@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # place, the last tests may never be given to a process, and the run hangs. So a death ends it.
     if getattr(config.option, "maxworkerrestart", "") is None:
         config.option.maxworkerrestart = "0"
+    # A shell makes what it starts in the background ignore SIGINT, and hosts would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--all"):
         os.environ["SANDBOXLIB_DEEP"] = "1"  # many() reads it while the modules are imported
 
