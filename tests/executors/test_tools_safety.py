@@ -23,7 +23,7 @@ from lib.roots import make_rootfs
 
 import sandboxlib
 from sandboxlib import Limits, Mount, Policy, Sandbox, SetupError, UnsupportedError, bubblewrap
-from sandboxlib._executors import bwrap_tool
+from sandboxlib._executors import bwrap_tool, trial
 
 pytest_plugins = ["lib.setuid_tool"]
 
@@ -67,13 +67,13 @@ def bwrap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         yield bwrap_tool.find_tool().path
         return
     require(NEWER, "SANDBOXLIB_BWRAP_NEWER names no newer bwrap")
-    sandboxlib._executors.base.trial.cache_clear()
+    trial.trial.cache_clear()
     monkeypatch.setenv("PATH", f"{os.path.dirname(NEWER)}:{os.environ['PATH']}")
     if reason := bubblewrap.why_not():
         pytest.skip(reason)
     assert bwrap_tool.find_tool().path == os.path.realpath(NEWER)
     yield NEWER
-    sandboxlib._executors.base.trial.cache_clear()
+    trial.trial.cache_clear()
 
 
 def run(box: Sandbox, *command: str, **words: Any) -> sandboxlib.Result:
