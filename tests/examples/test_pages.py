@@ -86,6 +86,13 @@ def make_image(path: Path) -> None:
     aci(path, directory("rootfs/bin"), shell, manifest=manifest)
 
 
+def test_no_block_of_a_page_is_passed_over() -> None:
+    """One whose fence is indented would be: neither run, nor shown as it is meant."""
+    for page in PAGES:
+        marks = [line for line in page.read_text().splitlines() if line.lstrip().startswith("```")]
+        assert len(marks) == 2 * len(blocks(page)), page.name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_shows_is_what_happens(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
