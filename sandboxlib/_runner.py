@@ -17,9 +17,11 @@ from .result import Result
 class Runner(Protocol):
     """The protocol of objects that run Commands, as a Sandbox does.
 
-    def build(runner: Runner) -> None:
-        for result in runner.map(Command(["cc", "-c", name], "/src") for name in names):
-            ...
+        def build(runner: Runner) -> None:
+            for result in runner.map(Command(["cc", "-c", name], "/src") for name in names):
+                ...
+
+    SandboxExecutor takes any of them.
     """
 
     def run(

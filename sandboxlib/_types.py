@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from typing import TypeAlias
     from typing import overload as overload
 
-    from typing_extensions import Unpack as Unpack  # of the type checkers; not installed by us
+    # of the type checkers; not installed by us
+    from typing_extensions import Self as Self
+    from typing_extensions import Unpack as Unpack
 
     Stdin: TypeAlias = int | IO[Any] | bytes | bytearray | memoryview | None
     Sink: TypeAlias = int | IO[Any] | Callable[[bytes], object] | Output | None
@@ -49,6 +51,8 @@ else:
             return Callable[[int, typing.Any], object]
         if name == "Unpack" and not hasattr(typing, name):  # Python 3.10
             return _Unpack
+        if name == "Self" and not hasattr(typing, name):  # Python 3.10
+            return typing.Any
         return getattr(typing, name)
 
     class _Unpack:

@@ -335,8 +335,18 @@ def unknown_option(call: str, options: Mapping[str, object], *names: str) -> Spe
     """
     known = (*Command._fields[1:], *names)
     name = next(each for each in options if each not in known)
-    hint = f"Limits has it: limits=Limits({name}=...)" if name in Limits._fields else ""
-    return unknown_keyword(call, options, known, hint)
+    return unknown_keyword(call, options, known, _where_it_belongs(name))
+
+
+#: What spec.py says of its own keyword arguments: a Command has none of them.
+ELSEWHERE: dict[str, str] = {}
+
+
+def _where_it_belongs(name: str) -> str:
+    """The class that has a keyword argument which Command has not; "" if none has it."""
+    if name in Limits._fields:
+        return f"Limits has it: limits=Limits({name}=...)"
+    return ELSEWHERE.get(name, "")
 
 
 def _items(env: Mapping[str, str] | None) -> frozenset[tuple[str, str]] | None:

@@ -165,6 +165,11 @@ class Limits(Value):
         theirs = {name: v for name, v in other.__getstate__().items() if v is not None}
         return Limits(**{**self.__getstate__(), **theirs})
 
+    def __repr__(self) -> str:
+        """Leaves out the limits that are not given."""
+        given = {name: v for name, v in self.__getstate__().items() if v is not None}
+        return f"Limits({', '.join(f'{name}={v!r}' for name, v in given.items())})"
+
     def __ror__(self, other: None) -> Limits:
         return self if other is None else NotImplemented
 
@@ -173,6 +178,7 @@ _ELSEWHERE = {
     "umask": "umask belongs to Sandbox: Sandbox(umask=...)",
     "personality": "personality belongs to Sandbox: Sandbox(personality=...)",
     "cpu_quota": "cpu_quota is called cpus",
+    "timeout": "timeout belongs to Command: Command(argv, timeout=...)",
 }
 
 
@@ -187,13 +193,11 @@ def _scheduler(value: object) -> str:
 
 
 def _cpu_time(value: object) -> float:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, float):
-        return check_number("cpu_time", value, 1, _MOST_SECONDS)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SpecTypeError(f"cpu_time is no number of seconds: {value!r}")
     if not 0.001 <= value <= _MOST_SECONDS:
         raise SpecError(f"cpu_time is {value}, and has to be from 0.001 to {_MOST_SECONDS} seconds")
-    return value
+    return int(value) if value == int(value) else value
 
 
 def _cpus(value: object) -> float:

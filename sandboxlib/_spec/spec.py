@@ -20,7 +20,7 @@ from .._values import (
     unknown_keyword,
 )
 from ..errors import SpecError, SpecTypeError
-from .command import Command
+from .command import ELSEWHERE, OPTIONS, Command
 from .limits import Limits
 from .mount import Mount, _mount
 from .policy import DEFAULT, Policy
@@ -202,7 +202,7 @@ class Spec(Value):
         """Returns network, mounts, processes and ipc of this Sandbox as a dict."""
         return {name: getattr(self, name) for name in ("network", "mounts", "processes", "ipc")}
 
-    def replace(self, **changes: _types.Any) -> Spec:
+    def replace(self, **changes: _types.Any) -> _types.Self:
         """Returns a Sandbox with other values: box.replace(network='undefined').
 
         changes: root, or any keyword argument of Sandbox. An argument that was None, and got a
@@ -241,13 +241,23 @@ class Spec(Value):
         return box
 
 
+ELSEWHERE.update({name: f"Sandbox has it: Sandbox(root, {name}=...)" for name in Spec._fields[1:]})
+for _name in Policy._fields:
+    ELSEWHERE[_name] = f"Policy has it: Sandbox(root, policy=Policy({_name}=...))"
+
+
 def _unknown(options: Mapping[str, object]) -> SpecTypeError:
+    hint = ""
     for name in options:
-        if name in ("ids", "group", "groups"):
+        if name in ("ids", "group", *User._fields):
             return SpecTypeError(f"{name} belongs to User: Sandbox(user=User(uid, gid, groups))")
         if name in Policy._fields:
             return SpecTypeError(f"{name} belongs to Policy: Sandbox(policy=Policy({name}=...))")
-    return unknown_keyword("Sandbox", options, Spec._fields)
+        if name in Limits._fields:
+            hint = f"Limits has it: Sandbox(limits=Limits({name}=...))"
+        if name in OPTIONS and name not in Spec._fields:
+            hint = f"Command has it: Command(argv, {name}=...)"
+    return unknown_keyword("Sandbox", options, Spec._fields, hint)
 
 
 def _root(value: object) -> str:

@@ -240,6 +240,35 @@ def test_values_say_the_same_of_an_unknown_keyword() -> None:
     assert str(raised.value) == text
 
 
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ("network", "Sandbox has it: Sandbox(root, network=...)"),
+        ("user", "Sandbox has it: Sandbox(root, user=...)"),
+        ("seccomp", "Policy has it: Sandbox(root, policy=Policy(seccomp=...))"),
+    ],
+)
+def test_a_command_says_who_has_an_option_of_a_sandbox(wrong: str, hint: str) -> None:
+    for make, name in ((Command, "Command"), (Sandbox("/").run, "run")):
+        with pytest.raises(SpecTypeError) as raised:
+            make(["true"], **{wrong: 1})  # type: ignore[arg-type]
+        assert str(raised.value) == f"{name} has no keyword argument {wrong}: {hint}"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ("timeout", "Command has it: Command(argv, timeout=...)"),
+        ("cwd", "Command has it: Command(argv, cwd=...)"),
+        ("memory", "Limits has it: Sandbox(limits=Limits(memory=...))"),
+    ],
+)
+def test_a_sandbox_says_who_has_an_option_that_it_has_not(wrong: str, hint: str) -> None:
+    with pytest.raises(SpecTypeError) as raised:
+        Sandbox("/", **{wrong: 1})  # type: ignore[arg-type]
+    assert str(raised.value) == f"Sandbox has no keyword argument {wrong}: {hint}"
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_a_command_has_no_option_beside_it(call: str) -> None:
     run = each_call(Sandbox("/"))[call]

@@ -6,11 +6,12 @@ from __future__ import annotations
 import copy
 import pickle
 import pickletools
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from sandboxlib import Command, Limits, Mount, Policy, Sandbox, SandboxError, SpecError, User
+from sandboxlib._spec.spec import Spec
 
 PROFILE = {"defaultAction": "SCMP_ACT_ALLOW"}
 VALUES = (
@@ -90,3 +91,34 @@ def test_a_pickle_holds_no_command_that_could_not_be_made() -> None:
     for wrong in (5, [], {"x": 1}, {"timeout": 5}, {"argv": ["a"], "x": 1}, {"argv": []}):
         with pytest.raises(SpecError):
             forged(Command, wrong)
+
+
+def test_a_sandbox_with_other_values_is_a_sandbox_for_a_type_checker_too() -> None:
+    other = Sandbox("/").replace(root="/usr")
+    assert type(other) is Sandbox
+    kind: type[object] = get_type_hints(Sandbox.replace)["return"]
+    assert kind is not Spec
+    assert repr(kind) in ("typing.Self", "typing.Any")  # Any: Python 3.10
+
+
+def test_limits_show_what_is_given_alone() -> None:
+    limits = Limits(pids=5, memory="1K") | Limits(cpu_time=1.0)
+    assert repr(limits) == "Limits(cpu_time=1, memory=1024, pids=5)"
+    assert eval(repr(limits)) == limits
+    assert repr(Limits()) == "Limits()"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"cpu_time": 0}, "cpu_time is 0, and has to be from 0.001 to 4294967296 seconds"),
+        ({"cpu_time": "3"}, "cpu_time is no number of seconds: '3'"),
+        ({"cpu_time": True}, "cpu_time is no number of seconds: True"),
+        ({"cpu_time": float("nan")}, "cpu_time is nan, and has to be from 0.001 to 4294967296"),
+        ({"timeout": 3}, "Limits has no keyword argument timeout: timeout belongs to Command"),
+    ],
+)
+def test_limits_say_what_is_wrong_with_a_time(wrong: dict[str, Any], text: str) -> None:
+    with pytest.raises(SpecError) as raised:
+        Limits(**wrong)
+    assert str(raised.value).startswith(text)
