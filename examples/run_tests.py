@@ -57,7 +57,7 @@ def case_of(name: str, result: Result | SandboxError) -> ElementTree.Element:
         ElementTree.SubElement(case, "error", message=str(result))
         return case
     case.set("time", f"{result.wall:.3f}")
-    if not result.ok:
+    if not result.ok or "cpu_time" in result.limits_hit:
         why = "timeout" if result.timed_out else ", ".join(result.limits_hit)
         message = why or f"exit status {result.exit}"
         failure = ElementTree.SubElement(case, "failure", message=message)

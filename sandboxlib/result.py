@@ -67,7 +67,7 @@ class Result(tuple[int, bytes | None, bytes | None]):
     """`(exit, out, err)`, a tuple with these attributes.
 
     exit: int     the exit status of the command; -n if signal n ended it.
-    ok: bool      whether exit is 0 and timed_out is False.
+    ok: bool      whether exit is 0 and timed_out is False; limits_hit does not count.
     out, err      the outputs of the command, bytes; None for one that was not captured.
     stdout, stderr   the same, but reading one that was not captured raises ValueError.
     out_size, err_size   int, how many bytes the command wrote, also if out and err hold fewer; None
@@ -125,7 +125,7 @@ class Result(tuple[int, bytes | None, bytes | None]):
 
     @property
     def ok(self) -> bool:
-        """Whether exit is 0 and timed_out is False."""
+        """Whether exit is 0 and timed_out is False. A limit may have been hit all the same."""
         return self[0] == 0 and not self.timed_out
 
     @property

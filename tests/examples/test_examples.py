@@ -70,6 +70,9 @@ def test_incremental_build_compiles_what_changed(sources: tuple[Path, Path]) -> 
     assert example("incremental_build.py", source, out).stdout == "compiled 1: b.c\n"
 
 
+COUNT = "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done"
+
+
 def test_run_tests_writes_a_junit_summary(tmp_path: Path) -> None:
     directory, report = tmp_path / "tests", tmp_path / "report.xml"
     directory.mkdir()
@@ -78,19 +81,22 @@ def test_run_tests_writes_a_junit_summary(tmp_path: Path) -> None:
         "bad": "#!/bin/sh\necho wrong; exit 3\n",
         "late": "#!/bin/sh\n# limits: timeout=0.5\nsleep 60\n",
         "lost": "#!/nowhere/sh\n",
+        "slow": f"#!/bin/sh\n# limits: cpu_time=0.001\n{COUNT}\n",
     }.items():
         (directory / name).write_text(text)
         (directory / name).chmod(0o755)
     done = example("run_tests.py", directory, report)
     assert done.returncode == 1, done.stderr
     suite = ElementTree.parse(report).getroot()
-    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("4", "2", "1")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("5", "3", "1")
     cases = {case.get("name"): next(iter(case), None) for case in suite}
     assert cases["good"] is None
     assert cases["bad"] is not None
     assert (cases["bad"].get("message"), cases["bad"].text) == ("exit status 3", "wrong\n")
     assert cases["late"] is not None
     assert cases["late"].get("message") == "timeout"
+    assert cases["slow"] is not None  # although it exits with 0
+    assert cases["slow"].get("message") == "cpu_time"
     assert cases["lost"] is not None
     assert "interpreter" in cases["lost"].get("message", "")
 
