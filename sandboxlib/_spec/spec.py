@@ -37,12 +37,15 @@ MOST_LIMITED = 64  # a Sandbox keeps plans for so many different Command.limits
 
 def _writable(value: object) -> str | tuple[str, ...]:
     if isinstance(value, str):
+        if value.startswith("/"):
+            text = f"one path, and has to be a list of them: [{value!r}]"
+            raise SpecTypeError(f"filesystem_writable_paths is {text}")
         check_choice("filesystem_writable_paths", value, ("all", "none"))
         return value
     if not isinstance(value, (list, tuple, set, frozenset)):
         raise SpecTypeError(f"filesystem_writable_paths is neither a str nor a list: {value!r}")
     paths = [check_path("a writable path", path) for path in value]
-    writable = sorted({check_inside("a writable path", "/" + path) for path in paths})
+    writable = sorted({check_inside("a writable path", "/" + path.lstrip("/")) for path in paths})
     return "all" if "/" in writable else tuple(writable) or "none"
 
 

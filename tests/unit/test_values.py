@@ -122,3 +122,10 @@ def test_limits_say_what_is_wrong_with_a_time(wrong: dict[str, Any], text: str) 
     with pytest.raises(SpecError) as raised:
         Limits(**wrong)
     assert str(raised.value).startswith(text)
+
+
+def test_one_writable_path_is_told_to_be_a_list() -> None:
+    with pytest.raises(SpecError, match=r"one path, and has to be a list of them: \['/srv'\]"):
+        Sandbox("/", filesystem_writable_paths="/srv")
+    with pytest.raises(SpecError, match=r"a writable path contains '..': '/a/../b'"):
+        Sandbox("/", filesystem_writable_paths=["/a/../b"])
