@@ -111,7 +111,7 @@ class Loops:
 
     def _fill(self, work: Any, plan: Any, job: Job, init: int) -> object:
         stdio = (native.lib.SBX_NULL, native.lib.SBX_CAPTURE, native.lib.SBX_CAPTURE)
-        args = job.blob, job.cwd_size, job.counts, stdio, init, plan.held(()), -1
+        args = job.blob, job.cwd_size, job.counts, stdio, init, plan.stub_flags(()), -1
         return workspace.fill_job(work, *args)
 
     def _memory(self, work: Any) -> tuple[Any, ...]:

