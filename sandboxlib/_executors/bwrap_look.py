@@ -11,6 +11,7 @@ from collections import namedtuple
 from collections.abc import Sequence
 
 from .. import errors
+from .._host.machine import is_below
 from ..errors import UnsupportedError
 
 # ---- the mounts of a process -----------------------------------------------------------------
@@ -59,10 +60,6 @@ class BindSource:
 
     def is_at(self, entry: Entry) -> bool:
         return bool(entry.device == self.device and entry.root == self.inner)
-
-
-def is_below(path: str, above: str) -> bool:
-    return path == above or path.startswith(above.rstrip("/") + "/")
 
 
 def _below(above: str, rest: str) -> str:

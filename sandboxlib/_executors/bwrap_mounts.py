@@ -24,12 +24,13 @@ from collections.abc import Sequence
 from .. import errors
 from .._core import native
 from .._host import machine
+from .._host.machine import is_below
 from .._runs import explain, mounts
 from .._runs.mount_points import Stubs
 from .._spec.mount import Mount
 from .._spec.spec import Spec
 from ..errors import UnsupportedError
-from .bwrap_look import BindSource, Wanted, is_below, table
+from .bwrap_look import BindSource, Wanted, table
 from .bwrap_tool import Descriptors, Tool
 from .view import View, doing
 
@@ -199,20 +200,10 @@ class Layout:
         return os.path.isdir(self._view.find("/proc") or "")
 
     def _has_own_dev(self) -> bool:
-        return self._has_own("/dev")
+        return self._view.gets_own("/dev", self._box)
 
     def _has_own_tmp(self) -> bool:
-        return self._box.tmp == "private" and self._has_own("/tmp")
-
-    def _has_own(self, path: str) -> bool:
-        """Whether the sandbox mounts there by itself: the root has such a directory, or an extra
-        mount goes into it; and no extra mount goes onto it.
-        """
-        targets = [mount.target for mount in self._box.extra_mounts]
-        if path in targets:
-            return False
-        is_there = os.path.isdir(self._view.find(path) or "")
-        return is_there or any(is_below(target, path) for target in targets)
+        return self._box.tmp == "private" and self._view.gets_own("/tmp", self._box)
 
     def _add_proc(self, target: str) -> None:
         point = self._target(target, True, "proc on /proc")

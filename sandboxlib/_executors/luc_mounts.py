@@ -12,11 +12,12 @@ import errno
 import os
 
 from .._host import machine
+from .._host.machine import is_below
 from .._runs.mount_points import Stubs
 from .._spec.mount import Mount
 from .._spec.spec import Spec
 from ..errors import UnsupportedError
-from .view import View, _below, _mounts_below, _parts, doing
+from .view import View, _mounts_below, _parts, doing
 
 # ---- paths that commands can change ----------------------------------------------------------
 
@@ -173,7 +174,7 @@ class Recipe:
         for parent in (os.environ.get("TMPDIR"), "/tmp", "/var/tmp", "/dev/shm"):
             if parent and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
                 real = os.path.realpath(parent)
-                if not any(_below(real, other) for other in self._to_be_covered()):
+                if not any(is_below(real, other) for other in self._to_be_covered()):
                     made = tempfile.mkdtemp(prefix="sandboxlib.", dir=real)
                     self.undo.callback(_remove_tree, made)
                     return made
@@ -194,7 +195,7 @@ class Recipe:
     def _check_scratch(self) -> None:
         if not self.scratch or self.root != "/":
             return
-        if any(_below(self.scratch, path) for path in self.covered):  # by a symbolic link
+        if any(is_below(self.scratch, path) for path in self.covered):  # by a symbolic link
             raise UnsupportedError(f"a mount of the sandbox covers {self.scratch}; set TMPDIR")
         if self.writable != "all":  # the command sees the directories of aside here, writable
             self.mounts.append(["--mount-readonly", self.scratch])
@@ -221,10 +222,10 @@ class Recipe:
         hidden_by = [] if self.root == "/" else ["/"]  # "/." below "/" changes the mount in place
         self.covers.append(["--mount-readonly", "/."])
         for path in sorted(holes | points, key=_parts):
-            around = [hole for hole in holes if _below(path, hole)]
+            around = [hole for hole in holes if is_below(path, hole)]
             if path not in points and around != [path]:
                 continue  # it lies in another hole
-            back = path not in points or any(_below(path, other) for other in hidden_by)
+            back = path not in points or any(is_below(path, other) for other in hidden_by)
             if back:
                 source = self._put_aside(os.path.join(self.root, path[1:]))
                 self.covers.append(["--mount-bind", source, path])
@@ -235,7 +236,7 @@ class Recipe:
         self.covered += hidden_by
 
     def _is_covered(self, path: str) -> bool:
-        return any(_below(path, other) for other in self.covered)
+        return any(is_below(path, other) for other in self.covered)
 
     def _hole(self, path: str) -> str:
         with doing(path, "target", f"writable path {path}: target"):
@@ -289,8 +290,8 @@ class Recipe:
             _check_directory(path, "; recursive=False leaves it out")
             at = target if path == source else target + path[start:]
             changed = self.writable != "all" or self.mounts
-            is_ours = bool(self.scratch) and _below(path, self.scratch)
-            aside = not is_ours if self.staged else changed and _below(path, self.root)
+            is_ours = bool(self.scratch) and is_below(path, self.scratch)
+            aside = not is_ours if self.staged else changed and is_below(path, self.root)
             bound_from = self._put_aside(path) if aside else path
             self.mounts.append(["--mount-bind", bound_from, at])
             if mount.read_only:
@@ -313,7 +314,7 @@ class Recipe:
             raise UnsupportedError(f"{what}: the target lies in a proc or dev of the sandbox")
         if self.view.mount_of(target) == "/":
             self.stubs.hold(target, True)
-        elif self.scratch and _below(host, self.scratch):
+        elif self.scratch and is_below(host, self.scratch):
             os.makedirs(host, exist_ok=True)
         else:
             os.stat(host)
@@ -322,11 +323,8 @@ class Recipe:
 
 def _own_tmp(box: Spec, view: View) -> tuple[Mount, ...]:
     """The private /tmp, if the Sandbox has one, and the root has a /tmp or can get it."""
-    targets = [mount.target for mount in box.extra_mounts]
-    if box.tmp != "private" or "/tmp" in targets:
-        return ()
-    is_there = os.path.isdir(view.find("/tmp") or "")
-    return (Mount.tmpfs("/tmp"),) if is_there or any(_below(t, "/tmp") for t in targets) else ()
+    has_one = box.tmp == "private" and view.gets_own("/tmp", box)
+    return (Mount.tmpfs("/tmp"),) if has_one else ()
 
 
 def _paths(writable: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -13,13 +13,11 @@ from collections.abc import Iterator
 
 from .. import errors
 from .._host import machine
+from .._host.machine import is_below
 from .._runs import explain
+from .._spec.spec import Spec
 
 # ---- paths -----------------------------------------------------------------------------------
-
-
-def _below(path: str, above: str) -> bool:
-    return path == above or path.startswith(above.rstrip("/") + "/")
 
 
 def _mounts_below(above: str) -> list[str]:
@@ -27,7 +25,7 @@ def _mounts_below(above: str) -> list[str]:
     points = {
         mount.number: mount.point
         for mount in machine.mounts()
-        if mount.point != above and _below(mount.point, above)
+        if mount.point != above and is_below(mount.point, above)
     }
     seen = {name for name in points.values() if points.get(_mount_id(name)) == name}
     seen = {name for name in seen if _may_enter(name)}
@@ -77,7 +75,7 @@ class View:
 
     def put(self, target: str, host: str | None) -> None:
         """Mounts a path of the host on target; None: a file system that the run makes itself."""
-        self.over = {at: source for at, source in self.over.items() if not _below(at, target)}
+        self.over = {at: source for at, source in self.over.items() if not is_below(at, target)}
         self.over[target] = host
 
     def mount_of(self, path: str) -> str:
@@ -121,6 +119,16 @@ class View:
                 return host or ""
         return None
 
+    def gets_own(self, path: str, box: Spec) -> bool:
+        """Whether the sandbox mounts something of its own there: the root has such a directory, or
+        an extra mount goes into it; and no extra mount goes onto it.
+        """
+        targets = [mount.target for mount in box.extra_mounts]
+        if path in targets:
+            return False
+        is_there = os.path.isdir(self.find(path) or "")
+        return is_there or any(is_below(target, path) for target in targets)
+
     def has_directory(self, path: str) -> bool:
         """Whether there is such a directory. In a file system that the run makes only the mount
         points are known.
@@ -130,7 +138,7 @@ class View:
             host = self.host(resolved)
         except OSError:
             return False
-        return os.path.isdir(host) if host else any(_below(at, resolved) for at in self.over)
+        return os.path.isdir(host) if host else any(is_below(at, resolved) for at in self.over)
 
 
 def _read_link(host: str | None) -> str | None:

@@ -86,6 +86,11 @@ def _unescape(field: bytes) -> str:
     return os.fsdecode(field)
 
 
+def is_below(path: str, above: str) -> bool:
+    """Whether a path is another one, or lies below it, by their names alone."""
+    return path == above or path.startswith(above.rstrip("/") + "/")
+
+
 def real_path(path: str) -> str:
     """os.path.realpath of an absolute path. Raises OSError (ELOOP) if there are more symbolic links
     than the kernel follows (path_resolution(7)).

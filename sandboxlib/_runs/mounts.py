@@ -87,7 +87,7 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
 def _lies_in_one(target: str, earlier: Sequence[PlannedMount]) -> bool:
     """Whether a target lies in an earlier mount of the run, and so needs no stub in the root."""
     return any(
-        f"{target}/".startswith(f"{mount.target}/") and not mount.is_optional
+        machine.is_below(target, mount.target) and not mount.is_optional
         for mount in earlier
         if mount.values["kind"] not in (lib.SBX_HOLE, lib.SBX_SEAL)
     )
@@ -174,15 +174,14 @@ def seal_paths(source: str, target: str, also: tuple[str, ...]) -> list[str]:
     else:
         paths = []
         for point in points:
-            if point.startswith(f"{top}/") and not _is_below(point[len(top) :], paths):
-                paths.append(point[len(top) :])
+            rest = point[len(top) :]
+            if point.startswith(f"{top}/") and not any(
+                machine.is_below(rest, other) for other in paths
+            ):
+                paths.append(rest)
     if target == "/":
         paths = [*also, "/sys", *(path for path in paths if path not in ("/proc", "/sys", *also))]
     return [target.rstrip("/") + path for path in paths]
-
-
-def _is_below(path: str, others: Sequence[str]) -> bool:
-    return any(f"{path}/".startswith(f"{other}/") for other in others)
 
 
 def _is_straight(path: str) -> bool:
@@ -205,7 +204,7 @@ def _ends(points: Sequence[str]) -> list[str]:
 
 def is_of_the_kernel(path: str) -> bool:
     """Whether a path of the caller lies in one of the kernel's file systems."""
-    around = [m for m in machine.mounts() if f"{path}/".startswith(f"{m.point.rstrip('/')}/")]
+    around = [m for m in machine.mounts() if machine.is_below(path, m.point)]
     return bool(around) and max(around, key=lambda m: len(m.point)).type in _OF_THE_KERNEL
 
 

@@ -290,7 +290,7 @@ class Slots:
         """
         owns = [self._mounts[i].target for i in self._own]
         for mount in machine.mounts(slot.pid):
-            is_own = any(f"{mount.point}/".startswith(f"{own}/") for own in owns)
+            is_own = any(machine.is_below(mount.point, own) for own in owns)
             if mount.type == "proc" and not is_own:
                 self._may_stay = False
 

@@ -24,13 +24,7 @@ from lib.waiting import wait_until
 
 pytestmark = needs_root
 
-MODES = {
-    "reaper": {},
-    "init=False": {"init": False},
-    "fresh": {"fresh": True},
-    "map": {"map": True},
-    "processes=undefined": {"processes": "undefined"},
-}
+MODES = hosts.MODES
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 
 HEAD = """

@@ -15,11 +15,7 @@ from lib.machine import needs_root, require
 pytestmark = needs_root
 
 MODES = {
-    "reaper": {},
-    "init=False": {"init": False},
-    "fresh": {"fresh": True},
-    "map": {"map": True},
-    "processes=undefined": {"processes": "undefined"},
+    **hosts.MODES,
     "bare": {"mounts": "undefined", "processes": "undefined", "ipc": "undefined"},
 }
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())

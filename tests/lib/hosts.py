@@ -14,6 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+MODES: dict[str, dict[str, Any]] = {
+    "reaper": {},
+    "init=False": {"init": False},
+    "fresh": {"fresh": True},
+    "map": {"map": True},
+    "processes=undefined": {"processes": "undefined"},
+}
+
 PROLOGUE = """
 import ctypes, gc, itertools, json, os, shutil, signal, sys, threading, time
 import sandboxlib
