@@ -47,7 +47,19 @@ class User:
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
 
     def type(self, text: bytes) -> None:
-        os.write(self._fd, text)
+        """Write all of it, and read meanwhile, as terminals do: else both ends could wait."""
+        os.set_blocking(self._fd, False)
+        try:
+            while text:
+                readable, writable, _ = select.select([self._fd], [self._fd], [], 60)
+                assert readable or writable, self._unread
+                if readable:
+                    self._unread += os.read(self._fd, 65536)
+                if writable:
+                    with contextlib.suppress(BlockingIOError):
+                        text = text[os.write(self._fd, text) :]
+        finally:
+            os.set_blocking(self._fd, True)
 
     def see(self, text: bytes, seconds: float = 60) -> bytes:
         """Read the terminal up to this text."""
