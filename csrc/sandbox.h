@@ -64,10 +64,11 @@ enum sbx_mount_flag {
     SBX_READ_ONLY = 2,  /* bind: recursively; dev: once it has all that lies in it */
     SBX_OPTIONAL = 4,   /* no such directory: leave it out */
     SBX_NO_DEVICES = 8, /* hole: those of the root do not work */
-    SBX_COVER = 16, /* proc, bind, hole, seal: read-only where uid 0 alone, without capabilities,
-                     * commands the kernel */
-    SBX_KEPT = 32,  /* of a run in a slot: it is mounted already */
-    SBX_DEVICE = 64 /* bind: the source has to be a device */
+    SBX_COVER = 16,    /* proc, bind, hole, seal: read-only where uid 0 alone, without capabilities,
+                        * commands the kernel */
+    SBX_KEPT = 32,     /* of a run in a slot: it is mounted already */
+    SBX_DEVICE = 64,   /* bind: the source has to be a device */
+    SBX_MAY_LACK = 128 /* hole: it is left out if the root has no such path */
 };
 
 struct sbx_mount {

@@ -43,6 +43,12 @@ class HostRootWarning(UserWarning):
     """
 
 
+class _EarlierSpec(Spec):
+    """A Sandbox of the form of 0.3, which took no notice of writable paths that the root lacks."""
+
+    _may_lack_paths = True
+
+
 class EarlierNames:
     """The functions of sandboxlib 0.3, for one executor.
 
@@ -156,7 +162,8 @@ def run_form_of_0_3(
         "filesystem_writable_paths": filesystem_writable_paths or "none",
         **options,
     }
-    box = spec.sandbox_for("/" if filesystem_root is None else filesystem_root, asked)
+    root = "/" if filesystem_root is None else filesystem_root
+    box = spec.sandbox_for(root, asked, _EarlierSpec)
     if filesystem_root is None:
         text = "run_sandbox(command) runs on the root of this machine, with all capabilities and"
         text += " without a filter; say filesystem_root='/' if you mean that, or use"

@@ -61,7 +61,8 @@ int do_sources(struct sbx_child *c) {
         long tree = open_source(c, m);
         if (tree == -EMFILE && raise_open_files(c) >= 0)
             tree = open_source(c, m);
-        if (tree < 0)
+        int is_left_out = m->flags & SBX_MAY_LACK && (tree == -ENOENT || tree == -ENOTDIR);
+        if (tree < 0 && !is_left_out)
             return (int)tree;
         c->job->sources[i] = (int)tree;
     }
@@ -98,6 +99,8 @@ static int do_mount(struct sbx_child *c, int i) {
     c->run->at.index = i;
     if (m->kind == SBX_SEAL)
         return do_seal(c, m);
+    if (m->flags & SBX_MAY_LACK && c->job->sources[i] < 0)
+        return 0;
     *step = SBX_STEP_TARGET;
     long target = optional ? open_target(c, i, -1) : -1;
     if (optional && (target == -ENOENT || target == -ENOTDIR || target == -ESTALE))

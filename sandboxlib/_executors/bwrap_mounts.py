@@ -74,8 +74,7 @@ class Layout:
         self._first = ["--ro-bind" if is_read_only else writable_root, root.path, "/"]
         self._unnamed: dict[str, list[str]] = {}  # the same for _ROOT and _DEV, which have no path
         self.wanted = [Wanted("/", root, read_only=is_read_only)]
-        writable = box.filesystem_writable_paths
-        for path in writable if isinstance(writable, tuple) else ():
+        for path in mounts.holes_of(box):
             self._add_hole(path)
         if covers:
             self._seal()
@@ -170,7 +169,12 @@ class Layout:
 
     def _add_hole(self, path: str) -> None:
         with doing(path, "target", f"writable path {path}: target"):
-            fd = native.open_in_root(self._root_fd, path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                fd = native.open_in_root(self._root_fd, path, os.O_PATH | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
+                if self._box._may_lack_paths:
+                    return
+                raise
         self._undo.callback(os.close, fd)
         source = self._place(fd)
         root = self._view.over["/"] or "/"

@@ -14,6 +14,7 @@ import os
 from .._host import machine
 from .._host.machine import is_below
 from .._runs.mount_points import Stubs
+from .._runs.mounts import holes_of
 from .._spec.mount import Mount
 from .._spec.spec import Spec
 from ..errors import UnsupportedError
@@ -59,7 +60,7 @@ def doubts(box: Spec) -> list[str]:
         root = machine.real_path(box.root)
         view = View(root)
         below = _mounts_below(root)
-        wanted = [(f"writable path {path}", path) for path in _paths(box.filesystem_writable_paths)]
+        wanted = [(f"writable path {path}", path) for path in holes_of(box)]
         if box.filesystem_writable_paths != "all" or takes_stage(box):
             start = len(root.rstrip("/"))
             wanted += [(f"the mount {point} below the root", point[start:]) for point in below]
@@ -189,7 +190,7 @@ class Recipe:
         own = _own_tmp(self.box, self.view)
         paths = ["/proc", *(mount.target for mount in (*own, *self.box.extra_mounts))]
         if self.writable != "all":
-            paths += [*_mounts_below("/"), *_paths(self.writable)]
+            paths += [*_mounts_below("/"), *holes_of(self.box)]
         return [*paths, *map(os.path.realpath, paths)]
 
     def _check_scratch(self) -> None:
@@ -214,8 +215,8 @@ class Recipe:
         """Makes the root and every mount below it read-only, except the writable paths. It comes
         after the mounts: a path below one of them is hidden, and needs no option.
         """
-        paths = [self._hole(path) for path in _paths(self.writable)]
-        holes = {hole for hole in paths if not self._is_covered(hole)}
+        paths = [self._hole(path) for path in holes_of(self.box)]
+        holes = {hole for hole in paths if hole and not self._is_covered(hole)}
         start = len(self.root.rstrip("/"))
         points = {point[start:] for point in _mounts_below(self.root)}
         points = {point for point in points if not self._is_covered(point)}
@@ -239,9 +240,15 @@ class Recipe:
         return any(is_below(path, other) for other in self.covered)
 
     def _hole(self, path: str) -> str:
+        """A writable path without symbolic links; "" if the root lacks it, and may."""
         with doing(path, "target", f"writable path {path}: target"):
             hole = View(self.root).resolve(path)
-            os.stat(os.path.join(self.root, hole[1:]))
+            try:
+                os.stat(os.path.join(self.root, hole[1:]))
+            except (FileNotFoundError, NotADirectoryError):
+                if not self.box._may_lack_paths:
+                    raise
+                return ""
         return hole
 
     # -- mounts
@@ -325,10 +332,6 @@ def _own_tmp(box: Spec, view: View) -> tuple[Mount, ...]:
     """The private /tmp, if the Sandbox has one, and the root has a /tmp or can get it."""
     has_one = box.tmp == "private" and view.gets_own("/tmp", box)
     return (Mount.tmpfs("/tmp"),) if has_one else ()
-
-
-def _paths(writable: str | tuple[str, ...]) -> tuple[str, ...]:
-    return () if isinstance(writable, str) else writable
 
 
 def _check_directory(path: str, remedy: str = "") -> None:

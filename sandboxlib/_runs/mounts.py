@@ -55,11 +55,11 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
     """
     planned: list[PlannedMount] = []
     cover = lib.SBX_COVER if box.policy.capabilities != "all" else 0
-    if isinstance(box.filesystem_writable_paths, tuple):
-        flags = lib.SBX_RECURSIVE | (lib.SBX_NO_DEVICES if _hides_devices(box) else 0)
-        for path in box.filesystem_writable_paths:
-            text = f"writable path {path}"
-            planned.append(PlannedMount(text, lib.SBX_HOLE, flags | cover, path, False))
+    flags = lib.SBX_RECURSIVE | (lib.SBX_NO_DEVICES if _hides_devices(box) else 0)
+    flags |= lib.SBX_MAY_LACK if box._may_lack_paths else 0
+    for path in holes_of(box):
+        text = f"writable path {path}"
+        planned.append(PlannedMount(text, lib.SBX_HOLE, flags | cover, path, False))
     isolated = box.processes == box.mounts == "isolated"
     with_proc = any(mount.target == "/proc" for mount in box.extra_mounts)
     if cover and box.mounts == "isolated":
@@ -82,6 +82,19 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
         if cover and mount.source and mount.recursive:
             planned += _seals(mount.source, mount.target, ())
     return planned
+
+
+def holes_of(box: Spec) -> list[str]:
+    """The writable paths that need a mount: an extra mount on a path, or above it, hides what the
+    root has there, and the root may lack it.
+    """
+    paths = box.filesystem_writable_paths
+    targets = [mount.target for mount in box.extra_mounts]
+    return [
+        path
+        for path in (paths if isinstance(paths, tuple) else ())
+        if not any(machine.is_below(path, target) for target in targets)
+    ]
 
 
 def _lies_in_one(target: str, earlier: Sequence[PlannedMount]) -> bool:

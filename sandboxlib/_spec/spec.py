@@ -102,6 +102,7 @@ class Spec(Value):
     _executors: dict[object, _types.Any]  # the Executor that was chosen, for each kind of caller
     _limited: dict[Limits, Spec]  # Sandboxes for Commands with limits, by these limits
     _base: Spec | None = None  # in one of _limited: the Sandbox from which it was made
+    _may_lack_paths = False  # True: a writable path that the root lacks is left out, and no error
 
     def __init__(
         self,
@@ -274,7 +275,11 @@ def _hostname(value: object) -> str:
     return name
 
 
-_cached = functools.lru_cache(maxsize=64, typed=True)(Spec)
+@functools.lru_cache(maxsize=64, typed=True)
+def _cached(kind: type[Spec], root: Path, /, **options: Any) -> Spec:
+    return kind(root, **options)
+
+
 _cached_policy = functools.lru_cache(maxsize=64, typed=True)(Policy)
 _POLICY = frozenset(Policy._fields)
 
@@ -297,10 +302,11 @@ def _policy_for(options: dict[str, Any]) -> Policy:
         return Policy(**given)
 
 
-def sandbox_for(root: Path, options: dict[str, Any]) -> Spec:
+def sandbox_for(root: Path, options: dict[str, Any], kind: type[Spec] = Spec) -> Spec:
     """The Sandbox of a one-shot call; equal options give the same Sandbox, which has its plan once.
 
     One with a relative path is made anew each time, as the caller's directory may change.
+    kind: the class of the Sandbox.
     """
     if not _POLICY.isdisjoint(options):
         options = dict(options)
@@ -309,8 +315,8 @@ def sandbox_for(root: Path, options: dict[str, Any]) -> Spec:
     mounts = hashable.get("extra_mounts") or ()
     is_absolute = isinstance(root, str) and root.startswith("/")
     if not is_absolute or type(mounts) is not tuple or not all(type(m) is Mount for m in mounts):
-        return Spec(root, **options)
+        return kind(root, **options)
     try:
-        return _cached(root, **hashable)  # type: ignore[arg-type]
+        return _cached(kind, root, **hashable)
     except TypeError:  # an option cannot be hashed, or is wrong: the next line tells which
-        return Spec(root, **options)
+        return kind(root, **options)

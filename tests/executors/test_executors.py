@@ -619,6 +619,43 @@ def test_a_chunk_of_ybd(executor: ModuleType, rootfs: Path, tmp_path: Path) -> N
     assert os.listdir(rootfs / "dev") == []
 
 
+def test_a_chunk_of_ybd_in_a_root_that_lacks_writable_paths(
+    executor: ModuleType, rootfs: Path, tmp_path: Path
+) -> None:
+    (rootfs / "proc").rmdir()
+    config = ybd_root(rootfs) | {
+        "filesystem_writable_paths": ["foo.build", "/dev", "/proc", "/tmp", "/none", "/etc/none/x"],
+        "extra_mounts": ybd_mounts(tmp_path),
+    }
+    if not promises_paths(executor):
+        config["filesystem_writable_paths"] = "all"
+    log = tmp_path / "log"
+    assert ybd(executor, config, log, "cat /proc/self/comm; touch made; ls -d /none || pwd") == 0
+    said = log.read_text().splitlines()
+    assert [said[0], said[-1]] == ["cat", "/foo.build"]
+    assert (rootfs / "foo.build" / "made").exists()
+    assert not {"proc", "none"} & set(os.listdir(rootfs))
+
+
+def test_a_writable_path_that_the_root_lacks_is_told_unless_a_mount_lies_there(
+    executor: ModuleType, rootfs: Path
+) -> None:
+    if not promises_paths(executor):
+        pytest.skip("it refuses writable paths in a root of the caller's")
+    mounts = [Mount.tmpfs("/made")]
+    result = run(
+        executor,
+        rootfs,
+        ["sh", "-c", "touch /made/x && ls /made"],
+        extra_mounts=mounts,
+        filesystem_writable_paths=["/made", "/made/x/y"],
+    )
+    assert result == (0, b"x\n", b"")
+    with pytest.raises(FileNotFoundError, match="/madness"):
+        run(executor, rootfs, ["true"], filesystem_writable_paths=["/madness"], extra_mounts=mounts)
+    assert not {"made", "madness"} & set(os.listdir(rootfs))
+
+
 def test_a_system_of_ybd(executor: ModuleType, rootfs: Path, tmp_path: Path) -> None:
     config = ybd_root(rootfs) | {
         "filesystem_writable_paths": "all",

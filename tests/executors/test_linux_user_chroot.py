@@ -805,7 +805,7 @@ home = os.path.dirname(root)
 os.mkdir(home + "/ccache")
 config = luc.degrade_config_for_capabilities({
     "cwd": "foo.build", "filesystem_root": root, "mounts": "isolated", "network": "isolated",
-    "filesystem_writable_paths": ["foo.build", "foo.inst", "/dev", "/proc", "/tmp"],
+    "filesystem_writable_paths": ["foo.build", "foo.inst", "/dev", "/proc", "/tmp", "/none"],
     "extra_mounts": [(home + "/ccache", "/tmp/ccache", None, "bind"),
                      ("tmpfs", "/dev/shm", "tmpfs"), ("proc", "/proc", "proc")]})
 env = {"PATH": "/bin", "TMPDIR": "/tmp"}
