@@ -86,14 +86,44 @@ def check_seconds(what: str, value: object) -> float:
 def check_descriptor(name: str, value: Any) -> int:
     """The descriptor of a file, or the number itself."""
     if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "fileno")):
-        raise SpecTypeError(f"{name} is neither a file nor a descriptor: {value!r}")
+        text = f"{name} is neither a file nor a descriptor: {short(value)}"
+        raise SpecTypeError(text + _instead_of_text(name, value))
     try:
         fd = value if isinstance(value, int) else value.fileno()
     except (OSError, ValueError) as error:
-        raise SpecError(f"{name} has no descriptor: {error}") from None
+        raise SpecError(_no_descriptor(name, value, error)) from None
     if not 0 <= fd < 1 << 31:
         raise SpecError(f"{name} is {fd}, which is no descriptor")
     return int(fd)
+
+
+def _instead_of_text(name: str, value: object) -> str:
+    """What to give in place of a str for a stream."""
+    if not isinstance(value, (str, os.PathLike)):
+        return ""
+    if name == "stdin":
+        return "; text is stdin=text.encode(), and the content of a file stdin=open(path, 'rb')"
+    return f"; a file to write to is {name}=open(path, 'wb')"
+
+
+def _no_descriptor(name: str, value: object, error: Exception) -> str:
+    """The message for a file object without a descriptor, such as an io.BytesIO."""
+    kind = type(value).__name__
+    if getattr(value, "closed", False) is True:
+        return f"{name} is a {kind} that is closed: {error}"
+    if name == "stdin":
+        method = "getvalue" if hasattr(value, "getvalue") else "read"
+        is_text = not hasattr(value, "readinto")
+        remedy = f"give its bytes: stdin=file.{method}(){'.encode()' if is_text else ''}"
+    else:
+        remedy = f"{name}=CAPTURE, or a function: {name}=file.write"
+    return f"{name} is a {kind}, which lives in this process and has no descriptor: {remedy}"
+
+
+def short(value: object, most: int = 200) -> str:
+    """The repr of a value, cut off if it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def unknown_keyword(

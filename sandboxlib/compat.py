@@ -128,7 +128,7 @@ def is_form_of_0_3(args: tuple[object, ...], options: Mapping[str, object]) -> b
 
 def run_form_of_0_3(
     executor: EarlierNames,
-    command: _types.Argv,
+    command: _types.Argv | None = None,
     cwd: _types.Path | None = None,
     env: _types.Env | None = None,
     filesystem_root: _types.Path | None = None,
@@ -141,6 +141,8 @@ def run_form_of_0_3(
     **options: _types.Any,
 ) -> Result:
     """Runs a command as run_sandbox of 0.3 did, except that no mount or process is left behind."""
+    if command is None:
+        raise SpecTypeError("run_sandbox lacks its arguments: run_sandbox(root, command)")
     if isinstance(command, Command):
         raise SpecTypeError(
             "the form of sandboxlib 0.3 takes no Command: run_sandbox(root, command)"

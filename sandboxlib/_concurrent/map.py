@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from threading import Event, Thread
 from time import monotonic
@@ -23,7 +23,7 @@ from .._runs import job
 from .._runs.run import LONGEST_WAIT, Run, Stopped, slots_of, this_thread
 from .._spec.command import Command, command_of
 from .._spec.spec import Spec
-from .._values import check_flag
+from .._values import check_flag, short
 from ..errors import SandboxError, SpecError, SpecTypeError
 from ..result import CommandFailed, Result
 
@@ -40,11 +40,14 @@ lib = native.lib
 AHEAD = 4  # at most 4 * jobs commands run, or have a result that the caller did not take yet
 _AGAIN: int = lib.SBX_PUMP_AGAIN
 _SIGKILL = 9
+_EACH = "; each item of a map is a command: the words of one command are a list"
 
 
 def each_in(box: Spec, commands: Iterable[object]) -> Iterator[tuple[Spec, object]]:
     """Pair each command with the same Sandbox, as start() takes them."""
     _check_iterable(commands)
+    if isinstance(commands, (list, tuple)):
+        _refuse_one_argv(commands)
     return ((box, command) for command in commands)
 
 
@@ -89,7 +92,18 @@ def _is_failure(outcome: object) -> bool:
 
 def _check_iterable(commands: object) -> None:
     if isinstance(commands, (str, bytes, Mapping)) or not isinstance(commands, Iterable):
-        raise SpecTypeError(f"not several commands: {commands!r}")
+        is_one = isinstance(commands, (str, bytes, Command))
+        remedy = f"; one command is for run(), or [{short(commands)}]" if is_one else ""
+        raise SpecTypeError(f"not several commands: {short(commands)}{remedy}")
+
+
+def _refuse_one_argv(commands: Sequence[object]) -> None:
+    """SpecTypeError for the words of one command: each word alone would be a program."""
+    options = [word for word in commands[1:] if isinstance(word, str) and word.startswith("-")]
+    if options and all(isinstance(word, (str, bytes, os.PathLike)) for word in commands):
+        what = f"{options[0]!r} is an option and no command"
+        remedy = f"one command is for run(), several are [{short(commands)}, ...]"
+        raise SpecTypeError(f"these are the words of one command, as {what}: {remedy}")
 
 
 def _as_error(failure: Result | SandboxError) -> SandboxError:
@@ -118,6 +132,7 @@ class _Map:
         self._commands: dict[int, object] = {}  # that run, by number
         self._ended: dict[int, Result | SandboxError] = {}  # that the caller did not take yet
         self._failed: int | None = None  # on_failure="stop": the number of the first failure
+        self._has_words = False  # the last command was a str: the word of a longer one, perhaps
         self._n_started = self._n_ended = self._n_yielded = 0
 
     def results(self) -> Generator[Any, None, None]:
@@ -167,13 +182,15 @@ class _Map:
         self._commands[number] = call
         try:
             if not (isinstance(call, tuple) and len(call) == 2 and isinstance(call[0], Spec)):
-                raise SpecTypeError(f"not a Sandbox and a command: {call!r}")
+                text = f"not a Sandbox and a command: {short(call)}"
+                raise SpecTypeError(f"{text}; write [(box, ['make']), ...], or box.map()")
             box, argv = call
             self._commands[number] = argv
             if isinstance(argv, Command):
                 command = command_of("map", argv, self._options)
             else:
                 command = self._template._with_argv(argv)
+                self._has_words = isinstance(argv, (str, bytes))
             self._commands[number] = command
             self._group.start(number, box, command)
         except SandboxError as error:
@@ -199,6 +216,8 @@ class _Map:
         outcome.number = number
         if isinstance(outcome, SandboxError):
             outcome.command = command
+            if self._has_words and number and getattr(outcome, "step", "") == "exec":
+                outcome.hint += _EACH  # type: ignore[attr-defined]
         self._ended[number] = outcome
         self._n_ended += 1
         if self._stop and _is_failure(outcome):

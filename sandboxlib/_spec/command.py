@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from .. import _types
@@ -17,6 +17,7 @@ from .._values import (
     check_path,
     check_seconds,
     check_size,
+    short,
     unknown_keyword,
 )
 from ..errors import SpecError, SpecTypeError
@@ -360,27 +361,53 @@ def encode_argv(argv: object) -> list[bytes]:
     """The arguments of a command, encoded; SpecError if it is not a command."""
     if not isinstance(argv, (list, tuple)):
         if not isinstance(argv, (str, bytes, os.PathLike)):
-            raise SpecTypeError(f"the command is neither a list nor a str: {argv!r}")
+            text = f"the command is neither a list nor a str: {short(argv)}"
+            is_words = isinstance(argv, Iterable) and not isinstance(argv, Mapping)
+            raise SpecTypeError(f"{text}; make a list of it: list(words)" if is_words else text)
         argv = (argv,)
     try:
         encoded = [
             arg.encode(ENCODING, "surrogateescape") if type(arg) is str else os.fsencode(arg)
             for arg in argv
         ]
-    except TypeError:
-        raise SpecTypeError("an argument of the command is neither str, bytes nor path") from None
-    except UnicodeEncodeError as error:
-        raise SpecError(f"an argument of the command cannot be encoded: {error}") from None
+    except (TypeError, UnicodeEncodeError):
+        raise _bad_word(argv) from None
     if not encoded or not encoded[0]:
-        raise SpecError("the command is empty")
+        text = "its first word, the program, is ''" if encoded else "it has no word"
+        raise SpecError(f"the command is empty: {text}")
     if b"\0" in b"".join(encoded):
-        raise SpecError("the command contains a NUL byte")
+        index = next(i for i, word in enumerate(encoded) if b"\0" in word)
+        text = f"argv[{index}] contains a NUL byte, where the kernel would end it"
+        raise SpecError(f"{text}: {short(argv[index])}")
     return encoded
+
+
+def _bad_word(argv: Sequence[object]) -> SpecError:
+    """The error for the first word of an argv that cannot be encoded."""
+    for index, word in enumerate(argv):
+        try:
+            os.fsencode(word)  # type: ignore[arg-type]
+        except UnicodeEncodeError as error:
+            return SpecError(f"argv[{index}] cannot be encoded: {error}")
+        except TypeError:
+            break
+    else:  # another thread changed the list
+        return SpecError("the command changed while it was read")
+    remedy = ""
+    if word is None:
+        remedy = ": leave it out, or give ''"
+    elif isinstance(word, (int, float)):
+        remedy = f": {str(word)!r}"
+    elif isinstance(word, (list, tuple)):
+        remedy = ": one list holds all words of one command; several commands are for map()"
+    text = f"argv[{index}] of {short(argv)} is {short(word)}"
+    return SpecTypeError(f"{text}, and has to be a str, bytes or a path{remedy}")
 
 
 def check_mapping(name: str, value: object) -> None:
     if not isinstance(value, (dict, Mapping)):
-        raise SpecTypeError(f"{name} is not a mapping")
+        example = f"{name}={{'NAME': 'value'}}"
+        raise SpecTypeError(f"{name} is a {type(value).__name__}, and not a mapping: {example}")
 
 
 def whole_environment(
@@ -390,8 +417,13 @@ def whole_environment(
     whole = environment_vars(extra_env) if env is None else {**env, **(extra_env or {})}
     for name, value in whole.items():
         # No message shows a value, as it may be secret.
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise SpecTypeError(f"the variable {name!r} or its value is not a str")
+        if not isinstance(name, str):
+            raise SpecTypeError(f"the name of a variable is a {type(name).__name__}: {name!r}")
+        if not isinstance(value, str):
+            text = (
+                f"the value of the variable {name!r} is no str, but of type {type(value).__name__}"
+            )
+            raise SpecTypeError(f"{text}; leave it out" if value is None else text)
         if not name or "=" in name:
             raise SpecError(f"not the name of a variable: {name!r}")
     return whole
@@ -412,7 +444,8 @@ def encode_environment(
     except UnicodeEncodeError:
         raise SpecError("a variable of the environment cannot be encoded") from None
     if b"\0" in b"".join(settings):
-        raise SpecError("the environment of the command contains a NUL byte")
+        name = next(n for n, value in whole.items() if "\0" in n + value)
+        raise SpecError(f"the variable {name!r} of the environment contains a NUL byte")
     return settings, search
 
 
@@ -446,7 +479,8 @@ def _check_output(name: str, value: Any) -> Any:
 def _check_passed(value: object) -> tuple[int, ...]:
     """The descriptors of pass_fds, sorted. The run checks whether they are open."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise SpecTypeError(f"pass_fds is not an iterable of descriptors: {value!r}")
+        remedy = f"; one is [{value!r}]" if isinstance(value, int) else ""
+        raise SpecTypeError(f"pass_fds is not an iterable of descriptors: {value!r}{remedy}")
     fds = tuple(sorted({check_descriptor("a descriptor of pass_fds", fd) for fd in value}))
     if len(fds) > MOST_PASSED:
         raise SpecError(f"pass_fds has {len(fds)} descriptors, and may have {MOST_PASSED}")

@@ -215,7 +215,8 @@ def _cpuset(value: object) -> int | tuple[int, ...]:
     if isinstance(value, int):
         return check_number("cpuset", value, 1, _MOST_CPUS)
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise SpecTypeError(f"cpuset is neither a number of CPUs nor their numbers: {value!r}")
+        text = f"cpuset is neither a number of CPUs nor their numbers: {value!r}"
+        raise SpecTypeError(f"{text}; write cpuset=2, or cpuset=[0, 1]")
     numbers = sorted({check_number("a number of cpuset", n, 0, _MOST_CPUS - 1) for n in value})
     if not numbers:
         raise SpecError("cpuset is empty")

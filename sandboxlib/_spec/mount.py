@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .. import _types
 from .._values import (
@@ -17,6 +17,7 @@ from .._values import (
     check_path,
     check_size,
     check_text,
+    short,
 )
 from ..errors import SpecChoiceError, SpecError, SpecTypeError
 
@@ -137,7 +138,10 @@ class Mount(Value):
         which filesystem_writable_paths replaces; and the errors of Mount.
         """
         if not isinstance(fields, (list, tuple)) or not 3 <= len(fields) <= 4:
-            raise SpecChoiceError(f"not (source, target, type[, options]): {fields!r}")
+            text = f"a tuple is no (source, target, type[, options]): {short(fields)}"
+            is_pair = isinstance(fields, (list, tuple)) and len(fields) == 2
+            pair = ", ".join(map(repr, fields)) if is_pair else ""
+            raise SpecChoiceError(f"{text}; write Mount.bind({pair})" if pair else text)
         source, target, kind, options = (*fields, None)[:4]
         kind, options = (None if text == "none" else text for text in (kind, options))
         if not isinstance(target, (str, os.PathLike)):
@@ -182,4 +186,20 @@ def _mount(value: object) -> Mount:
         return value
     if isinstance(value, (tuple, list)):
         return Mount.from_tuple(value)
-    raise SpecTypeError(f"neither a Mount nor a tuple: {value!r}")
+    remedy = ""
+    if isinstance(value, (str, os.PathLike)):
+        remedy = f"; write {as_call(os.fspath(value))}"
+    elif isinstance(value, Mapping):
+        names = ("src", "dst", "destination", "options")
+        known = Mount._fields if not any(name in value for name in names) else ()
+        named = ", ".join(f"{name}={value[name]!r}" for name in known if name in value)
+        remedy = f"; write Mount({named or 'target=..., source=...'})"
+    raise SpecTypeError(f"a mount is neither a Mount nor a tuple: {short(value)}{remedy}")
+
+
+def as_call(text: str) -> str:
+    """The call for a mount that somebody wrote as "SOURCE:TARGET[:ro]", as for docker run -v."""
+    source, _, rest = text.partition(":")
+    target, _, options = rest.partition(":")
+    read_only = ", read_only=True" if "ro" in options.split(",") else ""
+    return f"Mount.bind({source!r}, {target or source!r}{read_only})"

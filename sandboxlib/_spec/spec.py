@@ -17,12 +17,13 @@ from .._values import (
     check_number,
     check_path,
     check_text,
+    short,
     unknown_keyword,
 )
 from ..errors import SpecError, SpecTypeError
 from .command import ELSEWHERE, OPTIONS, Command
 from .limits import Limits
-from .mount import Mount, _mount
+from .mount import Mount, _mount, as_call
 from .policy import DEFAULT, Policy
 from .user import User, check_user
 
@@ -43,10 +44,15 @@ def _writable(value: object) -> str | tuple[str, ...]:
         check_choice("filesystem_writable_paths", value, ("all", "none"))
         return value
     if not isinstance(value, (list, tuple, set, frozenset)):
-        raise SpecTypeError(f"filesystem_writable_paths is neither a str nor a list: {value!r}")
+        raise SpecTypeError(f"filesystem_writable_paths is neither a str nor a list: {_one(value)}")
     paths = [check_path("a writable path", path) for path in value]
     writable = sorted({check_inside("a writable path", "/" + path.lstrip("/")) for path in paths})
     return "all" if "/" in writable else tuple(writable) or "none"
+
+
+def _one(value: object) -> str:
+    """A value that is no list, and the list of it if it is one path."""
+    return f"{value!r}; one path is [{value!r}]" if isinstance(value, os.PathLike) else f"{value!r}"
 
 
 def _devices(value: object) -> str | tuple[str, ...]:
@@ -57,7 +63,7 @@ def _devices(value: object) -> str | tuple[str, ...]:
         check_choice("devices", value, ("minimal", "root"))
         return value
     if not isinstance(value, (list, tuple, set, frozenset)):
-        raise SpecTypeError(f"devices is neither a str nor a list of paths: {value!r}")
+        raise SpecTypeError(f"devices is neither a str nor a list of paths: {_one(value)}")
     paths = sorted({check_inside("a device", path) for path in value})
     for path in paths:
         if not path.startswith("/dev/"):
@@ -167,9 +173,10 @@ class Spec(Value):
     def _set_files(self, extra_mounts: Any, filesystem_writable_paths: Any, tmp: Any) -> None:
         put = self.__dict__.__setitem__
         if extra_mounts is not None and (
-            isinstance(extra_mounts, (str, bytes)) or not isinstance(extra_mounts, Iterable)
+            isinstance(extra_mounts, (str, bytes, Mapping))
+            or not isinstance(extra_mounts, Iterable)
         ):
-            raise SpecTypeError(f"extra_mounts is not a list: {extra_mounts!r}")
+            raise SpecTypeError(f"extra_mounts is not a list: {_as_list_of_mounts(extra_mounts)}")
         put("extra_mounts", tuple(_mount(mount) for mount in extra_mounts or ()))
         is_isolated = self.mounts == "isolated"
         if filesystem_writable_paths is None:
@@ -262,6 +269,19 @@ def _unknown(options: Mapping[str, object]) -> SpecTypeError:
         if name in OPTIONS and name not in Spec._fields:
             hint = f"Command has it: Command(argv, {name}=...)"
     return unknown_keyword("Sandbox", options, Spec._fields, hint)
+
+
+def _as_list_of_mounts(value: object) -> str:
+    """What was given for extra_mounts, and the list to write in its place."""
+    calls: list[str] = []
+    if isinstance(value, Mount):
+        calls = [repr(value)]
+    elif isinstance(value, str):
+        calls = [as_call(value)]
+    elif isinstance(value, Mapping) and not value.keys() & {"target", "source"}:
+        calls = [f"Mount.bind({source!r}, {target!r})" for source, target in value.items()]
+    text = short(value)
+    return f"{text}; write [{', '.join(calls)}]" if calls else text
 
 
 def _root(value: object) -> str:

@@ -51,7 +51,8 @@ class User(Value):
 
 def _groups(value: object) -> tuple[int, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise SpecTypeError(f"groups is not an iterable of numbers: {value!r}")
+        remedy = f"; one is [{value!r}]" if isinstance(value, int) else ""
+        raise SpecTypeError(f"groups is not an iterable of numbers: {value!r}{remedy}")
     groups = tuple(check_number("a group", group, 0, _MOST_ID) for group in value)
     if len(groups) > _MOST_GROUPS:
         raise SpecError(f"groups has {len(groups)} numbers, and may have {_MOST_GROUPS}")

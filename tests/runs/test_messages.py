@@ -127,3 +127,8 @@ def test_a_directory_that_is_there_is_told_how_to_name_another(tmp_path: Path) -
         unpack(tmp_path / "image", into=tmp_path / "there"),
     ):
         pass
+
+
+def test_words_that_a_map_takes_for_commands_are_told_so() -> None:
+    with pytest.raises(SetupError, match=r"each item of a map is a command"):
+        list(open_box("/").map(["true", "no-such-program"], cwd="/"))
