@@ -38,7 +38,7 @@ def state():
     return {
         "descriptors": descriptors(),
         "children": open(f"/proc/self/task/{os.getpid()}/children").read(),
-        "threads": len(os.listdir("/proc/self/task")),
+        "threads": threads(),
         "mounts": open("/proc/self/mountinfo").read(),
         "root": sorted(os.listdir(root)),
     }
@@ -156,11 +156,9 @@ print(len(cases))
 def test_threads_that_run_and_end_leave_nothing(shared_rootfs: Path) -> None:
     script = """
 def some(count):
-    threads = [threading.Thread(target=each) for each in [*cases.values()] * count]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
-    while len(os.listdir("/proc/self/task")) > 1:  # join is over a little before the thread
-        time.sleep(0.01)
+    started = [threading.Thread(target=each) for each in [*cases.values()] * count]
+    [thread.start() for thread in started]
+    [thread.join() for thread in started]
 no_child = lambda: None  # others have theirs
 some(2)
 before = state()

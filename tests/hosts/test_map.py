@@ -487,7 +487,7 @@ def state():
     box.close()
     gc.collect()
     children = open(f"/proc/self/task/{os.getpid()}/children").read()
-    end = time.monotonic() + 5  # join is over a little before the thread
+    end = time.monotonic() + 30  # join is over a little before the thread
     while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < end:
         time.sleep(0.01)
     return sorted(os.listdir("/proc/self/fd")), children, len(os.listdir("/proc/self/task"))

@@ -3,7 +3,7 @@
 
 A host knows `root` and `mode`, the keyword arguments of a Sandbox. {"fresh": True} in it makes each
 run of a Sandbox a fresh one; {"map": True} makes each run a map of one command. `many` is that of
-lib.machine.
+lib.machine, and threads() counts those of the host.
 """
 
 from __future__ import annotations
@@ -36,6 +36,13 @@ if mode.pop("fresh", False):
 
 def many(quick, deep):
     return deep if "SANDBOXLIB_DEEP" in os.environ else quick
+
+def threads():
+    "How many there are, once none is ending: join() is over a little before the thread is gone."
+    end = time.monotonic() + 30
+    while (count := len(os.listdir("/proc/self/task"))) > 1 and time.monotonic() < end:
+        time.sleep(0.005)
+    return count
 
 def by_map(box, command, **options):
     from sandboxlib._runs import run as _process
