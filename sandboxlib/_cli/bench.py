@@ -25,6 +25,7 @@ from typing import Any
 from .._version import __version__
 from ..api import Sandbox, run_sandbox
 from ..errors import SandboxError
+from .parser import Parser
 
 BARE, ONE_SHOT, PREPARED = "subprocess.run, no sandbox", "run_sandbox", "Sandbox.run"
 BWRAP = "bubblewrap, through subprocess.run"
@@ -55,7 +56,7 @@ void _start(void) {
 
 def main(argv: Sequence[str]) -> int:
     """Measure and print a table. Returns 1 if no executor here can isolate all of it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m sandboxlib bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -29,6 +29,7 @@ from .._spec.mount import Mount
 from ..api import Sandbox
 from ..errors import SandboxError
 from . import demo_source
+from .parser import Parser
 
 PROBE = r"""
 #include <arpa/inet.h>
@@ -171,7 +172,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m sandboxlib demo", description=__doc__)
+    parser = Parser(prog="python -m sandboxlib demo", description=__doc__)
     parser.add_argument("--source", type=Path, help="a directory of C files of your own")
     parser.add_argument("--jobs", type=_count, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--cc", default=shutil.which("cc") or "/usr/bin/cc", help="a C compiler")

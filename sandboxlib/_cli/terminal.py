@@ -13,7 +13,7 @@ import select
 import signal
 import termios
 import tty
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from ..api import Sandbox
 from ..errors import SpecError
@@ -21,13 +21,13 @@ from ..errors import SpecError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._concurrent.process import Process
-    from .._types import Argv
+    from .._spec.command import Command
     from ..result import Result
 
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def run(box: Sandbox, command: Argv, cwd: str | None, env: Mapping[str, str]) -> Result:
+def run(box: Sandbox, command: Command) -> Result:
     """Run a command on the terminal that is stdin, and wait for its end. Raises SpecError if stdin
     is no terminal.
     """
@@ -35,7 +35,7 @@ def run(box: Sandbox, command: Argv, cwd: str | None, env: Mapping[str, str]) ->
         raise SpecError("--tty takes a terminal as stdin")
     with (
         _ended_by_signals(),
-        box.start(command, cwd=cwd, extra_env=env, stdout=_show, pty=_size()) as process,
+        box.start(command.replace(stdout=_show, pty=_size())) as process,
         _raw(),
         _resized(process),
     ):

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from lib.machine import needs_root
+
+import sandboxlib
+from sandboxlib import Command, Limits, Policy, Sandbox, User
+from sandboxlib._cli import options
 
 
 def call(*words: object, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -44,10 +49,12 @@ def test_everything_after_path_belongs_to_the_command(shared_rootfs: Path) -> No
 
 @needs_root
 @pytest.mark.parametrize("before", [[], ["--"], ["--hostname", "box"], ["--hostname=box", "--"]])
-def test_a_double_dash_after_path_is_the_commands(shared_rootfs: Path, before: list[str]) -> None:
-    done = call("run", *before, shared_rootfs, "--", "true")
-    assert done.returncode == 125
-    assert b"exec '--'" in done.stderr
+def test_a_double_dash_may_stand_before_path_and_before_the_command(
+    shared_rootfs: Path, before: list[str]
+) -> None:
+    done = call("run", *before, shared_rootfs, "--", "echo", "--", "-e", "--json")
+    assert (done.returncode, done.stdout) == (0, b"-- -e --json\n")
+    assert call("run", *before, shared_rootfs, "--", given=b"echo a shell\n").stdout == b"a shell\n"
 
 
 @needs_root
@@ -62,12 +69,33 @@ def test_writable_words_that_contradict_are_refused(
 
 @needs_root
 def test_an_error_of_ours_is_125_with_a_message(shared_rootfs: Path) -> None:
-    done = call("run", shared_rootfs, "nonesuch")
-    assert done.returncode == 125
-    assert b"run: exec 'nonesuch'" in done.stderr
-    done = call("run", "-e", "linux-user-chroot", shared_rootfs, "true")
-    assert done.returncode == 125
-    assert b"there is no linux-user-chroot" in done.stderr
+    for words, text in (
+        (["-e", "linux-user-chroot", shared_rootfs, "true"], b"there is no linux-user-chroot"),
+        (["--cwd", "/nowhere", shared_rootfs, "true"], b"cwd"),
+        (["/nowhere", "true"], b"No such file"),
+        (["--memory", "lots", shared_rootfs], b"memory is no size: 'lots'"),
+        (["--json-file", "/nowhere/file", shared_rootfs, "true"], b"/nowhere/file"),
+    ):
+        done = call("run", *words)
+        assert done.returncode == 125
+        assert text in done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+@needs_root
+def test_a_program_that_cannot_be_started_has_the_status_that_a_shell_gives(
+    rootfs: Path, tmp_path: Path
+) -> None:
+    (rootfs / "bin/plain").write_text("no program\n")
+    for argv, status in (
+        (["nonesuch"], 127),
+        (["/bin/nonesuch"], 127),
+        (["/bin/plain"], 126),
+        (["/bin"], 126),
+    ):
+        done = call("run", rootfs, *argv)
+        assert done.returncode == status, argv
+        assert done.stderr.startswith(b"python -m sandboxlib run: exec ")
 
 
 @needs_root
@@ -93,8 +121,39 @@ def test_json_is_the_record_of_the_run(shared_rootfs: Path) -> None:
     done = call("run", "--json", shared_rootfs, "sh", "-c", "echo out; kill -6 $$")
     record = json.loads(done.stdout)
     assert (record["exit"], record["signal"], record["out"]) == (-6, "SIGABRT", "out\n")
+    assert (record["timed_out"], record["limits_hit"]) == (False, [])
     assert record["isolation"]["processes"] == "isolated"
+    assert record["usage"]["peak_memory"] > 0
+    assert record["executor"]
     assert done.returncode == 134
+
+
+@needs_root
+def test_the_record_goes_to_a_file_while_the_output_is_passed_on(
+    shared_rootfs: Path, tmp_path: Path
+) -> None:
+    script = "echo out; echo err >&2; exit 3"
+    words = ("--json-file", tmp_path / "record", "--max-output", "2")
+    done = call("run", *words, shared_rootfs, "sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"ou", b"er")
+    record = json.loads((tmp_path / "record").read_text())
+    assert (record["exit"], record["out"], record["out_size"]) == (3, None, 4)
+    assert record["usage"]["peak_memory"] > 0
+    refused = call("run", "--json", *words, shared_rootfs, "true")
+    assert refused.returncode == 125
+    assert b"--json" in refused.stderr
+
+
+@needs_root
+def test_the_record_goes_to_a_descriptor(shared_rootfs: Path) -> None:
+    inner, outer = os.pipe()
+    argv = [sys.executable, "-m", "sandboxlib", "run", "--json-file", f"/dev/fd/{outer}"]
+    argv += [str(shared_rootfs), "sh", "-c", "echo out; ls /proc/self/fd | wc -l"]
+    done = subprocess.run(argv, pass_fds=[outer], stdout=subprocess.PIPE, check=True)
+    os.close(outer)
+    with open(inner) as record:
+        assert json.load(record)["exit"] == 0
+    assert done.stdout == b"out\n4\n"  # the command has 0, 1, 2, and the one of ls
 
 
 @needs_root
@@ -104,9 +163,8 @@ def test_the_most_output(shared_rootfs: Path) -> None:
     assert (record["exit"], record["out"], record["out_size"]) == (0, "1\n2", 18)
     assert record["limits_hit"] == ["output"]
     assert call(*most, "--kill-on-overflow", shared_rootfs, "yes").returncode == 137
-    done = call("run", "--max-output", "3", shared_rootfs, "true")
-    assert done.returncode == 125
-    assert b"--max-output takes --json" in done.stderr
+    done = call("run", "--max-output", "1k", shared_rootfs, "seq", "1000")
+    assert (done.returncode, len(done.stdout)) == (0, 1024)
     done = call("run", "--json", "--kill-on-overflow", shared_rootfs, "true")
     assert done.returncode == 125
 
@@ -134,18 +192,94 @@ def test_a_record_that_cannot_be_written_is_an_error_of_ours(shared_rootfs: Path
     "words",
     [
         ["run"],
+        ["run", "--readonly", "/"],
         ["run", "--network", "none", "/"],
-        ["run", "--env", "A", "/"],
+        ["run", "--env", "=A", "/"],
+        ["run", "--env-file", "/nowhere", "/"],
         ["run", "--bind", "/src:relative", "/"],
         ["run", "--bind", "/src", "/"],
         ["run", "--tmpfs", "/x:many", "/"],
         ["run", "-e", "docker", "/"],
+        ["run", "--umask", "9", "/"],
+        ["run", "--cpuset", "3-1", "/"],
+        ["run", "--pids", "many", "/"],
+        ["run", "--user", "me", "/"],
+        ["run", "--version=1", "/"],
+        ["doctor", "--all"],
+        ["bench", "--rounds", "0"],
+        ["demo", "--jobs", "none"],
         ["nonsense"],
+        ["--nonsense"],
         [],
     ],
     ids=repr,
 )
 def test_words_that_make_no_sense_are_explained(words: list[str]) -> None:
     done = call(*words)
-    assert done.returncode == 2
+    assert done.returncode == 125
     assert b"usage:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--umask", "022", "--groups", "5", "/"],
+        ["run", "--ranges", "/"],
+        ["run", "--cpuset", "0", "--cpu-count", "1", "/"],
+        ["run", "--devices", "root", "--devices", "/dev/null", "/"],
+        ["run", "--swap", "1g", "/"],
+        ["run", "--seccomp", "/nowhere", "/"],
+        ["run", "--ref", "x", "/"],
+        ["run", "--pass-fd", "2", "/"],
+        ["run", "--timeout", "nan", "/"],
+    ],
+    ids=repr,
+)
+def test_options_that_contradict_are_125(words: list[str]) -> None:
+    done = call(*words)
+    assert done.returncode == 125
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["run"], ["doctor"], ["demo"], ["bench"], []], ids=repr)
+def test_each_command_has_a_help(words: list[str]) -> None:
+    for option in ("-h", "--help"):
+        done = call(*words, option)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.startswith(b"usage: python -m sandboxlib")
+
+
+@pytest.mark.parametrize("words", [["run"], []], ids=repr)
+def test_the_version(words: list[str]) -> None:
+    done = call(*words, "--version")
+    assert (done.returncode, done.stdout.decode()) == (0, f"sandboxlib {sandboxlib.__version__}\n")
+
+
+def test_the_doctor_reports_as_json() -> None:
+    done = call("doctor", "--json")
+    assert {"chroot", "bubblewrap"} <= {each["name"] for each in json.loads(done.stdout)}
+
+
+#: Keyword arguments that have no option, each with the reason.
+WITHOUT_OPTION = {
+    "root": "it is PATH",
+    "argv": "it is COMMAND",
+    "stdin": "it is that of run-sandbox",
+    "stdout": "it is that of run-sandbox, or --json",
+    "stderr": "it is that of run-sandbox, or --json",
+    "extra_env": "--env sets it",
+    "limits": "each limit has an option",
+    "policy": "each part of it has an option",
+    "uid": "--user sets it",
+    "gid": "--user sets it",
+    "processes": "--processes is the isolation, --user-processes the limit",
+}
+
+
+def test_each_keyword_of_the_api_has_an_option() -> None:
+    parser = options.run_parser("run-sandbox")
+    names = {action.dest for action in parser._actions}
+    for value in (Sandbox, Command, Policy, Limits, User):
+        missing = set(value._fields) - names - WITHOUT_OPTION.keys()
+        assert not missing, f"{value.__name__}: {missing}"
+    assert {"user_processes", "processes"} <= names

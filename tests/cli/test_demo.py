@@ -79,7 +79,7 @@ def test_files_of_like_names_are_different_objects(tmp_path: Path) -> None:
 @pytest.mark.parametrize("jobs", ["0", "-1", "many"])
 def test_jobs_is_a_number_from_one_on(jobs: str) -> None:
     done = demo("--jobs", jobs)
-    assert done.returncode == 2
+    assert done.returncode == 125
     assert "--jobs" in done.stderr
 
 

@@ -147,7 +147,7 @@ def test_a_signal_ends_the_command_and_puts_the_terminal_back(
 def test_a_command_that_cannot_begin_leaves_the_terminal_as_it_was(sit_down: Any) -> None:
     user = sit_down("nonesuch")
     user.see(b"exec 'nonesuch'")
-    assert user.leave() == 125
+    assert user.leave() == 127
 
 
 def test_a_command_that_closes_its_terminal_is_waited_for(sit_down: Any) -> None:

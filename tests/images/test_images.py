@@ -1030,7 +1030,7 @@ def test_the_command_line_goes_before_the_image(place: Path, tmp_path: Path) -> 
     done = call(place, *words, "sh", "-c", f"{SCRIPT}; echo $X; echo $PATH")
     path = sandboxlib.BASE_ENVIRONMENT["PATH"]
     assert done.stdout.decode() == f"0\n0\n/bin\nbye\ny\n{path}\n"
-    assert call(place, image, "nonesuch").returncode == 125
+    assert call(place, image, "nonesuch").returncode == 127
 
 
 def test_what_an_image_does_not_say(place: Path, tmp_path: Path) -> None:
