@@ -18,7 +18,8 @@ class Usage:
     """How much a run used: the sum over its processes that were waited for (getrusage(2)). A reaper
     waits for all of them; a command without a reaper may leave some that nothing waits for.
 
-    user, system: float, seconds of CPU time.
+    user, system: float, seconds of CPU time. None if nobody waited for the processes, and the
+        cgroup does not count them apart; then the other fields of getrusage(2) are None as well.
     peak_memory: int, bytes: the largest resident size of one process. Without a reaper it is None
         if it is not above the peak of the caller itself: the kernel begins to count with the memory
         that the two shared at the start.
@@ -39,14 +40,22 @@ class Usage:
     def __init__(self, rusage: bytes, cgroup: Mapping[str, _types.Any] | None = None) -> None:
         from struct import unpack
 
-        values = unpack("18q", rusage)  # getrusage(2)
-        self.user = values[0] + values[1] / 1e6
-        self.system = values[2] + values[3] / 1e6
-        self.peak_memory: int | None = values[4] * 1024 or None
-        self.minor_faults, self.major_faults = values[8:10]
-        self.block_reads, self.block_writes = values[11:13]
-        self.voluntary_switches, self.involuntary_switches = values[16:18]
         cgroup = cgroup or {}
+        # getrusage(2); without it only a cgroup counted
+        values: tuple[Any, ...] = unpack("18q", rusage) if rusage else (None,) * 18
+        self.user: float | None = cgroup.get("user")
+        self.system: float | None = cgroup.get("system")
+        self.peak_memory: int | None = None
+        if rusage:
+            self.user = values[0] + values[1] / 1e6
+            self.system = values[2] + values[3] / 1e6
+            self.peak_memory = values[4] * 1024 or None
+        self.minor_faults: int | None = values[8]
+        self.major_faults: int | None = values[9]
+        self.block_reads: int | None = values[11]
+        self.block_writes: int | None = values[12]
+        self.voluntary_switches: int | None = values[16]
+        self.involuntary_switches: int | None = values[17]
         self.cpu: float | None = cgroup.get("cpu")
         self.tree_memory: int | None = cgroup.get("memory_peak")
         self.tree_pids: int | None = cgroup.get("pids_peak")
@@ -79,7 +88,7 @@ class Result(tuple[int, bytes | None, bytes | None]):
     wall: float   seconds from the call to the end of the run.
     usage: Usage  CPU time, memory and more. None if they were not counted: another waiter took the
                   command's status; bubblewrap ran it; or the reaper was killed with all the rest,
-                  by the timeout or for max_output.
+                  by the timeout or for max_output. A cgroup (Limits) counts in any case.
     executor: str   the name of the executor that ran the command.
     isolation     a mapping: network, mounts, processes and ipc of the run; and seccomp, its filter
                   of system calls: 'builds' (the filter of sandboxlib), 'profile' (a seccomp profile
@@ -179,7 +188,8 @@ class Result(tuple[int, bytes | None, bytes | None]):
     @property
     def usage(self) -> Usage | None:
         """CPU time, memory and more; None if they were not counted, see Result."""
-        return Usage(self._rusage, self._cgroup) if self._rusage else None
+        counted = any(value is not None for value in (self._cgroup or {}).values())
+        return Usage(self._rusage, self._cgroup) if self._rusage or counted else None
 
     def check(self) -> Result:
         """Returns this Result if it is ok; otherwise raises CommandFailed, which has it."""

@@ -277,7 +277,7 @@ class Cgroup:
             limit was reached). pids_peak: int. Both count every process that joined, the reaper
             too. The kernel cannot reset some peaks (pids.peak; memory.peak before Linux 6.12): in a
             reused cgroup they are None unless this run went beyond the earlier ones.
-        cpu: float, seconds.
+        cpu: float, seconds. user, system: float, the same apart.
         pressure: {"cpu": {"some": seconds, "full": seconds}, ...}, the time in which some or all
             processes had to wait for it.
         """
@@ -300,8 +300,14 @@ class Cgroup:
         if memory is not None and not hits:
             left = before.get("memory.usage_in_bytes" if v1 else "memory.current", {}).get("", 0)
             memory = max(memory - left, 0)
-        micro, nano = grown("cpu.stat", "usage_usec"), grown("cpuacct.usage", "")
-        cpu = micro / 1e6 if micro is not None else nano / 1e9 if nano is not None else None
+
+        def seconds(key: str) -> float | None:
+            micro = grown("cpu.stat", key)
+            return None if micro is None else micro / 1e6
+
+        cpu, nano = seconds("usage_usec"), grown("cpuacct.usage", "")
+        if cpu is None and nano is not None:
+            cpu = nano / 1e9
         waits = {
             name.partition(".")[0]: {key: (grown(name, key) or 0) / 1e6 for key in now[name]}
             for name in _PRESSURES
@@ -316,6 +322,8 @@ class Cgroup:
             "memory_peak": memory,
             "pids_peak": peak("pids.peak", False),
             "cpu": cpu,
+            "user": seconds("user_usec"),
+            "system": seconds("system_usec"),
             "pressure": waits or None,
         }
 

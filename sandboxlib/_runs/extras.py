@@ -180,15 +180,16 @@ def _ran_out(result: Result, seconds: float, killed: bool) -> bool:
     if result.exit in (-_SIGXCPU, 128 + _SIGXCPU):
         return True
     usage = result.usage
-    if killed or usage is None:
+    if killed or usage is None or usage.user is None or usage.system is None:
         return False
-    if isinstance(seconds, float) and usage.user + usage.system > seconds:
+    used = usage.user + usage.system
+    if isinstance(seconds, float) and used > seconds:
         return True
     if result.exit not in (-_SIGKILL, 128 + _SIGKILL):
         return False
     # For the limit the kernel counts ticks: a process that runs at a tick is charged a whole one.
     # On a busy machine that may be far more than the time that getrusage(2) reports.
-    return bool(usage.user + usage.system >= seconds / 2)
+    return used >= seconds / 2
 
 
 def check_passed(passed: Sequence[int]) -> None:

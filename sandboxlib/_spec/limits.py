@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 
 from .. import _types
@@ -37,7 +38,6 @@ _RANGES = {
     "nice": (-20, 19),
     "oom_score_adj": (-1000, 1000),
     "open_files": (3, _MOST),  # with less the reaper could not inspect itself
-    "memory": (1, _MOST),
     "pids": (1, 1 << 22),
     "cpu_weight": (1, 10000),
     "io_weight": (1, 10000),
@@ -75,7 +75,9 @@ class Limits(Value):
 
     For the whole run, by a cgroup of version 1 or 2, as the machine has it (docs/cgroups.md):
 
-    memory, swap: sizes of memory, and of swap in addition to it; swap takes memory.
+    memory, swap: sizes of memory, and of swap in addition to it. swap takes memory, of the same
+        Limits or of those of the Sandbox that it goes over. memory is at least 64 pages (256K
+        with pages of 4 KiB): no process starts with less.
     pids: int, processes and threads.
     cpus: int or float, from 0.01 on, a quota of CPU time, as in Docker: 1.5 is as much time as one
         and a half CPUs have.
@@ -142,7 +144,7 @@ class Limits(Value):
         values = {name: value for name, value in locals().items() if name in self._fields}
         checks: dict[str, Callable[[object], object]] = {
             **{"scheduler": _scheduler, "cpuset": _cpuset, "cgroup": _cgroup},
-            **{"cpus": _cpus, "cpu_time": _cpu_time},
+            **{"cpus": _cpus, "cpu_time": _cpu_time, "memory": _memory},
         }
         for name, value in values.items():
             if value is None:
@@ -152,8 +154,6 @@ class Limits(Value):
             else:
                 check = check_size if name in _SIZES else check_number
                 values[name] = check(name, value, *_RANGES.get(name, (0, _MOST)))
-        if swap is not None and memory is None:
-            raise SpecError("a limit of swap takes one of memory")
         self.__dict__.update(values)
 
     def __or__(self, other: Limits | None) -> Limits:
@@ -198,6 +198,22 @@ def _cpu_time(value: object) -> float:
     if not 0.001 <= value <= _MOST_SECONDS:
         raise SpecError(f"cpu_time is {value}, and has to be from 0.001 to {_MOST_SECONDS} seconds")
     return int(value) if value == int(value) else value
+
+
+# The kernel charges memory in batches of so many pages (MEMCG_CHARGE_BATCH in
+# include/linux/memcontrol.h). Tried on Linux 6.18 with pages of 4 KiB: a static program of 1 KB
+# starts with 160K, true(1) with 256K, and with less the kernel kills them in their exec.
+_LEAST_PAGES = 64
+
+
+def _memory(value: object) -> int:
+    size, page = check_size("memory", value, 0, _MOST), os.sysconf("SC_PAGE_SIZE")
+    if size < _LEAST_PAGES * page:
+        raise SpecError(
+            f"Limits(memory={size}): no process starts with less than {_LEAST_PAGES} pages of"
+            f" {page} bytes; a size is a number of bytes, or a str like '200M'"
+        )
+    return size
 
 
 def _cpus(value: object) -> float:

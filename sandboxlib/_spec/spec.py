@@ -206,6 +206,9 @@ class Spec(Value):
             if f"{path}/".startswith("/tmp/"):
                 text = "lies in the private /tmp, where all is writable; tmp='root' leaves"
                 raise SpecError(f"the writable path {path} {text} the root's /tmp")
+        limits = self.limits
+        if limits is not None and limits.swap is not None and limits.memory is None:
+            raise SpecError("a limit of swap takes one of memory: Limits(memory=..., swap=...)")
         if self._ids is not None and (self.processes != "isolated" or not self.init):
             raise SpecError("user= with a uid needs processes='isolated' and init=True")
 

@@ -120,6 +120,32 @@ def test_swap(way: str) -> None:
         assert run(way, box, "x = b'x' * (200 << 20)").limits_hit == ("memory",)
 
 
+def test_swap_of_one_command_over_the_memory_of_the_sandbox(way: str) -> None:
+    needs("swap")
+    with box_of(way, Limits(memory=100 << 20)) as box:
+        limits = Limits(swap=0)
+        assert run(way, box, "x = b'x' * (200 << 20)", limits=limits).limits_hit == ("memory",)
+        assert run(way, box, "x = b'x' * (50 << 20)", limits=limits).limits_hit == ()
+
+
+KILLED: dict[str, dict[str, Any]] = {
+    "timeout": {"timeout": 1},
+    "output": {"max_output": 10, "on_overflow": "kill"},
+}
+
+
+@pytest.mark.parametrize("why", KILLED)
+def test_what_a_killed_run_used_is_told(way: str, why: str) -> None:
+    needs("memory")
+    script = "x = bytearray(50 << 20)\nwhile 1: print('x' * 100, flush=True)"
+    with box_of(way, Limits(memory=200 << 20)) as box:
+        result = run(way, box, script, **KILLED[why])
+        assert result.timed_out == (why == "timeout")
+        assert result.usage is not None
+        assert result.usage.tree_memory is not None
+        assert 50 << 20 < result.usage.tree_memory < 200 << 20
+
+
 FORK = """
 import os, time
 children = 0

@@ -443,7 +443,7 @@ def test_open_files_beyond_the_machine_s(place: Place) -> None:
         {"umask": 0o22},
         {"no_such": 1},
         {"memory": 0},
-        {"swap": 5},
+        {"memory": "100K"},
         {"pids": 0},
         {"cpu_weight": 0},
         {"cpus": 0},
@@ -459,6 +459,23 @@ def test_open_files_beyond_the_machine_s(place: Place) -> None:
 def test_what_makes_no_sense(words: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
         Limits(**words)
+
+
+def test_a_limit_of_swap_takes_one_of_memory(shared_rootfs: Path) -> None:
+    """Of the same Limits, or of those that it goes over."""
+    assert Limits(memory="5M") | Limits(swap=3) == Limits(memory="5M", swap=3)
+    with pytest.raises(SpecError, match="takes one of memory"):
+        Sandbox(shared_rootfs, limits=Limits(swap=3))
+    with pytest.raises(SpecError, match="takes one of memory"):
+        Sandbox(shared_rootfs).run(["true"], limits=Limits(swap=3))
+
+
+def test_memory_that_starts_no_process_is_refused() -> None:
+    least = 64 * os.sysconf("SC_PAGE_SIZE")
+    for size in (200, "4K", least - 1):
+        with pytest.raises(SpecError, match=r"no process starts with less .* '200M'"):
+            Limits(memory=size)
+    assert Limits(memory=least).memory == least
 
 
 def test_a_value(shared_rootfs: Path) -> None:
@@ -478,7 +495,7 @@ def test_a_value(shared_rootfs: Path) -> None:
     [("512", 512), ("512K", 512 << 10), ("200M", 200 << 20), ("2g", 2 << 30), ("1T", 1 << 40)],
 )
 def test_a_size_has_a_unit(size: str, count: int) -> None:
-    assert Limits(memory=size, swap=size) == Limits(memory=count, swap=count)
+    assert Limits(data=size, swap=size) == Limits(data=count, swap=count)
     assert Mount.tmpfs("/x", size=size) == Mount.tmpfs("/x", size=count)
 
 
@@ -499,7 +516,7 @@ def test_limits_are_merged_field_by_field() -> None:
     assert box | command == Limits(memory="200M", pids=5, core=0, nice=3)
     assert command | box == Limits(memory="200M", pids=9, core=0, nice=3)
     assert box | None == None | box == box
-    assert Limits(memory=5, swap=3) | Limits(memory=7) == Limits(memory=7, swap=3)
+    assert Limits(memory="5M", swap=3) | Limits(memory="7M") == Limits(memory="7M", swap=3)
     with pytest.raises(TypeError):
         box | {"pids": 5}  # type: ignore[operator]
 

@@ -102,8 +102,8 @@ def test_a_sandbox_with_other_values_is_a_sandbox_for_a_type_checker_too() -> No
 
 
 def test_limits_show_what_is_given_alone() -> None:
-    limits = Limits(pids=5, memory="1K") | Limits(cpu_time=1.0)
-    assert repr(limits) == "Limits(cpu_time=1, memory=1024, pids=5)"
+    limits = Limits(pids=5, memory="4M") | Limits(cpu_time=1.0)
+    assert repr(limits) == "Limits(cpu_time=1, memory=4194304, pids=5)"
     assert eval(repr(limits)) == limits
     assert repr(Limits()) == "Limits()"
 
