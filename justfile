@@ -41,10 +41,10 @@ format:
     "{{bin}}/ruff" check --fix .
     clang-format -i $(git ls-files '*.c' '*.h')
 
-# Types: mypy --strict, of the package and of the examples
+# Types: mypy --strict of the package; it and pyright of the examples and of tests/lib/typed.py
 types:
     "{{bin}}/mypy" --strict
-    "{{bin}}/mypy" --strict examples/*.py
+    "{{bin}}/pytest" -q --all tests/unit/test_types.py
 
 # Warnings and gcc's static analysis of all C files; takes the compilers of the core
 warnings *compilers="gcc":

@@ -31,7 +31,7 @@ def digest(argv: list[str], sources: Path, out: Path, name: str) -> str:
 # [build]
 def build(sources: Path, out: Path) -> list[str]:
     state_file = out / "state.json"
-    state = json.loads(state_file.read_text()) if state_file.exists() else {}
+    state: dict[str, str] = json.loads(state_file.read_text()) if state_file.exists() else {}
     commands = {
         path.name: [
             *("cc", "-c", path.name, "-o", f"/tmp/out/{path.stem}.o"),

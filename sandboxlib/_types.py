@@ -9,7 +9,7 @@ this module imports typing, and takes the names from there.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ._values import Output
 
@@ -31,6 +31,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self as Self
     from typing_extensions import Unpack as Unpack
 
+    #: 'isolated': of the sandbox's own; 'undefined': the caller's.
+    Kind: TypeAlias = Literal["isolated", "undefined"]
+    Tmp: TypeAlias = Literal["private", "root"]
+    Writable: TypeAlias = Literal["all", "none"] | Iterable[Path]
+    Devices: TypeAlias = Literal["minimal", "root"] | Iterable[Path]
+    Overflow: TypeAlias = Literal["truncate", "kill"]
+    Capabilities: TypeAlias = Literal["default", "all", "none"] | Iterable[str]
+    UserName: TypeAlias = Literal["caller", "root", "ranges"]
+    FilterName: TypeAlias = Literal["default", "builds", "none"]
+
     Stdin: TypeAlias = int | IO[Any] | bytes | bytearray | memoryview | None
     Sink: TypeAlias = int | IO[Any] | Callable[[bytes], object] | Output | None
     #: The function that a map calls as each command ends.
@@ -43,17 +53,33 @@ else:
             raise AttributeError(name)
         import typing
 
-        if name == "Stdin":
-            return int | typing.IO[typing.Any] | bytes | bytearray | memoryview | None
-        if name == "Sink":
-            return int | typing.IO[typing.Any] | Callable[[bytes], object] | Output | None
-        if name == "Progress":
-            return Callable[[int, typing.Any], object]
-        if name == "Unpack" and not hasattr(typing, name):  # Python 3.10
-            return _Unpack
-        if name == "Self" and not hasattr(typing, name):  # Python 3.10
-            return typing.Any
+        if name in _CHOICES:
+            words, other = _CHOICES[name]
+            choice = typing.Literal[words]
+            return choice if other is None else choice | other
+        if name in _MADE:
+            return _MADE[name](typing)
+        if name in _OF_3_11 and not hasattr(typing, name):
+            return _OF_3_11[name](typing)
         return getattr(typing, name)
+
+    _OF_3_11 = {"Unpack": lambda t: _Unpack, "Self": lambda t: t.Any}
+    _MADE = {
+        "Stdin": lambda t: int | t.IO[t.Any] | bytes | bytearray | memoryview | None,
+        "Sink": lambda t: int | t.IO[t.Any] | Callable[[bytes], object] | Output | None,
+        "Progress": lambda t: Callable[[int, t.Any], object],
+    }
+    #: The names for choices: the words, and what may stand in their place.
+    _CHOICES = {
+        "Kind": (("isolated", "undefined"), None),
+        "Tmp": (("private", "root"), None),
+        "Writable": (("all", "none"), Iterable[Path]),
+        "Devices": (("minimal", "root"), Iterable[Path]),
+        "Overflow": (("truncate", "kill"), None),
+        "Capabilities": (("default", "all", "none"), Iterable[str]),
+        "UserName": (("caller", "root", "ranges"), None),
+        "FilterName": (("default", "builds", "none"), None),
+    }
 
     class _Unpack:
         """For Python 3.10, where get_type_hints gets CommandOptions for Unpack[CommandOptions]."""

@@ -6,14 +6,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 
 from .errors import SpecChoiceError, SpecError, SpecTypeError, setup_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeGuard
 
 ENCODING = sys.getfilesystemencoding()  # as os.fsencode uses it
 
@@ -44,6 +44,12 @@ def check_path(what: str, value: object) -> str:
 def check_choice(what: str, value: object, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise SpecChoiceError(f"{what} is {value!r}, and has to be one of {', '.join(choices)}")
+
+
+def is_several(value: object) -> TypeGuard[Iterable[object]]:
+    """Whether a value may be several values. A mapping is none: its values would be lost."""
+    is_one = isinstance(value, (str, bytes, bytearray, memoryview, Mapping))
+    return not is_one and isinstance(value, Iterable)
 
 
 def check_flag(what: str, value: object) -> None:

@@ -27,9 +27,45 @@ from .result import Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, ParamSpec
+    from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias
 
     P = ParamSpec("P")
+    Words: TypeAlias = list[Any] | tuple[_types.Path | bytes, ...]
+
+    class BothForms(Protocol[P]):
+        """A run_sandbox, for type checkers: the first form, and that of 0.3.
+
+        The latter is told by a command that is a list, or by filesystem_root=, as at run time.
+        """
+
+        @_types.overload
+        def __call__(self, *args: P.args, **options: P.kwargs) -> Result: ...
+        @_types.overload
+        def __call__(
+            self,
+            command: Words,
+            cwd: _types.Path | None = None,
+            env: _types.Env | None = None,
+            filesystem_root: _types.Path | None = None,
+            filesystem_writable_paths: _types.Writable | None = "all",
+            mounts: _types.Kind = "undefined",
+            extra_mounts: Iterable[Any] | None = None,
+            network: _types.Kind = "undefined",
+            stdout: _types.Sink = CAPTURE,
+            stderr: _types.Sink = CAPTURE,
+            **options: Any,
+        ) -> Result: ...
+        @_types.overload
+        def __call__(
+            self,
+            command: _types.Argv,
+            cwd: _types.Path | None = None,
+            env: _types.Env | None = None,
+            *,
+            filesystem_root: _types.Path | None,
+            **options: Any,
+        ) -> Result: ...
+
 
 #: The keyword arguments of run_sandbox that are the Command's; limits are those of the Sandbox.
 COMMAND_OPTIONS = OPTIONS - {"limits"}
@@ -99,10 +135,10 @@ class EarlierNames:
         return degrade(self._name, self._possible(), in_config, warn)
 
 
-def understands_0_3(run_sandbox: Callable[P, Result]) -> Callable[P, Result]:
+def understands_0_3(run_sandbox: Callable[Concatenate[Any, P], Result]) -> BothForms[P]:
     """Decorates the run_sandbox of an executor, so that it understands the form of 0.3 as well.
 
-    Type checkers, inspect.signature and help() still see the signature of the first form.
+    inspect.signature and help() still see the signature of the first form.
     """
 
     @functools.wraps(run_sandbox)

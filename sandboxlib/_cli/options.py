@@ -250,7 +250,7 @@ def _policy(options: argparse.Namespace) -> Policy:
     from pathlib import Path
 
     capabilities: str = options.capabilities
-    seccomp: str = options.seccomp
+    seccomp: Any = options.seccomp
     is_word = capabilities in ("default", "all", "none")
     return Policy(
         capabilities=capabilities if is_word else capabilities.split(","),

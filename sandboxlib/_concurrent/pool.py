@@ -7,14 +7,19 @@ import io
 import locale
 import os
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, overload
 
+from .. import _types
 from .._runner import Runner
+from .._spec import command as _command
 from .._spec.command import Command, command_of
 from .._types import Argv, Path, Sink
 from ..errors import SpecError, SpecTypeError
+from ..result import Result
+
+CompletedProcess = subprocess.CompletedProcess[Any]
 
 
 def _itself() -> None:
@@ -49,6 +54,20 @@ class SandboxExecutor(ThreadPoolExecutor):
         super().__init__(workers, "sandboxlib-pool")
         self._box = box
 
+    @overload  # type: ignore[override]
+    def submit(
+        self,
+        command: Argv | Command,
+        /,
+        *,
+        fresh: bool = False,
+        check: bool = False,
+        **options: _types.Unpack[_command.CommandOptions],
+    ) -> Future[Result]: ...
+    @overload
+    def submit(
+        self, function: Callable[..., CompletedProcess], /, *args: Any, **options: Any
+    ) -> Future[CompletedProcess]: ...
     def submit(self, command: Any, /, *args: Any, **options: Any) -> Future[Any]:
         """Run a command in a worker thread, and return a Future of its Result.
 
@@ -78,6 +97,23 @@ class SandboxExecutor(ThreadPoolExecutor):
         made = command_of("submit", command, options, "fresh", "check")
         return super().submit(self._box.run, made, **own)
 
+    @overload  # type: ignore[override]
+    def map(
+        self,
+        commands: Iterable[Argv | Command],
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+    ) -> Iterator[Result]: ...
+    @overload
+    def map(
+        self,
+        function: Callable[..., CompletedProcess],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+    ) -> Iterator[CompletedProcess]: ...
     def map(
         self, commands: Any, *iterables: Any, timeout: float | None = None, chunksize: int = 1
     ) -> Iterator[Any]:
@@ -119,7 +155,7 @@ def _run_as_subprocess(
     encoding: str | None = None,
     errors: str | None = None,
     universal_newlines: bool | None = None,
-) -> subprocess.CompletedProcess[Any]:
+) -> CompletedProcess:
     """Do in a Sandbox what subprocess.run does; the arguments are those of that function."""
     if input is not None and stdin is not None:
         raise SpecError("stdin and input are both given")

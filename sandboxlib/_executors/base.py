@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from time import monotonic
 
-from .. import errors
+from .. import _types, errors
 from .._runs.job import Job, job_of
 from .._runs.plan import Plan
 from .._runs.run import Run, complete
@@ -95,7 +95,10 @@ class NativeExecutor(Executor):
 
 @functools.lru_cache(maxsize=16)
 def _bare_plan(
-    keyring: bool, limits: Limits | None, umask: int | None, personality: str | None
+    keyring: bool,
+    limits: Limits | None,
+    umask: int | None,
+    personality: _types.Literal["linux32"] | None,
 ) -> Plan:
     """The plan for the program of an executor: no namespaces, all rights of the caller."""
     options: dict[str, Any] = {**UNDEFINED, "policy": Policy(**ALL, no_new_privs=False)}

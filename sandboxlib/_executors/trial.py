@@ -8,7 +8,7 @@ import functools
 import os
 from collections.abc import Callable
 
-from .. import errors
+from .. import _types, errors
 from .._spec.command import Command
 from .._spec.policy import Policy
 from .._spec.spec import Spec
@@ -45,9 +45,9 @@ TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 def trial(
     run_command: RunCommand,
     isolated: tuple[str, ...],
-    user: str,
+    user: _types.UserName,
     euid: int,
-    seccomp: str = "none",
+    seccomp: _types.FilterName = "none",
 ) -> str:
     """Tries, once, whether an executor can isolate these here: "" if it can, or why not."""
     options: dict[str, Any] = {**UNDEFINED, **dict.fromkeys(isolated, "isolated"), **AS_IT_IS}

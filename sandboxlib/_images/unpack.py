@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from .. import chroot, user_namespace
+from .. import _types, chroot, user_namespace
 from .._host import machine
 from .._spec.command import Command
 from .._spec.mount import Mount
@@ -101,7 +101,7 @@ class Unpacked:
     """
 
     def __init__(
-        self, path: str, value: dict[str, Any], ids: tuple[int, int] | None, user: str
+        self, path: str, value: dict[str, Any], ids: tuple[int, int] | None, user: _types.UserName
     ) -> None:
         self.path, self.value, self.ids, self.user = path, value, ids, user
 
@@ -284,7 +284,7 @@ def holds_image(path: Path) -> bool:
     return value is True
 
 
-def executor() -> tuple[Any, str]:
+def executor() -> tuple[Any, _types.UserName]:
     """The function that runs the child, and its user: (run_command, user). Raises UnsupportedError
     if this caller can confine no child.
     """

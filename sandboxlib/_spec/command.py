@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -26,9 +27,13 @@ from .streams import CAPTURE, STDOUT, is_capture, is_sink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypedDict
+    from typing import Any
 
-    class CommandOptions(TypedDict, total=False):
+    from typing_extensions import TypedDict
+
+    from . import command as _command  # noqa: PLW0406
+
+    class CommandOptions(TypedDict, total=False, closed=True):
         """The keyword arguments of Command. (At run time __getattr__ makes it from Command.)"""
 
         cwd: _types.Path | None
@@ -41,11 +46,12 @@ if TYPE_CHECKING:
         timeout: float | None
         grace: float
         max_output: int | str | None
-        on_overflow: str
+        on_overflow: _types.Overflow
         pass_fds: Iterable[int]
         pty: bool | tuple[int, int]
 
 else:
+    _command = sys.modules[__name__]  # this module, whose CommandOptions is not among its globals
 
     def __getattr__(name):
         """Makes CommandOptions from the annotations of Command: importing needs no typing then."""
@@ -139,7 +145,7 @@ class Command(Value):
     timeout: float | None = None
     grace: float = 0.0
     max_output: int | None = None
-    on_overflow: str = "truncate"
+    on_overflow: _types.Overflow = "truncate"
     pass_fds: tuple[int, ...] = ()
     pty: bool | tuple[int, int] = False
     #: argv and environment as the core takes them; the directories of PATH, each ending in a slash.
@@ -163,7 +169,7 @@ class Command(Value):
         timeout: float | None = None,
         grace: float = 0.0,
         max_output: int | str | None = None,
-        on_overflow: str = "truncate",
+        on_overflow: _types.Overflow = "truncate",
         pass_fds: Iterable[int] = (),
         pty: bool | tuple[int, int] = False,
         **unknown: _types.NoReturn,
@@ -229,14 +235,21 @@ class Command(Value):
         """The fields of struct sbx_job that this Command sets to a number that is not 0."""
         return {"terminal": 1} if self.pty else {}
 
-    def replace(self, **changes: _types.Any) -> Command:
+    def replace(
+        self,
+        *,
+        argv: _types.Argv | None = None,
+        **changes: _types.Unpack[_command.CommandOptions],
+    ) -> Command:
         """Returns a Command with other values: command.replace(timeout=60).
 
-        changes: argv, or any keyword argument of Command. Raises the errors of Command.
+        argv: as in Command. None (the default): the same. changes: any keyword argument of Command.
+        Raises the errors of Command.
         """
         if not changes.keys() <= _NAMES:
             raise unknown_option("Command.replace", changes, "argv")
-        return Command(**{**self._values(), **changes})
+        values = {**self._values(), **changes}
+        return Command(**(values if argv is None else {**values, "argv": argv}))
 
     def _with_argv(self, argv: object) -> Command:
         """Returns a Command with another argv, without checking the other fields again."""
@@ -360,11 +373,14 @@ def _items(env: Mapping[str, str] | None) -> frozenset[tuple[str, str]] | None:
 def encode_argv(argv: object) -> list[bytes]:
     """The arguments of a command, encoded; SpecError if it is not a command."""
     if not isinstance(argv, (list, tuple)):
-        if not isinstance(argv, (str, bytes, os.PathLike)):
+        if isinstance(argv, (str, bytes, os.PathLike)):
+            argv = (argv,)
+        elif isinstance(argv, Sequence) and not isinstance(argv, (bytearray, memoryview)):
+            argv = tuple(argv)
+        else:
             text = f"the command is neither a list nor a str: {short(argv)}"
             is_words = isinstance(argv, Iterable) and not isinstance(argv, Mapping)
             raise SpecTypeError(f"{text}; make a list of it: list(words)" if is_words else text)
-        argv = (argv,)
     try:
         encoded = [
             arg.encode(ENCODING, "surrogateescape") if type(arg) is str else os.fsencode(arg)

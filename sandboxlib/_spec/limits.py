@@ -103,7 +103,7 @@ class Limits(Value):
     locked_memory: int | None
     open_files: int | None
     nice: int | None
-    scheduler: str | None
+    scheduler: _types.Literal["other", "batch", "idle"] | None
     cpuset: int | tuple[int, ...] | None
     oom_score_adj: int | None
     memory: int | None
@@ -127,7 +127,7 @@ class Limits(Value):
         open_files: int | None = None,
         locked_memory: int | str | None = None,
         nice: int | None = None,
-        scheduler: str | None = None,
+        scheduler: _types.Literal["other", "batch", "idle"] | None = None,
         cpuset: int | Iterable[int] | None = None,
         oom_score_adj: int | None = None,
         memory: int | str | None = None,

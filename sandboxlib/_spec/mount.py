@@ -53,7 +53,7 @@ class Mount(Value):
     _fields = ("target", "source", "type", "read_only", "recursive", "size", "mode")
     target: str
     source: str | None
-    type: str
+    type: _types.Literal["bind", "tmpfs", "proc", "dev"]
     read_only: bool
     recursive: bool
     size: int | None
@@ -63,7 +63,7 @@ class Mount(Value):
         self,
         target: _types.Path,
         source: _types.Path | None = None,
-        type: str = "bind",
+        type: _types.Literal["bind", "tmpfs", "proc", "dev"] = "bind",
         read_only: bool = False,
         recursive: bool = True,
         size: int | str | None = None,

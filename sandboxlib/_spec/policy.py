@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from .. import _types
 from .._seccomp import filters
-from .._values import Value, check_choice, check_flag, check_text
+from .._values import Value, check_choice, check_flag, check_text, is_several
 from ..errors import SpecError, SpecTypeError, setup_error
 
 TYPE_CHECKING = False
@@ -94,7 +94,8 @@ class Profile(Value):
         return f"Profile({self.content()!r})"
 
 
-Seccomp = str | os.PathLike[str] | Mapping[str, object] | Profile
+#: A profile, as Policy(seccomp=) takes it.
+Seccomp = os.PathLike[str] | Mapping[str, object] | Profile
 
 
 def _parsed(data: bytes, what: str) -> dict[str, Any]:
@@ -150,17 +151,17 @@ class Policy(Value):
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
 
     _fields = ("capabilities", "no_new_privs", "seccomp", "nesting")
-    capabilities: str | tuple[str, ...]
+    capabilities: _types.Literal["default", "all", "none"] | tuple[str, ...]
     no_new_privs: bool
-    seccomp: str | Profile
+    seccomp: _types.FilterName | Profile
     nesting: bool
 
     def __init__(
         self,
         *,
-        capabilities: str | Iterable[str] = "default",
+        capabilities: _types.Capabilities = "default",
         no_new_privs: bool = True,
-        seccomp: Seccomp = "default",
+        seccomp: _types.FilterName | Seccomp = "default",
         nesting: bool = False,
     ) -> None:
         check_flag("no_new_privs", no_new_privs)
@@ -206,7 +207,7 @@ def _capabilities(value: object) -> str | tuple[str, ...]:
             raise SpecTypeError(f"capabilities is one name, and has to be a list: [{value!r}]")
         check_choice("capabilities", value, ("default", "all", "none"))
         return value
-    if not isinstance(value, (list, tuple, set, frozenset)):
+    if not is_several(value):
         raise SpecTypeError(f"capabilities is neither a str nor a list of names: {value!r}")
     names = []
     for name in value:

@@ -17,6 +17,7 @@ from .._values import (
     check_number,
     check_path,
     check_text,
+    is_several,
     short,
     unknown_keyword,
 )
@@ -43,7 +44,7 @@ def _writable(value: object) -> str | tuple[str, ...]:
             raise SpecTypeError(f"filesystem_writable_paths is {text}")
         check_choice("filesystem_writable_paths", value, ("all", "none"))
         return value
-    if not isinstance(value, (list, tuple, set, frozenset)):
+    if not is_several(value):
         raise SpecTypeError(f"filesystem_writable_paths is neither a str nor a list: {_one(value)}")
     paths = [check_path("a writable path", path) for path in value]
     writable = sorted({check_inside("a writable path", "/" + path.lstrip("/")) for path in paths})
@@ -62,7 +63,7 @@ def _devices(value: object) -> str | tuple[str, ...]:
             raise SpecTypeError(f"devices is one path, and has to be a list of them: [{value!r}]")
         check_choice("devices", value, ("minimal", "root"))
         return value
-    if not isinstance(value, (list, tuple, set, frozenset)):
+    if not is_several(value):
         raise SpecTypeError(f"devices is neither a str nor a list of paths: {_one(value)}")
     paths = sorted({check_inside("a device", path) for path in value})
     for path in paths:
@@ -83,23 +84,23 @@ class Spec(Value):
         *("umask", "limits", "deterministic", "tmp", "resolv_conf", "personality"),
     )
     root: str
-    network: str
-    mounts: str
-    processes: str
-    ipc: str
+    network: _types.Kind
+    mounts: _types.Kind
+    processes: _types.Kind
+    ipc: _types.Kind
     hostname: str | None
     extra_mounts: tuple[Mount, ...]
-    filesystem_writable_paths: str | tuple[str, ...]
-    devices: str | tuple[str, ...]
+    filesystem_writable_paths: _types.Literal["all", "none"] | tuple[str, ...]
+    devices: _types.Literal["minimal", "root"] | tuple[str, ...]
     policy: Policy
     init: bool
-    user: str | User
+    user: _types.UserName | User
     umask: int | None
     limits: Limits | None
     deterministic: bool
-    tmp: str
+    tmp: _types.Tmp
     resolv_conf: bool
-    personality: str | None
+    personality: _types.Literal["linux32"] | None
     _left: frozenset[str]  # the names of arguments that were None, and got a default
     _user_kind: str  # 'caller', 'root' or 'ranges'
     _ids: tuple[int, int] | None  # uid and gid of the User
@@ -114,23 +115,23 @@ class Spec(Value):
         self,
         root: _types.Path,
         *,
-        network: str = "isolated",
-        mounts: str = "isolated",
-        processes: str = "isolated",
-        ipc: str = "isolated",
+        network: _types.Kind = "isolated",
+        mounts: _types.Kind = "isolated",
+        processes: _types.Kind = "isolated",
+        ipc: _types.Kind = "isolated",
         hostname: str | None = None,
         extra_mounts: Iterable[Mount | Sequence[object]] | None = (),
-        filesystem_writable_paths: str | Iterable[_types.Path] | None = None,
-        tmp: str | None = None,
-        devices: str | Iterable[_types.Path] = "minimal",
+        filesystem_writable_paths: _types.Writable | None = None,
+        tmp: _types.Tmp | None = None,
+        devices: _types.Devices = "minimal",
         resolv_conf: bool = False,
         policy: Policy = DEFAULT,
         init: bool = True,
-        user: int | str | User | None = None,
+        user: int | _types.UserName | User | None = None,
         umask: int | None = None,
         limits: Limits | None = None,
         deterministic: bool = False,
-        personality: str | None = None,
+        personality: _types.Literal["linux32"] | None = None,
         **unknown: _types.NoReturn,
     ) -> None:
         if unknown:
@@ -305,6 +306,7 @@ def _cached(kind: type[Spec], root: Path, /, **options: Any) -> Spec:
 
 _cached_policy = functools.lru_cache(maxsize=64, typed=True)(Policy)
 _POLICY = frozenset(Policy._fields)
+_SEVERAL = frozenset(("extra_mounts", "filesystem_writable_paths", "devices"))
 
 
 def _policy_for(options: dict[str, Any]) -> Policy:
@@ -334,12 +336,16 @@ def sandbox_for(root: Path, options: dict[str, Any], kind: type[Spec] = Spec) ->
     if not _POLICY.isdisjoint(options):
         options = dict(options)
         options["policy"] = _policy_for(options)
-    hashable = {name: tuple(v) if type(v) is list else v for name, v in options.items()}
+    hashable: dict[str, Any] = {
+        # Other iterables than these may be hashed by their identity, and change all the same.
+        name: tuple(v) if type(v) is list or (name in _SEVERAL and is_several(v)) else v
+        for name, v in options.items()
+    }
     mounts = hashable.get("extra_mounts") or ()
     is_absolute = isinstance(root, str) and root.startswith("/")
     if not is_absolute or type(mounts) is not tuple or not all(type(m) is Mount for m in mounts):
-        return kind(root, **options)
+        return kind(root, **hashable)
     try:
-        return _cached(kind, root, **hashable)
+        return _cached(kind, root, **hashable)  # type: ignore[arg-type]
     except TypeError:  # an option cannot be hashed, or is wrong: the next line tells which
-        return kind(root, **options)
+        return kind(root, **hashable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .. import _types
 from .._values import Value, check_choice, check_flag, check_number
 from ..errors import SpecError, SpecTypeError
 
@@ -59,7 +60,7 @@ def _groups(value: object) -> tuple[int, ...]:
     return groups
 
 
-def check_user(value: object) -> str | User:
+def check_user(value: object) -> _types.UserName | User:
     """Checks `user=` of a Sandbox: a User, one of NAMES, or an int, which stands for User(uid)."""
     if isinstance(value, User):
         return value
@@ -68,4 +69,4 @@ def check_user(value: object) -> str | User:
     if not isinstance(value, str):
         raise SpecTypeError(f"user is neither a User, nor a uid, nor one of {NAMES}: {value!r}")
     check_choice("user", value, NAMES)
-    return value
+    return value  # type: ignore[return-value]

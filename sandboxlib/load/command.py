@@ -5,6 +5,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .. import _types
     from .._spec.user import User
 
 
@@ -24,4 +25,4 @@ class Process:
         self.cwd = cwd
         self.env = env
         self.account = account
-        self.user: str | User = "caller"
+        self.user: _types.UserName | User = "caller"

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that only type checkers read (tests/unit/test_types.py): what the calls return, and what
+they do not take. A line with `type: ignore` has to be an error, as the checkers report one that is
+not needed.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+from subprocess import CompletedProcess, run
+from typing import Any
+
+from typing_extensions import assert_type
+
+import sandboxlib
+from sandboxlib import (
+    STDOUT,
+    Command,
+    CommandFailed,
+    Limits,
+    Lines,
+    Mount,
+    Policy,
+    Result,
+    Runner,
+    Sandbox,
+    SandboxError,
+    SandboxExecutor,
+    Tee,
+    User,
+)
+
+# ---- values ----------------------------------------------------------------------------------
+
+box = Sandbox(
+    Path("/"),
+    network="undefined",
+    user=1000,
+    tmp="root",
+    devices=(f"/dev/{name}" for name in ("kvm", "fuse")),
+    extra_mounts=(Mount.bind(path, path) for path in (Path("/a"), "/b")),
+    filesystem_writable_paths={"/x": 1}.keys(),
+    policy=Policy(capabilities={"chown"}, seccomp=Path("profile.json")),
+    limits=Limits(memory="1G", cpuset=range(2), scheduler="idle") | None,
+)
+assert_type(box.replace(network="isolated", user=User(5, groups=[6])), Sandbox)
+assert_type(Command("x").replace(argv=["y"], timeout=5), Command)
+
+Sandbox("/", network="none")  # type: ignore[arg-type]
+Sandbox("/", netwrk="isolated")  # type: ignore[arg-type]
+Sandbox("/", user="nobody")  # type: ignore[arg-type]
+Policy(seccomp="strict")  # type: ignore[arg-type]
+Limits(scheduler="fast")  # type: ignore[arg-type]
+Command(["x"], on_overflow="stop")  # type: ignore[arg-type]
+Command("x").replace(timout=5)  # type: ignore[call-arg]
+
+# ---- calls -----------------------------------------------------------------------------------
+
+assert_type(box.run(["cc", b"-c", Path("a.c")]), Result)
+assert_type(box.run("true", check=True, fresh=True, timeout=5, pass_fds={3}), Result)
+box.run("x", stdout=Lines(print), stderr=STDOUT)
+box.run("x", stdout=Tee(1), env={"A": "b"})
+box.run("x", timout=5)  # type: ignore[call-arg]
+for each in box.map([["true"], Command("true")]):
+    assert_type(each, Result)
+for one in box.map((["true"] for _ in "ab"), on_failure="continue", ordered=False, cwd="/src"):
+    assert_type(one, Result | SandboxError)
+    print(one.exit)  # type: ignore[union-attr]
+box.map([["true"]], on_failure="go on")  # type: ignore[call-overload]
+for each in sandboxlib.map([(box, ["true"])], jobs=2, progress=lambda done, result: None):
+    assert_type(each, Result)
+for one in sandboxlib.map([(box, ["true"])], on_failure="continue"):
+    assert_type(one, Result | SandboxError)
+
+
+async def in_a_loop() -> None:
+    assert_type(await box.run_async(["true"], check=True), Result)
+
+
+# ---- results ---------------------------------------------------------------------------------
+
+try:
+    result = box.run("x").check()
+    assert_type(result, Result)
+    assert_type(result.exit, int)
+    assert_type(result.out, bytes | None)
+    assert_type(result.stdout.split(), list[bytes])
+    exit, out, err = result
+    assert_type(exit, int)
+except CommandFailed as error:
+    assert_type(error.result, Result)
+
+# ---- runners ---------------------------------------------------------------------------------
+
+
+def build(runner: Runner) -> None:
+    assert_type(runner.run(["x"], cwd="/src"), Result)
+    for each in runner.map(Command(["x"]) for _ in "ab"):
+        assert_type(each, Result)
+    with SandboxExecutor(runner) as pool:
+        assert_type(pool.submit(["true"], cwd="/", check=True), Future[Result])
+        assert_type(pool.submit(run, ["true"]), Future[CompletedProcess[Any]])
+        for each in pool.map([["true"]]):
+            assert_type(each, Result)
+        pool.submit(["true"], timout=5)  # type: ignore[call-overload]
+
+
+build(box)
+
+# ---- run_sandbox, in both forms --------------------------------------------------------------
+
+assert_type(sandboxlib.run_sandbox("/", ["true"], network="undefined", timeout=5), Result)
+assert_type(sandboxlib.chroot.run_sandbox(Path("/"), "true", "/src", {"A": "b"}), Result)
+assert_type(sandboxlib.run_sandbox(["true"], filesystem_root="/", cwd="/"), Result)
+assert_type(sandboxlib.run_sandbox("true", filesystem_root="/"), Result)
+assert_type(sandboxlib.run_sandbox(["true"], "/", {"A": "b"}, "/", "all", "undefined"), Result)
+earlier = sandboxlib.degrade_config_for_capabilities({"network": "isolated"})
+assert_type(sandboxlib.run_sandbox(["true"], filesystem_root="/", **earlier), Result)
+assert_type(sandboxlib.run_sandbox_with_redirection("/", ["true"], stdout=1), int)
+sandboxlib.run_sandbox("/", "true", netwrk="isolated")  # type: ignore[call-overload]
+
+with sandboxlib.load.open_image("x.tar") as (root, process):
+    sandboxlib.run_sandbox(
+        root, process.argv, process.cwd, env=process.env, user=process.user, network="undefined"
+    )
