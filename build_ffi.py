@@ -2,9 +2,9 @@
 """Build the compiled module: csrc/sandbox.h is the cdef, csrc/caller/ and csrc/child/ are the code.
 
 The reaper is a program of its own, made from csrc/reaper/ and csrc/child/. It is compiled and
-linked first, without libc, into sandboxlib/_init, and csrc/caller/host.c includes its bytes. The
-wheel has the file too, for machines that forbid running programs from memory (sysctl
-vm.memfd_noexec=2).
+linked first, without libc, into sandboxlib/_init, and that of a session, made from the same files,
+into sandboxlib/_init_session. csrc/caller/host.c includes the bytes of both. The wheel has the
+files too, for machines that forbid running programs from memory (sysctl vm.memfd_noexec=2).
 
 SBX_CFLAGS adds flags to the extension, for sanitizers; the reaper, which has no libc, does not get
 them.
@@ -21,6 +21,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 CSRC = HERE / "csrc"
 INIT = HERE / "sandboxlib" / "_init"
+INIT_SESSION = HERE / "sandboxlib" / "_init_session"
 CALLER, CHILD, REAPER = (
     sorted((CSRC / folder).glob("*.c")) for folder in ("caller", "child", "reaper")
 )
@@ -35,14 +36,16 @@ INIT_FLAGS = [
 
 
 def build_init() -> None:
-    """Compile the reaper with $CC, or with the compiler that the interpreter was built with."""
+    """Compile the reapers with $CC, or with the compiler that the interpreter was built with."""
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
-    sources = map(str, (CSRC / "freestanding.c", *REAPER, *CHILD))
-    subprocess.run([compiler, *INIT_FLAGS, "-o", str(INIT), *sources], check=True)
+    sources = [*map(str, (CSRC / "freestanding.c", *REAPER, *CHILD))]
+    command = [compiler, *INIT_FLAGS, *sources]
+    subprocess.run([*command, "-o", str(INIT)], check=True)
+    subprocess.run([*command, "-DSBX_IN_SESSION", "-o", str(INIT_SESSION)], check=True)
 
 
 def make_ffi() -> FFI:
-    """Build the reaper, and return the FFI that setup.py hands to cffi."""
+    """Build the reapers, and return the FFI that setup.py hands to cffi."""
     build_init()
     extra_flags = shlex.split(os.environ.get("SBX_CFLAGS", ""))
     ffi = FFI()
@@ -52,8 +55,8 @@ def make_ffi() -> FFI:
         '#include <stdint.h>\n#include "sandbox.h"',
         sources=[str(path.relative_to(HERE)) for path in (*CALLER, *CHILD)],
         include_dirs=["csrc"],
-        depends=["build_ffi.py", str(INIT), *map(str, CSRC.glob("**/*.[ch]"))],
-        define_macros=[("SBX_INIT", f'"{INIT}"')],
+        depends=["build_ffi.py", str(INIT), str(INIT_SESSION), *map(str, CSRC.glob("**/*.[ch]"))],
+        define_macros=[("SBX_INIT", f'"{INIT}"'), ("SBX_INIT_SESSION", f'"{INIT_SESSION}"')],
         extra_compile_args=["-std=gnu11", "-fvisibility=hidden", *extra_flags],
         extra_link_args=["-Wl,-z,now", *extra_flags],
     )

@@ -241,10 +241,14 @@ struct sbx_record {
 /* The kinds of messages that a reaper is sent. */
 enum sbx_message {
     SBX_PLACE = 1, /* the first message: a struct sbx_place follows, and all that it points to */
-    SBX_ORDER, /* a command: the numbers of its descriptors, its cwd and strings follow. A resident
-                  also gets the descriptors of stdio and of the cgroups */
-    SBX_SIGNAL /* a signal for every process of the run */
+    SBX_ORDER,  /* a command: the numbers of its descriptors, its cwd and strings follow. A resident
+                   also gets the descriptors of stdio and of the cgroups */
+    SBX_SIGNAL, /* a signal for every process of the run */
+    SBX_COMMAND_FDS /* to pid 1 of a session: the descriptors of a command come along: the socket of
+                       its reaper, stdio, and those that are passed. The order follows there */
 };
+
+enum { SBX_OF_A_COMMAND = 4 }; /* descriptors of SBX_COMMAND_FDS, without those that are passed */
 
 /* Every message begins with this. */
 struct sbx_order {

@@ -220,6 +220,7 @@ struct sbx_run {
     int status; /* the socket to its reaper, -1: there is none */
     int group;  /* 1: no pid namespace: end the process group as well */
     int orphan; /* 1: it is not the caller's child, and somebody else reaps it */
+    int in_session; /* 1: its reaper is one of several in the namespaces of a session */
     int setting_up; /* 1: the child is in the caller's memory; the kernel clears it */
     int64_t killed; /* when SIGKILL was sent, in ns of CLOCK_MONOTONIC; 0: it was not */
     int stuck; /* after sbx_end: a pidfd of what SIGKILL did not end in SBX_LAST_MS, or 0. Python
@@ -230,7 +231,8 @@ struct sbx_run {
         first; /* the result of the pump of job.pump_ns; DONE: sbx_end was called as well */
     int ended;
     int wait_status;   /* of wait(2), once ended; negative: -errno of the wait for it: -ECHILD means
-                          that somebody else took the status */
+                          that somebody else took the status, -EOWNERDEAD that the reaper of a
+                          command in a session was killed */
     int has_usage;     /* whether there is any, once ended */
     int64_t usage[18]; /* struct rusage of getrusage(2), for all processes of the run that were
                           waited for; a peak memory that is not known is 0 */
@@ -259,6 +261,11 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
  * the job cannot be sent (ETOOMANYREFS, say): nothing runs there, and the job may be started
  * elsewhere. */
 int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run);
+
+/* Starts JOB in a session: CONTROL is the socket to its pid 1, which is run->status of a run with
+ * the session's program as its reaper. Returns 0, or -1 and run->failure: step ORDER if the session
+ * is over. */
+int sbx_spawn_in_session(int control, const struct sbx_job *job, struct sbx_run *run);
 
 /* Kills all that is in a slot and waits for its end, SBX_LAST_MS at most: see slot->stuck. Does
  * nothing the second time. In a fork of the caller it only closes the descriptors. */
@@ -295,8 +302,9 @@ int sbx_set_dumpable(int dumpable);
 /* Returns a number for the file that FD has open; 0: it is not open. */
 uint64_t sbx_file_of(int fd);
 
-/* Opens the reaper's program in a sealed memfd. Returns a descriptor, or -errno. */
-int sbx_open_init(void);
+/* Opens the reaper's program, or that of a session, in a sealed memfd. Returns a descriptor, or
+ * -errno. */
+int sbx_open_init(int of_session);
 
 /* Returns a stack of SBX_STACK_SIZE with a guard page below it, or NULL if there is no memory. */
 char *sbx_new_stack(void);

@@ -22,6 +22,7 @@ from .errors import (
     ImageError,
     ProgramNotFound,
     SandboxError,
+    SessionOver,
     SetupError,
     SpecError,
     SpecTypeError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from ._concurrent.aio import AsyncProcess
     from ._concurrent.pool import SandboxExecutor
     from ._concurrent.process import Process
+    from ._concurrent.session import Session
     from ._runner import Runner
     from ._spec.command import CommandOptions
 
@@ -64,6 +66,8 @@ __all__ = [
     "Sandbox",
     "SandboxError",
     "SandboxExecutor",
+    "Session",
+    "SessionOver",
     "SetupError",
     "SpecError",
     "SpecTypeError",
@@ -99,6 +103,7 @@ _NAMES_LATER = {
     "AsyncProcess": "_concurrent.aio",
     "CommandOptions": "_spec.command",
     "Process": "_concurrent.process",
+    "Session": "_concurrent.session",
     "Runner": "_runner",
     "SandboxExecutor": "_concurrent.pool",
 }

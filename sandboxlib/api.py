@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from ._choice import doctor as _doctor
     from ._concurrent import aio, process
     from ._concurrent import map as _map
+    from ._concurrent import session as _session
 else:
     aio, process = _Later("._concurrent.aio"), _Later("._concurrent.process")
     _map, _doctor = _Later("._concurrent.map"), _Later("._choice.doctor")
+    _session = _Later("._concurrent.session")
 
 
 class Sandbox(Spec):
@@ -304,6 +306,22 @@ class Sandbox(Spec):
         """
         given = {**options, "fresh": fresh}
         return _map.start(_map.each_in(self, commands), jobs, ordered, on_failure, progress, given)
+
+    def session(self, *, timeout: float | None = None, **unknown: _types.Any) -> _session.Session:
+        """Opens a session: a place in which several commands run, one after the other or at once,
+        that see each other.
+
+            with box.session() as s, s.start(["redis-server"]):
+                s.run(["redis-cli", "ping"])
+
+        timeout: float, seconds that opening may take. None (the default): no limit.
+
+        The cgroup limits of the Sandbox hold for the session as a whole, its other limits for each
+        command. Raises SpecError if the Sandbox has processes='undefined' or init=False;
+        UnsupportedError if the executor drives a program of its own (linux_user_chroot,
+        bubblewrap); SetupError if the kernel refuses a step.
+        """
+        return _session.open_session(self, {"timeout": timeout, **unknown})
 
     def close(self) -> None:
         """Ends the slots, which keep namespaces from run to run; the next run makes new ones."""

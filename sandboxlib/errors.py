@@ -14,6 +14,7 @@
      |   |- SetupDenied(PermissionError)
      |   `- SetupNotADirectory(NotADirectoryError)
      |- Unkillable                           the run was killed, and the kernel does not end it
+     |- SessionOver                          the session of a command is over
      |- StatusLost(ChildProcessError)        the command ran, but its exit status cannot be known
      `- CommandFailed                        Result.check(), or a map with on_failure='stop'
 
@@ -172,6 +173,21 @@ class Unkillable(SandboxError):
         return (
             f"{text}; it ends when that answers, or is taken away (a FUSE, a network file system)"
         )
+
+
+class SessionOver(SandboxError):
+    """A session is over: it was closed, or something ended it. Raised for a command that should
+    start there, or that was killed with it.
+
+    why: str, for people.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the session is over: {self.why}"
 
 
 class StatusLost(SandboxError, ChildProcessError):

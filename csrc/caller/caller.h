@@ -28,6 +28,8 @@ long move_above(long fd, int lowest);
  * answer until then is of no use. */
 void limit_patience(int socket);
 
+int make_socket(int *ours, int *theirs);
+
 /* Makes the caller's ends of the outputs; STDIO gets the command's ends. */
 int make_outputs(const struct sbx_job *job, struct sbx_run *run, int stdio[3]);
 /* Closes our copies of the command's ends: it has inherited them, or the spawn failed. */
@@ -58,6 +60,10 @@ long send_all(int socket, struct iovec *parts, int n, const int *fds, int n_fds,
 
 void reset_run(struct sbx_run *run, const struct sbx_place *place);
 long clone_child(struct sbx_child *c, char *stack);
+
+/* Waits for the reaper's record that the command began, or why it did not. If the reaper is killed
+ * first, sbx_pump reports its death. */
+void await_command(struct sbx_run *run, int64_t ns);
 
 /* Moves output, and waits, in the call that starts the run: most runs end there, and Python takes
  * its lock once only. */

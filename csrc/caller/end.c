@@ -147,6 +147,8 @@ long kill_run(struct sbx_run *run) {
         kill_slot(run->slot);
         return 0;
     }
+    if (run->in_session) /* its reaper then ends all descendants of the command, and itself */
+        return raw(__NR_shutdown, run->status, SHUT_WR);
     /* Without a reaper the command leads its group. If it is also pid 1, this is enough. */
     if (run->group && signal_group(run, SIGKILL) == 0)
         return 0;
@@ -184,10 +186,11 @@ static void end_process(struct sbx_run *run) {
     long error = run->killed ? 0 : kill_run(run);
     if (error < 0 && error != -ESRCH)
         sbx_close(&run->status);
-    if (!wait_for_end(run->pidfd, run->killed)) {
+    /* A reaper in a session has to find what it kills. */
+    if (!wait_for_end(run->pidfd, run->killed + (run->in_session ? LAST_NS : 0))) {
         run->stuck = (int)move_above(run->pidfd, 3);
         run->pidfd = -1;
-    } else if (run->orphan) {
+    } else if (run->orphan && !run->in_session) {
         reap_orphan(run->pidfd);
     } else {
         sbx_collect(run);

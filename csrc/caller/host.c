@@ -19,11 +19,16 @@
 __asm__(".section .rodata\n"
         ".globl sbx_init_start\n.hidden sbx_init_start\n"
         ".globl sbx_init_end\n.hidden sbx_init_end\n"
-        "sbx_init_start:\n.incbin \"" SBX_INIT "\"\nsbx_init_end:\n.previous\n");
-extern const char sbx_init_start[], sbx_init_end[];
+        ".globl sbx_session_start\n.hidden sbx_session_start\n"
+        ".globl sbx_session_end\n.hidden sbx_session_end\n"
+        "sbx_init_start:\n.incbin \"" SBX_INIT "\"\nsbx_init_end:\n"
+        "sbx_session_start:\n.incbin \"" SBX_INIT_SESSION "\"\nsbx_session_end:\n.previous\n");
+extern const char sbx_init_start[], sbx_init_end[], sbx_session_start[], sbx_session_end[];
 
-int sbx_open_init(void) {
-    size_t size = (size_t)(sbx_init_end - sbx_init_start), written = 0;
+int sbx_open_init(int of_session) {
+    const char *program = of_session ? sbx_session_start : sbx_init_start;
+    size_t written = 0;
+    size_t size = (size_t)((of_session ? sbx_session_end : sbx_init_end) - program);
     unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
     long fd = raw(__NR_memfd_create, "sandboxlib-init", flags | 0x10 /* MFD_EXEC, Linux 6.3 */);
     if (fd == -EINVAL)
@@ -32,7 +37,7 @@ int sbx_open_init(void) {
                     RESIDENT_FDS); /* above all numbers that the child gives to other descriptors */
     long result = fd;
     while (result >= 0 && written < size) {
-        result = raw(__NR_write, fd, sbx_init_start + written, size - written);
+        result = raw(__NR_write, fd, program + written, size - written);
         written += result > 0 ? (size_t)result : 0;
     }
     if (result >= 0)

@@ -12,7 +12,7 @@
 long send_all(int socket, struct iovec *parts, int n, const int *fds, int n_fds, int flags) {
     union {
         struct cmsghdr head;
-        char room[CMSG_SPACE((3 + SBX_MOST_CGROUPS) * sizeof(int))];
+        char room[CMSG_SPACE((SBX_OF_A_COMMAND + SBX_MOST_PASSED) * sizeof(int))];
     } control = {.head = {0}};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)n};
     if (n_fds) {

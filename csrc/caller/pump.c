@@ -79,7 +79,7 @@ static void read_record(struct sbx_run *run) {
         raw(__NR_recvfrom, run->status, &record, sizeof record, MSG_DONTWAIT, 0, 0);
     if (record.magic == SBX_RECORD_MAGIC && record.run == 1)
         take_record(run, &record);
-    else if (WIFEXITED(run->wait_status))
+    else if (!run->in_session && WIFEXITED(run->wait_status))
         run->wait_status = -ECHILD;
 }
 
@@ -122,7 +122,10 @@ void sbx_collect(struct sbx_run *run) {
     } else {
         if (run->group)
             sbx_signal(run, SIGKILL);
-        sbx_reap(run);
+        if (run->in_session)
+            run->wait_status = -EOWNERDEAD; /* unless there is a record */
+        else
+            sbx_reap(run);
         read_record(run);
     }
     run->ended = 1;

@@ -55,6 +55,7 @@ void reset_run(struct sbx_run *run, const struct sbx_place *place) {
     run->out.is_terminal = run->err.is_terminal = 0;
     run->group = place && place->session && !(place->namespaces & CLONE_NEWPID);
     run->orphan = place && place->reaper == SBX_RESIDENT;
+    run->in_session = 0;
     run->ended = run->has_usage = 0;
     run->first = SBX_PUMP_AGAIN;
     run->wait_status = -ECHILD;
@@ -64,9 +65,7 @@ void reset_run(struct sbx_run *run, const struct sbx_place *place) {
     run->failure.index = run->failure.error = 0;
 }
 
-/* Waits for the reaper's record that the command began, or why it did not. If the reaper is killed
- * first, sbx_pump reports its death. */
-static void await_command(struct sbx_run *run, int64_t ns) {
+void await_command(struct sbx_run *run, int64_t ns) {
     struct sbx_record record = {0};
     struct pollfd told = {run->status, POLLIN, 0};
     struct timespec left = {ns / 1000000000, ns % 1000000000};

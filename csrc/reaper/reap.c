@@ -56,7 +56,9 @@ int pass_signals(void) {
            == sizeof message) {
         if (message.kind != SBX_SIGNAL)
             return 0;
-        if (message.run == run_number)
+        if (message.run == run_number && IN_SESSION)
+            signal_descendants(message.signum);
+        else if (message.run == run_number)
             raw(__NR_kill, -1, message.signum);
     }
     return n == -EAGAIN;
@@ -88,6 +90,8 @@ static void detach_tracee(long pid, int status) {
     int signum = WSTOPSIG(status);
     int is_stop = signum == SIGSTOP || signum == SIGTSTP || signum == SIGTTIN || signum == SIGTTOU;
     raw(__NR_ptrace, PTRACE_GETSIGINFO, pid, 0, &info);
+    if (IN_SESSION && info.si_pid == raw(__NR_getpid, 0))
+        is_stop = 0;
     if (signum == SIGTRAP || (is_stop && info.si_pid > 1))
         signum = 0;
     raw(__NR_ptrace, PTRACE_DETACH, pid, 0, signum);
@@ -112,8 +116,11 @@ int reap_until(long command) {
                 return status;
         if (pid < 0)
             return (int)pid;
-        if (!caller_lives())
-            exit_reaper();
+        if (caller_lives())
+            continue;
+        if (IN_SESSION)
+            return kill_descendants(command);
+        exit_reaper();
     }
 }
 

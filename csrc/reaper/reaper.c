@@ -74,10 +74,14 @@ static void run_once(void) {
     long error = read_place();
     if (error < 0)
         fail_and_exit(SBX_STEP_CAPABILITIES, 0, error);
+    if (IN_SESSION)
+        await_command();
     error = receive_message(SBX_ORDER, &order, 0);
     if (error < 0)
         fail_and_exit(SBX_STEP_EXEC, -1, error);
     read_job(&order, &job, &c);
+    if (IN_SESSION) /* otherwise the child was in the cwd before it became the reaper */
+        job.cwd = contents + (size_t)order.n_passed * sizeof(int);
     run_place.reaper = 0;
     c.run = &run;
     c.place = &run_place;
@@ -89,7 +93,8 @@ static void run_once(void) {
         write_record(SBX_READY_MAGIC);
     if (command >= 0)
         run.wait_status = reap_until(command);
-    if (!kill_and_reap()) /* waiting counts their usage; the kernel would kill them as well */
+    if (!IN_SESSION
+        && !kill_and_reap()) /* waiting counts their usage; the kernel would kill them as well */
         sbx_fail(&run, SBX_STEP_KILL, 0, -ETIMEDOUT);
     write_record(SBX_RECORD_MAGIC);
     exit_reaper();
@@ -105,7 +110,7 @@ void reaper(void) {
     run_number = 1;
     if (receive_message(SBX_PLACE, &order, 0) < 0)
         exit_reaper();
-    if (!order.stays)
+    if (IN_SESSION || !order.stays)
         run_once();
     run_number = 0;
     raw(__NR_rt_sigaction, RESIDENT_BELL, &action, 0, RAW_SIGSET_SIZE);

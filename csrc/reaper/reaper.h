@@ -8,6 +8,14 @@
 
 #include "../child/child.h"
 
+/* The same files make two programs: the reaper of one run, which may be a resident, and that of a
+ * session. */
+#ifdef SBX_IN_SESSION
+enum { IN_SESSION = 1 };
+#else
+enum { IN_SESSION = 0 };
+#endif
+
 #define CHILD_SIGNAL ((uint64_t)1 << (SIGCHLD - 1))
 #define BELL_SIGNAL ((uint64_t)1 << (RESIDENT_BELL - 1))
 
@@ -60,6 +68,16 @@ int reap_until(long command);
 /* Kills all that is left in the pid namespace. 0: some that got SIGKILL do not end, as they wait in
  * the kernel for something that does not come. */
 int kill_and_reap(void);
+
+/* ---- a session ----------------------------------------------------------------------------- */
+
+/* The main function of pid 1 of a session. It returns in the reaper of a command, which then has
+ * the descriptors of any other reaper. */
+void await_command(void);
+/* Sends a signal to all descendants of the calling process. */
+void signal_descendants(int signum);
+/* Kills all descendants, and waits until none is left: returns the wait status of COMMAND. */
+int kill_descendants(long command);
 
 /* ---- a resident ---------------------------------------------------------------------------- */
 

@@ -17,6 +17,7 @@ from .._choice import choose
 from .._core import native
 from .._runs import job
 from .._runs.run import Run
+from .._runs.session import OpenSession
 from .._spec.command import Command
 from .._spec.spec import Spec
 from ..result import Result
@@ -121,19 +122,22 @@ class _Watch:
 # ---- a run -------------------------------------------------------------------------------------
 
 
-async def run(box: Spec, command: Command, fresh: bool) -> Result:
-    """Run a Command in the caller's event loop; see Sandbox.run_async."""
+async def run(box: Spec | OpenSession, command: Command, fresh: bool) -> Result:
+    """Run a Command in the caller's event loop; see Sandbox.run_async and Session.run_async."""
     began = monotonic()
-    box = box._for(command)
-    executor = choose.native_executor_of(box)
     loop = _loop()
-    run = Run(executor.plan_of(box), job.job_of(command, box), command)
+    if isinstance(box, OpenSession):
+        run, name = box.run_of(command), box.executor
+    else:
+        box = box._for(command)
+        executor = choose.native_executor_of(box)
+        run, name = Run(executor.plan_of(box), job.job_of(command, box), command), executor.name
     watch = _Watch(run)
     try:
         run.start(fresh)
         while not run.follow(lib.sbx_pump(run.struct, 0)):
             await loop.ready(watch.fileno(), _patience(run))
-        return run.result(executor.name, began, run.plan.isolation)
+        return run.result(name, began, run.plan.isolation)
     finally:  # after a cancellation too: kill the run, wait for its end, close its descriptors
         watch.close()
         run.end()

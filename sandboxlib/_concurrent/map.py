@@ -21,6 +21,7 @@ from .._choice.choose import run_command
 from .._core import native, pump
 from .._runs import job
 from .._runs.run import LONGEST_WAIT, Run, Stopped, slots_of, this_thread
+from .._runs.session import OpenSession
 from .._spec.command import Command, command_of
 from .._spec.spec import Spec
 from .._values import check_flag, short
@@ -43,8 +44,10 @@ _SIGKILL = 9
 _EACH = "; each item of a map is a command: the words of one command are a list"
 
 
-def each_in(box: Spec, commands: Iterable[object]) -> Iterator[tuple[Spec, object]]:
-    """Pair each command with the same Sandbox, as start() takes them."""
+def each_in(
+    box: Spec | OpenSession, commands: Iterable[object]
+) -> Iterator[tuple[Spec | OpenSession, object]]:
+    """Pair each command with the same Sandbox or session, as start() takes them."""
     _check_iterable(commands)
     if isinstance(commands, (list, tuple)):
         _refuse_one_argv(commands)
@@ -181,7 +184,8 @@ class _Map:
     def _start(self, number: int, call: object) -> None:
         self._commands[number] = call
         try:
-            if not (isinstance(call, tuple) and len(call) == 2 and isinstance(call[0], Spec)):
+            places = Spec, OpenSession
+            if not (isinstance(call, tuple) and len(call) == 2 and isinstance(call[0], places)):
                 text = f"not a Sandbox and a command: {short(call)}"
                 raise SpecTypeError(f"{text}; write [(box, ['make']), ...], or box.map()")
             box, argv = call
@@ -265,9 +269,12 @@ class _Group:
         """
         return len(self) < (self.jobs if self._runs else 2 * self.jobs)
 
-    def start(self, number: int, box: Spec, command: Command) -> None:
+    def start(self, number: int, box: Spec | OpenSession, command: Command) -> None:
         """Start a run, or hand it to a worker. Raises SandboxError if it cannot be started."""
         began = monotonic()
+        if isinstance(box, OpenSession):
+            self._start_run(number, box.run_of(command), box.executor, began)
+            return
         limited = box._for(command)
         executor = choose.executor_of(limited, choose.needs_native(command))
         plan = executor.plan_of(limited)
@@ -277,7 +284,10 @@ class _Group:
             self._start_thread(number, box, command)
             return
         run = Run(plan, job.job_of(command, limited), command)
-        self._runs[number] = run, executor.name, began
+        self._start_run(number, run, executor.name, began)
+
+    def _start_run(self, number: int, run: Run, executor: str, began: float) -> None:
+        self._runs[number] = run, executor, began
         try:
             run.start(fresh=False)
         except SandboxError:

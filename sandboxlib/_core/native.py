@@ -33,30 +33,30 @@ def text(string: str) -> Any:
 
 # ---- the reaper's program --------------------------------------------------------------------
 
-_init: tuple[int, int] | None = None
+_programs: dict[bool, tuple[int, int]] = {}
 
 
-def init_descriptor() -> int:
-    """A descriptor of the reaper's program, opened once. A host may close descriptors that are not
-    its own and reuse the number, so every run checks that the number still names the same file:
-    only our program may run as pid 1.
+def init_descriptor(of_session: bool = False) -> int:
+    """A descriptor of the reaper's program, or of that of a session, opened once. A host may close
+    descriptors that are not its own and reuse the number, so every run checks that the number still
+    names the same file: only our program may run as pid 1.
     """
-    global _init  # noqa: PLW0603
-    if _init is not None and lib.sbx_file_of(_init[0]) == _init[1]:
-        return _init[0]
-    fd: int = lib.sbx_open_init()
+    program = _programs.get(of_session)
+    if program is not None and lib.sbx_file_of(program[0]) == program[1]:
+        return program[0]
+    fd: int = lib.sbx_open_init(of_session)
     if fd in (-errno.EACCES, -errno.EPERM):  # sysctl vm.memfd_noexec
-        fd = _open_shipped()
+        fd = _open_shipped("_init_session" if of_session else "_init")
     if fd < 0:
         raise errors.setup_error(-fd, None, "reaper", "open the reaper's program")
-    _init = fd, lib.sbx_file_of(fd)
+    _programs[of_session] = fd, lib.sbx_file_of(fd)
     return fd
 
 
-def _open_shipped() -> int:
+def _open_shipped(name: str) -> int:
     import fcntl
 
-    path = os.path.join(os.path.dirname(errors.__file__), "_init")
+    path = os.path.join(os.path.dirname(errors.__file__), name)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 5)

@@ -120,6 +120,9 @@ class Run:
         *("_workspace", "_slots", "_slot", "_stubs", "unkillable"),
     )
 
+    of_session = False  # True: the reaper is that of a session
+    last = LAST  # seconds from SIGKILL to the end of the run
+
     def __init__(
         self,
         plan: Plan,
@@ -234,7 +237,8 @@ class Run:
         if self.deadline is not None:
             self._check_oom_score()
             work.job.setup_ns = int(self._setup_time() * 1e9)
-        while _spawn(work, plan, self._job, self._stdio, plan.stub_flags(stubs)) != 0:
+        options = work, plan, self._job, self._stdio
+        while _spawn(*options, plan.stub_flags(stubs), of_session=self.of_session) != 0:
             step, index, error = _failure(work)
             missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
             if not missing or index in stubs or not plan.mounts[index].in_root:
@@ -299,14 +303,14 @@ class Run:
     def due(self) -> float:
         """When the run next needs attention, even if no event comes; by monotonic()."""
         killed: int = self.struct.killed
-        late = (killed / 1e9 + LAST) if killed else _NEVER
+        late = (killed / 1e9 + self.last) if killed else _NEVER
         return late if self.deadline is None else min(late, self.deadline)
 
     def follow(self, result: int) -> bool:
         """Handles what sbx_pump returned. True once the run is over. SetupError, Unkillable."""
         if result == _DONE:
             return True
-        if (killed := self.struct.killed) and monotonic() >= killed / 1e9 + LAST:
+        if (killed := self.struct.killed) and monotonic() >= killed / 1e9 + self.last:
             self._give_up()
         if result == _FULL:
             if self._extras is None or not self._extras.feed(self._workspace):
@@ -452,13 +456,14 @@ def _spawn(
     stdio: tuple[int, int, int],
     stub_flags: Any,
     mapper: int = -1,
+    of_session: bool = False,
 ) -> int:
     if plan.mapped_outside and mapper < 0:
         from .id_maps import Mapper
 
         with Mapper(workspace) as fd:
-            return _spawn(workspace, plan, job, stdio, stub_flags, fd)
-    init = native.init_descriptor() if plan.reaper else -1
+            return _spawn(workspace, plan, job, stdio, stub_flags, fd, of_session)
+    init = native.init_descriptor(of_session) if plan.reaper else -1
     keep = fill_job(workspace, job.blob, job.cwd_size, job.counts, stdio, init, stub_flags, mapper)
     args = (plan.place, workspace.job, workspace.run, workspace.stack)
     if (guard := native.unreadable_for(plan.place)) is None:

@@ -21,6 +21,8 @@ from sandboxlib._core import native, workspace
 TOP = Path(__file__).resolve().parents[2]
 PACKAGE = Path(sandboxlib.__file__).parent
 CSRC = TOP / "csrc"
+#: The reaper of a run, and that of a session.
+PROGRAMS = [PACKAGE / "_init", PACKAGE / "_init_session"]
 
 LICENSED = [
     *(
@@ -80,7 +82,9 @@ def test_the_child_and_the_reaper_call_nothing_that_could_lock(tmp_path: Path, l
     child, reaper = (sorted((CSRC / name).glob("*.c")) for name in ("child", "reaper"))
     assert undefined(tmp_path, ["-fPIC", level], child) <= PURE_LIBC
     flags = [level, "-fno-pie", "-ffreestanding", "-fno-stack-protector", "-DSBX_IN_REAPER"]
-    assert not undefined(tmp_path, flags, [CSRC / "freestanding.c", *child, *reaper])
+    for more in ([], ["-DSBX_IN_SESSION"]):
+        sources = [CSRC / "freestanding.c", *child, *reaper]
+        assert not undefined(tmp_path, [*flags, *more], sources)
 
 
 def test_the_extension_binds_everything_when_it_is_loaded() -> None:
@@ -134,11 +138,13 @@ def test_files_and_functions_of_the_core_fit_a_screen() -> None:
 
 def test_the_reaper_s_program_is_small() -> None:
     most = 16384 if os.uname().machine == "x86_64" else 24576  # aarch64 has longer instructions
-    assert os.stat(PACKAGE / "_init").st_size <= most
+    for program in PROGRAMS:
+        assert program.stat().st_size <= most
 
 
-def test_the_reaper_is_static() -> None:
-    program = (PACKAGE / "_init").read_bytes()
+@pytest.mark.parametrize("file", PROGRAMS, ids=lambda file: file.name)
+def test_the_reaper_is_static(file: Path) -> None:
+    program = file.read_bytes()
     (offset,) = unpack_from("=Q", program, 32)  # elf(5): e_phoff, e_phentsize, e_phnum
     size, count = unpack_from("=HH", program, 54)
     types = {unpack_from("=I", program, offset + i * size)[0] for i in range(count)}

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Session: a long-lived place, in which several commands run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable
+from time import monotonic
+
+from .. import _types
+from .._choice import choose
+from .._runs.run import complete
+from .._runs.session import OpenSession
+from .._spec import command as _command
+from .._spec.command import Command, command_of
+from .._spec.spec import Spec
+from .._types import overload
+from .._values import check_seconds, unknown_keyword
+from ..errors import SandboxError, SpecError
+from ..result import Result
+from . import aio
+from . import map as _map
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def open_session(box: Spec, options: dict[str, Any]) -> Session:
+    """Opens a session; see Sandbox.session."""
+    if unknown := options.keys() - {"timeout"}:
+        raise unknown_keyword("session", sorted(unknown), ("timeout",), "")
+    timeout = options.get("timeout")
+    if timeout is not None:
+        timeout = check_seconds("timeout", timeout)
+    if box.processes != "isolated" or not box.init:
+        raise SpecError("a session takes processes='isolated' and init=True")
+    executor = choose.native_executor_of(box)
+    return Session(OpenSession(box, executor.plan_of, executor.name, timeout))
+
+
+class Session:
+    """A place in which several commands run, one after the other or at once. Sandbox.session opens
+    one.
+
+        with box.session() as s, s.start(["redis-server"]):
+            s.run(["redis-cli", "ping"])
+
+    The commands share the processes that they see, the network, /tmp, /dev/shm, IPC, and all that
+    they mount or write. Each has a reaper of its own, which ends all descendants of the command
+    after a timeout. What a command leaves behind when it ends by itself (a daemon) lives until the
+    session ends.
+
+    A Session is a context manager, also for `async with`. Leaving the block, close(), the garbage
+    collector (with a ResourceWarning), and the end of the caller's process end it, and kill
+    everything in it. Any number of threads may use a Session. It cannot be pickled. docs/session.md
+    has more.
+    """
+
+    __module__ = "sandboxlib"  # as callers import it
+
+    def __init__(self, session: OpenSession) -> None:
+        self._session = session
+
+    @property
+    def pid(self) -> int:
+        """The pid of pid 1 of the session, as the caller sees it. Raises SessionOver."""
+        return self._session.pid
+
+    @property
+    def closed(self) -> bool:
+        """True once the session is known to be over."""
+        return self._session.is_over
+
+    def run(
+        self,
+        command: _types.Argv | Command,
+        /,
+        *,
+        check: bool = False,
+        **options: _types.Unpack[_command.CommandOptions],
+    ) -> Result:
+        """Runs a command in the session, and waits for its end; see Sandbox.run.
+
+        command, check, options: as in Sandbox.run. Of the limits of a Command, a session knows
+            cpu_time alone.
+
+        Raises the errors of Sandbox.run, and SessionOver if the session is over, or ends while the
+        command runs.
+        """
+        began = monotonic()
+        made = command_of("run", command, options, "check")
+        session = self._session
+        run = session.run_of(made)
+        result = complete(run, False, session.executor, began, session.isolation)
+        return result.check() if check else result
+
+    async def run_async(
+        self,
+        command: _types.Argv | Command,
+        /,
+        *,
+        check: bool = False,
+        **options: _types.Unpack[_command.CommandOptions],
+    ) -> Result:
+        """Does the same as run() in an event loop; see Sandbox.run_async.
+
+        command, check, options, and the errors: as in run().
+        """
+        made = command_of("run_async", command, options, "check")
+        result = await aio.run(self._session, made, False)
+        return result.check() if check else result
+
+    @overload
+    def map(
+        self,
+        commands: Iterable[_types.Argv | Command],
+        jobs: int | None = None,
+        *,
+        ordered: bool = True,
+        on_failure: _types.Literal["stop"] = "stop",
+        progress: Callable[[int, Result], object] | None = None,
+        **options: _types.Unpack[_command.CommandOptions],
+    ) -> Generator[Result, None, None]: ...
+
+    @overload
+    def map(
+        self,
+        commands: Iterable[_types.Argv | Command],
+        jobs: int | None = None,
+        *,
+        ordered: bool = True,
+        on_failure: _types.Literal["continue"],
+        progress: Callable[[int, Result | SandboxError], object] | None = None,
+        **options: _types.Unpack[_command.CommandOptions],
+    ) -> Generator[Result | SandboxError, None, None]: ...
+
+    def map(
+        self,
+        commands: Iterable[_types.Argv | Command],
+        jobs: int | None = None,
+        *,
+        ordered: bool = True,
+        on_failure: str = "stop",
+        progress: _types.Progress | None = None,
+        **options: _types.Unpack[_command.CommandOptions],
+    ) -> Generator[_types.Any, None, None]:
+        """Runs many commands in the session, a few at a time; see Sandbox.map.
+
+        commands, jobs, ordered, on_failure, progress, options: as in Sandbox.map. Raises the errors
+        of Sandbox.map, and SessionOver.
+        """
+        calls = _map.each_in(self._session, commands)
+        return _map.start(calls, jobs, ordered, on_failure, progress, {**options})
+
+    def close(self) -> None:
+        """Ends the session: kills everything in it, and waits until it is gone. Does nothing the
+        second time. Raises Unkillable if the kernel does not end a process.
+        """
+        self._session.close()
+        unkillable, self._session.unkillable = self._session.unkillable, None
+        if unkillable is not None:
+            raise unkillable
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> _types.NoReturn:
+        raise TypeError("a Session cannot be pickled: it is open in this process")
+
+    def __del__(self) -> None:
+        session = getattr(self, "_session", None)
+        if session is None or session.is_over or not session.is_ours:
+            return
+        import warnings
+
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        session.close()
+
+    def __repr__(self) -> str:
+        state = "over" if self._session.is_over else "open"
+        return f"<sandboxlib.Session in {os.fsdecode(self._session.box.root)!r}, {state}>"
+
+
+if TYPE_CHECKING:
+    from .._runner import Runner
+
+    def _session_is_a_runner(session: Session) -> Runner:
+        return session

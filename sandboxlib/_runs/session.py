@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions: namespaces in which several commands run, one after the other or at once.
+
+A session is a run whose reaper waits for commands (csrc/reaper/session.c). Each command is a run of
+its own, with a reaper of its own, in the namespaces of that run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import errno
+import os
+from _thread import RLock
+from _weakref import ref  # weakref itself takes as long as ten of our modules
+
+from .. import errors
+from .._core import native
+from .._core.workspace import end_run, fill_job
+from .._spec.command import Command
+from .._spec.spec import Spec
+from ..result import Result
+from .explain import error_of
+from .job import Job, job_of
+from .plan import Plan
+from .run import LAST, Run, _failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+lib = native.lib
+
+_CLOSED = "it was closed"
+_REAPER_KILLED = (
+    "a process killed the reaper of a command, and nobody knows which processes belonged to it"
+)
+_NOT_ENDED = "a command was killed, and its processes did not end in time"
+_GONE = "its pid 1 is gone"
+#: What sbx_spawn_in_session() reports at step ORDER if pid 1 does not answer.
+_NO_ANSWER = (
+    errno.EPIPE,
+    errno.ECONNRESET,
+    errno.EOWNERDEAD,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.EBADF,
+)
+_ORDER: int = lib.SBX_STEP_ORDER
+_all: dict[int, ref[OpenSession]] = {}
+
+
+class _Keeper(Run):
+    """The run whose reaper is pid 1 of a session."""
+
+    __slots__ = ()
+    of_session = True
+
+
+class OpenSession:
+    """A session: pid 1 in its namespaces, and how commands are started there.
+
+    plan_of: how the executor makes the Plan of a Sandbox. executor: its name. timeout: float,
+    seconds that the set-up may take, or None. Raises the errors of a run.
+    """
+
+    def __init__(
+        self, box: Spec, plan_of: Callable[[Spec], Plan], executor: str, timeout: float | None
+    ) -> None:
+        self.box = box
+        self.executor = executor
+        self._plan_of = plan_of
+        self._lock = RLock()
+        self._over = ""  # why no command can be started any more
+        self._plan = _in_session(plan_of(box))
+        command = Command("/", stdout=None, stderr=None, timeout=timeout)
+        job = Job([b"/"], "/", [], [])  # of which nothing is executed
+        self._run: Run | None = None
+        run = _Keeper(plan_of(box), job, command, announce=True)
+        try:
+            run.start(True)
+            struct = run.struct
+            self._files = lib.sbx_file_of(struct.status), lib.sbx_file_of(struct.pidfd)
+        except BaseException:
+            run.end()
+            run.release()
+            raise
+        self._run = run
+        _all[id(self)] = ref(self)
+
+    @property
+    def isolation(self) -> Mapping[str, str]:
+        return self._plan.isolation
+
+    @property
+    def pid(self) -> int:
+        """The pid of pid 1, as the caller sees it. SessionOver."""
+        with self._lock:
+            try:
+                return native.pid_of(self._struct().pidfd)
+            except OSError:
+                pass
+        raise self.end(_GONE)
+
+    def run_of(self, command: Command, **extras: Any) -> Run:
+        """A Run of a Command in this session. UnsupportedError, SessionOver."""
+        plan = self._plan
+        if command.limits is not None:
+            _check_limits(command)
+            plan = _in_session(self._plan_of(self.box._for(command)))
+        with self._lock:
+            self._struct()
+        return RunInSession(self, plan, job_of(command, self.box), command, **extras)
+
+    def control(self) -> int:
+        """A copy of the socket to pid 1, which another thread cannot close. SessionOver."""
+        with self._lock:
+            return os.dup(self._struct().status)
+
+    def _struct(self) -> Any:
+        """The struct sbx_run of pid 1, under the lock. SessionOver."""
+        run = self._run
+        if run is None or self._over:
+            raise errors.SessionOver(self._over or _CLOSED)
+        struct = run.struct
+        if struct.owner != os.getpid():
+            raise errors.SessionOver("it belongs to the process that opened it")
+        if (lib.sbx_file_of(struct.status), lib.sbx_file_of(struct.pidfd)) != self._files:
+            self.end("its descriptors were closed by the program, or replaced")
+            raise errors.SessionOver(self._over)
+        return struct
+
+    def end(self, why: str) -> errors.SessionOver:
+        """Ends the session, if it is not over: kills pid 1, and with it all of the namespaces.
+        Returns the exception for whoever wants to use it.
+        """
+        with self._lock:
+            run, self._run = self._run, None
+            self._over = self._over or why
+            if run is not None:
+                self._close(run)
+                self.unkillable = run.unkillable
+        return errors.SessionOver(self._over)
+
+    unkillable: errors.Unkillable | None = None
+
+    def _close(self, run: Run) -> None:
+        struct = run.struct
+        if struct.owner == os.getpid():
+            # A host may have closed or replaced the descriptors: they are not ours any more.
+            files = lib.sbx_file_of(struct.status), lib.sbx_file_of(struct.pidfd)
+            struct.status = struct.status if files[0] == self._files[0] else -1
+            struct.pidfd = struct.pidfd if files[1] == self._files[1] else -1
+        run.end()
+        run.release()
+
+    def close(self) -> None:
+        """Ends the session. Does nothing the second time."""
+        _all.pop(id(self), None)
+        self.end(_CLOSED)
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self._over)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this very process opened the session; False in a fork of it."""
+        run = self._run
+        return run is not None and run.struct.owner == os.getpid()
+
+
+class RunInSession(Run):
+    """A run of a command in a session."""
+
+    __slots__ = ("_session",)
+    last = 2 * LAST  # the reaper has to find the processes that it kills
+
+    def __init__(
+        self, session: OpenSession, plan: Plan, job: Job, command: Command, **extras: Any
+    ) -> None:
+        super().__init__(plan, job, command, **extras)
+        self._session = session
+
+    def _start_in_slot(self) -> bool:
+        self._start_fresh()
+        return True
+
+    def _start_fresh(self) -> None:
+        """Starts the job in the session, whose namespaces are there already."""
+        work, job, session = self._workspace, self._job, self._session
+        control = session.control()
+        try:
+            stubs = native.held_flags(0, ())
+            keep = fill_job(work, job.blob, job.cwd_size, job.counts, self._stdio, -1, stubs, -1)
+            started = lib.sbx_spawn_in_session(control, work.job, work.run)
+            del keep
+        finally:
+            os.close(control)
+        if started == 0:
+            return
+        step, index, error = _failure(work)
+        if step == _ORDER and error in _NO_ANSWER:
+            raise session.end(_GONE)
+        raise error_of(self.plan, step, index, error, job)
+
+    def _give_up(self) -> None:
+        """Ends the session, and all of the command with it."""
+        self._session.end(_NOT_ENDED)
+        super()._give_up()
+
+    def end(self) -> None:
+        work = self._workspace
+        if stuck := end_run(work.run, work):
+            self._session.end(_NOT_ENDED)
+            self._note(stuck)
+
+    def result(self, executor: str, began: float, isolation: Mapping[str, str]) -> Result:
+        """The Result of a run that is over. SessionOver, StatusLost."""
+        if self.struct.wait_status == -errno.EOWNERDEAD:
+            over = self._session.end(_REAPER_KILLED)
+            if not self._timed_out:
+                raise over
+            self.struct.wait_status = 9
+        return super().result(executor, began, isolation)
+
+
+def _in_session(plan: Plan) -> Plan:
+    """The plan of commands in a session: the cgroup belongs to the session as a whole."""
+    if plan.cgroups is None:
+        return plan
+    plan = copy.copy(plan)
+    plan.cgroups = None
+    return plan
+
+
+def _check_limits(command: Command) -> None:
+    """UnsupportedError if a Command has limits that belong to its session."""
+    limits = command.limits
+    assert limits is not None
+    names = [n for n in limits._fields if n != "cpu_time" and getattr(limits, n) is not None]
+    if names:
+        raise errors.UnsupportedError(
+            f"limits={limits!r} of a Command in a session: {names[0]} is a limit of the session,"
+            f" Sandbox(root, limits=Limits({names[0]}=...)); a Command there has cpu_time alone"
+        )
+
+
+def _forget_all() -> None:
+    """In a fork of the caller: the sessions belong to the parent."""
+    for each in [r() for r in list(_all.values())]:
+        if each is not None:
+            each._lock = RLock()
+
+
+def close_all() -> None:
+    """Ends all sessions at the end of the interpreter."""
+    for each in [r() for r in list(_all.values())]:
+        if each is not None:
+            each.close()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+atexit.register(close_all)
