@@ -240,6 +240,17 @@ struct sbx_run {
     struct sbx_failure at;      /* the step under way: the failure if the time is over */
 };
 
+/* A run that goes on while its caller does something else. Any thread may use it at any moment. */
+struct sbx_handle {
+    int lock;          /* the pid of the process whose thread holds it; 0: none does */
+    int user;          /* pid of the process that used it last: the caller, or a fork of it */
+    int n_waiting;     /* threads of that process that wait on the pidfd */
+    int is_over;       /* 1: the fields of the run do not change any more */
+    int stuck;         /* as in struct sbx_run */
+    uint64_t files[2]; /* of the pidfd and the socket: a host may close or replace them */
+    struct sbx_run run;
+};
+
 enum { SBX_STACK_SIZE = 65536, SBX_PEAK = 4 /* ru_maxrss in struct rusage */ };
 
 /* Tells whether a mount point of this mode is a stub, which was made for a run: it is set-user-ID,
@@ -291,6 +302,25 @@ int sbx_signal(struct sbx_run *run, int signum);
  * but run->stuck. Does nothing the second time. In a fork of the caller it only closes the
  * descriptors. */
 void sbx_end(struct sbx_run *run);
+
+/* Makes a handle of a run after its start. RUN is then free for another run. */
+void sbx_hand_over(struct sbx_run *run, struct sbx_handle *handle);
+
+/* Waits for the end of the run, for NS at most, or until a signal comes. Returns whether it is
+ * over. In a fork of the caller the status stays -ECHILD: it is the caller's. */
+int sbx_await_handle(struct sbx_handle *handle, int64_t ns);
+
+/* Does what sbx_signal does. */
+int sbx_signal_handle(struct sbx_handle *handle, int signum);
+
+/* Returns a new pidfd of the run's first process, or -errno: -ESRCH if the run is over. */
+int sbx_pidfd_of_handle(struct sbx_handle *handle);
+
+/* Does what sbx_end does, once, and leaves the status. */
+void sbx_end_handle(struct sbx_handle *handle);
+
+/* Returns handle->stuck, to one of several callers. */
+int sbx_take_stuck(struct sbx_handle *handle);
 
 /* Tells whether the process of a pidfd, like that of run->stuck, is gone; reaps it if it is our
  * child. */

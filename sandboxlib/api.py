@@ -182,11 +182,11 @@ class Sandbox(Spec):
 
         command: a Command, or its argv.
         options: the keyword arguments of Command, as in run(), with these differences. timeout and
-            grace are refused: Process.wait() has a timeout. max_output, Lines and Tee are refused,
-            as they need a reader at all times. With stdin=CAPTURE the command reads from a pipe,
-            and Process.stdin is its other end. Process.stdout and .stderr are files that read the
-            captured outputs. With pty the command reads from its terminal what is written to
-            Process.stdin.
+            grace are refused: Process.wait() has a timeout. max_output, functions, Lines and Tee
+            are refused, as they need a reader at all times. With stdin=CAPTURE the command reads
+            from a pipe, and Process.stdin is its other end. Process.stdout and .stderr are our ends
+            of the pipes of captured outputs, as files. With pty the command reads from its terminal
+            what is written to Process.stdin.
 
         The run always gets new namespaces. Raises the errors of run(), SetupError also for a
         program that does not exist; and UnsupportedError if the executor drives a program of its

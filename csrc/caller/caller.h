@@ -78,5 +78,7 @@ void reap_orphan(int pidfd);
 /* Takes the status of a process that is known to be dead. */
 void sbx_reap(struct sbx_run *run);
 void sbx_collect(struct sbx_run *run);
+/* Bounds the wait for a reaper that has told how its command ended. */
+void notice_record(struct sbx_run *run);
 
 #endif

@@ -187,7 +187,7 @@ static void move_bytes(struct sbx_run *run, const struct pollfd fds[4]) {
 /* A reaper exits as soon as it has written its record, unless something delays the end of its
  * namespace. Nothing is late yet, and mounts take time to go, so the kernel gets longer than after
  * a SIGKILL. */
-static void notice_record(struct sbx_run *run) {
+void notice_record(struct sbx_run *run) {
     if (!run->ended && !run->killed && run->status >= 0
         && bytes_in(run->status) >= (int)sizeof(struct sbx_record))
         run->killed = sbx_now() + LAST_WITHOUT_HASTE_NS;

@@ -35,13 +35,13 @@ def run(box: Sandbox, command: Command) -> Result:
         raise SpecError("--tty takes a terminal as stdin")
     with (
         _ended_by_signals(),
-        box.start(command.replace(stdout=_show, pty=_size())) as process,
+        box.start(command.replace(pty=_size())) as process,
         _raw(),
         _resized(process),
     ):
         _bridge(process)
-    assert process.result is not None
-    return process.result
+        process.wait()
+    return process.result()
 
 
 def _size() -> tuple[int, int]:
@@ -54,6 +54,18 @@ def _show(data: bytes) -> None:
     unwritten = memoryview(data)
     while unwritten:
         unwritten = unwritten[os.write(1, unwritten) :]
+
+
+def _show_what_came(pty: int) -> bool:
+    """Show some output. False if the command has closed its terminal."""
+    try:
+        data = os.read(pty, 65536)
+    except BlockingIOError:
+        return True
+    except OSError:  # EIO: nobody has the other end open (pty(7))
+        return False
+    _show(data)
+    return bool(data)
 
 
 def _bridge(process: Process) -> None:
@@ -74,19 +86,21 @@ def _bridge(process: Process) -> None:
             poll.register(pty, select.POLLIN | (select.POLLOUT if typed else 0))
         ready = dict(poll.poll())
         if process.poll() is not None:
-            return
-        if typed and ready.get(pty, 0) & select.POLLOUT:
-            with contextlib.suppress(BlockingIOError):
-                del typed[: os.write(pty, typed[:1])]
-        elif ready.get(pty, 0) & select.POLLHUP:
+            break
+        if ready.get(pty, 0) & (select.POLLIN | select.POLLHUP) and not _show_what_came(pty):
             poll.unregister(pty)
             is_open = False
+        elif typed and ready.get(pty, 0) & select.POLLOUT:
+            with contextlib.suppress(BlockingIOError):
+                del typed[: os.write(pty, typed[:1])]
         if ready.get(0):
             data = os.read(0, 4096)
             typed += data
             if not data:  # the user's terminal is gone
                 process.kill()
                 poll.unregister(0)
+    if is_open:
+        _show(process.communicate()[0] or b"")  # what the terminal still holds
 
 
 @contextlib.contextmanager
@@ -103,7 +117,12 @@ def _raw() -> Iterator[None]:
 @contextlib.contextmanager
 def _resized(process: Process) -> Iterator[None]:
     """Keep the size of the command's terminal the same as that of the user's."""
-    before = signal.signal(signal.SIGWINCH, lambda *_: process.resize(*_size()))
+
+    def resize(*_: object) -> None:
+        with contextlib.suppress(ValueError):  # the command ended, and its terminal is closed
+            process.resize(*_size())
+
+    before = signal.signal(signal.SIGWINCH, resize)
     try:
         process.resize(*_size())  # it may have changed before the handler was installed
         yield

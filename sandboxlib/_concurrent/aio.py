@@ -8,6 +8,8 @@ other run. No thread is needed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import select
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +23,7 @@ from .._runs.session import OpenSession
 from .._spec.command import Command
 from .._spec.spec import Spec
 from ..result import Result
-from .process import Process, Queue, check_startable
+from .process import Process, check_startable
 from .process import start as start_process
 
 TYPE_CHECKING = False
@@ -159,10 +161,10 @@ class AsyncReader:
     lines.
     """
 
-    def __init__(self, process: AsyncProcess, queue: Queue) -> None:
-        self._process = process
-        self._queue = queue
-        self._buffer = b""  # what readline() took from the queue, and did not return
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._buffer = b""  # what readline() read, and did not return
+        os.set_blocking(file.fileno(), False)
 
     async def read(self, most: int = -1) -> bytes:
         """Wait for output and return it as bytes; b'' at the end.
@@ -198,8 +200,21 @@ class AsyncReader:
         return b"".join(chunks)
 
     async def _take(self, most: int) -> bytes:
-        await self._process._until(lambda: bool(self._queue))
-        return self._queue.take_at_most(most)
+        if self._file.closed:
+            return b""
+        while True:
+            try:
+                data = os.read(self._file.fileno(), most)
+            except BlockingIOError:
+                await _loop().ready(self._file.fileno(), None)
+                continue
+            except OSError as error:
+                if error.errno != errno.EIO:  # a terminal of which nobody has the other end open
+                    raise
+                data = b""
+            if not data:
+                self._file.close()
+            return data
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while line := await self.readline():
@@ -273,20 +288,16 @@ class AsyncProcess:
     def __init__(self, start: Callable[[], Process]) -> None:
         self._start = start
         self._process: Process | None = None
-        self._is_pumping = False
 
     async def __aenter__(self) -> AsyncProcess:
-        self._loop = _loop()
-        self._changed = self._loop.event()
         process = self._process = self._start()
-        self._watch = _Watch(process._run)
         if process.stdin is not None:
             self.stdin = AsyncWriter(os.dup(process.stdin.fileno()))
             process.stdin.close()
         for name in ("stdout", "stderr"):
             file = getattr(process, name)
             if file is not None:
-                setattr(self, name, AsyncReader(self, file.raw._queue))
+                setattr(self, name, AsyncReader(file))
         return self
 
     async def __aexit__(
@@ -295,6 +306,7 @@ class AsyncProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        assert self._process is not None
         try:
             if kind is None:
                 if self.stdin is not None:
@@ -303,8 +315,6 @@ class AsyncProcess:
         finally:
             if self.stdin is not None:
                 self.stdin.close()
-            self._watch.close()
-            assert self._process is not None
             self._process.close()
 
     def __getattr__(self, name: str) -> Any:
@@ -316,71 +326,50 @@ class AsyncProcess:
         """Wait for the end of the run, and return returncode. Raises as Process.wait does; a
         timeout is that of the loop (asyncio.timeout, anyio.fail_after).
         """
-        await self._until(lambda: False)
         assert self._process is not None
-        code = self._process._code()
-        assert code is not None
+        while (code := self._process.poll()) is None:
+            await _loop().ready(self._process.fileno(), _LONGEST_WAIT)
         return code
 
     async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:
-        """Write to stdin and close it, wait for the end, and return the outputs (stdout, stderr).
+        """Write to stdin and close it, read the outputs, wait for the end, and return the outputs
+        (stdout, stderr).
 
         input: bytes for stdin. None (the default): nothing is written.
 
         Each output is the bytes that were not read before, or None if it is not captured. Raises
         ValueError if there is input, and stdin is not captured; otherwise as wait() does.
         """
-        if self.stdin is not None:
-            self.stdin.write(input or b"")
-            await self._write_stdin()
-        elif input:
+        if input and self.stdin is None:
             raise ValueError("stdin is not captured")
+        outputs: list[bytes | None] = [None, None]
+
+        async def write() -> None:
+            if self.stdin is not None:
+                self.stdin.write(input or b"")
+                with contextlib.suppress(BrokenPipeError):
+                    await self.stdin.drain()
+                self.stdin.close()
+
+        async def read(index: int, reader: AsyncReader | None) -> None:
+            if reader is not None:
+                outputs[index] = await reader.read()
+
+        await _together(write, lambda: read(0, self.stdout), lambda: read(1, self.stderr))
         await self.wait()
-        out = None if self.stdout is None else await self.stdout.read()
-        return out, None if self.stderr is None else await self.stderr.read()
+        return outputs[0], outputs[1]
 
-    async def _write_stdin(self) -> None:
-        """Write the buffer of stdin, and read the outputs meanwhile: if the command waits for room
-        in one of those, it does not read its stdin.
-        """
-        assert self.stdin is not None
-        writer = self.stdin
-        while writer._buffer and not self._is_over():
-            try:
-                writer._buffer = writer._buffer[os.write(writer._fd, writer._buffer) :]
-            except BlockingIOError:
-                await self._step(lambda: False, 0.01)
-            except BrokenPipeError:
-                break
-        writer.close()
 
-    def _is_over(self) -> bool:
-        assert self._process is not None
-        return self._process._is_over
+async def _together(*functions: Callable[[], Any]) -> None:
+    """Run coroutines at the same time, in any loop."""
+    if _loop() is _Asyncio:
+        await asyncio.gather(*(function() for function in functions))
+        return
+    import anyio
 
-    async def _until(self, done: Callable[[], bool]) -> None:
-        while not (done() or self._is_over()):
-            await self._step(done, None)
-
-    async def _step(self, done: Callable[[], bool], timeout: float | None) -> None:
-        """Pump once. Only one task pumps at a time; the others wait until it has."""
-        assert self._process is not None
-        if self._is_pumping:
-            await self._changed.wait()
-            return
-        self._is_pumping = True
-        try:
-            self._process._until(lambda: False, 0.0)
-            if not done() and not self._is_over():
-                most = _patience(self._process._run)
-                await self._loop.ready(
-                    self._watch.fileno(), most if timeout is None else min(timeout, most)
-                )
-                self._process._until(lambda: False, 0.0)
-        finally:
-            self._is_pumping = False
-            changed, self._changed = self._changed, self._loop.event()
-            changed.set()
+    async with anyio.create_task_group() as group:
+        for function in functions:
+            group.start_soon(function)
 
 
 _OF_PROCESS = frozenset(

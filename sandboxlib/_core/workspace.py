@@ -160,10 +160,15 @@ def close_slot(struct: Any) -> int:
 
 def _take_over(struct: Any, keep: tuple[object, ...]) -> int:
     fd: int = struct.stuck
-    if fd:
+    if fd > 0:
         struct.stuck = 0
-        _stuck.append((fd, lib.sbx_file_of(fd), keep))
+        keep_stuck(fd, *keep)
     return fd
+
+
+def keep_stuck(fd: int, *keep: object) -> None:
+    """Keep a pidfd until its process is gone, for reap_stuck(), and the memory that it may use."""
+    _stuck.append((fd, lib.sbx_file_of(fd), keep))
 
 
 def reap_stuck() -> None:

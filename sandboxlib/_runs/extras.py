@@ -215,8 +215,13 @@ def _open_pty(rows: int, columns: int) -> tuple[int, int]:
     except OSError as error:
         what = "open a pseudo-terminal of the caller's"
         raise errors.setup_error(error.errno or 0, None, "terminal", what) from error
-    os.set_blocking(master, False)  # a read could block: the command may flush its output
-    set_window(slave, rows, columns)
+    try:
+        os.set_blocking(master, False)  # a read could block: the command may flush its output
+        set_window(slave, rows, columns)
+    except BaseException:  # if the descriptors run out, termios cannot be imported
+        os.close(master)
+        os.close(slave)
+        raise
     return master, slave
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from threading import Event
     from typing import Any
 
+    from .._core.handle import Handle
+
 lib = native.lib
 
 # Nanoseconds. The kernel may deliver a signal to another thread, which does not wake this one, so
@@ -116,7 +118,7 @@ class Run:
 
     __slots__ = (
         *("plan", "_job", "_stdio", "_captures", "deadline", "_timed_out", "_content", "_extras"),
-        "_command",
+        "command",
         *("_workspace", "_slots", "_slot", "_stubs", "unkillable"),
     )
 
@@ -134,7 +136,7 @@ class Run:
         timeout = command.timeout
         self.plan = plan
         self.deadline = None if timeout is None else monotonic() + timeout
-        self._job, self._command = job, command
+        self._job, self.command = job, command
         stdin, stdout, stderr = stdio or (command.stdin, command.stdout, command.stderr)
         self._timed_out = False
         self._slots: Slots | None = None
@@ -375,14 +377,24 @@ class Run:
         err = work.err.take() if captures[1] else None
         if extras is not None:
             out, err = extras.finish(out, err)
-        exit = _exit_status(struct.wait_status)
+        exit = exit_status(struct.wait_status)
         result = Result(exit, out, err, self._timed_out, 0.0, executor, isolation)
-        result.command = self._command
+        result.command = self.command
         result._rusage = native.usage_of(struct)
         if extras is not None:
             extras.complete(result)
         result.wall = monotonic() - began
         return result
+
+    def hand_over(self) -> tuple[Handle, Extras | None, Stubs | None]:
+        """Gives away a fresh run that has started, with what lasts as long as it does: whoever
+        takes it has to end and release them. release() then gives back the rest.
+        """
+        from .._core.handle import Handle
+
+        handle = Handle(self._workspace)
+        extras, stubs, self._extras, self._stubs = self._extras, self._stubs, None, None
+        return handle, extras, stubs
 
     def release(self) -> None:
         """Gives back the workspace, the slot and the mount points, after end()."""
@@ -484,7 +496,7 @@ def _failure(workspace: Workspace) -> tuple[int, int, int]:
 # ---- status ----------------------------------------------------------------------------------
 
 
-def _exit_status(wait_status: int) -> int:
+def exit_status(wait_status: int) -> int:
     if wait_status == -errno.ECHILD:
         raise errors.StatusLost(
             "the command ended, but another waiter in this process took its status"

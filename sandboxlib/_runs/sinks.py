@@ -27,10 +27,6 @@ class Sink:
 
     def __init__(self, most: int | None) -> None:
         self.size = 0
-        self.limit(most)
-
-    def limit(self, most: int | None) -> None:
-        """Sets how many bytes the sink takes; None: all."""
         self._most = _MOST if most is None else most
 
     def feed(self, data: bytes) -> None:
@@ -171,9 +167,6 @@ def _await_room(file: IO[Any] | int) -> None:
 
 def sink_for(value: Any, most: int | None, kill: bool) -> Sink | None:
     """The sink of an output; None if it is captured without a limit."""
-    if isinstance(value, Sink):  # a Queue of a Process
-        value.limit(most)
-        return value
     if isinstance(value, Lines):
         return _LineSink(value.function, most)
     if isinstance(value, Tee):

@@ -51,10 +51,10 @@ def by_start(box: Sandbox, command: list[str], timeout: float, **words: Any) -> 
         except subprocess.TimeoutExpired:
             late = True
             process.kill()
-            process.wait()
-        assert process.result is not None
-        process.result.timed_out = late
-        return process.result
+            process.communicate()
+        result = process.result()
+        result.timed_out = late
+        return result
 
 
 def by_async(box: Sandbox, command: list[str], **words: Any) -> Result:

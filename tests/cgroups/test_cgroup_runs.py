@@ -388,8 +388,7 @@ def test_a_map_and_a_handle(way: str) -> None:
         assert [result.limits_hit for result in found] == [("memory",), ()] * 3
         with box.start(large, cwd="/") as process:
             assert process.wait(30) == -9
-        assert process.result is not None
-        assert process.result.limits_hit == ("memory",)
+        assert process.result().limits_hit == ("memory",)
 
 
 @pytest.mark.sample(1)

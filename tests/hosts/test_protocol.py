@@ -47,10 +47,8 @@ def run_by(way: str, box: Sandbox, command: list[str], **words: Any) -> Result:
     if way == "start":
         words.pop("timeout", None)
         with box.start(command, **words) as process:
-            process.wait(60)
-            process.communicate()
-        assert process.result is not None
-        return process.result
+            process.communicate(timeout=60)
+        return process.result()
     return box.run(command, fresh=way == "fresh", **words)
 
 

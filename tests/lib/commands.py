@@ -19,8 +19,8 @@ def each_call(box: Sandbox) -> dict[str, Callable[..., Any]]:
             async def enter() -> Any:
                 process = make(*args, **options)
                 async with process:
-                    await process.wait()
-                return process.result
+                    await process.communicate()
+                return process.result()
 
             return asyncio.run(enter())
 
@@ -28,8 +28,8 @@ def each_call(box: Sandbox) -> dict[str, Callable[..., Any]]:
 
     def finished(*args: Any, **options: Any) -> Any:
         with box.start(*args, **options) as process:
-            pass
-        return process.result
+            process.communicate()
+        return process.result()
 
     def submitted(*args: Any, **options: Any) -> Any:
         with SandboxExecutor(box, 1) as pool:

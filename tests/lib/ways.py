@@ -25,8 +25,7 @@ def _map(box: Sandbox, command: list[str]) -> Result:
 def _start(box: Sandbox, command: list[str]) -> Result:
     with box.start(command) as process:
         process.communicate(timeout=60)
-        assert process.result is not None
-        return process.result
+        return process.result()
 
 
 def _slot(box: Sandbox, command: list[str]) -> Result:

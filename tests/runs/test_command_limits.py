@@ -29,8 +29,8 @@ SHOW = ["sh", "-c", "ulimit -n; ulimit -c; readlink /proc/self/ns/net"]
 
 def started(box: Sandbox, command: Command) -> Any:
     with box.start(command) as process:
-        process.wait()
-    return process.result
+        process.communicate()
+    return process.result()
 
 
 WAYS: dict[str, Callable[[Sandbox, Command], Result]] = {

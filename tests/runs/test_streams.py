@@ -965,8 +965,7 @@ def test_a_terminal_and_grace_go_to_an_executor_that_has_them(
     assert next(box.map([["true"]], timeout=60, grace=1)).executor == native
     with box.start(["true"]) as process:
         process.wait()
-    assert process.result is not None
-    assert process.result.executor == native
+    assert process.result().executor == native
     monkeypatch.setenv("SANDBOXLIB_BACKEND", "bubblewrap")
     for words in ({"pty": True}, {"timeout": 60, "grace": 1}):
         with pytest.raises(UnsupportedError, match="terminal"):
