@@ -215,8 +215,11 @@ enum {
         8, /* /proc/self/coredump_filter, which belongs to the memory, not to the process */
     RESIDENT_OOM_FD = 9, /* /proc/self/oom_score_adj, which all have that share memory */
     RESIDENT_PROJECTS_FD =
-        10, /* /proc/self/projid_map, which anybody in a user namespace may write */
-    RESIDENT_FDS = 11
+        10,             /* /proc/self/projid_map, which anybody in a user namespace may write */
+    RESIDENT_READ = 11, /* the first that it does not read */
+    RESIDENT_ROUTES_FD = 11, /* the socket that gave lo its address: it counts as used until some
+                              * time after it was closed, and would be taken for one of a run */
+    RESIDENT_FDS = 12
 };
 
 /* SIGUSR1 tells a resident to read a SBX_SIGNAL: while it waits for a run, it cannot poll the

@@ -54,8 +54,8 @@ class Sandbox(Spec):
     close(), or the end of a `with` block, ends that; the next run makes it anew.
 
     root: str or path     the root directory of the commands.
-    network: str          'isolated' (the default): lo, up, and nothing else. 'undefined': the
-                          caller's network.
+    network: str          'isolated' (the default): lo, up, and nothing else; a connection to the
+                          outside is refused at once. 'undefined': the caller's network.
     mounts: str           'isolated' (the default): a new mount namespace, whose root is `root`;
                           nothing is ever mounted in the caller's namespace. 'undefined': chroot(2),
                           from which a command with the capability sys_chroot can escape.

@@ -1,17 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What a run has of its own besides its mounts: ids, session, keyring, lo, host name.
+ * What a run has of its own besides its mounts: ids, session, keyring, host name.
  */
 #define _GNU_SOURCE
 #include "child.h"
 
 #include <fcntl.h>
 #include <linux/keyctl.h>
-#include <net/if.h>
 #include <sched.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/socket.h>
 
 static int write_file(const char *path, const char *text) {
     long fd = raw(__NR_openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC);
@@ -70,19 +67,6 @@ int do_oom_score(struct sbx_child *c) {
     return score ? write_file("/proc/self/oom_score_adj", score) : 0;
 }
 
-int do_loopback(struct sbx_child *c) {
-    if (!(c->place->namespaces & CLONE_NEWNET))
-        return 0;
-    struct ifreq request = {.ifr_name = "lo"};
-    request.ifr_flags = IFF_UP | IFF_RUNNING;
-    long fd = raw(__NR_socket, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return (int)fd;
-    long result = raw(__NR_ioctl, fd, SIOCSIFFLAGS, &request);
-    close_fd(fd);
-    return (int)result;
-}
-
 /* Opens the files that a resident reads after each run, at the numbers where it expects them. */
 int do_watch(struct sbx_child *c) {
     static const char *const files[] = {
@@ -91,8 +75,8 @@ int do_watch(struct sbx_child *c) {
     int from = c->place->namespaces & CLONE_NEWNET ? 0 : RESIDENT_MEMORY_FD - REAPER_FDS;
     if (c->place->reaper != SBX_RESIDENT)
         return 0;
-    raw(RAW_close_range, REAPER_FDS, RESIDENT_FDS - 1, 0);
-    for (c->index = from; c->index < RESIDENT_FDS - REAPER_FDS; c->index++) {
+    raw(RAW_close_range, REAPER_FDS, RESIDENT_READ - 1, 0);
+    for (c->index = from; c->index < RESIDENT_READ - REAPER_FDS; c->index++) {
         int wanted = REAPER_FDS + c->index;
         long fd = raw(__NR_openat, AT_FDCWD, files[c->index], O_RDONLY), result = fd;
         if (fd >= 0 && fd != wanted) {

@@ -11,7 +11,7 @@
 #include <sys/sem.h>
 #include <sys/shm.h>
 
-static char counted[RESIDENT_FDS - REAPER_FDS][1024];
+static char counted[RESIDENT_READ - REAPER_FDS][1024];
 
 /* Compares what /proc says of the network namespace (bytes and packets of lo, sockets in use) and
  * of the memory that reaper and resident share. A socket that a run leaves behind counts as in use,
@@ -32,8 +32,8 @@ static int is_count_same(int i, int first) {
 }
 
 int are_counts_same(int first) {
-    static int is_there[RESIDENT_FDS - REAPER_FDS];
-    for (int i = 0; i < RESIDENT_FDS - REAPER_FDS; i++) {
+    static int is_there[RESIDENT_READ - REAPER_FDS];
+    for (int i = 0; i < RESIDENT_READ - REAPER_FDS; i++) {
         if (first)
             is_there[i] = raw(__NR_fcntl, REAPER_FDS + i, 1 /* F_GETFD */) >= 0;
         if (is_there[i] && !is_count_same(i, first))

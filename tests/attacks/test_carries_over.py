@@ -40,6 +40,7 @@ NOT_LOOKED_AT = {
     r"/net/(snmp|snmp6|netstat|dev_snmp6)": (
         "counters of errors; to read them after each run takes 80 us. docs/slots.md says so"
     ),
+    r"/net/netlink:": "the address and the number of the resident's socket, as with namespaces",
     r"/ns/": "the numbers of namespaces, which say no more than that a slot is the same",
     r"/(mountinfo|mounts|mountstats)": "the numbers of mounts: each run has new ones",
 }

@@ -366,14 +366,15 @@ def test_an_isolated_network_has_no_address_but_its_own(shared_rootfs: Path) -> 
         threading.Thread(target=greet, args=(server,), daemon=True).start()
         script = (
             f"timeout 20 nc 127.0.0.1 {port} < /dev/null | cat;"
-            f"grep -c {abstract} /proc/net/unix; ip -o link | wc -l; ip route | wc -l; "
-            "ip -o addr | awk '{print $4}'"
+            f"grep -c {abstract} /proc/net/unix; ip -o link | wc -l; "
+            "ip -4 -o addr | awk '{print $4}'; ip route"
         )
         words = {"extra_mounts": [Mount.dev()]}
         shown = sh(shared_rootfs, script, **words).split()
         assert shown[:2] == [b"tcp", b"1"]
         hidden = sh(shared_rootfs, script, network="isolated", **words).split()
-        assert hidden[:4] == [b"0", b"1", b"0", b"127.0.0.1/8"]
+        assert hidden[:4] == [b"0", b"1", b"127.0.0.1/8", b"10.0.2.15/32"]
+        assert hidden[4:8] == [b"local", b"default", b"dev", b"lo"]
 
 
 @pytest.mark.parametrize("kind", ["msg", "sem", "shm"])
