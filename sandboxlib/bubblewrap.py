@@ -23,7 +23,7 @@ from ._executors import base, bwrap_gate, bwrap_look, bwrap_mounts, bwrap_tool, 
 from ._executors.base import Executor
 from ._executors.refusals import limits_refused, read_only_refused
 from ._host import machine
-from ._runs import extras
+from ._runs import explain, extras
 from ._runs.job import Job, job_of
 from ._runs.run import check_stop
 from ._spec.command import Command, encode_argv, whole_environment
@@ -168,20 +168,24 @@ def _isolation(box: Spec) -> dict[str, str]:
     return {**box.isolation(), "mounts": "isolated", "seccomp": filter_of(box.policy)}
 
 
-def _failure(result: Result, root: str, program: str) -> errors.SetupError:
+def _failure(result: Result, box: Spec, command: Command, cwd: str) -> errors.SetupError:
     """The error for the last line on stderr that begins with the name of bwrap."""
     lines = [line for line in (result.err or result.out or b"").splitlines() if b"bwrap: " in line]
     text = os.fsdecode(lines[-1]) if lines else "bwrap failed, and its stderr was not captured"
     failure = bwrap_tool.failed(text)
-    step, filename = "bwrap", None
+    number = failure.errno or 0
     if "execvp" in text:
-        step, filename = "exec", program
-    elif "chdir" in text:
-        step = "cwd"
-        text = f"Unable to set current working directory: {text}"
-    else:
-        return failure
-    return errors.setup_error(failure.errno or 0, filename, step, text)
+        program = command.argv[0]
+        what = f"exec {program!r} in the root {box.root}"
+        hint = explain.hint_of_exec(
+            box, command.argv, job_of(command, box).paths, cwd, None, number
+        )
+        return errors.setup_error(number, program, "exec", what, hint)
+    if "chdir" in text:
+        what = f"Unable to set current working directory: {cwd!r} in the root {box.root}"
+        hint = explain.hint_of_cwd(box, cwd, number)
+        return errors.setup_error(number, cwd, "cwd", what, hint)
+    return failure
 
 
 class Bubblewrap(Executor):
@@ -232,7 +236,7 @@ class Bubblewrap(Executor):
             result._rusage = b""  # incomplete: bwrap does not wait for the last of its processes
             is_killed = result.exit == -9 and "output" in result.limits_hit
             if not (result.timed_out or is_killed) and _could_not_begin(gate, result):
-                raise _failure(result, box.root, command.argv[0])
+                raise _failure(result, box, command, cwd)
         return result
 
     def causes(self) -> list[tuple[str, str]]:

@@ -342,8 +342,9 @@ _STEPS = {
 class _Run:
     """Tells a run that could not begin apart from a command with exit status 1."""
 
-    def __init__(self, program: str, cwd: str, view: View) -> None:
-        self.program, self.cwd, self.view = program, cwd, view
+    def __init__(self, box: Spec, command: Command, cwd: str, view: View) -> None:
+        self.box, self.command, self.cwd, self.view = box, command, cwd, view
+        self.program = command.argv[0]
         self.report: _Report | None = None  # if a shell stands in front of the command
 
     def check_first(self, env: Mapping[str, str]) -> None:
@@ -378,12 +379,16 @@ class _Run:
         raise errors.setup_error(errno.EIO, None, "mount", f"{PROGRAM}: {what}")
 
     def _error(self, step: str, number: int, what: str = "") -> errors.SetupError:
-        root, filename = self.view.over["/"], None
+        box, root, filename = self.box, self.view.over["/"], None
+        hint = explain.hint(step, -1, number)
         if step == "exec":
             filename, what = self.program, f"exec {self.program!r} in the root {root}"
+            paths = job_of(self.command, box).paths
+            hint = explain.hint_of_exec(box, self.command.argv, paths, self.cwd, None, number)
         if step == "cwd":
             filename, what = self.cwd, f"change to {self.cwd!r} in the root {root}"
-        return errors.setup_error(number, filename, step, what, explain.hint(step, -1, number))
+            hint = explain.hint_of_cwd(box, self.cwd, number)
+        return errors.setup_error(number, filename, step, what, hint)
 
 
 class LinuxUserChroot(Executor):
@@ -443,7 +448,7 @@ class LinuxUserChroot(Executor):
             if command.cwd is None and not recipe.view.has_directory(cwd):
                 cwd = "/"
             _check_leaks(tool, recipe)
-            run = _Run(command.argv[0], cwd, recipe.view)
+            run = _Run(box, command, cwd, recipe.view)
             run.check_first(settings)
             argv = with_stripped(recipe.view, argv, settings)
             moved: dict[int, int] = {}

@@ -248,7 +248,7 @@ class Layout:
 
     def _target(self, path: str, is_directory: bool, what: str) -> str:
         """The mount point, without symbolic links; it is made for the run if it is missing."""
-        with doing(path, "target", f"{what}: make the mount point"):
+        with doing(path, "target", f"{what}: make the mount point", self._box):
             point = self._view.resolve(path)
             if point == "/":
                 raise OSError(errno.EBUSY, "the root itself")

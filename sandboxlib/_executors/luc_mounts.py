@@ -279,7 +279,7 @@ class Recipe:
                 source = machine.real_path(source)
                 os.stat(source)
             _check_directory(source)
-        with doing(mount.target, "target", f"{what}: target"):
+        with doing(mount.target, "target", f"{what}: target", self.box):
             target = self._target(mount.target, what)
         if source is not None:
             self._bind(source, target, mount)

@@ -151,11 +151,17 @@ def _read_link(host: str | None) -> str | None:
 
 
 @contextlib.contextmanager
-def doing(filename: str, step: str, what: str) -> Iterator[None]:
-    """Turns an OSError of the block into a SetupError of this step."""
+def doing(filename: str, step: str, what: str, box: Spec | None = None) -> Iterator[None]:
+    """Turns an OSError of the block into a SetupError of this step.
+
+    box: of which the block makes a mount point, for the remedy.
+    """
     try:
         yield
     except OSError as error:
         number = error.errno or 0
-        hint = explain.hint(step, 0, number)
+        if box is None:
+            hint = explain.hint(step, 0, number)
+        else:
+            hint = explain.hint_of_stub(number, box, filename)
         raise errors.setup_error(number, filename, step, what, hint) from error

@@ -130,6 +130,19 @@ def hanging_mounts() -> frozenset[str]:
     return frozenset(mount.point for mount in mounts() if mount.type.startswith(kinds))
 
 
+def may_wait(fd: int) -> bool:
+    """Return True if the file of a descriptor lies on such a file system, or we cannot tell.
+
+    Unlike statfs(2) this asks no server.
+    """
+    for line in read(f"/proc/self/fdinfo/{fd}").split("\n"):
+        name, _, value = line.partition(":")
+        if name == "mnt_id":
+            kinds = [mount.type for mount in mounts() if mount.number == int(value)]
+            return not kinds or kinds[0].startswith(tuple(_OVER_NETWORKS))
+    return True
+
+
 def may_hang(path: str, hanging: frozenset[str], root: str = "/") -> bool:
     """Return True if the way to a path, inside the root, leads over one of those mount points.
 

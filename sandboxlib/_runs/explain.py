@@ -3,20 +3,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Mapping
+import itertools
+import os
+from collections.abc import Mapping, Sequence
 
 from .. import errors
 from .._core import native
 from .._host import machine
 from .._spec.limits import RLIMITS, SCHEDULERS
 from .._spec.policy import Profile
+from .._spec.spec import Spec
+from ..errors import printable
 from .job import Job
+from .mounts import PlannedMount
+from .mounts import _all_mounts as all_mounts
 from .plan import Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from .look import Look
 
 
 SILENT = "a file system that does not answer (FUSE, network) is the usual cause"
@@ -95,6 +104,8 @@ _HINTS = {
     ("cwd", errno.ELOOP): "links of /proc/PID are not followed",
     ("user", errno.EINVAL): "the user namespace, or the ranges of /etc/subuid, has no such id",
     ("exec", errno.ENOEXEC): "neither a program nor a script that begins with #!",
+    ("exec", errno.ELOOP): "a loop of symbolic links, or more of them than the kernel follows (40)",
+    ("exec", errno.ETXTBSY): "a process has the file open for writing, and has to close it first",
     ("exec", errno.E2BIG): "arguments and environment are too long (execve(2), Limits)",
     ("reaper", errno.E2BIG): "arguments and environment are too long (execve(2), Limits)",
     ("reaper", errno.EACCES): "sysctl vm.memfd_noexec, or a mount with noexec",
@@ -168,10 +179,6 @@ def hint(step: str, index: int, error: int, in_user_namespace: bool = False) -> 
         remedy = machine.user_namespace_remedy(step, error) if applies else ""
         if remedy:
             return remedy
-    if step == "exec" and error == errno.ENOENT:
-        if index < 0:
-            return "it is looked for inside the root, in the PATH of the sandbox"
-        return "the file is there, but not its interpreter or loader"
     if error == errno.ENOSYS and step != "seccomp":
         return (
             "sandboxlib needs Linux 5.12, and no seccomp filter of the host that closes this call"
@@ -179,20 +186,101 @@ def hint(step: str, index: int, error: int, in_user_namespace: bool = False) -> 
     return _HINTS.get((step, error), "")
 
 
-def hint_of_stub(error: int) -> str:
-    """The likely remedy if a mount point cannot be made, or ""."""
-    if error == errno.ENOENT:  # each missing directory would have been made
-        return "a symbolic link on the way leads to nothing"
+def _looking() -> contextlib.suppress:
+    """An explanation that fails is left out. ImportError: of a caller that gave up the right to
+    read its own modules.
+    """
+    return contextlib.suppress(OSError, ImportError)
+
+
+def _look(box: Spec, mounts: Sequence[PlannedMount] | None) -> Look:
+    from .look import Look
+
+    return Look(box, mounts)
+
+
+def hint_of_exec(
+    box: Spec,
+    argv: Sequence[str],
+    paths: Sequence[str],
+    directory: str,
+    index: int | None,
+    error: int,
+    mounts: Sequence[PlannedMount] | None = None,
+) -> str:
+    """The likely remedy for a command that could not be executed, or ""; see exec_causes.Call.
+
+    mounts: of the Sandbox, if the caller has them already.
+    """
+    with _looking(), _look(box, mounts) as seen:
+        from . import exec_causes
+
+        call = exec_causes.Call(box, argv, paths, directory, index)
+        if text := exec_causes.cause(call, seen, error):
+            return text
+    return hint("exec", 0 if index is None else index, error)
+
+
+def hint_of_cwd(
+    box: Spec, directory: str, error: int, mounts: Sequence[PlannedMount] | None = None
+) -> str:
+    """The likely remedy for a cwd that cannot be entered, or ""."""
+    why = ""
+    with _looking(), _look(box, mounts) as seen:
+        found = seen.find(directory)
+        why = found.why_missing()
+        if error == errno.ENOTDIR and found.is_there:
+            why = f"{found.path} is no directory"
+        if error == errno.EACCES and not why:
+            why = "the ids of the command may not enter it, or a directory above it"
+        if found.hidden == "the private /tmp":
+            why += ": tmp='root' leaves it, or bind that directory"
+    text = hint("cwd", 0, error)
+    return printable(f"{why}; {text}" if why and text else why or text)
+
+
+def hint_of_stub(
+    error: int, box: Spec, target: str, mounts: Sequence[PlannedMount] | None = None
+) -> str:
+    """The likely remedy if the mount point of a target cannot be made, or ""."""
     if error == errno.EROFS:
         return "the file system of the root is read-only, and has no such directory or file"
-    return hint("target", 0, error)
+    if error not in (errno.ENOENT, errno.EACCES, errno.EPERM):
+        return hint("target", 0, error)
+    mounts = all_mounts(box) if mounts is None else mounts
+    before = list(itertools.takewhile(lambda mount: mount.target != target, mounts))
+    link = leads_to = missing = ""
+    with _looking(), _look(box, before) as seen:
+        found = seen.find(target)
+        link, leads_to, missing = found.link, found.leads_to, found.missing
+    if error == errno.ENOENT:  # each missing directory would have been made
+        if not link:
+            return "a symbolic link on the way leads to nothing"
+        text = f"the symbolic link {link} leads to {leads_to!r}, which the root lacks"
+        return printable(f"{text}: make that, or bind onto where it leads")
+    missing = missing or target
+    above = os.path.dirname(missing)
+    what = f"the root lacks {missing}, and uid {os.geteuid()} may not make it there"
+    remedy = "make it beforehand, or bind onto a path that the root has"
+    if above != "/":
+        remedy += (
+            f"; Mount.tmpfs({above!r}) before this mount hides the root's {above}, and takes it"
+        )
+    elif box.tmp == "private":
+        remedy += ", or below /tmp, which is the run's own"
+    return printable(f"{what}: {remedy}")
 
 
 def error_of(plan: Plan, step: int, index: int, error: int, job: Job) -> errors.SetupError:
     """The exception for a failed step."""
     name = native.STEPS[step]
     what, filename = _about(plan, name, index, job)
-    remedy = hint(name, index, error, plan.in_user_namespace)
+    if name == "exec":
+        remedy = hint_of_exec(plan.box, job.argv, job.paths, job.cwd, index, error, plan.mounts)
+    elif name == "cwd":
+        remedy = hint_of_cwd(plan.box, job.cwd, error, plan.mounts)
+    else:
+        remedy = hint(name, index, error, plan.in_user_namespace)
     if name == "limits":
         remedy = _limit_hint(index, error)
     if error == errno.ETIMEDOUT:

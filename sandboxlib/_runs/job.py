@@ -45,6 +45,13 @@ class Job:
         return os.fsdecode(self._program)
 
     @property
+    def argv(self) -> list[str]:
+        """The words of the command."""
+        n_paths, n_words = self.counts[:2]
+        words = self.blob.split(b"\0")[1 + n_paths : 1 + n_paths + n_words]
+        return [os.fsdecode(word) for word in words]
+
+    @property
     def paths(self) -> list[str]:
         """The paths at which the program is looked up, in order."""
         return [os.fsdecode(path) for path in self._paths]

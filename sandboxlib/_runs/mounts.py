@@ -39,6 +39,11 @@ class PlannedMount:
         """Whether it is left out if the root has no such directory."""
         return bool(self.values["flags"] & lib.SBX_OPTIONAL)
 
+    @property
+    def is_over_the_root(self) -> bool:
+        """Whether it shows other files than the root has there."""
+        return self.values["kind"] not in (lib.SBX_HOLE, lib.SBX_SEAL)
+
     def needs_lender(self, in_user_namespace: bool) -> bool:
         """Whether it is a dev that lies in a new file system of the run."""
         is_dev = self.values["kind"] == lib.SBX_DEV
@@ -102,7 +107,7 @@ def _lies_in_one(target: str, earlier: Sequence[PlannedMount]) -> bool:
     return any(
         machine.is_below(target, mount.target) and not mount.is_optional
         for mount in earlier
-        if mount.values["kind"] not in (lib.SBX_HOLE, lib.SBX_SEAL)
+        if mount.is_over_the_root
     )
 
 

@@ -289,7 +289,10 @@ class Run:
             self._stubs.hold(mount.target, mount.is_directory())
         except OSError as error:
             what, number = f"{mount.title}: make the mount point", error.errno or 0
-            hint = explain.SILENT if isinstance(error, Silent) else explain.hint_of_stub(number)
+            hint = explain.SILENT
+            if not isinstance(error, Silent):
+                plan = self.plan
+                hint = explain.hint_of_stub(number, plan.box, mount.target, plan.mounts)
             raise errors.setup_error(number, mount.target, "target", what, hint) from error
 
     def wait(self) -> int:
