@@ -72,6 +72,10 @@ docs:
 # Every check that runs no test
 check: style types warnings docs
 
+# Write docs/run-sandbox.1 again, after a change of the options of run-sandbox
+man:
+    "{{python}}" docs/site/man_page.py docs/run-sandbox.1
+
 # The wheel and the source distribution, in dist/
 wheel:
     "{{python}}" -m build -q

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# PYTHON_ARGCOMPLETE_OK
 """`python -m sandboxlib`, and the entry point of `run-sandbox`: see _cli/run.py."""
 
 from __future__ import annotations

@@ -23,10 +23,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-EPILOG = (
+DESCRIPTION = (
+    "Run a command in a sandbox of its own: in a root directory, or in an image (.aci, OCI layout "
+    "as directory or tar, docker-archive), which is unpacked for it."
+)
+EXIT_STATUS = (
     "The exit status is the command's, or 128+n if signal n ended it; 124 after a timeout, 127 if "
     "there is no such program, 126 if it cannot be executed, and 125 for any other error of "
-    "run-sandbox. A SIZE is a number of bytes, or has a unit as in 512K, 200M, 2G, 1T. "
+    "run-sandbox."
+)
+NOTES = (
+    "A SIZE is a number of bytes, or has a unit as in 512K, 200M, 2G, 1T. "
     "`run-sandbox doctor` shows what works on this machine."
 )
 #: The options of Limits, each with what its value is called, its type, and a help text.
@@ -54,6 +61,15 @@ LIMITS: tuple[tuple[str, str, Callable[[str], Any], str], ...] = (
     ("nice", "N", int, "niceness, -20 to 19"),
     ("oom-score-adj", "N", int, "-1000 to 1000 (proc(5))"),
 )
+#: The words that an option takes beside paths or numbers, for a shell that completes them.
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "executor": choose.EXECUTORS,
+    "user": NAMES,
+    "capabilities": ("default", "all", "none"),
+    "seccomp": ("default", "builds", "none"),
+    "devices": ("minimal", "root"),
+    "filesystem_writable_paths": ("all", "none"),
+}
 
 
 def run_parser(prog: str) -> argparse.ArgumentParser:
@@ -61,9 +77,8 @@ def run_parser(prog: str) -> argparse.ArgumentParser:
     parser = _parser.Parser(
         prog=prog,
         usage="%(prog)s [options] PATH [COMMAND ...]",
-        description="Run a command in a sandbox of its own: in a root directory, or in an image "
-        "(.aci, OCI layout as directory or tar, docker-archive), which is unpacked for it.",
-        epilog=EPILOG,
+        description=DESCRIPTION,
+        epilog=f"{EXIT_STATUS} {NOTES}",
         allow_abbrev=False,
     )
     # One argument for both, because argparse would drop a "--" between PATH and COMMAND.
@@ -82,12 +97,22 @@ def run_parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
+def doctor_parser(prog: str) -> argparse.ArgumentParser:
+    """The parser of run-sandbox doctor."""
+    parser = _parser.Parser(
+        prog=prog,
+        description="Try each executor on this machine, and say why one does not work and what an "
+        "administrator can do about it. The exit status is 0, whatever works.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON array of what it found")
+    return parser
+
+
 def _add_place(add: Callable[..., argparse.Action]) -> None:
     names = ", ".join(choose.EXECUTORS)
     text = f"{names} (default: the first that can do it)"
-    add("-e", "--executor", type=_executor, metavar="NAME", help=text).completer = (  # type: ignore[attr-defined]
-        lambda **_: choose.EXECUTORS
-    )
+    add("-e", "--executor", type=_executor, metavar="NAME", help=text)
     add("--ref", metavar="NAME", help="which image, where PATH holds several")
     text = "for unpacking an image (default: 600)"
     add("--unpack-timeout", type=float, metavar="SECONDS", default=600.0, help=text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping, Sequence
 
 from .._version import __version__
 
@@ -29,9 +30,23 @@ def add_version(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def complete(parser: argparse.ArgumentParser) -> None:
-    """Answers a shell that asks what may follow (argcomplete), and ends; otherwise does nothing."""
-    if "_ARGCOMPLETE" in os.environ:
-        import argcomplete
+def complete(parser: argparse.ArgumentParser, words: Mapping[str, Sequence[str]]) -> None:
+    """Answers a shell that asks what may follow (argcomplete), and ends; otherwise does nothing.
 
-        argcomplete.autocomplete(parser)
+    words: what an option without `choices` takes beside a path or a number, by its dest.
+    """
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    import argcomplete
+    from argcomplete.completers import FilesCompleter
+
+    files = FilesCompleter()
+    for action in parser._actions:
+        if action.dest in words:
+            own = list(words[action.dest])
+            is_path = "PATH" in str(action.metavar)
+            action.completer = (  # type: ignore[attr-defined]
+                lambda prefix, own=own, is_path=is_path, **_: own
+                + (files(prefix) if is_path else [])
+            )
+    argcomplete.autocomplete(parser)

@@ -38,7 +38,7 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
     if args[:1] == ["doctor"] and all(each.startswith("-") for each in args[1:]):
         return _doctor(args[1:], f"{prog} doctor")
     parser = _options.run_parser(prog)
-    _parser.complete(parser)
+    _parser.complete(parser, _options.WORDS)
     options = parser.parse_args(args)
     try:
         with _record_of(options) as record:
@@ -234,14 +234,7 @@ def _bench(argv: Sequence[str], prog: str) -> int:
 
 def _doctor(argv: Sequence[str], prog: str) -> int:
     """Print which executors work on this machine, and why the others do not."""
-    parser = _parser.Parser(
-        prog=prog,
-        description="Try each executor on this machine, and say why one does not work and what an "
-        "administrator can do about it. The exit status is 0, whatever works.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--json", action="store_true", help="print a JSON array of what it found")
-    options = parser.parse_args(argv)
+    options = _options.doctor_parser(prog).parse_args(argv)
     from .._choice import doctor as _doctor
 
     if options.json:
