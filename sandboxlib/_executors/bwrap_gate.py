@@ -39,6 +39,8 @@ class Gate:
         try:
             self._fds += os.pipe()
             self._fds += os.pipe()
+            os.set_blocking(self._fds[2], False)
+            os.set_blocking(self._fds[1], False)
         except OSError as error:
             self.close()
             number = error.errno or 0
@@ -47,8 +49,6 @@ class Gate:
                 number, None, "pipe", "make the pipes of the run", hint
             ) from None
         self._program_end, self._writer, self._reader, self._status_end = self._fds
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
         os.write(self._writer, program[:8])
 
     def __enter__(self) -> Gate:

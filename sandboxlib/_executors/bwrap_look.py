@@ -11,6 +11,7 @@ from collections import namedtuple
 from collections.abc import Sequence
 
 from .. import errors
+from .._host import machine
 from .._host.machine import is_below
 from ..errors import UnsupportedError
 
@@ -150,7 +151,8 @@ def protect_devices(pid: int, wanted: Sequence[Wanted]) -> None:
         thread.join()
     if failures:
         what = "bwrap: make the device nodes of its /dev read-only"
-        raise errors.setup_error(failures[0], None, "mount", what)
+        hint = machine.closed_by_a_filter("read_only", failures[0])
+        raise errors.setup_error(failures[0], None, "mount", what, hint)
 
 
 def _make_read_only(pid: int, paths: Sequence[str], failures: list[int]) -> None:

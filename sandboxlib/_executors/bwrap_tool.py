@@ -18,6 +18,10 @@ from ..errors import UnsupportedError
 from .bwrap_gate import Gate
 from .bwrap_look import table
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from subprocess import Popen
+
 PROGRAM = "bwrap"
 #: The most arguments that bwrap takes (MAX_ARGS in bubblewrap.c), the command's and its own.
 MOST_ARGUMENTS = 9000
@@ -93,22 +97,13 @@ def _takes_stage(path: str, deadline: float | None) -> bool:
 
 def _points_of(path: str, options: list[str], deadline: float | None) -> set[str]:
     """The mount points after bwrap has done these options; its root is an empty tmpfs."""
-    from subprocess import DEVNULL, Popen, TimeoutExpired
+    from subprocess import TimeoutExpired
 
     stderr = os.memfd_create("stderr", os.MFD_CLOEXEC)
     try:
         with Gate() as gate:
             argv = [path, *gate.options(), *options, "--", "/none"]
-            process = Popen(
-                argv,
-                stdin=DEVNULL,
-                stdout=DEVNULL,
-                stderr=stderr,
-                cwd="/",
-                env={},
-                pass_fds=gate.descriptors(),
-                start_new_session=True,
-            )
+            process = _start(argv, gate, stderr)
             try:
                 gate.started()
                 give_up = monotonic() + _time_left(deadline)
@@ -129,6 +124,26 @@ def _points_of(path: str, options: list[str], deadline: float | None) -> set[str
     raise (
         failed(text) if text else errors.setup_error(errno.ETIMEDOUT, path, "bwrap", f"try {path}")
     )
+
+
+def _start(argv: list[str], gate: Gate, stderr: int) -> Popen[bytes]:
+    from subprocess import DEVNULL, Popen
+
+    try:
+        return Popen(
+            argv,
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=stderr,
+            cwd="/",
+            env={},
+            pass_fds=gate.descriptors(),
+            start_new_session=True,
+        )
+    except OSError as error:
+        number, path = error.errno or 0, argv[0]
+        hint = machine.closed_by_a_filter("session", number)
+        raise errors.setup_error(number, path, "bwrap", f"try {path}", hint) from error
 
 
 def failed(text: str) -> errors.SetupError:

@@ -267,10 +267,11 @@ def _waits_in(pid: int) -> str:
 #: The kernel's names of namespaces, and the keyword argument of Sandbox for each.
 _KINDS = {"user": "", "mnt": "mounts", "net": "network", "pid": "processes", "ipc": "ipc"}
 
+_UNCONFINED = "docker run --security-opt seccomp=unconfined, or a profile that allows"
+_NESTING = "if the caller is in a sandbox of sandboxlib, give that one Policy(nesting=True)"
 SECCOMP = (
     "a seccomp filter is in force, as in a container or in a sandbox",
-    "docker run --security-opt seccomp=unconfined, or a profile that allows clone and mount calls; "
-    "if the caller is in a sandbox of sandboxlib, give that one Policy(nesting=True)",
+    f"{_UNCONFINED} clone and mount calls; {_NESTING}",
 )
 MASKED_PROC = (
     "parts of the caller's /proc are hidden, as in a container, so the kernel gives no new one",
@@ -278,12 +279,67 @@ MASKED_PROC = (
 )
 
 
-def missing_capabilities() -> list[tuple[str, str]]:
-    """The capabilities that isolation takes, and that the caller lacks: (cause, remedy) pairs."""
+#: For each step: the capability that the kernel asks for, its number (capability(7)), and what goes
+#: without. Without mounts='isolated' chroot(2) takes CAP_SYS_CHROOT.
+_NEEDED = {
+    "clone": (("SYS_ADMIN", 21, ""),),
+    "chroot": (("SYS_CHROOT", 18, ""),),
+    "loopback": (("NET_ADMIN", 12, "network='undefined'"),),
+    "capabilities": (("SETPCAP", 8, ""),),
+    "user": (("SETUID", 7, "no user="), ("SETGID", 6, "no user=")),
+}
+
+
+def missing_capabilities(*steps: str) -> list[tuple[str, str]]:
+    """The capabilities that root lacks for these steps, or for any: (cause, remedy) pairs."""
     bits = int(status("CapEff") or "0", 16)
-    needed = (("CAP_SYS_ADMIN", 21), ("CAP_SYS_CHROOT", 18))
-    names = [name for name, bit in needed if not bits >> bit & 1]
-    return [(f"root lacks {name}", f"docker run --cap-add {name[4:]}") for name in names]
+    causes = []
+    for step in steps or _NEEDED:
+        for name, bit, instead in _NEEDED.get(step, ()):
+            if not bits >> bit & 1:
+                remedy = f"docker run --cap-add {name}" + (f", or {instead}" if instead else "")
+                causes.append((f"root lacks CAP_{name}", remedy))
+    return causes
+
+
+#: The system calls of the steps that a filter around the caller may close.
+_CALLS = {
+    **{"lifeline": "pidfd_open", "clone": "clone", "session": "setsid", "keyring": "keyctl"},
+    **{"parent_keyring": "keyctl", "loopback": "ioctl", "hostname": "sethostname"},
+    **{"private": "mount", "root": "open_tree", "read_only": "mount_setattr"},
+    **{"attach": "move_mount", "source": "open_tree", "target": "openat2", "mount": "move_mount"},
+    **{"filesystem": "fsopen or fsmount", "fork": "clone", "cwd": "openat2"},
+    **{
+        "pivot": "pivot_root",
+        "chroot": "chroot",
+        "capabilities": "capset or prctl",
+        "ids": "openat",
+    },
+    **{"no_new_privs": "prctl", "seccomp": "seccomp", "parent_death": "prctl", "user": "setresuid"},
+    **{"personality": "personality", "scheduler": "sched_setscheduler", "nice": "setpriority"},
+    **{"cpus": "sched_setaffinity", "reaper": "execveat", "terminal": "ioctl"},
+}
+#: What does without such a step.
+_INSTEAD = {
+    "keyring": "ipc='undefined'",
+    "hostname": "no hostname=",
+    "loopback": "network='undefined'",
+    "personality": "no personality= nor deterministic=",
+    "pivot": "mounts='undefined'",
+}
+
+
+def closed_by_a_filter(step: str, error: int) -> str:
+    """The likely remedy if a seccomp filter around the caller closes the call of a step, or "".
+
+    Docker's default filter answers EPERM, and ENOSYS to calls that are newer than itself.
+    """
+    if error not in (errno.EPERM, errno.ENOSYS) or status("Seccomp") != "2" or step not in _CALLS:
+        return ""
+    call = _CALLS[step]
+    text = f"a seccomp filter around the caller seems to close {call}, as a container's does"
+    instead = f", or {_INSTEAD[step]}" if step in _INSTEAD else ""
+    return f"{text}: {_UNCONFINED} it{instead}; {_NESTING}"
 
 
 def limits(*kinds: str) -> list[tuple[str, str]]:
@@ -335,9 +391,9 @@ def user_namespace_remedy(step: str, error: int) -> str:
     if step in ("clone", "ids") or (step == "private" and error == errno.EACCES):
         causes = user_namespace_causes()
         return "; ".join(f"{cause}: {remedy}" for cause, remedy in causes)
-    if step in ("source", "mount") and error == errno.EPERM and proc_is_masked():
+    if step in ("source", "filesystem", "mount") and error == errno.EPERM and proc_is_masked():
         return ": ".join(MASKED_PROC)
-    if step == "source" and error == errno.EPERM:
+    if step in ("source", "filesystem") and error == errno.EPERM and status("Seccomp") != "2":
         return (
             "only the owner of a pid namespace can mount its proc: bind /proc, or use"
             " processes='isolated'"

@@ -13,7 +13,7 @@ from .. import errors
 from .._core import native
 from .._host import machine
 from .._spec.limits import RLIMITS, SCHEDULERS
-from .._spec.policy import Profile
+from .._spec.policy import CAPABILITIES, Profile
 from .._spec.spec import Spec
 from ..errors import printable
 from .job import Job
@@ -169,21 +169,42 @@ def _limit_hint(index: int, error: int) -> str:
     name = _limit_name(index)
     if index < 16 and error == errno.EPERM:
         return f"{_HARD}, sysctl fs.nr_open" if name == "open_files" else _HARD
-    return _LIMIT_HINTS.get((name, error), "")
+    closed = "" if name in ("nice", "scheduler") else machine.closed_by_a_filter(name, error)
+    return closed or _LIMIT_HINTS.get((name, error), "")
 
 
 def hint(step: str, index: int, error: int, in_user_namespace: bool = False) -> str:
     """The likely remedy, or ""."""
-    if in_user_namespace or step in ("source", "root", "mount"):
+    if in_user_namespace or step in ("source", "filesystem", "root", "mount"):
         applies = in_user_namespace or machine.is_in_user_namespace()
         remedy = machine.user_namespace_remedy(step, error) if applies else ""
         if remedy:
             return remedy
+    if error == errno.EPERM and not in_user_namespace and os.geteuid() == 0:
+        causes = machine.missing_capabilities(step) if step != "capabilities" else []
+        if causes:
+            return "; ".join(f"{cause}: {remedy}" for cause, remedy in causes)
+    if closed := machine.closed_by_a_filter(step, error):
+        return closed
     if error == errno.ENOSYS and step != "seccomp":
         return (
             "sandboxlib needs Linux 5.12, and no seccomp filter of the host that closes this call"
         )
     return _HINTS.get((step, error), "")
+
+
+def _hint_of_capabilities(plan: Plan, error: int) -> str:
+    """The likely remedy if the capabilities could not be cut, or given."""
+    if plan.in_user_namespace or error != errno.EPERM:
+        return hint("capabilities", 0, error, plan.in_user_namespace)
+    have, asked = int(machine.status("CapEff") or "0", 16), plan.values.get("must_capabilities", 0)
+    names = [name for bit, name in enumerate(CAPABILITIES) if (asked & ~have) >> bit & 1]
+    causes = machine.missing_capabilities("capabilities")
+    texts = [f"{cause}: {remedy}" for cause, remedy in causes]
+    if names:
+        text = f"the caller lacks {', '.join(names)} itself, and cannot give what it lacks"
+        texts.append(f"{text}: leave that out of the Policy, or docker run --cap-add")
+    return "; ".join(texts) or hint("capabilities", 0, error)
 
 
 def _looking() -> contextlib.suppress:
@@ -245,7 +266,8 @@ def hint_of_stub(
     """The likely remedy if the mount point of a target cannot be made, or ""."""
     if error == errno.EROFS:
         return "the file system of the root is read-only, and has no such directory or file"
-    if error not in (errno.ENOENT, errno.EACCES, errno.EPERM):
+    is_explained = error in (errno.ENOENT, errno.EACCES, errno.EPERM)
+    if not is_explained or machine.closed_by_a_filter("target", error):
         return hint("target", 0, error)
     mounts = all_mounts(box) if mounts is None else mounts
     before = list(itertools.takewhile(lambda mount: mount.target != target, mounts))
@@ -258,7 +280,8 @@ def hint_of_stub(
             return "a symbolic link on the way leads to nothing"
         text = f"the symbolic link {link} leads to {leads_to!r}, which the root lacks"
         return printable(f"{text}: make that, or bind onto where it leads")
-    missing = missing or target
+    if not missing:
+        return hint("target", 0, error)
     above = os.path.dirname(missing)
     what = f"the root lacks {missing}, and uid {os.geteuid()} may not make it there"
     remedy = "make it beforehand, or bind onto a path that the root has"
@@ -277,10 +300,13 @@ def error_of(plan: Plan, step: int, index: int, error: int, job: Job) -> errors.
     what, filename = _about(plan, name, index, job)
     if name == "exec":
         remedy = hint_of_exec(plan.box, job.argv, job.paths, job.cwd, index, error, plan.mounts)
+    elif name == "capabilities":
+        remedy = _hint_of_capabilities(plan, error)
     elif name == "cwd":
         remedy = hint_of_cwd(plan.box, job.cwd, error, plan.mounts)
     else:
-        remedy = hint(name, index, error, plan.in_user_namespace)
+        is_new = name == "source" and plan.mounts[index].source is None
+        remedy = hint("filesystem" if is_new else name, index, error, plan.in_user_namespace)
     if name == "limits":
         remedy = _limit_hint(index, error)
     if error == errno.ETIMEDOUT:
