@@ -40,6 +40,7 @@ struct sbx_child {
     /* A resident's: waits for the order, which says what the job is. */
     int (*await_order)(struct sbx_child *);
     int cgroups[SBX_MOST_CGROUPS]; /* those of the job, moved away from what stdio needs */
+    int is_in_unified;             /* it was born in the last of them */
     int root;                      /* the root directory as the caller sees it */
     int tree;                      /* its copy, which becomes the root */
     int dev;                       /* a minimal /dev that is still to become read-only */

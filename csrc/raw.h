@@ -144,8 +144,9 @@ struct raw_open_how { /* openat2(2) */
     uint64_t flags, mode, resolve;
 };
 
-struct raw_clone_args { /* clone3(2), its first version */
+struct raw_clone_args { /* clone3(2), Linux 5.7 */
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
+    uint64_t set_tid, set_tid_size, cgroup;
 };
 
 #define RAW_CLONE_PIDFD 0x1000
@@ -243,10 +244,9 @@ struct sbx_record {
 
 /* The kinds of messages that a reaper is sent. */
 enum sbx_message {
-    SBX_PLACE = 1, /* the first message: a struct sbx_place follows, and all that it points to */
-    SBX_ORDER,  /* a command: the numbers of its descriptors, its cwd and strings follow. A resident
-                   also gets the descriptors of stdio and of the cgroups */
-    SBX_SIGNAL, /* a signal for every process of the run */
+    SBX_PLACE = 1,  /* the first message: a struct sbx_place follows, and all that it points to */
+    SBX_ORDER,      /* a command: the numbers of its descriptors, its cwd and strings follow */
+    SBX_SIGNAL,     /* a signal for every process of the run */
     SBX_COMMAND_FDS /* to pid 1 of a session: the descriptors of a command come along: the socket of
                        its reaper, stdio, and those that are passed. The order follows there */
 };
@@ -260,7 +260,9 @@ struct sbx_order {
     uint32_t size; /* of what follows */
     uint32_t cwd_size;
     int32_t cwd_or_root;
-    int32_t n_candidates, n_args, n_env, n_cgroups, n_passed, terminal, cpu_seconds, announce;
+    int32_t n_candidates, n_args, n_env, n_passed, terminal, cpu_seconds, announce;
+    int32_t n_fds;  /* of the descriptors that come with it. A resident gets those of its cgroups
+                       with the place, those of stdio with an order; others get none */
     int32_t stays;  /* SBX_PLACE: 1 for a resident */
     int32_t signum; /* SBX_SIGNAL */
 };

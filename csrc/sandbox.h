@@ -40,7 +40,7 @@ enum sbx_step {
     SBX_STEP_ORDER,     /* a resident's: the steps before it are done ahead of the run */
     SBX_STEP_TERMINAL,  /* stdin becomes the terminal of the session */
     SBX_STEP_CWD,
-    SBX_STEP_CGROUP, /* index: which */
+    SBX_STEP_CGROUP, /* index: which; in a slot before ORDER */
     SBX_STEP_LIMITS, /* index: of rlimit, then of enum sbx_limit */
     SBX_STEP_NO_NEW_PRIVS,
     SBX_STEP_PARENT_KEYRING, /* no reaper: the caller's session keyring stays the caller's */
@@ -155,8 +155,9 @@ struct sbx_job {
     const int *passed;      /* the numbers of more descriptors that the command gets */
     const int *passed_from; /* the caller's numbers of them: the same, if there is a reaper */
     int n_passed;           /* SBX_MOST_PASSED at most; in a slot none */
-    const int *cgroups;     /* cgroup.procs of those that it joins, open for writing */
+    const int *cgroups;     /* the cgroups that it joins: see struct sbx_slot; in a slot none */
     int n_cgroups;          /* SBX_MOST_CGROUPS at most */
+    int unified;            /* the directory of the last of them, if it is of v2; 0: it is not */
     int terminal;           /* 1: stdin is a terminal, and to be that of its session */
     int cpu_seconds;        /* RLIMIT_CPU of this job; 0: that of the place */
     int announce;           /* 1: sbx_spawn waits until the command began */
@@ -191,6 +192,10 @@ struct sbx_slot {
     int stuck;          /* as in struct sbx_run */
     uint32_t runs;      /* how many it was ordered: the number of the last */
     uint32_t signalled; /* the number of the last run that was sent a signal */
+    /* The cgroups of all its runs. A process that has one thread joins by writing "0" to each of
+     * these descriptors: `tasks` of v1, cgroup.procs of v2. */
+    const int *cgroups;
+    int n_cgroups; /* SBX_MOST_CGROUPS at most */
 };
 
 struct sbx_watch {
@@ -221,6 +226,7 @@ struct sbx_run {
     int group;  /* 1: no pid namespace: end the process group as well */
     int orphan; /* 1: it is not the caller's child, and somebody else reaps it */
     int in_session; /* 1: its reaper is one of several in the namespaces of a session */
+    int stillborn;  /* 1: the kernel killed a child that was born in job.unified, see clone.c */
     int setting_up; /* 1: the child is in the caller's memory; the kernel clears it */
     int64_t killed; /* when SIGKILL was sent, in ns of CLOCK_MONOTONIC; 0: it was not */
     int stuck; /* after sbx_end: a pidfd of what SIGKILL did not end in SBX_LAST_MS, or 0. Python
@@ -355,6 +361,13 @@ int sbx_filesystem_answers(struct sbx_run *run, const char *root, const char *pa
 
 /* Tells whether PATH is a directory, as far as the kernel knows without asking a server. */
 int sbx_is_directory(const char *path);
+
+/* Reads the beginning of N files into ROOM, one after the other: SIZES[i] bytes each, of which
+ * those beyond the end of the file are 0. Returns 0, or the last -errno. */
+int sbx_read_files(int n, const int *files, const int *sizes, char *room);
+
+/* Writes mode, uid, gid and number of links of N files to ROOM. Returns as sbx_read_files does. */
+int sbx_stat_files(int n, const int *files, uint32_t *room);
 
 /* Returns the magic number of the file system that FD is in (statfs(2)), or -errno. */
 long sbx_filesystem_of(int fd);

@@ -326,8 +326,8 @@ class Sandbox(Spec):
     def close(self) -> None:
         """Ends the slots, which keep namespaces from run to run; the next run makes new ones."""
         for plan in list(self._plans.values()):
-            if plan.slots is not None:
-                plan.slots.close()
+            for slots in plan.all_slots:
+                slots.close()
 
     def __enter__(self) -> Sandbox:
         return self

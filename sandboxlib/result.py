@@ -106,7 +106,7 @@ class Result(tuple[int, bytes | None, bytes | None]):
     command: Command | None = None
     limits_hit: tuple[str, ...] = ()
     _rusage: bytes = b""
-    _cgroup: Mapping[str, _types.Any] | None = None
+    _counts: _types.Any = None  # Counts of the cgroup
     _sizes: tuple[int | None, int | None] = (None, None)
 
     def __new__(
@@ -188,8 +188,14 @@ class Result(tuple[int, bytes | None, bytes | None]):
     @property
     def usage(self) -> Usage | None:
         """CPU time, memory and more; None if they were not counted, see Result."""
-        counted = any(value is not None for value in (self._cgroup or {}).values())
-        return Usage(self._rusage, self._cgroup) if self._rusage or counted else None
+        cgroup = self._cgroup
+        counted = any(value is not None for value in cgroup.values())
+        return Usage(self._rusage, cgroup) if self._rusage or counted else None
+
+    @property
+    def _cgroup(self) -> Mapping[str, Any]:
+        report: Mapping[str, Any] = {} if self._counts is None else self._counts.report()
+        return report
 
     def check(self) -> Result:
         """Returns this Result if it is ok; otherwise raises CommandFailed, which has it."""

@@ -11,6 +11,7 @@
 #include <time.h>
 
 #define CLEAR_SIGHAND 0x100000000ULL /* clone3(2), CLONE_CLEAR_SIGHAND */
+#define INTO_CGROUP 0x200000000ULL   /* CLONE_INTO_CGROUP */
 #define BETWEEN_STACK_SIZE 8192
 
 int64_t sbx_now(void) {
@@ -76,6 +77,52 @@ static int await_exec(struct sbx_run *run, int64_t end) {
     return 1;
 }
 
+/* Clones the child, and waits until it has left the caller's memory, but not longer than END. */
+static long clone_and_await(struct sbx_child *c, struct raw_clone_args *args, char *stack,
+                            int64_t end) {
+    struct sbx_run *run = c->run;
+    struct raw_clone_args with = *args; /* clone_orphan changes its own */
+    run->setting_up = !(args->flags & CLONE_VFORK);
+    long pid = run->orphan ? clone_orphan(c, &with, stack + with.stack_size)
+                           : clone_any(&with, sbx_child_main, c);
+    run->pid = pid < 0 ? 0 : (int)pid;
+    if (pid >= 0 && !await_exec(run, end)) {
+        struct sbx_failure at = run->at;
+        if (kill_run(run) < 0) /* the child may go on in our memory at any moment */
+            await_exec(run, 0);
+        else
+            await_exec(run, run->killed + LAST_NS);
+        sbx_fail(run, at.step, at.index, -ETIMEDOUT);
+    }
+    return pid;
+}
+
+/* A child is born in its cgroup of v2: to be moved there it would have to wait for a grace period
+ * of RCU. If the kernel refuses that, step CGROUP moves it, and says why that fails as well. Linux
+ * from 6.14 on kills the child at once if cgroup.kill was written another number of times in that
+ * cgroup than in the caller's (cgroup_css_set_fork compares the wrong ones): such a child takes no
+ * step. */
+static long clone_into_cgroup(struct sbx_child *c, struct raw_clone_args *args, char *stack,
+                              int64_t end) {
+    struct sbx_run *run = c->run;
+    if (c->job->unified) {
+        struct raw_clone_args with = *args;
+        with.flags |= INTO_CGROUP;
+        with.cgroup = (uint64_t)c->job->unified;
+        c->is_in_unified = 1;
+        long pid = clone_and_await(c, &with, stack, end);
+        if (pid >= 0 && (run->at.step != SBX_STEP_CLONE || run->killed))
+            return pid;
+        c->is_in_unified = 0;
+        if (pid >= 0) {
+            raw(__NR_waitid, WAIT_PIDFD, run->pidfd, 0, WEXITED | __WALL, 0);
+            sbx_close(&run->pidfd);
+            run->stillborn = 1;
+        }
+    }
+    return clone_and_await(c, args, stack, end);
+}
+
 /* exit_signal stays 0, so that a child that dies before its exec sends the caller no SIGCHLD; the
  * exec sets it. */
 long clone_child(struct sbx_child *c, char *stack) {
@@ -95,18 +142,7 @@ long clone_child(struct sbx_child *c, char *stack) {
     args.flags |= waits ? CLONE_VFORK : CLONE_CHILD_CLEARTID;
     uint64_t all = RAW_ALL_SIGNALS, before;
     raw(__NR_rt_sigprocmask, SIG_SETMASK, &all, &before, RAW_SIGSET_SIZE);
-    run->setting_up = !waits;
-    long pid = run->orphan ? clone_orphan(c, &args, stack + args.stack_size)
-                           : clone_any(&args, sbx_child_main, c);
-    run->pid = pid < 0 ? 0 : (int)pid;
-    if (pid >= 0 && !await_exec(run, end)) {
-        struct sbx_failure at = run->at;
-        if (kill_run(run) < 0) /* the child may go on in our memory at any moment */
-            await_exec(run, 0);
-        else
-            await_exec(run, run->killed + LAST_NS);
-        sbx_fail(run, at.step, at.index, -ETIMEDOUT);
-    }
+    long pid = clone_into_cgroup(c, &args, stack, end);
     raw(__NR_rt_sigprocmask, SIG_SETMASK, &before, 0, RAW_SIGSET_SIZE);
 #ifdef __SANITIZE_ADDRESS__
     /* The child left its frames by exec, and the red zones of these frames are still marked. */

@@ -120,3 +120,30 @@ void sbx_close_watch(struct sbx_watch *watch) {
         sbx_close(&watch->mountinfo);
     watch->file = 0;
 }
+
+int sbx_read_files(int n, const int *files, const int *sizes, char *room) {
+    long error = 0;
+    for (int i = 0; i < n; room += sizes[i++]) {
+        long size = raw(__NR_pread64, files[i], room, sizes[i], 0);
+        if (size < 0)
+            error = size;
+        size = size < 0 ? 0 : size;
+        memset(room + size, 0, (size_t)(sizes[i] - size));
+    }
+    return (int)error;
+}
+
+int sbx_stat_files(int n, const int *files, uint32_t *room) {
+    long error = 0;
+    for (int i = 0; i < n; i++, room += 4) {
+        struct stat status = {0};
+        long result = raw(__NR_fstat, files[i], &status);
+        if (result < 0)
+            error = result;
+        room[0] = status.st_mode;
+        room[1] = status.st_uid;
+        room[2] = status.st_gid;
+        room[3] = (uint32_t)status.st_nlink;
+    }
+    return (int)error;
+}

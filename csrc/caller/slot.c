@@ -16,7 +16,9 @@
 
 int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, struct sbx_run *run,
                   char *stack, const char *inside, size_t size, struct sbx_slot *slot) {
+    int n_fds = slot->n_cgroups;
     struct sbx_order order = {.kind = SBX_PLACE, .run = 1, .size = (uint32_t)size, .stays = 1};
+    order.n_fds = n_fds;
     struct iovec parts[] = {{&order, sizeof order}, {(void *)(uintptr_t)inside, size}};
     if (sbx_spawn(place, job, run, stack) != 0)
         return -1;
@@ -32,7 +34,7 @@ int sbx_open_slot(const struct sbx_place *place, const struct sbx_job *job, stru
     run->owner = 0;
     run->ended = 1;
     limit_patience(slot->control);
-    long error = send_all(slot->control, parts, 2, NULL, 0, 0);
+    long error = send_all(slot->control, parts, 2, slot->cgroups, n_fds, 0);
     if (error == 0)
         return 0;
     sbx_close_slot(slot);
@@ -68,8 +70,8 @@ static int is_ready(const struct sbx_slot *slot, int64_t most_ns) {
            && records->run == slot->runs + 1 && raw(__NR_ppoll, &fds[1], 1, &at_once, 0, 0) == 0;
 }
 
-/* Collects the descriptors that go with an order: those of the command, then those of the cgroups.
- * NULL_FD is opened for this run, if it needs one, so that no other run shares its flags and locks.
+/* Collects the descriptors that go with an order, those of the command. NULL_FD is opened for this
+ * run, if it needs one, so that no other run shares its flags and locks.
  */
 static int collect_descriptors(const struct sbx_job *job, struct sbx_run *run, const int stdio[3],
                                int *null_fd, int *fds) {
@@ -80,13 +82,11 @@ static int collect_descriptors(const struct sbx_job *job, struct sbx_run *run, c
         if (fds[i] < 0)
             return sbx_fail(run, SBX_STEP_STDIO, i, *null_fd);
     }
-    for (int i = 0; i < job->n_cgroups; i++)
-        fds[3 + i] = job->cgroups[i];
     return 0;
 }
 
 int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run) {
-    int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3 + SBX_MOST_CGROUPS], null = -1;
+    int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3], null = -1;
     int is_sent = 0;
     reset_run(run, NULL);
     if (job->size > INT32_MAX) { /* too large for an order's size field, and for any exec */
@@ -107,8 +107,8 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
     if (error == 0) {
         struct sbx_order order = order_of(job, ++slot->runs);
         struct iovec parts[] = {{&order, sizeof order}, {(void *)(uintptr_t)job->cwd, job->size}};
-        order.n_cgroups = job->n_cgroups;
-        is_sent = send_all(slot->control, parts, 2, fds, 3 + job->n_cgroups, 0) == 0;
+        order.n_fds = 3;
+        is_sent = send_all(slot->control, parts, 2, fds, 3, 0) == 0;
     }
     close_outputs(job, stdio);
     sbx_close(&null);

@@ -11,7 +11,8 @@
  * by the clone shows the caller's cgroup, and below it those of other runs. So another one is made
  * after the child has joined its cgroups. */
 int do_cgroup(struct sbx_child *c) {
-    for (c->index = 0; c->index < c->job->n_cgroups; c->index++) {
+    int n = c->job->n_cgroups - c->is_in_unified;
+    for (c->index = 0; c->index < n; c->index++) {
         long result =
             raw(__NR_write, c->cgroups[c->index], "0", 1); /* "0" means the process that writes */
         if (result < 0)

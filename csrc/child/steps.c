@@ -64,7 +64,7 @@ static const struct {
     {SBX_STEP_ORDER, do_order},
     {SBX_STEP_TERMINAL, do_terminal},
     {SBX_STEP_CWD, do_cwd},
-    {SBX_STEP_CGROUP, do_cgroup},
+    BEFORE_REAPER(SBX_STEP_CGROUP, do_cgroup)
     {SBX_STEP_LIMITS, do_limits},
     {SBX_STEP_NO_NEW_PRIVS, do_no_new_privs},
     BEFORE_REAPER(SBX_STEP_PARENT_KEYRING, do_parent_keyring)

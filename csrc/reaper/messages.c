@@ -59,7 +59,7 @@ static long make_room(size_t size) {
 long receive_message(uint32_t kind, struct sbx_order *order, int *fds) {
     union {
         struct cmsghdr head;
-        char room[CMSG_SPACE((3 + SBX_MOST_CGROUPS) * sizeof(int))];
+        char room[CMSG_SPACE(SBX_MOST_CGROUPS * sizeof(int))];
     } control;
     struct iovec part = {order, sizeof *order};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control};
@@ -71,10 +71,10 @@ long receive_message(uint32_t kind, struct sbx_order *order, int *fds) {
     if (n != sizeof *order || order->kind != kind || order->run != run_number)
         return -ECANCELED;
     size_t got = message.msg_controllen >= CMSG_LEN(sizeof(int)) ? control.head.cmsg_len : 0;
-    size_t n_fds = 3 + (size_t)order->n_cgroups;
-    if (fds && got != CMSG_LEN(n_fds * sizeof(int)))
+    size_t n_fds = (size_t)order->n_fds;
+    if (got != (n_fds ? CMSG_LEN(n_fds * sizeof(int)) : 0) || (n_fds && !fds))
         return -ECANCELED;
-    for (size_t i = 0; fds && i < n_fds; i++)
+    for (size_t i = 0; i < n_fds; i++)
         fds[i] = ((int *)CMSG_DATA(&control.head))[i];
     size_t pointers = (size_t)(order->n_candidates + order->n_args + order->n_env) + 3;
     long error = make_room(ALIGNED(order->size) + pointers * sizeof(char *));

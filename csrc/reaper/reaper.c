@@ -103,16 +103,17 @@ static void run_once(void) {
 void reaper(void) {
     struct raw_sigaction action = {on_signal, RESTORER, return_from_signal, RAW_ALL_SIGNALS};
     struct sbx_order order;
+    int cgroups[SBX_MOST_CGROUPS];
     raw(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
     raw(RAW_close_range, REAPER_STATUS_FD, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     raw(__NR_rt_sigaction, SIGCHLD, &action, 0, RAW_SIGSET_SIZE);
     use_small_buffer();
     run_number = 1;
-    if (receive_message(SBX_PLACE, &order, 0) < 0)
+    if (receive_message(SBX_PLACE, &order, cgroups) < 0)
         exit_reaper();
     if (IN_SESSION || !order.stays)
         run_once();
     run_number = 0;
     raw(__NR_rt_sigaction, RESIDENT_BELL, &action, 0, RAW_SIGSET_SIZE);
-    resident_main();
+    resident_main(cgroups, order.n_fds);
 }

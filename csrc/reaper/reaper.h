@@ -40,7 +40,8 @@ long get_memory(size_t size);
 
 /* Reads the next message of KIND. Whoever sends it is the caller's core. Returns 0 or -errno:
  * -ECANCELED if the caller hung up, or sent something else. A signal for a run that is over may
- * come first. FDS: room for the descriptors that come with an order for a slot. */
+ * come first. FDS: room for SBX_MOST_CGROUPS descriptors; NULL: no message of a run alone has any.
+ */
 long receive_message(uint32_t kind, struct sbx_order *order, int *fds);
 /* Fills JOB with what an order asks for: its descriptors, the cwd and the strings lie one after the
  * other. */
@@ -81,7 +82,8 @@ int kill_descendants(long command);
 
 /* ---- a resident ---------------------------------------------------------------------------- */
 
-void resident_main(void) __attribute__((noreturn));
+/* CGROUPS: what the process of each command writes to, to join. */
+void resident_main(const int *cgroups, int n) __attribute__((noreturn));
 
 /* Whether the counters of the namespaces are what they were. FIRST: remembers them. */
 int are_counts_same(int first);

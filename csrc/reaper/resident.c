@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "reaper.h"
 
+#include <fcntl.h>
 #include <linux/keyctl.h>
 #include <poll.h>
 #include <sched.h>
@@ -24,6 +25,7 @@ static int own_users;   /* 1: the slot has a user namespace */
  * written. */
 static volatile int is_asked, is_ordered, is_told;
 static int done_fd; /* an eventfd that a reaper writes to when it is done */
+static int cgroups[SBX_MOST_CGROUPS], n_cgroups;
 enum { REAPER_STACK_SIZE = 8192, COMMAND_STACK_SIZE = 32768 };
 static char stacks[REAPER_STACK_SIZE + COMMAND_STACK_SIZE] __attribute__((aligned(16)));
 
@@ -51,22 +53,38 @@ static void prepare_resident(void) {
     held = (const unsigned char *)(run_place.mounts + run_place.n_mounts);
 }
 
-/* Does step ORDER: reports that the set-up is done, then waits for the message that says what to
- * run. */
+/* The numbers below belong to the files that are looked at after each run, also if one of these is
+ * missing. */
+static void keep_cgroups(const int *fds, int n) {
+    for (n_cgroups = 0; n_cgroups < n; n_cgroups++) {
+        long fd = raw(__NR_fcntl, fds[n_cgroups], F_DUPFD_CLOEXEC, RESIDENT_FDS);
+        close_fd(fds[n_cgroups]);
+        if (fd < 0)
+            exit_reaper();
+        cgroups[n_cgroups] = (int)fd;
+    }
+}
+
+/* Does step CGROUP ahead of the order, and then step ORDER: reports that the set-up is done, and
+ * waits for the message that says what to run. */
 static int await_order(struct sbx_child *c) {
     static struct sbx_job job;
-    static int fds[3 + SBX_MOST_CGROUPS];
+    static int fds[SBX_MOST_CGROUPS];
     struct sbx_order order;
+    long error = do_cgroup(c);
+    if (error < 0) {
+        sbx_fail(&run, SBX_STEP_CGROUP, c->index, error);
+        return (int)error;
+    }
     is_asked = 1;
     write_record(SBX_READY_MAGIC);
-    long error = receive_message(SBX_ORDER, &order, fds);
-    if (error < 0)
-        return (int)error;
+    error = receive_message(SBX_ORDER, &order, fds);
+    if (error < 0 || order.n_fds != 3)
+        return error < 0 ? (int)error : -ECANCELED;
     for (int i = 0; i < 3; i++)
         c->stdio[i] = fds[i];
     job = *c->job;
-    job.cgroups = fds + 3;
-    job.n_cgroups = order.n_cgroups;
+    job.n_cgroups = 0; /* it is in them */
     job.cwd = contents;
     read_job(&order, &job, c);
     is_ordered = 1; /* from here on the command may have begun */
@@ -177,6 +195,8 @@ static int serve_one_run(void) {
     memset(&c, 0, sizeof c);
     is_asked = is_ordered = is_told = 0;
     job.held = held;
+    job.n_cgroups = n_cgroups;
+    memcpy(c.cgroups, cgroups, sizeof cgroups);
     run_number++;
     c.place = &run_place;
     c.job = &job;
@@ -225,7 +245,8 @@ static void install_filter(void) {
     run_place.filter = NULL;
 }
 
-void resident_main(void) {
+void resident_main(const int *fds, int n) {
+    keep_cgroups(fds, n);
     are_counts_same(
         1); /* before anything is opened, which might get the number of a file that is missing */
     prepare_resident();

@@ -5,8 +5,11 @@ Theory of operation. A machine mounts each controller (memory, pids, cpu, io) in
 of v2 or one of v1. A Cgroup is one directory in each hierarchy that its limits need, made below the
 caller's own. If v2 does not allow that (a cgroup that has processes hands no controllers down,
 Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint"), it is made below the
-nearest ancestor that does. The child of a run joins by writing "0" to each of `procs`. A run leases
-a Cgroup from the Cgroups of its Sandbox; when it is empty again, another run may lease it.
+nearest ancestor that does. A process with one thread joins by writing "0" to each of `procs`: to
+`tasks` of v1, where a write to cgroup.procs waits for a grace period of RCU, and to cgroup.procs of
+v2, into which a fresh run is born (CLONE_INTO_CGROUP). A fresh run leases a Cgroup from the Cgroups
+of its Sandbox; when it is empty again, another run may lease it. A slot keeps the Cgroup that it
+leases, and its runs write their limits to it.
 
 If the limits need neither v2 nor the pids controller, the Cgroup has a directory of v2, or of the
 v1 freezer, all the same. Without one, processes that fork faster than we read their list could
@@ -22,17 +25,20 @@ from _thread import RLock, interrupt_main
 from _weakref import ref  # weakref itself takes as long as ten of our modules
 from collections import deque
 
+from .._core.files import FileStatuses, OpenFiles
 from ..errors import SpecError, UnsupportedError
+from .counts import COUNTERS, PEAKS, Counts, numbers
 from .hierarchies import (
     GONE,
     Part,
+    Place,
+    files_of,
     find_parts,
     lists_of_processes,
     mark,
     open_cgroup,
     read,
     tree,
-    version,
     write,
 )
 from .hierarchies import CgroupLimits as CgroupLimits
@@ -41,19 +47,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Numbers = dict[str, dict[str, int]]
-
 MOST_IDLE = 16  # cgroups that wait for a run, each with up to 40 descriptors; others are removed
 _AT_A_TIME = 64  # pidfds that are open at once while processes are killed one by one
 PATIENCE = 5.0  # seconds that killed processes have to end
-_PRESSURES = ("cpu.pressure", "memory.pressure", "io.pressure")
-_PEAKS = ("memory.peak", "memory.max_usage_in_bytes")
-# Documentation/admin-guide/cgroup-v2.rst; cgroup-v1/memory.rst, pids.rst, cpuacct.rst
-_COUNTERS = (
-    *("memory.events", "memory.current", "memory.peak"),
-    *("memory.oom_control", "memory.failcnt", "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
-    *("pids.events", "pids.current", "pids.peak", "cpu.stat", "cpuacct.usage", *_PRESSURES),
-)
+_COUNTER_SIZE = 512  # bytes that are read of a counter
+# A Cgroup with limits on memory is used again if no more than this part of the limit is left over:
+_MOST_LEFT = 4  # of memory that the kernel can take back, as page cache
+_MOST_LOST = 64  # of memory that it cannot, as a file in a tmpfs of the caller's
+_LIMIT_SIZE = 48  # more than the longest value of a file that has a limit
+_BATCH = 64 * os.sysconf("SC_PAGE_SIZE")  # charged ahead for each CPU: MEMCG_CHARGE_BATCH
 # A command that reaches cgroupfs (docs/security.md) could change these files for the next command.
 # Of memory.oom_control only the first line is a setting; the others are counters.
 _SETTINGS = frozenset(
@@ -89,38 +91,44 @@ class Cgroups:
             raise SpecError("a limit on swap needs one on memory")
         _all[id(self)] = ref(self)
 
-    def take(self) -> Cgroup:
+    def take(self, limits: CgroupLimits | None = None) -> Cgroup:
         """Lease a Cgroup for one run, which gives it back by release().
 
-        Raises UnsupportedError if this machine, or this caller, cannot enforce one of the limits.
+        limits: other values of the same limits; None: those of this object. Raises UnsupportedError
+        if this machine, or this caller, cannot enforce one of the limits.
         """
-        cgroup = self._take_idle() or self._make()
+        limits = limits or self.limits
+        cgroup = self._take_idle(limits) or self._make(limits)
         cgroup.pool = self
         self._leased[id(cgroup)] = ref(cgroup)
         return cgroup
 
-    def _take_idle(self) -> Cgroup | None:
+    def _take_idle(self, limits: CgroupLimits) -> Cgroup | None:
         while True:
             try:
                 cgroup = self._idle.pop()
             except IndexError:
                 return None
-            if cgroup.is_as_made():
-                return cgroup
+            try:
+                if cgroup.is_as_made():
+                    cgroup.limit(limits)
+                    return cgroup
+            except OSError:
+                pass
             cgroup.remove()  # another process changed it, or removed a part of it
 
-    def _make(self) -> Cgroup:
+    def _make(self, limits: CgroupLimits) -> Cgroup:
         with self._lock:
             # The caller may have moved to another cgroup: close() makes us look again.
             if self._parts is None:
-                self._parts = find_parts(self.limits)
+                self._parts = find_parts(limits)
                 self._name = f"{mark()}-{os.urandom(4).hex()}"
             self._made += 1
             name, parts, generation = f"{self._name}-{self._made}", self._parts, self._generation
-        cgroup = Cgroup(self.limits, generation)
+        cgroup = Cgroup(limits, generation)
         try:
             for part in parts:
-                part.make(name, cgroup.paths)
+                part.make(name, limits, cgroup.places)
             cgroup.open()
         except BaseException:
             cgroup.remove()
@@ -175,48 +183,69 @@ class Cgroups:
 class Cgroup:
     """Directories in one or several hierarchies that hold one run.
 
-    procs: descriptors of their cgroup.procs, numbered from 10 on. A process joins by writing "0" to
-    each.
+    procs: descriptors, numbered from 10 on. A process that has one thread joins by writing "0" to
+    each. unified: the descriptor of the directory of v2, if that is the last of them; otherwise 0.
     """
 
     procs: tuple[int, ...] = ()
+    unified = 0
     directories: tuple[int, ...] = ()  # their descriptors, from which all files are opened
 
     def __init__(self, limits: CgroupLimits, generation: int) -> None:
         self.pool: Cgroups | None = None
         self.generation = generation
-        self.paths: list[str] = []
+        self.places: list[Place] = []
         self._limits = limits
+        self._limited: tuple[CgroupLimits, int] | None = None
         self._maker = os.getpid()
         self._counters: list[tuple[str, int]] = []
-        self._settings: list[_Setting] = []
-        self._pids_setting: _Setting | None = None
-        self._threads: list[tuple[int, str]] = []  # the other file by which a thread can join
-        self._owners: list[tuple[int, int, int, int]] = []
-        self._before: Numbers = {}
-        self._most_pids = limits.pids
+        self._settings: dict[tuple[int, str], _Setting] = {}
+        self._others: list[int] = []  # the other files by which a process or thread can join
+        self._counted, self._set = OpenFiles(()), OpenFiles(())
+        self._statuses = FileStatuses(())
+        self._owners = self._expected = b""
+        self._before: list[bytes] = []
+        self._left = 0  # bytes of memory, of which it is known that the kernel can take them back
         self._is_reset = True  # False: the peaks may be those of an earlier run
         self._is_suspended = False
 
+    @property
+    def paths(self) -> list[str]:
+        """Its directories."""
+        return [place.path for place in self.places]
+
     def open(self) -> None:
         """Open the files that each run reads, because opening one takes as long as ten reads."""
-        for path in self.paths:
-            kind = version(path)
+        self.places.sort(key=lambda place: place.kind)
+        limited = {file for place in self.places for file, _ in self._files(place, self._limits)}
+        for path, kind, _ in self.places:
             self.directories += (directory := _above(open_cgroup(path, kind)),)
-            fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+            joining = ["tasks", "cgroup.procs"] if kind == "v1" else ["cgroup.procs"]
+            fd = os.open(joining[0], os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
             self.procs += (_above(fd),)
+            self.unified = directory if kind == "v2" else 0
             # An O_PATH descriptor cannot be listed itself; its link in /proc can.
             for name in os.listdir(f"/proc/self/fd/{directory}"):
-                if name in _COUNTERS:
+                if name in COUNTERS:
                     self._open_counter(directory, name)
                 if name in _SETTINGS:
-                    self._open_setting(directory, name)
-                if name in ("tasks", "cgroup.threads"):
-                    self._threads.append((directory, name))
-        self._owners = self._look_at_owners()
+                    self._open_setting(directory, name, name in limited)
+                if name in joining[1:] or name == "cgroup.threads":
+                    fd = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=directory)
+                    self._others.append(fd)
+        self._counted = OpenFiles([(fd, _COUNTER_SIZE) for _, fd in self._counters])
+        self._set = OpenFiles([(s.fd, s.size) for s in self._settings.values()])
+        self._statuses = FileStatuses((*self.directories, *self.procs, *self._others))
+        self._owners = self._statuses.read()
+        for place, directory in zip(self.places, self.directories, strict=True):
+            for file, text in self._files(place, self._limits):
+                if setting := self._settings.get((directory, file)):
+                    setting.written = f"{text}\n".encode()
+        self._limited = self._limits, 0
+        self._expect()
 
     def _open_counter(self, directory: int, name: str) -> None:
-        flags = os.O_CLOEXEC | (os.O_RDWR if name in _PEAKS else os.O_RDONLY)
+        flags = os.O_CLOEXEC | (os.O_RDWR if name in PEAKS else os.O_RDONLY)
         try:
             fd = os.open(name, flags, dir_fd=directory)
         except PermissionError:  # memory.peak before Linux 6.12
@@ -228,114 +257,121 @@ class Cgroup:
             self._counters.pop()
             os.close(fd)
 
-    def _open_setting(self, directory: int, name: str) -> None:
-        flags = os.O_CLOEXEC | (os.O_RDWR if name == "pids.max" else os.O_RDONLY)
+    def _open_setting(self, directory: int, name: str, is_limit: bool) -> None:
+        flags = os.O_CLOEXEC | (os.O_RDWR if is_limit or name == "pids.max" else os.O_RDONLY)
         setting = _Setting(os.open(name, flags, dir_fd=directory))
-        self._settings.append(setting)
+        self._settings[directory, name] = setting
         if not setting.remember(whole=name != "memory.oom_control"):
-            self._settings.pop()
+            del self._settings[directory, name]
             os.close(setting.fd)
-        elif name == "pids.max":
-            self._pids_setting = setting
 
-    def _look_at_owners(self) -> list[tuple[int, int, int, int]]:
-        """The owners and modes, which say who may write, and st_nlink, which counts the cgroups
-        below.
+    def _expect(self) -> None:
+        self._expected = b"".join(s.value.ljust(s.size, b"\0") for s in self._settings.values())
+
+    @staticmethod
+    def _files(place: Place, limits: CgroupLimits, extra_pids: int = 0) -> list[tuple[str, str]]:
+        """The files of the limits, with the value for each."""
+        if extra_pids and limits.pids is not None:
+            limits = limits._replace(pids=limits.pids + extra_pids)
+        return [pair for name in place.names for pair in files_of(limits, name, place.kind)]
+
+    def limit(self, limits: CgroupLimits, extra_pids: int = 0) -> None:
+        """Write the limits that are not what they were. Raises OSError if the kernel refuses one.
+
+        limits: other values of the same limits. extra_pids is added to the limit on pids.
         """
-        statuses = [os.fstat(fd) for fd in (*self.directories, *self.procs)]
-        statuses += [os.stat(name, dir_fd=fd) for fd, name in self._threads]
-        return [(s.st_mode, s.st_uid, s.st_gid, s.st_nlink) for s in statuses]
+        if self._limited == (limits, extra_pids):
+            return
+        changed = []
+        for place, directory in zip(self.places, self.directories, strict=True):
+            for file, text in self._files(place, limits, extra_pids):
+                setting, value = self._settings[directory, file], f"{text}\n".encode()
+                if setting.written != value:
+                    changed.append((setting, value))
+        if (limits.memory or 0) > (self._limits.memory or 0):
+            changed.reverse()  # memory.memsw.limit_in_bytes is never below memory.limit_in_bytes
+        self._limited = None
+        for setting, value in changed:
+            setting.write(value)
+        self._limits, self._limited = limits, (limits, extra_pids)
+        self._expect()
 
     def is_as_made(self) -> bool:
         """Return True if no process has removed it or changed it since it was made: its limits, its
         freezer, its owners, the cgroups below it.
+
+        The owners and modes say who may write, and the number of links counts the cgroups below.
         """
         try:
-            return self._look_at_owners() == self._owners and all(s.holds() for s in self._settings)
+            owners, content = self._statuses.read(), self._set.read()
+            return (owners, content) == (self._owners, self._expected)
         except OSError:  # ENODEV: the cgroup was removed
             return False
 
     def begin(self, extra_pids: int = 0) -> None:
-        """Start the counts of report(). extra_pids is added to the limit on pids."""
-        if self._limits.pids is not None:
-            self._set_most_pids(self._limits.pids + extra_pids)
+        """Start the counts of a run. extra_pids is added to the limit on pids."""
+        self.limit(self._limits, extra_pids)
         for name, fd in self._counters:
-            if name in _PEAKS:
+            if name in PEAKS:
                 try:  # v1; v2 since Linux 6.12: for reads through this descriptor
                     os.pwrite(fd, b"0", 0)
                 except OSError:
                     self._is_reset = False
         self._before = self._read()
 
-    def report(self) -> dict[str, object]:
-        """What happened since begin(). None: no file of this cgroup has the value.
-
-        oom_kills: int, processes that the kernel killed because memory ran out.
-        pids_hits: int, forks that the kernel refused.
-        throttled: int, periods (of 100 ms) in which the quota was used up.
-        memory_peak: int, bytes, without the page cache that earlier runs left (with it, if the
-            limit was reached). pids_peak: int. Both count every process that joined, the reaper
-            too. The kernel cannot reset some peaks (pids.peak; memory.peak before Linux 6.12): in a
-            reused cgroup they are None unless this run went beyond the earlier ones.
-        cpu: float, seconds. user, system: float, the same apart.
-        pressure: {"cpu": {"some": seconds, "full": seconds}, ...}, the time in which some or all
-            processes had to wait for it.
+    def begin_in_slot(self, limits: CgroupLimits) -> bool:
+        """Start the counts of the next run of a slot, whose process may be in it. Returns False if
+        the earlier runs left something, or another process changed it.
         """
-        now, before = self._read(), self._before
+        try:
+            if not self.is_as_made():
+                return False
+            self.limit(limits)
+            self.begin()
+            return self._has_room(1)
+        except OSError:
+            return False
 
-        def grown(name: str, key: str) -> int | None:
-            value = now.get(name, {}).get(key)
-            return None if value is None else value - before.get(name, {}).get(key, 0)
+    def counts(self) -> Counts:
+        """What happened since begin()."""
+        names = [name for name, _ in self._counters]
+        return Counts(names, self._before, self._read(), self._is_reset)
 
-        def first(*values: int | None) -> int | None:
-            return next((value for value in values if value is not None), None)
+    def report(self) -> dict[str, object]:
+        """What happened since begin(), as Counts.report() says."""
+        return self.counts().report()
 
-        def peak(name: str, is_reset: bool) -> int | None:
-            value, earlier = now.get(name, {}).get(""), before.get(name, {}).get("", 0)
-            return value if is_reset or not earlier or (value or 0) > earlier else None
+    def _read(self) -> list[bytes]:
+        """The contents of the counters."""
+        text, size = self._counted.read(), _COUNTER_SIZE
+        return [text[at : at + size] for at in range(0, len(text), size)]
 
-        v1 = "memory.max_usage_in_bytes" in now
-        memory = peak(_PEAKS[v1], self._is_reset)
-        hits = grown("memory.failcnt", "") if v1 else grown("memory.events", "max")
-        if memory is not None and not hits:
-            left = before.get("memory.usage_in_bytes" if v1 else "memory.current", {}).get("", 0)
-            memory = max(memory - left, 0)
+    def _value(self, texts: list[bytes], *names: str) -> int:
+        """The number in the first of these counters that it has; 0 if it has none."""
+        for (name, _), text in zip(self._counters, texts, strict=True):
+            if name in names:
+                return int(text.rstrip(b"\0"))
+        return 0
 
-        def seconds(key: str) -> float | None:
-            micro = grown("cpu.stat", key)
-            return None if micro is None else micro / 1e6
-
-        cpu, nano = seconds("usage_usec"), grown("cpuacct.usage", "")
-        if cpu is None and nano is not None:
-            cpu = nano / 1e9
-        waits = {
-            name.partition(".")[0]: {key: (grown(name, key) or 0) / 1e6 for key in now[name]}
-            for name in _PRESSURES
-            if name in now
-        }
-        return {
-            "oom_kills": first(
-                grown("memory.events", "oom_kill"), grown("memory.oom_control", "oom_kill")
-            ),
-            "pids_hits": grown("pids.events", "max"),
-            "throttled": grown("cpu.stat", "nr_throttled"),
-            "memory_peak": memory,
-            "pids_peak": peak("pids.peak", False),
-            "cpu": cpu,
-            "user": seconds("user_usec"),
-            "system": seconds("system_usec"),
-            "pressure": waits or None,
-        }
-
-    def _read(self) -> Numbers:
-        counters: Numbers = {}
-        for name, fd in self._counters:  # cpu.stat may be there twice: of v1, and of v2
-            numbers = counters.setdefault(name, {})
-            for line in os.pread(fd, 4096, 0).decode().splitlines():
-                fields = line.split()  # "5", "max 5", or "some avg10=0.00 ... total=5"
-                key = fields[0] if len(fields) > 1 else ""
-                numbers[key] = int(fields[-1].rpartition("=")[2])
-        return counters
+    def _has_room(self, processes: int) -> bool:
+        """Return True if the run has all that its limits allow: no more than so many processes
+        count, and the kernel can take back the memory that earlier runs left.
+        """
+        if self._value(self._before, "pids.current") > processes:
+            return False
+        limit = self._limits.memory
+        if limit is None:
+            return True
+        used = self._value(self._before, "memory.usage_in_bytes", "memory.current")
+        if used <= self._left + limit // _MOST_LOST:
+            return True
+        if used > limit // _MOST_LEFT + _BATCH * (os.cpu_count() or 1):
+            return False
+        directory = self._find("memory.stat")
+        kept = numbers(read("memory.stat", directory).encode()) if directory is not None else {}
+        lost = sum(kept.get(name, 0) for name in ("active_anon", "inactive_anon", "unevictable"))
+        self._left = used
+        return lost <= limit // _MOST_LOST
 
     def pids(self) -> list[int]:
         """The processes in it, and in cgroups that they made below it; zombies do not count."""
@@ -359,6 +395,7 @@ class Cgroup:
         while True:
             if killer is not None:
                 write("cgroup.kill", "1", killer)
+                self.unified = 0  # Linux from 6.14 on would kill what is born in it
             else:
                 self._kill_each()
             if self._is_suspended:
@@ -381,8 +418,11 @@ class Cgroup:
         """Kill the processes one by one. First stop them from forking, so that the list of them is
         complete.
         """
-        if self._most_pids is not None:
-            self._set_most_pids(0)
+        limits = [s for (_, name), s in self._settings.items() if name == "pids.max"]
+        if self._limits.pids is not None and limits:
+            self._limited = None
+            limits[0].write(b"0\n")
+            self._expect()
         else:
             self.suspend()
         pids = self.pids()
@@ -457,10 +497,8 @@ class Cgroup:
         """
         if self._is_suspended:
             self.resume()
-        numbers = self._read()
-        left = numbers.get("memory.usage_in_bytes") or numbers.get("memory.current") or {"": 0}
-        is_small = self._limits.memory is None or left[""] <= self._limits.memory // 4
-        return is_small and not numbers.get("pids.current", {}).get("", 0)
+        self._before = self._read()
+        return self._has_room(0)
 
     def leave(self) -> None:
         """Give it up, because SIGKILL does not end a process in it: a later close() removes it."""
@@ -469,7 +507,7 @@ class Cgroup:
             pool._leased.pop(id(self), None)
         if self._maker == os.getpid():
             _stuck.extend(reversed(self.paths))
-        self.paths = []
+        self.places = []
         self.remove()
 
     def remove(self) -> None:
@@ -480,28 +518,26 @@ class Cgroup:
                     self.kill()
             except OSError:
                 pass
-            while self.paths:
-                if not _remove(self.paths[-1]):
-                    _stuck.append(self.paths[-1])
-                self.paths.pop()
-        self.paths = []
+            while self.places:
+                if not _remove(self.places[-1].path):
+                    _stuck.append(self.places[-1].path)
+                self.places.pop()
+        self.places = []
         for fd in (
             *(fd for _, fd in self._counters),
-            *(setting.fd for setting in self._settings),
+            *(setting.fd for setting in self._settings.values()),
             *self.procs,
             *self.directories,
+            *self._others,
         ):
             os.close(fd)
-        self._counters, self._settings, self._threads, self._pids_setting = [], [], [], None
+        self._counters, self._settings, self._others = [], {}, []
+        self._counted, self._set = OpenFiles(()), OpenFiles(())
+        self._statuses, self._owners = FileStatuses(()), b"removed"
         self.procs = self.directories = ()
 
     def __del__(self) -> None:
         _insist(self.remove)
-
-    def _set_most_pids(self, number: int) -> None:
-        if number != self._most_pids and (setting := self._pids_setting) is not None:
-            setting.write(f"{number}\n".encode())
-            self._most_pids = number
 
     def _find(self, name: str) -> int | None:
         """The descriptor of a directory that has such a file."""
@@ -515,13 +551,16 @@ class Cgroup:
 
 
 class _Setting:
-    """An open file of a cgroup, and its content as long as no process changes it."""
+    """An open file of a cgroup, and its content as long as no process changes it.
 
-    __slots__ = ("fd", "size", "value")
+    written: what was last written to it, if that was a limit.
+    """
+
+    __slots__ = ("fd", "size", "value", "written")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.value = b""
+        self.value = self.written = b""
         self.size = 0
 
     def remember(self, whole: bool) -> bool:
@@ -532,15 +571,14 @@ class _Setting:
             return False
         if not whole:
             self.value = self.value[: self.value.find(b"\n") + 1]
-        self.size = len(self.value) + whole
+        # Room for the longest value of a limit, and beyond the value at least one byte, which tells
+        # of content that was added.
+        self.size = max(len(self.value) + 1, _LIMIT_SIZE) if whole else len(self.value)
         return True
-
-    def holds(self) -> bool:
-        return os.pread(self.fd, self.size, 0) == self.value
 
     def write(self, value: bytes) -> None:
         os.pwrite(self.fd, value, 0)
-        self.value, self.size = value, len(value) + 1
+        self.value, self.written = os.pread(self.fd, self.size - 1, 0), value
 
 
 def _above(fd: int) -> int:
@@ -573,7 +611,7 @@ def controllers() -> dict[str, str]:
             cgroup = pool.take()
         except UnsupportedError:
             continue
-        versions[name] = version(cgroup.paths[0])
+        versions[name] = cgroup.places[0].kind
         cgroup.release()
         pool.close()
     return versions

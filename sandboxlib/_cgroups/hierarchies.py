@@ -43,23 +43,36 @@ class CgroupLimits(
 
     __slots__ = ()
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Which limits there are, and where: limits of one kind differ in their values alone."""
+        return (*(value is not None for value in self[:-2]), *self[-2:])
+
+
+class Place(namedtuple("Place", "path kind names")):
+    """A directory of a cgroup, its version, "v1" or "v2", and the names of the limits in it."""
+
+    __slots__ = ()
+    path: str
+    kind: str
+    names: tuple[str, ...]
+
 
 class Part:
     """The part of a cgroup in one hierarchy: in which directories it may be made, the best first,
-    and which values are written to its files.
+    and the names of its limits: "memory", "pids", "cpu", "io".
 
     A parent of v1 is a (path, "v1"), one of v2 a (path, "v2").
     """
 
     def __init__(self, parents: list[tuple[str, str]], is_needed: bool = True) -> None:
         self.parents = parents
-        self.names: list[str] = []  # controllers
-        self.files: list[tuple[str, str]] = []
+        self.names: list[str] = []
         self.is_needed = is_needed
         self._is_swept = False
 
-    def make(self, name: str, paths: list[str]) -> None:
-        """Make the directory of one cgroup, and append its path to paths.
+    def make(self, name: str, limits: CgroupLimits, places: list[Place]) -> None:
+        """Make the directory of one cgroup, and append it to places.
 
         Raises UnsupportedError if it cannot be made in any of the parents.
         """
@@ -70,7 +83,7 @@ class Part:
                     sweep(parent)
                     if kind == "v2":
                         self._prepare(parent)
-                self._make_in(parent, kind, name, paths)
+                self._make_in(parent, kind, name, limits, places)
                 self.parents, self._is_swept = [(parent, kind)], True
                 return
             except OSError as error:
@@ -79,7 +92,9 @@ class Part:
             raise _refusal(self.names, *refusals[0])
         self.parents = []
 
-    def _make_in(self, parent: str, kind: str, name: str, paths: list[str]) -> None:
+    def _make_in(
+        self, parent: str, kind: str, name: str, limits: CgroupLimits, places: list[Place]
+    ) -> None:
         """Make the directory, and write its files. Descriptors are used throughout, so that no name
         is looked up twice and no symbolic link is followed.
 
@@ -92,10 +107,11 @@ class Part:
             except OSError as error:
                 error.filename = path
                 raise
-            paths.append(path)
+            places.append(Place(path, kind, tuple(self.names)))
             os.chmod(name, 0o755, dir_fd=parent_fd)  # mkdir(2) applied the caller's umask
             made = os.open(name, _SEARCH, dir_fd=parent_fd)
-            for file, value in self.files:
+            files = [pair for each in self.names for pair in files_of(limits, each, kind)]
+            for file, value in files:
                 try:
                     write(file, value, made)
                 except OSError as error:
@@ -143,7 +159,7 @@ def find_parts(limits: CgroupLimits) -> list[Part]:
         else:
             raise UnsupportedError(f"{name}: no cgroup hierarchy of /proc/self/cgroup has it")
         part.names.append(name)
-        part.files += _files(limits, name, part.parents[0][1])
+        files_of(limits, name, part.parents[0][1])  # refuses what would do nothing
     if "" not in parts and (limits.hold or "pids" not in names) and len(parts) < MOST_PARTS:
         in_v1 = [own[name] for name in ("freezer", "pids", "memory") if name in own]
         parents = unified + [(path, "v1") for path in in_v1 if path not in parts]
@@ -192,7 +208,7 @@ def _unified(directory: str | None, own: dict[str, str]) -> list[tuple[str, str]
     return parents
 
 
-def _files(limits: CgroupLimits, name: str, kind: str) -> list[tuple[str, str]]:
+def files_of(limits: CgroupLimits, name: str, kind: str) -> list[tuple[str, str]]:
     """The files of one controller with the value for each, in the order to write them."""
     is_v1 = kind == "v1"
     files: list[tuple[str, object]] = []
@@ -314,11 +330,6 @@ def own_directories() -> dict[str, str]:
             if "/.." not in below:
                 directories[name] = point + below
     return directories
-
-
-def version(path: str) -> str:
-    """The version of cgroups that a directory belongs to: "v1" or "v2"."""
-    return "v2" if os.path.exists(f"{path}/cgroup.controllers") else "v1"
 
 
 def lists_of_processes(directory: int) -> str:

@@ -20,12 +20,20 @@ class OpenSlot:
     """An open slot: a resident in namespaces that serve one run after the other.
 
     place: what new_place() returns, for the resident. stubs: what held_flags() returns.
-    run_place: what pack_place() returns; the resident sets this up anew for every run.
-    setup_ns: the time limit of the set-up in nanoseconds, 0 for none. Raises OSError if the kernel
-    refuses. A Slot that is garbage closes itself.
+    run_place: what pack_place() returns; the resident sets this up anew for every run. cgroups:
+    what the process of each command writes to, to join. setup_ns: the time limit of the set-up in
+    nanoseconds, 0 for none. Raises OSError if the kernel refuses. A Slot that is garbage closes
+    itself.
     """
 
-    def __init__(self, place: Any, stubs: Any, run_place: bytes, setup_ns: int = 0) -> None:
+    def __init__(
+        self,
+        place: Any,
+        stubs: Any,
+        run_place: bytes,
+        cgroups: Sequence[int] = (),
+        setup_ns: int = 0,
+    ) -> None:
         self._memory, self.struct = _ending("struct sbx_slot *", lib.sbx_close_slot)
         workspace = take_workspace()
         run, stdio = workspace.run, (lib.SBX_NULL,) * 3
@@ -33,13 +41,15 @@ class OpenSlot:
             init = init_descriptor()
             keep = fill_job(workspace, b"/\0", 2, (0, 0, 0, 0), stdio, init, stubs, -1)
             workspace.job.setup_ns, workspace.job.pump_ns = setup_ns, 0
+            joined = ffi.new("int[]", cgroups)
+            self.struct.cgroups, self.struct.n_cgroups = joined, len(cgroups)
             args = (place[0], workspace.job, run, workspace.stack, run_place, len(run_place))
             if (guard := unreadable_for(place[0])) is None:
                 result = lib.sbx_open_slot(*args, self.struct)
             else:
                 with guard:
                     result = lib.sbx_open_slot(*args, self.struct)
-            del keep
+            del keep, joined
             if result != 0:
                 raise OSError(run.failure.error, STEPS[run.failure.step])
         finally:

@@ -221,7 +221,7 @@ def give_back(workspace: Workspace) -> None:
     if workspace.extras is not None:
         _, numbers = workspace.extras
         workspace.extras = None
-        for name in ("n_passed", "n_cgroups", *numbers):
+        for name in ("n_passed", "n_cgroups", "unified", *numbers):
             setattr(workspace.job, name, 0)
     for stream in (workspace.out, workspace.err):
         if stream.is_long:
@@ -279,16 +279,26 @@ def fill_extras(
     workspace: Workspace,
     passed: Sequence[int],
     passed_from: Sequence[int],
-    cgroups: Sequence[int],
     numbers: Mapping[str, int],
 ) -> None:
     """Fill the fields that few jobs have; give_back() clears them. numbers: those fields of struct
     sbx_job that are numbers; each of them is 0 otherwise.
     """
     job = workspace.job
-    arrays = [ffi.new("int[]", fds) for fds in (passed, passed_from, cgroups)]
-    job.passed, job.passed_from, job.cgroups = arrays
-    job.n_passed, job.n_cgroups = len(passed), len(cgroups)
+    arrays = [ffi.new("int[]", fds) for fds in (passed, passed_from)]
+    job.passed, job.passed_from = arrays
+    job.n_passed = len(passed)
     for name, number in numbers.items():
         setattr(job, name, number)
     workspace.extras = arrays, tuple(numbers)
+
+
+def fill_cgroups(workspace: Workspace, cgroups: Sequence[int], unified: int) -> None:
+    """Fill the cgroups of a fresh run; give_back() clears them, as fill_extras() was called too.
+
+    cgroups: what a process writes to, to join. unified: the directory of the last, if it is of v2.
+    """
+    assert workspace.extras is not None
+    job, array = workspace.job, ffi.new("int[]", cgroups)
+    job.cgroups, job.n_cgroups, job.unified = array, len(cgroups), unified
+    workspace.extras[0].append(array)

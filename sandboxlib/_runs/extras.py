@@ -21,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .slots import Slot
+
 lib = native.lib
 _SIGKILL, _SIGXCPU, _SIGXFSZ = 9, 24, 25  # signal(7)
 _NULL: int = lib.SBX_NULL
@@ -69,6 +71,7 @@ class Extras:
         self._has_sinks = any(sink is not None for sink in self._sinks)
         self._overflowed = False
         self._cgroup: Any = None
+        self._is_leased = False
         self._terminal: tuple[int, int] | None = None
 
     def outputs(self, outputs: tuple[int, int]) -> tuple[int, int]:
@@ -84,30 +87,35 @@ class Extras:
     def prepare(
         self, work: workspace.Workspace, stdio: tuple[int, int, int]
     ) -> tuple[int, int, int]:
-        """Prepares the cgroup, the terminal and the outputs before the start. Returns the stdio."""
+        """Prepares the terminal and the outputs before the start. Returns the stdio."""
         for stream, sink in zip((work.out, work.err), self._sinks, strict=True):
             if sink is not None:
                 stream.set_eager(sink.eager)
-        if (cgroups := self._plan.cgroups) is not None and self._cgroup is None:
-            self._cgroup = cgroups.take()
-            self._cgroup.begin()
-        procs: Sequence[int] = () if self._cgroup is None else self._cgroup.procs
         if isinstance(self._pty, tuple) and self._terminal is None:
             self._terminal = _open_pty(*self._pty)
             stdio = (self._terminal[1],) * 3
         numbers = {**self._numbers, "announce": int(self._announce)}
         if self._cpu_time is not None and self._cpu_time < 1 << 31:  # else the place has it
             numbers["cpu_seconds"] = int(-(-self._cpu_time // 1))  # rounded up
-        workspace.fill_extras(work, self._passed, self._passed_from, procs, numbers)
+        workspace.fill_extras(work, self._passed, self._passed_from, numbers)
         return stdio
 
-    def count_reaper(self) -> None:
-        """In a fresh run the reaper joins the cgroup too: allow one more pid."""
-        if self._cgroup is not None:
-            self._cgroup.begin(1)
+    def enter(self, slot: Slot) -> None:
+        """The run goes into a slot, whose cgroup counts it."""
+        self._cgroup, self._is_leased = slot.cgroup, False
+
+    def lease(self, work: workspace.Workspace) -> None:
+        """Leases a cgroup for a fresh run. The reaper joins it too: that allows one more pid."""
+        self._cgroup = None
+        if (cgroups := self._plan.cgroups) is not None:
+            self._cgroup, self._is_leased = cgroups.take(self._plan.cgroup_limits), True
+            self._cgroup.begin(int(self._plan.reaper))
+            workspace.fill_cgroups(work, self._cgroup.procs, self._cgroup.unified)
 
     def started(self, struct: Any) -> None:
         """Makes our end of the terminal the output of the run."""
+        if struct.stillborn and self._cgroup is not None:
+            self._cgroup.unified = 0
         if self._terminal is not None:
             master, slave = self._terminal
             self._terminal = None
@@ -141,8 +149,8 @@ class Extras:
         """Adds limits_hit, the sizes and the cgroup's report to the Result of a finished run."""
         hit = []
         if self._cgroup is not None:
-            report = result._cgroup = self._cgroup.report()
-            hit += [name for name, key in _HITS if report.get(key)]
+            result._counts = self._cgroup.counts()
+            hit += result._counts.hits()
         limits, cpu_time = self._limits, self._cpu_time
         killed = "memory" in hit or result.timed_out or self._overflowed
         if cpu_time is not None and _ran_out(result, cpu_time, killed):
@@ -162,13 +170,12 @@ class Extras:
             self._terminal = None
         if self._cgroup is not None:
             cgroup, self._cgroup = self._cgroup, None
+            if not self._is_leased:
+                return  # the slot has it
             if is_stuck:
                 cgroup.leave()
             else:
                 cgroup.release()
-
-
-_HITS = (("memory", "oom_kills"), ("pids", "pids_hits"))
 
 
 def _ran_out(result: Result, seconds: float, killed: bool) -> bool:

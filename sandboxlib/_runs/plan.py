@@ -61,16 +61,55 @@ class Plan:
         self.mapped_outside = ids is not None and box._user_kind == "ranges"
         self.values = values
         self.place, self._memory = native.new_place(values, [m.values for m in self.mounts])
-        self.slots: Any = None  # Slots, made by slots_of() when a run first asks for one
+        self.base: Plan | None = None  # see share()
         self.is_without_slots = False  # True: all runs of this plan are fresh
-        self.base: Plan | None = None  # runs of this plan can use the slots of that plan
         self.reaper = bool(values["reaper"])
-        self.cgroups = _cgroups_of(box)
+        self.cgroup_limits = _cgroup_limits(box)
+        # Plans with other limits may share these; see share().
+        self._all_slots: dict[object, Any] = {}
+        self._all_cgroups: dict[object, Any] = {}
+        self.cgroups: Any = None  # Cgroups, of fresh runs and of slots
+        self._share_cgroups()
         self.is_limited = box.limits is not None
         isolation = {**box.isolation(), "seccomp": filter_of(box.policy)}
         self.isolation = MappingProxyType(isolation)  # shared by all Results
         self._nothing_held = native.held_flags(len(self.mounts), ())
         self.stubs: tuple[int, ...] = ()  # the mounts whose target the last run had to make
+
+    def share(self, base: Plan) -> None:
+        """Uses the slots of another plan, which differs in the limits alone, if they have cgroups
+        with the same kinds of limits.
+        """
+        self.base = base
+        self._all_slots, self._all_cgroups = base._all_slots, base._all_cgroups
+        self._share_cgroups()
+
+    def _share_cgroups(self) -> None:
+        if self.cgroup_limits is not None:
+            from .._cgroups.cgroups import Cgroups
+
+            self.cgroups = self._all_cgroups.get(self._kind)
+            if self.cgroups is None:
+                self.cgroups = self._all_cgroups[self._kind] = Cgroups(self.cgroup_limits)
+
+    @property
+    def _kind(self) -> object:
+        """Cgroups with the same kinds of limits take each other's values."""
+        return None if self.cgroup_limits is None else self.cgroup_limits.kind
+
+    @property
+    def slots(self) -> Any:
+        """Its Slots, made by slots_of() when a run first asks for one; None before."""
+        return self._all_slots.get(self._kind)
+
+    @slots.setter
+    def slots(self, slots: Any) -> None:
+        self._all_slots[self._kind] = slots
+
+    @property
+    def all_slots(self) -> list[Any]:
+        """The Slots of this plan and of those that share them."""
+        return list(self._all_slots.values())
 
     @property
     def paths(self) -> list[str]:
@@ -154,17 +193,17 @@ def filter_values(policy: Policy, in_slot: bool = False) -> dict[str, Any]:
     return {"filter": program, "filter_length": len(program) // 8, "filter_when": when}
 
 
-def _cgroups_of(box: Spec) -> Any:
-    """The cgroups of the runs of a Sandbox; None if its limits need none."""
+def _cgroup_limits(box: Spec) -> Any:
+    """The CgroupLimits of a Sandbox; None if its limits need no cgroup."""
     limits = box.limits or _NO_LIMITS
     names = ("memory", "swap", "pids", "cpu_weight", "io_weight")
     asked = {name: getattr(limits, name) for name in names} | {"cpu_quota": limits.cpus}
     if not limits.cgroup and not any(value is not None for value in asked.values()):
         return None
-    from .._cgroups.cgroups import CgroupLimits, Cgroups
+    from .._cgroups.hierarchies import CgroupLimits
 
     directory = limits.cgroup if isinstance(limits.cgroup, str) else None
-    return Cgroups(CgroupLimits(**asked, directory=directory, hold=bool(limits.cgroup)))
+    return CgroupLimits(**asked, directory=directory, hold=bool(limits.cgroup))
 
 
 # ADDR_NO_RANDOMIZE and PER_LINUX32 of personality(2).
@@ -227,7 +266,7 @@ def plan_for(box: Spec, ids: tuple[int, int] | None = None) -> Plan:
         if box._base is not None:
             base = plan_for(box._base, ids)
             if _serves(base, plan):
-                plan.base = base
+                plan.share(base)
             else:
                 plan.is_without_slots = True
         box._plans[ids] = plan

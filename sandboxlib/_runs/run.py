@@ -189,8 +189,8 @@ class Run:
             self._stdio = self._extras.prepare(self._workspace, self._stdio)
             fresh = fresh or self._extras.needs_fresh
         if fresh or not self._start_in_slot():
-            if self._extras is not None and self.plan.reaper:
-                self._extras.count_reaper()
+            if self._extras is not None:
+                self._extras.lease(self._workspace)
             self._start_fresh()
         if self._extras is not None:
             self._extras.started(self.struct)
@@ -211,10 +211,13 @@ class Run:
         )
         for _ in range(MOST_IDLE + 2):  # all idle slots may have died since
             try:
-                self._slot = work.slot = slots.take(self._setup_time() if in_time else None)
+                setup = self._setup_time() if in_time else None
+                self._slot = work.slot = slots.take(setup, plan.cgroup_limits)
             except NoSlot:
                 return False
             self._slots = slots
+            if self._extras is not None:
+                self._extras.enter(self._slot)
             started = lib.sbx_spawn_in_slot(self._slot.struct, work.job, work.run)
             if started == 0:
                 del keep
@@ -421,13 +424,11 @@ def slots_of(plan: Plan, in_time: bool = False) -> Slots | None:
 
     in_time: bool. True: None also if finding that out could take for ever.
     """
-    if plan.base is not None:
-        return slots_of(plan.base, in_time)
     if plan.slots is None and not plan.is_without_slots:
         if in_time and plan.may_hang():
             return None
         if can_stay(plan):
-            plan.slots = Slots(plan)
+            plan.slots = Slots(plan.base or plan, plan.cgroups)
         else:
             plan.is_without_slots = True
     slots: Slots | None = plan.slots

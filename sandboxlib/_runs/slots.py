@@ -108,23 +108,34 @@ class Slot(OpenSlot):
     runs = 0
 
     def __init__(
-        self, shared: _Shared, place: Any, stubs: Any, run_place: bytes, setup: float | None
+        self, shared: _Shared, program: tuple[Any, Any, bytes], cgroup: Any, setup: float | None
     ) -> None:
-        super().__init__(place, stubs, run_place, int((setup or 0.0) * 1e9))
+        procs = () if cgroup is None else cgroup.procs
+        super().__init__(*program, procs, int((setup or 0.0) * 1e9))
         self.shared = shared
+        self.cgroup = cgroup  # a Cgroup, which the process of each command joins; or None
         shared.add(self)
 
     def close(self) -> int:
         stuck = super().close()
+        if self.cgroup is not None:
+            cgroup, self.cgroup = self.cgroup, None
+            if stuck:
+                cgroup.leave()
+            else:
+                cgroup.release()
         if self.shared.is_over:
             self.shared.release()
         return stuck
 
 
 class Slots:
-    """The slots of one Plan for which can_stay() is true."""
+    """The slots of one Plan for which can_stay() is true.
 
-    def __init__(self, plan: Plan) -> None:
+    cgroups: the Cgroups of the runs, of which each slot keeps a Cgroup; None: they have none.
+    """
+
+    def __init__(self, plan: Plan, cgroups: Any = None) -> None:
         self._idle: deque[Slot] = deque()
         self._lock = RLock()
         self._root = plan.box.root
@@ -132,6 +143,10 @@ class Slots:
         self._shared = _Shared(self._root)
         self._wasted = self._rest = 0
         self._mounts = plan.mounts
+        self._cgroups = cgroups
+        if cgroups is not None:  # atexit calls the last one first: slots end before their cgroups
+            atexit.unregister(close_all)
+            atexit.register(close_all)
         self._own = _of_the_run(plan.mounts, self._root)
         optional = [m.target for m in plan.mounts if m.stays and m.is_optional]
         self._optional = [self._root.rstrip("/") + target for target in optional]
@@ -143,11 +158,12 @@ class Slots:
         self._may_stay = not any(m.source or m.needs_lender(plan.in_user_namespace) for m in own)
         _all[id(self)] = ref(self)
 
-    def take(self, setup: float | None = None) -> Slot:
+    def take(self, setup: float | None = None, limits: Any = None) -> Slot:
         """Takes an idle slot for one run, or opens one. NoSlot if that is not possible.
 
         setup: float, seconds. NoSlot also if opening a slot, or checking whether it is up to date,
-        might take longer.
+        might take longer. limits: CgroupLimits of the run, or None. UnsupportedError if there can
+        be no cgroup with them.
         """
         in_time = setup is not None
         if not self._may_stay or self._is_resting() or (in_time and self._may_hang()):
@@ -157,9 +173,9 @@ class Slots:
             self._with_lock(setup, lambda: self._close_these(shared))
             if in_time and self._may_hang():
                 raise NoSlot
-        slot = self._take_idle() or self._open(setup)
+        slot = self._take_idle(limits) or self._open(setup, limits)
         if slot.runs and len(self._idle) < min(self._shared.at_most / 2, MOST_SPARE):
-            self._idle.append(self._open(setup))
+            self._idle.append(self._open(setup, limits))
         slot.runs += 1
         return slot
 
@@ -212,13 +228,16 @@ class Slots:
         self._rest -= self._rest > 0
         return self._rest > 0
 
-    def _take_idle(self) -> Slot | None:
+    def _take_idle(self, limits: Any) -> Slot | None:
         while True:
             try:
                 slot = self._idle.popleft()
             except IndexError:
                 return None
-            if slot.shared is self._shared:  # else give() added it while close() ran
+            # Another state of the root: give() added it while close() ran.
+            if slot.shared is self._shared and (
+                slot.cgroup is None or slot.cgroup.begin_in_slot(limits)
+            ):
                 return slot
             slot.close()
 
@@ -259,22 +278,26 @@ class Slots:
 
     # ---- opening -----------------------------------------------------------------------------
 
-    def _open(self, setup: float | None) -> Slot:
-        slot = self._with_lock(setup, lambda: self._open_locked(setup))
+    def _open(self, setup: float | None, limits: Any) -> Slot:
+        slot = self._with_lock(setup, lambda: self._open_locked(setup, limits))
         if not self._may_stay:
             raise NoSlot
         return slot
 
-    def _open_locked(self, setup: float | None) -> Slot:
+    def _open_locked(self, setup: float | None, limits: Any) -> Slot:
         """Opens a slot. Under the lock, so that only one thread makes missing mount points."""
-        shared = self._shared
+        shared, cgroup = self._shared, None
         try:
+            if self._cgroups is not None:
+                cgroup = self._cgroups.take(limits)
+                cgroup.begin()
             if shared.watch is None:
                 shared.watch = Watch(self._paths)
                 shared.lacks = [p for p in self._optional if not os.path.lexists(p)]
             if shared.program is None:
                 shared.program = self._prepare(shared.stubs)
-            slot = Slot(shared, *shared.program, setup)
+            slot = Slot(shared, shared.program, cgroup, setup)
+            cgroup = None
             if not shared.is_checked:
                 self._check(slot)
                 shared.is_checked = True
@@ -282,6 +305,9 @@ class Slots:
             shared.release()
             self._wasted += 1
             raise NoSlot from error
+        finally:
+            if cgroup is not None:
+                cgroup.release()
         return slot
 
     def _check(self, slot: Slot) -> None:

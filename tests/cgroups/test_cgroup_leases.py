@@ -138,16 +138,20 @@ def test_the_next_run_has_its_limits(shared_rootfs: Path, fresh: bool) -> None:
     many = "for i in 1 2 3 4 5 6 7 8 9; do sleep 1 & done; wait"
     with Sandbox(shared_rootfs, limits=Limits(pids=5)) as box:
         assert box.run(["sh", "-c", many], fresh=fresh).limits_hit == ("pids",)
-        pool = _slots_cgroups(box)
-        for cgroup in pool._idle:
+        waiting = idle_cgroups(box, fresh)
+        assert waiting
+        for cgroup in waiting:
             file_of(cgroup, "pids.max").write_text("max")
         assert box.run(["sh", "-c", many], fresh=fresh).limits_hit == ("pids",)
+        assert not any(cgroup.paths for cgroup in waiting)  # removed
 
 
-def _slots_cgroups(box: Sandbox) -> Cgroups:
-    (found,) = [plan.cgroups for plan in box._plans.values()]
-    assert isinstance(found, Cgroups)
-    return found
+def idle_cgroups(box: Sandbox, fresh: bool) -> list[Cgroup]:
+    """The cgroups that wait for the next fresh run, or those of the slots that do."""
+    (plan,) = box._plans.values()
+    if fresh:
+        return list(plan.cgroups._idle)
+    return [slot.cgroup for slot in plan.slots._idle]
 
 
 # ---- nobody else gets in ----------------------------------------------------------------------

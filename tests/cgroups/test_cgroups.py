@@ -207,7 +207,7 @@ def test_weights_share_a_cpu(pools: list[Cgroups]) -> None:
 
 
 def test_quotas_below_ten_milliseconds_of_a_period() -> None:
-    files = hierarchies._files
+    files = hierarchies.files_of
     assert files(CgroupLimits(cpu_quota=1.5), "cpu", "v2") == [("cpu.max", "150000 100000")]
     assert files(CgroupLimits(cpu_quota=0.002), "cpu", "v2") == [("cpu.max", "2000 1000000")]
     low, high = ("cpu.shares", "10"), ("cpu.shares", "102400")
@@ -731,37 +731,40 @@ def controller(delegated: Path) -> Iterator[str]:
         (own / "cgroup.subtree_control").write_text(f"-{names[0]}")
 
 
+def _make(part: hierarchies.Part, name: str, places: list[hierarchies.Place]) -> None:
+    """One with a controller that no limit needs."""
+    part.names = [name]
+    part.make(hierarchies.mark() + "-x-1", CgroupLimits(), places)
+
+
 def test_a_cgroup_with_processes_hands_no_controller_down(delegated: Path, controller: str) -> None:
     own = str(delegated.parent)
-    paths: list[str] = []
+    places: list[hierarchies.Place] = []
     process = subprocess.Popen(["sleep", "1000"])
     try:
         (delegated / "cgroup.procs").write_text(str(process.pid))
         part = hierarchies.Part([(str(delegated), "v2")])
-        part.names = [controller]
         with pytest.raises(UnsupportedError, match=rf"{controller}.*EBUSY.*Delegate=yes"):
-            part.make(hierarchies.mark() + "-x-1", paths)
-        assert paths == []
+            _make(part, controller, places)
+        assert places == []
         part = hierarchies.Part([(str(delegated), "v2"), (own, "v2")])
-        part.names = [controller]
-        part.make(hierarchies.mark() + "-x-1", paths)
-        assert os.path.dirname(paths[0]) == own
-        os.rmdir(paths[0])
+        _make(part, controller, places)
+        assert os.path.dirname(places[0].path) == own
+        os.rmdir(places[0].path)
     finally:
         process.kill()
         process.wait()
 
 
 def test_controllers_are_enabled_where_that_is_allowed(delegated: Path, controller: str) -> None:
-    paths: list[str] = []
+    places: list[hierarchies.Place] = []
     part = hierarchies.Part([(str(delegated), "v2")])
-    part.names = [controller]
-    part.make(hierarchies.mark() + "-x-1", paths)
-    os.rmdir(paths[0])
+    _make(part, controller, places)
+    os.rmdir(places[0].path)
     enabled = delegated / "cgroup.subtree_control"
     assert enabled.read_text().split() == [controller]
     enabled.write_text(f"-{controller}")
-    assert os.path.dirname(paths[0]) == str(delegated)
+    assert os.path.dirname(places[0].path) == str(delegated)
 
 
 def test_mounts_are_read_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -874,6 +877,8 @@ def test_v2_counters_are_read(stand_in: Path) -> None:
         "memory_peak": 1000000 - 4096,
         "pids_peak": 8,
         "cpu": 1.5,
+        "user": 0.0,
+        "system": 0.0,
         "pressure": {"memory": {"some": 0.5}},
     }
     (own / "memory.events").write_text(FILES["memory.events"].replace("max 0", "max 1"))

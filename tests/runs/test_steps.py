@@ -136,7 +136,10 @@ def host(root: Path, words: dict[str, Any], *wrapper: str, **options: Any) -> An
         ("setpriority", "EACCES", "limits", {**ALL, "limits": {"nice": -1}}),
         ("sched_setscheduler", "EPERM", "limits", {**BARE, "limits": {"scheduler": "batch"}}),
         ("write:when=1", "EACCES", "oom_score", {**ALL, "limits": {"oom_score_adj": 1}}),
-        ("write:when=1", "EACCES", "cgroup", {**ALL, "limits": {"cgroup": True}}),
+        (
+            *("clone3:when=1+write:when=1", "EACCES", "cgroup"),
+            {**ALL, "limits": {"cgroup": True}},
+        ),
         ("ioctl:when=1", "EPERM", "terminal", {**BARE, "pty": True}),
         ("setgroups", "EPERM", "user", {**ALL, "user": 5}),
         ("setresgid", "EINVAL", "user", {**ALL, "user": 5}),
@@ -149,9 +152,13 @@ def test_a_step_that_the_kernel_refuses_is_named_and_undone(
     shared_rootfs: Path, call: str, error: str, step: str, words: dict[str, Any]
 ) -> None:
     require(shutil.which("strace"), "there is no strace")
-    name, _, when = call.partition(":")
-    inject = f"inject={name}:error={error}" + (f":{when}" if when else "")
-    wrapper = ["strace", "-f", "-qq", "-e", f"trace={name}", "-e", inject, "-o", "/dev/null"]
+    names, injected = [], []
+    for each in call.split("+"):
+        name, _, when = each.partition(":")
+        names.append(name)
+        injected += ["-e", f"inject={name}:error={error}" + (f":{when}" if when else "")]
+    trace = f"trace={','.join(names)}"
+    wrapper = ["strace", "-f", "-qq", "-e", trace, *injected, "-o", "/dev/null"]
     said = host(shared_rootfs, words, *wrapper)
     assert said[:2] == [step, getattr(errno, error)]
     assert os.strerror(getattr(errno, error)) in said[2]
@@ -177,6 +184,7 @@ def test_a_seccomp_filter_that_knows_no_clone3_is_no_hindrance(shared_rootfs: Pa
         "keyctl:error=ENOSYS",  # a kernel without keyrings has none to share
         "openat2:error=EAGAIN:when=1",  # something was renamed under the look-up
         "pidfd_send_signal:error=EINVAL:when=1",
+        "clone3:error=ENOSYS:when=1",
     ],
 )
 @pytest.mark.parametrize("words", [ALL, BARE], ids=["all", "bare"])
