@@ -23,12 +23,21 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-enum { MOST_PIDS = 1 << 22, MOST_FDS = SBX_OF_A_COMMAND + SBX_MOST_PASSED };
+enum {
+    MOST_PIDS = 1 << 22,
+    MOST_PASSES = 8,
+    MOST_REAPED = 256,
+    MOST_FDS = SBX_OF_A_COMMAND + SBX_MOST_PASSED
+};
 
+#define GENTLE_NS 300000000LL /* how long a reaper kills before it stops everybody for it */
+
+static int *is_freezing; /* shared by all reapers of the session: 1 while one of them stops all */
 static int proc = -1; /* a procfs of this pid namespace, opened before any command could hide it */
 
 /* In a user namespace the kernel makes no procfs if an uncovered one is not mounted. Then the one
@@ -94,33 +103,60 @@ static int signal_listed(long directory, int signum) {
 }
 
 /* Children have higher numbers than their parents, until the numbers begin again: so one pass finds
- * nearly all, and the next passes the rest. */
+ * nearly all. The number of passes is bounded, as a storm of forks would not let them end. */
 void signal_descendants(int signum) {
     long directory = raw(__NR_openat, proc, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     memset(is_descendant, 0, sizeof is_descendant);
     mark((int)raw(__NR_getpid, 0));
-    while (signal_listed(directory, signum))
+    for (int passes = 0; passes < MOST_PASSES && signal_listed(directory, signum); passes++)
         raw(__NR_lseek, directory, 0, SEEK_SET);
     close_fd(directory);
+}
+
+static int64_t now(void) {
+    int64_t time[2];
+    raw(__NR_clock_gettime, 1 /* CLOCK_MONOTONIC */, time);
+    return time[0] * 1000000000 + time[1];
+}
+
+/* Processes that start another and end at once may always be gone when their turn comes. So this
+ * stops all processes of the session, but pid 1 and this one, until their descendants are killed. A
+ * signal to all hits even a child that is being made. Two reapers must not stop each other. */
+static void kill_frozen_descendants(void) {
+    int is_mine = !__atomic_exchange_n(is_freezing, 1, __ATOMIC_ACQ_REL);
+    if (is_mine)
+        raw(__NR_kill, -1, SIGSTOP);
+    signal_descendants(SIGKILL);
+    if (!is_mine)
+        return;
+    raw(__NR_kill, -1, SIGCONT);
+    __atomic_store_n(is_freezing, 0, __ATOMIC_RELEASE);
 }
 
 /* A process that got SIGKILL starts no other, but one may have begun since the listing: so this
  * goes on until no descendant is left. The caller bounds it: it ends the session. */
 int kill_descendants(long command) {
+    int64_t gentle_until = now() + GENTLE_NS;
     struct {
         int64_t seconds, nanoseconds;
     } pause = {0, 10000000};
     uint64_t signals = CHILD_SIGNAL;
     int status, result = SIGKILL;
+    raw(__NR_setpriority, 0 /* PRIO_PROCESS */, 0, -20); /* if it may: a storm takes all CPU time */
     for (;;) {
-        long pid;
-        while ((pid = wait_for_child(&status, WNOHANG)) > 0)
+        long pid = 1;
+        for (int i = 0; i < MOST_REAPED && pid > 0; i++) { /* in a storm there is always one more */
+            pid = wait_for_child(&status, WNOHANG);
             if (pid == command)
                 result = status;
+        }
         if (pid < 0)
             return result;
         raw(__NR_kill, command, SIGKILL); /* without a procfs this is all that we know */
-        signal_descendants(SIGKILL);
+        if (now() < gentle_until)
+            signal_descendants(SIGKILL);
+        else
+            kill_frozen_descendants();
         raw(__NR_rt_sigtimedwait, &signals, 0, &pause, RAW_SIGSET_SIZE);
     }
 }
@@ -217,6 +253,11 @@ void await_command(void) {
     if (error < 0)
         fail_and_exit(SBX_STEP_REAPER, 0, error);
     open_proc();
+    long memory = raw(__NR_mmap, 0, sizeof *is_freezing, PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory < 0 && memory > -4096)
+        fail_and_exit(SBX_STEP_REAPER, 0, memory);
+    is_freezing = (int *)memory;
     write_record(SBX_READY_MAGIC);
     for (;;) {
         int pidfd = -1;
