@@ -126,7 +126,7 @@ void sbx_end_handle(struct sbx_handle *h) {
         if (error < 0 && error != -ESRCH)
             sbx_close(&run->status); /* a reaper ends when its caller hangs up */
         int pidfd = run->pidfd;
-        int64_t killed = run->killed;
+        int64_t killed = run->killed + (run->in_session ? LAST_NS : 0);
         h->n_waiting++;
         unlock(h);
         wait_for_end(pidfd, killed);

@@ -129,7 +129,8 @@ async def run(box: Spec | OpenSession, command: Command, fresh: bool) -> Result:
     began = monotonic()
     loop = _loop()
     if isinstance(box, OpenSession):
-        run, name = box.run_of(command), box.executor
+        run: Run = box.run_of(command)
+        name = box.executor
     else:
         box = box._for(command)
         executor = choose.native_executor_of(box)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from time import monotonic
 from typing import IO, Any, NoReturn
@@ -13,6 +14,7 @@ from .._choice import choose
 from .._runs import extras, job
 from .._runs.run import LONGEST_WAIT, Run
 from .._runs.running import Running
+from .._runs.session import OpenSession, RunningInSession
 from .._spec import streams
 from .._spec.command import Command
 from .._spec.spec import Spec
@@ -20,6 +22,8 @@ from .._spec.streams import is_capture
 from ..errors import SpecTypeError, Unkillable, UnsupportedError
 from ..result import Result
 from . import communicate, keeper, pipes
+
+_MOST_OF_A_SERVICE = 5.0  # seconds from SIGTERM to SIGKILL
 
 
 class Process:
@@ -196,12 +200,21 @@ class Process:
 
     def __exit__(self, kind: object, *error: object) -> None:
         """Close the files, as Popen does, and wait for the end of the run. If an exception leaves
-        the block, kill the run first. Raises Unkillable if the kernel does not end a run that was
-        killed.
+        the block, kill the run first.
+
+        In a session a command may be a service, which does not end by itself: unless it has closed
+        its outputs, it gets SIGTERM here, and SIGKILL if it has not ended five seconds later.
+
+        Raises Unkillable if the kernel does not end a run that was killed.
         """
         try:
             if kind is None and not self._run.is_foreign:
+                is_service = self._is_service()
                 self._close_files(pipes.close)
+                if is_service:
+                    self.terminate()
+                    if not self._wait(_MOST_OF_A_SERVICE):
+                        self.kill()
                 self._wait(None)
         finally:
             # Raised above, unless another exception is on its way.
@@ -230,6 +243,18 @@ class Process:
 
     def __repr__(self) -> str:
         return f"<Process {self.pid} {self.args!r} returncode={self.returncode}>"
+
+    def _is_service(self) -> bool:
+        """Whether the command may go on for ever. One that has closed its outputs is about to end,
+        like most commands whose outputs were read.
+        """
+        if not self._run.is_service or self._run.wait(0):
+            return False
+        outputs = [f for f in (self.stdout, self.stderr) if f is not None and not f.closed]
+        poll = select.poll()
+        for file in outputs:
+            poll.register(file.fileno(), 0)
+        return not outputs or len(poll.poll(0)) < len(outputs)
 
     def _wait(self, timeout: float | None) -> bool:
         """Wait for the end of the run; False if the timeout came first. Raises Unkillable."""
@@ -267,20 +292,29 @@ def check_startable(call: str, command: Command) -> None:
             raise SpecTypeError(f"{call} takes no function, Lines or Tee as {name}: {text}")
 
 
-def start(box: Spec, command: Command) -> Process:
-    """Start a Command, and return its Process; see Sandbox.start."""
-    began = monotonic()
-    check_startable("start", command)
+def _prepare(box: Spec | OpenSession, command: Command, stdio: Any) -> tuple[Run, str, type]:
+    """The Run of a Command, the name of its executor, and the class that takes the run over."""
+    if isinstance(box, OpenSession):
+        run: Run = box.run_of(command, stdio=stdio, announce=True)
+        return run, box.executor, RunningInSession
     box = box._for(command)
     executor = choose.native_executor_of(box)
-    plan = executor.plan_of(box)
+    run = Run(executor.plan_of(box), job.job_of(command, box), command, stdio, announce=True)
+    return run, executor.name, Running
+
+
+def start(box: Spec | OpenSession, command: Command) -> Process:
+    """Start a Command, and return its Process; see Sandbox.start and Session.start."""
+    began = monotonic()
+    check_startable("start", command)
     reader, stdin = pipes.make() if is_capture(command.stdin) else (-1, None)
     try:
         stdio = (reader if stdin else command.stdin, command.stdout, command.stderr)
-        run = Run(plan, job.job_of(command, box), command, stdio, announce=True)
+        run, executor, kind = _prepare(box, command, stdio)
+        has_reaper = run.plan.box.init or run.plan.box.processes != "isolated"
         try:
             keeper.start(run)
-            running = Running(run, executor.name, began)
+            running = kind(run, executor, began)
         finally:
             run.end()
             run.release()
@@ -291,7 +325,6 @@ def start(box: Spec, command: Command) -> Process:
     finally:
         if reader >= 0:
             os.close(reader)
-    has_reaper = box.init or box.processes != "isolated"
     process = Process(list(command.argv), running, has_reaper)
     pipes.give(process, running, stdin, bool(command.pty))
     return process

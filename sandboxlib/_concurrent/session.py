@@ -18,7 +18,7 @@ from .._types import overload
 from .._values import check_seconds, unknown_keyword
 from ..errors import SandboxError, SpecError
 from ..result import Result
-from . import aio
+from . import aio, process
 from . import map as _map
 
 TYPE_CHECKING = False
@@ -94,6 +94,22 @@ class Session:
         run = session.run_of(made)
         result = complete(run, False, session.executor, began, session.isolation)
         return result.check() if check else result
+
+    def start(
+        self,
+        command: _types.Argv | Command,
+        /,
+        **options: _types.Unpack[_command.CommandOptions],
+    ) -> process.Process:
+        """Starts a command in the session, and returns a Process; see Sandbox.start.
+
+        command, options: as in Sandbox.start.
+
+        At the end of its `with` block a command that has not closed its outputs is ended: it gets
+        SIGTERM, and SIGKILL five seconds later. Raises the errors of Sandbox.start, and
+        SessionOver.
+        """
+        return process.start(self._session, command_of("start", command, options))
 
     async def run_async(
         self,

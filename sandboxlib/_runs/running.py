@@ -29,6 +29,9 @@ class Running:
     executor: its name. began: of the call that started it, by monotonic().
     """
 
+    is_service = False  # True: the end of a `with` block ends the command
+    last = LAST  # seconds from SIGKILL to the end of the run
+
     def __init__(self, run: Run, executor: str, began: float) -> None:
         self._command = run.command
         self._executor, self._began = executor, began
@@ -49,7 +52,7 @@ class Running:
         """
         if not self.handle.wait(wait_ns):
             killed = self.handle.killed
-            if killed and monotonic() >= killed + LAST and not self.handle.wait(0):
+            if killed and monotonic() >= killed + self.last and not self.handle.wait(0):
                 self._raise_unkillable()
             return False
         self._settle()
@@ -82,6 +85,7 @@ class Running:
         does not end. Does nothing the second time.
         """
         if stuck := self.handle.end():
+            self._is_not_ending()
             try:
                 self._unkillable = errors.Unkillable(*machine.what_waits(native.pid_of(stuck)))
             except OSError:  # it has ended by now
@@ -93,7 +97,11 @@ class Running:
         if "_unsettled" in self.__dict__:
             self.end()
 
+    def _is_not_ending(self) -> None:
+        """Called for a run that SIGKILL did not end in time."""
+
     def _raise_unkillable(self) -> None:
+        self._is_not_ending()
         try:
             pidfd = self.handle.pidfd()
         except OSError:  # it is over by now

@@ -8,6 +8,7 @@ its own, with a reaper of its own, in the namespaces of that run.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
 import errno
 import os
@@ -24,6 +25,7 @@ from .explain import error_of
 from .job import Job, job_of
 from .plan import Plan
 from .run import LAST, Run, _failure
+from .running import Running
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ _NO_ANSWER = (
     errno.EAGAIN,
     errno.EBADF,
 )
+_SIGKILL = 9
 _ORDER: int = lib.SBX_STEP_ORDER
 _all: dict[int, ref[OpenSession]] = {}
 
@@ -103,7 +106,7 @@ class OpenSession:
                 pass
         raise self.end(_GONE)
 
-    def run_of(self, command: Command, **extras: Any) -> Run:
+    def run_of(self, command: Command, **extras: Any) -> RunInSession:
         """A Run of a Command in this session. UnsupportedError, SessionOver."""
         plan = self._plan
         if command.limits is not None:
@@ -174,14 +177,14 @@ class OpenSession:
 class RunInSession(Run):
     """A run of a command in a session."""
 
-    __slots__ = ("_session",)
+    __slots__ = ("session",)
     last = 2 * LAST  # the reaper has to find the processes that it kills
 
     def __init__(
         self, session: OpenSession, plan: Plan, job: Job, command: Command, **extras: Any
     ) -> None:
         super().__init__(plan, job, command, **extras)
-        self._session = session
+        self.session = session
 
     def _start_in_slot(self) -> bool:
         self._start_fresh()
@@ -189,7 +192,7 @@ class RunInSession(Run):
 
     def _start_fresh(self) -> None:
         """Starts the job in the session, whose namespaces are there already."""
-        work, job, session = self._workspace, self._job, self._session
+        work, job, session = self._workspace, self._job, self.session
         control = session.control()
         try:
             stubs = native.held_flags(0, ())
@@ -207,23 +210,50 @@ class RunInSession(Run):
 
     def _give_up(self) -> None:
         """Ends the session, and all of the command with it."""
-        self._session.end(_NOT_ENDED)
+        self.session.end(_NOT_ENDED)
         super()._give_up()
 
     def end(self) -> None:
         work = self._workspace
         if stuck := end_run(work.run, work):
-            self._session.end(_NOT_ENDED)
+            self.session.end(_NOT_ENDED)
             self._note(stuck)
 
     def result(self, executor: str, began: float, isolation: Mapping[str, str]) -> Result:
         """The Result of a run that is over. SessionOver, StatusLost."""
         if self.struct.wait_status == -errno.EOWNERDEAD:
-            over = self._session.end(_REAPER_KILLED)
+            over = self.session.end(_REAPER_KILLED)
             if not self._timed_out:
                 raise over
-            self.struct.wait_status = 9
+            self.struct.wait_status = _SIGKILL
         return super().result(executor, began, isolation)
+
+
+class RunningInSession(Running):
+    """A command in a session that goes on while its caller does something else."""
+
+    is_service = True
+    last = 2 * LAST  # as in RunInSession
+
+    def __init__(self, run: RunInSession, executor: str, began: float) -> None:
+        self._session = run.session
+        with contextlib.suppress(OSError):  # it has ended by now
+            run.struct.pid = native.pid_of(run.struct.pidfd)
+        super().__init__(run, executor, began)
+
+    def _is_not_ending(self) -> None:
+        self._session.end(_NOT_ENDED)
+
+    def exit_status(self) -> int | None:
+        """As Result.exit; None as long as the end was not seen. Raises SessionOver, StatusLost,
+        Unkillable.
+        """
+        if self.handle.is_over and self.handle.wait_status == -errno.EOWNERDEAD:
+            over = self._session.end(_REAPER_KILLED)
+            if not self.handle.killed:
+                raise over
+            return -_SIGKILL
+        return super().exit_status()
 
 
 def _in_session(plan: Plan) -> Plan:

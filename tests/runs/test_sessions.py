@@ -21,6 +21,7 @@ from lib.waiting import processes, wait_until
 
 import sandboxlib
 from sandboxlib import (
+    CAPTURE,
     Command,
     CommandFailed,
     Limits,
@@ -259,6 +260,76 @@ def test_an_event_loop_runs_commands_in_a_session(box: Sandbox) -> None:
             assert (await session.run_async(["true"])).ok
 
     asyncio.run(main())
+
+
+# ---- commands that go on -----------------------------------------------------------------------
+
+
+def test_a_service_serves_its_clients_and_ends_with_its_block(session: Session) -> None:
+    session.run(["sh", "-c", "echo page > /tmp/page"])
+    server = ["httpd", "-f", "-p", "127.0.0.1:8001", "-h", "/tmp"]
+    get = ["wget", "-q", "-O-", "http://127.0.0.1:8001/page"]
+    with session.start(server) as process:
+        assert wait_until(lambda: session.run(get, timeout=60).ok)
+        assert session.run(get).out == b"page\n"
+        assert process.poll() is None
+        assert process.pid > 1
+    assert process.returncode == -15
+    assert b"httpd" not in session.run(["ps"]).stdout
+
+
+def test_a_process_in_a_session_is_like_any_other(session: Session) -> None:
+    with session.start(["cat"], stdin=CAPTURE) as process:
+        assert process.communicate(b"in") == (b"in", b"")
+    with session.start(["sh", "-c", "echo 1; echo 2; exit 3"]) as process:
+        assert process.stdout is not None
+        assert list(process.stdout) == [b"1\n", b"2\n"]
+    assert process.result()[0] == 3
+    with session.start(["sh", "-c", "exit 4"], stdout=None, stderr=None) as process:
+        assert process.wait(100) == 4
+    with pytest.raises(FileNotFoundError, match="nonesuch"):
+        session.start(["nonesuch"])
+    with session.start(["sh", "-c", "stty size"], pty=(5, 44)) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == b"5 44\r\n"
+
+
+def test_signals_reach_all_of_a_process_and_nothing_else(session: Session) -> None:
+    mark, other = f"{os.getpid()}.1875", f"{os.getpid()}.0625"
+    session.run(["sh", "-c", f"setsid sleep {other} >/dev/null 2>&1 &"], check=True)
+    script = f"sleep {mark} & (setsid sh -c 'sleep {mark} & wait' &); echo x; sleep {mark}"
+
+    def states() -> list[str]:
+        stats = [Path(f"/proc/{pid}/stat").read_text() for pid in processes(mark)]
+        return [stat.rpartition(")")[2].split()[0] for stat in stats]
+
+    with session.start(["sh", "-c", script]) as process:
+        assert wait_until(lambda: len(processes(mark)) == 3)
+        process.suspend()
+        assert wait_until(lambda: states() == ["T"] * 3)
+        process.resume()
+        assert wait_until(lambda: states() == ["S"] * 3)
+        process.terminate()
+        process.wait()
+        assert wait_until(lambda: not processes(mark))
+        assert len(processes(other)) == 1
+    with session.start(["sh", "-c", f"trap '' TERM; (setsid sleep {mark} &) ; sleep {mark}"]) as p:
+        assert wait_until(lambda: len(processes(mark)) == 2)
+        p.kill()
+        assert p.wait() == -9
+        assert not processes(mark)
+        assert len(processes(other)) == 1
+
+
+def test_a_process_ends_with_its_session(box: Sandbox) -> None:
+    session = box.session()
+    process = session.start(["sleep", f"{os.getpid()}.4375"])
+    session.close()
+    with pytest.raises(SessionOver, match="closed"):
+        process.wait(100)
+    process.close()
+    with pytest.raises(SessionOver):
+        session.start(["true"])
 
 
 # ---- the end -----------------------------------------------------------------------------------
