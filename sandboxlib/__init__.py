@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from . import bubblewrap, linux_user_chroot, load, user_namespace, utils
-    from ._concurrent.aio import AsyncProcess
+    from ._concurrent.async_process import AsyncProcess
     from ._concurrent.pool import SandboxExecutor
     from ._concurrent.process import Process
     from ._concurrent.session import Session
@@ -100,7 +100,7 @@ __all__ = [
 #: fast.
 _LATER = ("bubblewrap", "linux_user_chroot", "load", "user_namespace", "utils")
 _NAMES_LATER = {
-    "AsyncProcess": "_concurrent.aio",
+    "AsyncProcess": "_concurrent.async_process",
     "CommandOptions": "_spec.command",
     "Process": "_concurrent.process",
     "Session": "_concurrent.session",

@@ -37,11 +37,12 @@ class _Later:
 
 if TYPE_CHECKING:
     from ._choice import doctor as _doctor
-    from ._concurrent import aio, process
+    from ._concurrent import aio, async_process, process
     from ._concurrent import map as _map
     from ._concurrent import session as _session
 else:
     aio, process = _Later("._concurrent.aio"), _Later("._concurrent.process")
+    async_process = _Later("._concurrent.async_process")
     _map, _doctor = _Later("._concurrent.map"), _Later("._choice.doctor")
     _session = _Later("._concurrent.session")
 
@@ -203,8 +204,7 @@ class Sandbox(Spec):
         check: bool = False,
         **options: _types.Unpack[_command.CommandOptions],
     ) -> Result:
-        """Does the same as run() in an event loop, of asyncio or of another library that anyio
-        supports (`sandboxlib[anyio]`).
+        """Does the same as run() in an event loop: that of asyncio, uvloop or trio.
 
         command, fresh, check, options: as in run().
 
@@ -220,18 +220,25 @@ class Sandbox(Spec):
         self,
         command: _types.Argv | Command,
         /,
+        *,
+        limit: int = 65536,
         **options: _types.Unpack[_command.CommandOptions],
-    ) -> aio.AsyncProcess:
+    ) -> async_process.AsyncProcess:
         """Does the same as start() in an event loop. The command starts at `async with`:
 
             async with box.start_async(["make"]) as process:
                 async for line in process.stdout:
                     ...
 
-        command, options: as in start(). Raises SpecError at once, the other errors of start() at
-        `async with`.
+        command, options: as in start().
+        limit: int, the longest line that readline() returns, in bytes, and half of what a
+            StreamReader keeps; ValueError for a longer line, as with
+            asyncio.create_subprocess_exec. 65536 is the default. trio has no use for it.
+
+        Raises SpecError at once, the other errors of start() at `async with`.
         """
-        return aio.start(self, command_of("start_async", command, options))
+        made = command_of("start_async", command, options, "limit")
+        return async_process.start(self, made, limit)
 
     @overload
     def map(

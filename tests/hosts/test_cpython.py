@@ -39,34 +39,35 @@ RUN: dict[tuple[str, str], str] = {
     (OF_SUBPROCESS, "ProcessTestCase"): """
         call_kwargs call_seq call_timeout check_call_nonzero check_call_zero check_output
         check_output_input_arg check_output_input_none check_output_nonzero check_output_stderr
-        check_output_stdin_arg communicate communicate_eintr communicate_epipe
-        communicate_epipe_only_stdin communicate_pipe_buf communicate_returns communicate_stderr
-        communicate_stdin communicate_stdout communicate_timeout_large_output cwd
-        cwd_with_absolute_arg cwd_with_pathlike cwd_with_relative_arg double_close_on_error env
-        file_not_found_includes_filename file_not_found_with_bad_cwd handles_closed_on_exception
-        invalid_cmd invalid_env io_buffered_by_default issue8780 leaking_fds_on_error poll
-        stderr_devnull stderr_filedes stderr_fileobj stderr_none stderr_pipe
-        stderr_redirect_with_no_stdout_redirect stdin_devnull stdin_filedes stdin_fileobj stdin_none
-        stdin_pipe stdout_devnull stdout_filedes stdout_filedes_of_stdout stdout_fileobj stdout_none
-        stdout_pipe stdout_stderr_file stdout_stderr_pipe threadsafe_wait wait wait_timeout
-        writes_before_communicate
+        check_output_stdin_arg check_output_timeout communicate communicate_eintr communicate_epipe
+        communicate_epipe_only_stdin communicate_pipe_buf communicate_pipe_fd_leak
+        communicate_returns communicate_stderr communicate_stdin communicate_stdout
+        communicate_timeout_large_output cwd cwd_with_absolute_arg cwd_with_pathlike
+        cwd_with_relative_arg double_close_on_error env file_not_found_includes_filename
+        file_not_found_with_bad_cwd handles_closed_on_exception invalid_cmd invalid_env
+        io_buffered_by_default issue8780 leaking_fds_on_error poll stderr_devnull stderr_filedes
+        stderr_fileobj stderr_none stderr_pipe stderr_redirect_with_no_stdout_redirect stdin_devnull
+        stdin_filedes stdin_fileobj stdin_none stdin_pipe stdout_devnull stdout_filedes
+        stdout_filedes_of_stdout stdout_fileobj stdout_none stdout_pipe stdout_stderr_file
+        stdout_stderr_pipe threadsafe_wait wait wait_timeout writes_before_communicate
     """,
     (OF_SUBPROCESS, "POSIXProcessTestCase"): """
         args_string call_string close_fd_0 close_fd_1 close_fd_2 close_fds_0_1 close_fds_0_1_2
         close_fds_0_2 close_fds_1_2 close_fds_when_max_fd_is_lowered
         communicate_repeated_call_after_stdout_close exception_bad_args_0 exception_cwd kill
-        kill_dead pass_fds_inheritable pass_fds_redirected remapping_std_fds run_abort send_signal
-        send_signal_dead start_new_session stderr_stdin_are_single_inout_fd
-        stdout_stderr_are_single_inout_fd stdout_stdin_are_single_inout_fd swap_fds terminate
-        terminate_dead wait_when_sigchild_ignored
+        kill_dead pass_fds_inheritable pipe_cloexec pipe_cloexec_real_tools pass_fds_redirected
+        remapping_std_fds run_abort send_signal send_signal_dead start_new_session
+        stderr_stdin_are_single_inout_fd stdout_stderr_are_single_inout_fd
+        stdout_stdin_are_single_inout_fd swap_fds terminate terminate_dead
+        wait_when_sigchild_ignored
     """,
     (OF_SUBPROCESS, "RunFuncTestCase"): """
         capture_output capture_stderr capture_stdout check check_output_input_arg
-        check_output_stdin_arg check_zero returncode run_kwargs run_with_bytes_path_and_arguments
-        run_with_pathlike_path_and_arguments timeout
+        check_output_stdin_arg check_output_timeout check_zero returncode run_kwargs
+        run_with_bytes_path_and_arguments run_with_pathlike_path_and_arguments timeout
     """,
     (OF_SUBPROCESS, "ContextManagerTests"): "communicate_stdin invalid_args pipe returncode",
-    (OF_ASYNCIO, "SubprocessMixin/asyncio"): IN_A_LOOP,
+    (OF_ASYNCIO, "SubprocessMixin/asyncio"): IN_A_LOOP + "pause_reading",
     (OF_ASYNCIO, "SubprocessMixin/uvloop"): IN_A_LOOP,
     ("test.test_asyncio.test_streams", "StreamTests"): "read_all_from_pipe_reader",
 }
@@ -128,6 +129,10 @@ LEFT_OUT = {
         stderr_with_capture_output_arg stdout_stdout stdout_with_capture_output_arg
         subprocess_protocol_events
     """,
+    "the wrong arguments are those of Popen": """
+        POSIXProcessTestCase.invalid_args ProcessTestCase.invalid_args
+    """,
+    "a mock that a transport of uvloop does not take": "SubprocessMixin/uvloop.pause_reading",
     "they count the descriptors that a Popen needs": "no_leaking",
     "the environment of a venv, or Windows": """
         empty_env nonexisting_with_pipes one_environment_variable run_with_an_empty_env

@@ -24,6 +24,12 @@ def processes(mark: str) -> list[str]:
     return pids
 
 
+def open_descriptors() -> set[str]:
+    """The numbers of our open descriptors."""
+    numbers = os.listdir("/proc/self/fd")  # also that of this listing
+    return {number for number in numbers if os.path.lexists(f"/proc/self/fd/{number}")}
+
+
 def wait_until(true: Callable[[], object], seconds: float = 60.0) -> bool:
     """Return True if it becomes true in time."""
     end = time.monotonic() + seconds
