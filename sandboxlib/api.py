@@ -314,7 +314,9 @@ class Sandbox(Spec):
         given = {**options, "fresh": fresh}
         return _map.start(_map.each_in(self, commands), jobs, ordered, on_failure, progress, given)
 
-    def session(self, *, timeout: float | None = None, **unknown: _types.Any) -> _session.Session:
+    def session(
+        self, *, timeout: float | None = None, **unknown: _types.NoReturn
+    ) -> _session.Session:
         """Opens a session: a place in which several commands run, one after the other or at once,
         that see each other.
 
@@ -348,7 +350,7 @@ async def run_sandbox_async(
     command: _types.Argv | Command,
     cwd: _types.Path | None = None,
     extra_env: _types.Env | None = None,
-    network: str = "undefined",
+    network: _types.Kind = "undefined",
     **options: _types.Any,
 ) -> Result:
     """Does the same as run_sandbox in an event loop; see Sandbox.run_async.

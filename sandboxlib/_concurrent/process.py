@@ -53,9 +53,10 @@ class Process:
     Process cannot be copied or pickled: TypeError.
     """
 
-    stdin: IO[bytes] | None = None
-    stdout: IO[bytes] | None = None
-    stderr: IO[bytes] | None = None
+    # The annotations leave out None: who asks for a pipe has it, and need not look.
+    stdin: IO[bytes] = None  # type: ignore[assignment]
+    stdout: IO[bytes] = None  # type: ignore[assignment]
+    stderr: IO[bytes] = None  # type: ignore[assignment]
 
     def __init__(self, args: list[str], run: Running, has_reaper: bool) -> None:
         self.args = args

@@ -15,6 +15,7 @@ from typing_extensions import assert_type
 
 import sandboxlib
 from sandboxlib import (
+    CAPTURE,
     STDOUT,
     Command,
     CommandFailed,
@@ -72,6 +73,16 @@ for each in sandboxlib.map([(box, ["true"])], jobs=2, progress=lambda done, resu
     assert_type(each, Result)
 for one in sandboxlib.map([(box, ["true"])], on_failure="continue"):
     assert_type(one, Result | SandboxError)
+with box.start(["cat"], stdin=CAPTURE) as process:
+    process.stdin.write(b"x")
+    for line in process.stdout:
+        assert_type(line, bytes)
+    assert_type(process.wait(timeout=5), int)
+    assert_type(process.result(), Result)
+with box.session() as session:
+    assert_type(session.run(["true"], check=True, timeout=5), Result)
+    for each in session.map([["true"]]):
+        assert_type(each, Result)
 
 
 async def in_a_loop() -> None:
@@ -107,6 +118,7 @@ def build(runner: Runner) -> None:
 
 
 build(box)
+build(session)
 
 # ---- run_sandbox, in both forms --------------------------------------------------------------
 
@@ -120,7 +132,7 @@ assert_type(sandboxlib.run_sandbox(["true"], filesystem_root="/", **earlier), Re
 assert_type(sandboxlib.run_sandbox_with_redirection("/", ["true"], stdout=1), int)
 sandboxlib.run_sandbox("/", "true", netwrk="isolated")  # type: ignore[call-overload]
 
-with sandboxlib.load.open_image("x.tar") as (root, process):
+with sandboxlib.load.open_image("x.tar") as (root, image):
     sandboxlib.run_sandbox(
-        root, process.argv, process.cwd, env=process.env, user=process.user, network="undefined"
+        root, image.argv, image.cwd, env=image.env, user=image.user, network="undefined"
     )
