@@ -3,19 +3,49 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from lib.machine import require
+from lib.machine import python, require
+from lib.users import NOBODY, as_nobody, give_to_nobody
 from lib.waiting import processes, wait_until
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+Example = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(params=["whoever runs the tests", "nobody"])
+def caller(request: pytest.FixtureRequest) -> Iterator[tuple[Path, list[str]]]:
+    """Who runs the program: a directory that this user can write to, and an argv to begin with."""
+    if request.param != "nobody":
+        yield request.getfixturevalue("tmp_path"), []
+        return
+    if os.geteuid() != 0:
+        pytest.skip("nobody but root can become nobody, and the other way is that of a user")
+    for tool in ("unshare", "setpriv"):
+        require(shutil.which(tool), f"there is no {tool}")
+    with tempfile.TemporaryDirectory(prefix="sandboxlib-example.") as name:
+        base = Path(name)
+        base.chmod(0o755)
+        (base / "needed").mkdir()
+        (base / "place").mkdir()
+        os.chown(base / "place", NOBODY, NOBODY)
+        yield base / "place", as_nobody(base / "needed", EXAMPLES)
+
+
+@pytest.fixture
+def place(caller: tuple[Path, list[str]]) -> Path:
+    return caller[0]
 
 
 @pytest.fixture
@@ -24,10 +54,10 @@ def compiler() -> None:
 
 
 @pytest.fixture
-def sources(tmp_path: Path, compiler: None) -> tuple[Path, Path]:
+def sources(place: Path, compiler: None) -> tuple[Path, Path]:
     """C files, and a directory for what is made of them."""
-    (tmp_path / "out").mkdir()
-    source = tmp_path / "src"
+    (place / "out").mkdir()
+    source = place / "src"
     source.mkdir()
     (source / "a.h").write_text("int six(void);\n")
     (source / "a.c").write_text('#include "a.h"\nint six(void) { return 6; }\n')
@@ -35,15 +65,28 @@ def sources(tmp_path: Path, compiler: None) -> tuple[Path, Path]:
     (source / "main.c").write_text(
         '#include "a.h"\n#include <stdio.h>\nint main(void) { printf("%d\\n", six()); }\n'
     )
-    return source, tmp_path / "out"
+    return source, place / "out"
 
 
-def example(name: str, *args: object) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, str(EXAMPLES / name), *map(str, args)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+def argv_of(caller: tuple[Path, list[str]], name: str, *args: object) -> list[str]:
+    place, before = caller
+    if before:
+        give_to_nobody(place)
+    return [*before, *python(), str(EXAMPLES / name), *map(str, args)]
 
 
-def test_parallel_build_shows_its_progress_and_links(sources: tuple[Path, Path]) -> None:
+@pytest.fixture
+def example(caller: tuple[Path, list[str]]) -> Example:
+    def run(name: str, *args: object) -> subprocess.CompletedProcess[str]:
+        argv = argv_of(caller, name, *args)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+
+    return run
+
+
+def test_parallel_build_shows_its_progress_and_links(
+    example: Example, sources: tuple[Path, Path]
+) -> None:
     done = example("parallel_build.py", *sources)
     assert done.returncode == 0, done.stderr
     assert "[" + "#" * 30 + "] 3/3" in done.stderr
@@ -51,14 +94,18 @@ def test_parallel_build_shows_its_progress_and_links(sources: tuple[Path, Path])
     assert subprocess.run(program, capture_output=True, check=True).stdout == b"6\n"
 
 
-def test_parallel_build_tells_what_does_not_compile(sources: tuple[Path, Path]) -> None:
+def test_parallel_build_tells_what_does_not_compile(
+    example: Example, sources: tuple[Path, Path]
+) -> None:
     (sources[0] / "b.c").write_text("int seven(void) { return eight; }\n")
     done = example("parallel_build.py", *sources)
     assert done.returncode == 1
     assert "'eight' undeclared" in done.stderr
 
 
-def test_incremental_build_compiles_what_changed(sources: tuple[Path, Path]) -> None:
+def test_incremental_build_compiles_what_changed(
+    example: Example, sources: tuple[Path, Path]
+) -> None:
     source, out = sources
     assert example("incremental_build.py", source, out).stdout == "compiled 3: a.c b.c main.c\n"
     assert example("incremental_build.py", source, out).stdout == "compiled 0: \n"
@@ -73,8 +120,8 @@ def test_incremental_build_compiles_what_changed(sources: tuple[Path, Path]) -> 
 COUNT = "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done"
 
 
-def test_run_tests_writes_a_junit_summary(tmp_path: Path) -> None:
-    directory, report = tmp_path / "tests", tmp_path / "report.xml"
+def test_run_tests_writes_a_junit_summary(example: Example, place: Path) -> None:
+    directory, report = place / "tests", place / "report.xml"
     directory.mkdir()
     for name, text in {
         "good": "#!/bin/sh\necho fine\n",
@@ -114,14 +161,14 @@ int main(void) {
 """
 
 
-def test_judge_gives_a_verdict_for_each_case(tmp_path: Path, compiler: None) -> None:
-    (tmp_path / "s.c").write_text(SUBMISSION)
-    (tmp_path / "cases").mkdir()
+def test_judge_gives_a_verdict_for_each_case(example: Example, place: Path, compiler: None) -> None:
+    (place / "s.c").write_text(SUBMISSION)
+    (place / "cases").mkdir()
     for a, expected in enumerate([3, 4, 0, 0, 0], 1):
-        (tmp_path / "cases" / f"{a}.in").write_text(f"{a} 2\n")
-        (tmp_path / "cases" / f"{a}.out").write_text(f"{expected}\n")
-    (tmp_path / "cases" / "2.out").write_text("5\n")
-    done = example("judge.py", tmp_path / "s.c", tmp_path / "cases")
+        (place / "cases" / f"{a}.in").write_text(f"{a} 2\n")
+        (place / "cases" / f"{a}.out").write_text(f"{expected}\n")
+    (place / "cases" / "2.out").write_text("5\n")
+    done = example("judge.py", place / "s.c", place / "cases")
     assert done.stdout.splitlines() == [
         "1: accepted",
         "2: wrong answer",
@@ -131,16 +178,18 @@ def test_judge_gives_a_verdict_for_each_case(tmp_path: Path, compiler: None) -> 
     ], done.stderr
 
 
-def test_judge_tells_what_does_not_compile(tmp_path: Path, compiler: None) -> None:
-    (tmp_path / "s.c").write_text("int main(void) { return x; }\n")
-    done = example("judge.py", tmp_path / "s.c", tmp_path)
+def test_judge_tells_what_does_not_compile(example: Example, place: Path, compiler: None) -> None:
+    (place / "s.c").write_text("int main(void) { return x; }\n")
+    done = example("judge.py", place / "s.c", place)
     assert done.returncode == 1
     assert done.stdout.startswith("compile error\n")
     assert "'x' undeclared" in done.stdout
 
 
-def test_async_service_ends_the_run_of_a_client_who_goes_away(tmp_path: Path) -> None:
-    argv = [sys.executable, str(EXAMPLES / "async_service.py"), "0"]
+def test_async_service_ends_the_run_of_a_client_who_goes_away(
+    caller: tuple[Path, list[str]],
+) -> None:
+    argv = argv_of(caller, "async_service.py", "0")
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as service:
         assert service.stdout
         port = int(service.stdout.readline())
