@@ -11,7 +11,7 @@ from ._spec.limits import Limits
 from ._spec.mount import Mount
 from ._spec.policy import Policy
 from ._spec.policy import Profile as Profile
-from ._spec.streams import CAPTURE, STDOUT, Lines, Tee
+from ._spec.streams import CAPTURE, DEVNULL, STDOUT, Lines, Tee
 from ._spec.user import User
 from ._types import Argv
 from ._version import __version__ as __version__
@@ -19,6 +19,7 @@ from .api import Sandbox, doctor, run_sandbox, run_sandbox_async
 from .api import map as map  # not in __all__: `from sandboxlib import *` leaves the builtin alone
 from .compat import HostRootWarning, argv_to_string, validate_extra_mounts
 from .errors import (
+    CallerError,
     ImageError,
     ProgramNotFound,
     SandboxError,
@@ -47,9 +48,11 @@ if TYPE_CHECKING:
 __all__ = [
     "BASE_ENVIRONMENT",
     "CAPTURE",
+    "DEVNULL",
     "STDOUT",
     "Argv",
     "AsyncProcess",
+    "CallerError",
     "Command",
     "CommandFailed",
     "CommandOptions",

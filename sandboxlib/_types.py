@@ -16,7 +16,8 @@ from ._values import Output
 Path = str | os.PathLike[str]
 #: A program with its arguments, or a program alone.
 Argv = Path | bytes | Sequence[Path | bytes]
-Env = Mapping[str, str]
+Env = Mapping[str, str | bytes] | Mapping[bytes, bytes]
+Variables = Mapping[str, str]  # an Env as a Command keeps it
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -181,6 +181,13 @@ class Value:
             raise SpecTypeError(f"a pickle does not have what a {type(self).__name__} is made of")
         type(self).__init__(self, **state)
 
+    def _replaced(self, changes: dict[str, Any]) -> Any:
+        """A value of the same class with other fields: what the replace() of a class returns."""
+        if not changes.keys() <= set(self._fields):
+            raise unknown_keyword(f"{type(self).__name__}.replace", changes, self._fields)
+        make: Any = type(self)
+        return make(**{**self.__getstate__(), **changes})
+
     def __repr__(self) -> str:
         fields = (f"{name}={getattr(self, name)!r}" for name in self._fields)
         return f"{type(self).__name__}({', '.join(fields)})"

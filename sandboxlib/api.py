@@ -148,10 +148,12 @@ class Sandbox(Spec):
             cwd: str or path, inside the root; None (the default): '/', or with root='/' the
                 caller's directory.
             extra_env, env: mappings of str to str, added to BASE_ENVIRONMENT and in place of it;
-                None by default.
-            stdin: bytes, a file or a descriptor; None (the default): empty.
+                None by default. Bytes are taken as well.
+            executable: str, bytes or path, the program, if it is not the first of argv; None by
+                default.
+            stdin: bytes, a file or a descriptor; None (the default) or DEVNULL: empty.
             stdout, stderr: CAPTURE (the default), a file, a descriptor, a function, Lines, Tee,
-                None (discarded); stderr also STDOUT.
+                None or DEVNULL (discarded); stderr also STDOUT.
             limits: Limits, over those of the Sandbox; None by default.
             timeout: float, seconds until every process is killed; None (the default): no limit.
             grace: float, seconds from SIGTERM to SIGKILL after the timeout; 0 by default.
@@ -160,6 +162,7 @@ class Sandbox(Spec):
             pass_fds: iterable of int, up to 32 descriptors that the command inherits; () by
                 default.
             pty: bool, or (rows, columns); False by default.
+            pty_stderr: 'terminal' (the default), or 'pipe': stderr is not the terminal.
 
         Raises SpecError (a ValueError) if an argument is wrong; UnsupportedError if no executor can
         keep all promises on this machine; SetupError (an OSError: FileNotFoundError,
@@ -292,8 +295,9 @@ class Sandbox(Spec):
             CommandFailed, which has the Result, or the error itself. It kills the commands that
             run; if ordered, only those after the failed one, and first yields all results before
             it, as if the commands had run one after the other.
-            'continue': the map raises nothing. It yields every Result, and for a command that could
-            not be run its SandboxError.
+            'continue': the map raises nothing of that. It yields every Result, and for a command
+            that could not be run its SandboxError; for an OSError of a function or a file that
+            takes an output a CallerError. Other exceptions of such a function end the map.
         progress: a function, called as each command ends, with the number of commands that ended so
             far and the Result or the SandboxError. Its exceptions end the map. None by default.
         fresh: bool, as in run(), for each command.

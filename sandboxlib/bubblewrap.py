@@ -25,7 +25,7 @@ from ._executors.refusals import limits_refused, read_only_refused
 from ._host import machine
 from ._runs import explain, extras
 from ._runs.job import Job, job_of
-from ._runs.run import check_stop
+from ._runs.run import check_stop, memory_file
 from ._spec.command import Command, encode_argv, whole_environment
 from ._spec.policy import DEFAULT_CAPABILITIES, filter_of, program_of
 from ._spec.spec import Spec
@@ -118,12 +118,9 @@ def _arguments(options: list[str], n_argv: int, undo: contextlib.ExitStack) -> i
             f"{NAME}: bwrap takes {bwrap_tool.MOST_ARGUMENTS} arguments, and the command, its "
             f"environment and its mounts are {len(options) + n_argv}"
         )
-    fd = os.memfd_create("options", os.MFD_CLOEXEC)
+    content = b"".join(os.fsencode(option) + b"\0" for option in options)
+    fd = memory_file("the options of bwrap", content)
     undo.callback(os.close, fd)
-    unwritten = memoryview(b"".join(os.fsencode(option) + b"\0" for option in options))
-    while unwritten:
-        unwritten = unwritten[os.write(fd, unwritten) :]
-    os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
 

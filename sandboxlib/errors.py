@@ -16,6 +16,7 @@
      |- Unkillable                           the run was killed, and the kernel does not end it
      |- SessionOver                          the session of a command is over
      |- StatusLost(ChildProcessError)        the command ran, but its exit status cannot be known
+     |- CallerError(OSError)                 in a map: the caller's side of a run failed
      `- CommandFailed                        Result.check(), or a map with on_failure='stop'
 
 Only CommandFailed is about the command itself. Otherwise a command that fails raises nothing: the
@@ -200,6 +201,25 @@ class StatusLost(SandboxError, ChildProcessError):
       wait4(2). We have killed the run.
     - A process outside of the sandbox broke the slot in which the command ran.
     """
+
+
+class CallerError(SandboxError, OSError):
+    """The caller's side of one run failed with an OSError, and the run was ended. Only a map with
+    on_failure='continue' makes one, in place of an OSError of a function or a file that takes an
+    output, or of this process, as for too many open files. Every other call raises that OSError
+    itself.
+
+    errno, strerror, filename: as in every OSError. __cause__: the OSError that it stands for.
+    """
+
+
+def caller_error(error: OSError) -> CallerError:
+    """The CallerError that stands for an OSError, whose frames are let go."""
+    is_plain = error.errno is None
+    args = error.args if is_plain else (error.errno, error.strerror, error.filename)
+    made = CallerError(*args)
+    made.__cause__ = error.with_traceback(None)
+    return made
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:

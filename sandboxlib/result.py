@@ -75,7 +75,7 @@ class Usage:
 class Result(tuple[int, bytes | None, bytes | None]):
     """`(exit, out, err)`, a tuple with these attributes.
 
-    exit: int     the exit status of the command; -n if signal n ended it.
+    exit: int     the exit status of the command; -n if signal n ended it. returncode is the same.
     ok: bool      whether exit is 0 and timed_out is False; limits_hit does not count.
     out, err      the outputs of the command, bytes; None for one that was not captured.
     stdout, stderr   the same, but reading one that was not captured raises ValueError.
@@ -155,6 +155,11 @@ class Result(tuple[int, bytes | None, bytes | None]):
     @property
     def exit(self) -> int:
         """The exit status of the command; -n if signal n ended it."""
+        return self[0]
+
+    @property
+    def returncode(self) -> int:
+        """The same as exit, under the name that subprocess has for it."""
         return self[0]
 
     @property

@@ -78,7 +78,8 @@ def choose(box: Spec, native: bool = False) -> Executor:
         executor = executor_named(name)
         reason = "; ".join(executor.refusals(box))
         if native and not isinstance(executor, NativeExecutor):
-            reason = "it drives a program: no grace, no terminal, no Process, no event loop"
+            reason = "it drives a program: no grace, no executable=, no terminal, no Process, no"
+            reason += " event loop"
         if not reason:
             return executor
         reasons.append(f"{name}: {reason}")
@@ -94,7 +95,7 @@ def run_command(box: Spec, command: Command, fresh: bool = True) -> Result:
 
 def needs_native(command: Command) -> bool:
     """Whether a Command has options that need an executor which drives no program."""
-    return bool(command.pty or command.grace)
+    return bool(command.pty or command.grace or command.executable)
 
 
 def executor_of(box: Spec, native: bool = False) -> Executor:

@@ -171,6 +171,8 @@ def _add_command(add: Callable[..., argparse.Action]) -> None:
     add("--env-file", type=_settings, metavar="FILE", help=text, **how)
     text = "leave out the default PATH, and the variables of an image"
     add("--clearenv", action="store_true", help=text)
+    text = "the program, if it is not the first word of COMMAND, which is its name then"
+    add("--executable", metavar="PROGRAM", help=text)
     add("--umask", type=_octal, metavar="OCTAL", help="umask of the command (default: yours)")
     text = "a descriptor of yours that the command inherits"
     how = {"dest": "pass_fds", "action": "append", "default": []}
@@ -182,6 +184,8 @@ def _add_command(add: Callable[..., argparse.Action]) -> None:
     add("--tty", action="store_true", help=text)
     text = "a terminal of the command's own, of which you see the output alone"
     add("--pty", action="store_true", help=text)
+    text = "with --pty: pipe keeps stderr apart from the terminal (default: terminal)"
+    add("--pty-stderr", choices=("terminal", "pipe"), default="terminal", help=text)
 
 
 def _add_rights(add: Callable[..., argparse.Action]) -> None:
@@ -248,6 +252,7 @@ def command_keywords(options: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of Command. SpecError for options that contradict each other."""
     keywords: dict[str, Any] = {
         **{name: getattr(options, name) for name in ("cwd", "timeout", "grace", "pass_fds")},
+        **{name: getattr(options, name) for name in ("executable", "pty_stderr")},
         "extra_env": {name: value for each in options.env for name, value in each.items()},
     }
     if options.json and options.json_file is not None:
@@ -259,7 +264,7 @@ def command_keywords(options: argparse.Namespace) -> dict[str, Any]:
     if options.max_output is not None:
         keywords |= {"max_output": options.max_output, "on_overflow": options.on_overflow}
     if options.pty:
-        stderr = CAPTURE
+        stderr = 2 if options.pty_stderr == "pipe" else CAPTURE
         keywords["pty"] = True
     else:
         keywords["stdin"] = 0

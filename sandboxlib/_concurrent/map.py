@@ -9,12 +9,15 @@ worker thread. docs/benchmark.md compares this with threads that call Sandbox.ru
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from threading import Event, Thread
 from time import monotonic
+from weakref import WeakSet
 
 from .._choice import choose
 from .._choice.choose import run_command
@@ -25,7 +28,7 @@ from .._runs.session import OpenSession
 from .._spec.command import Command, command_of
 from .._spec.spec import Spec
 from .._values import check_flag, short
-from ..errors import SandboxError, SpecError, SpecTypeError
+from ..errors import SandboxError, SpecError, SpecTypeError, caller_error
 from ..result import CommandFailed, Result
 
 TYPE_CHECKING = False
@@ -84,7 +87,23 @@ def start(
     template = command_of("map", "/", options, *names)
     stop = on_failure == "stop"
     group = _Group(jobs, stop, fresh)
-    return _Map(iter(calls), group, ordered, stop, progress, template, options).results()
+    results = _Map(iter(calls), group, ordered, stop, progress, template, options).results()
+    _unended.add(results)
+    return results
+
+
+#: The maps that may still have runs.
+_unended: WeakSet[Generator[Any, None, None]] = WeakSet()
+
+
+@atexit.register
+def _end_maps() -> None:
+    """Ends the maps that nobody ended, while their threads can still run: later the interpreter
+    stops each thread at its next step, and waiting for one would take for ever.
+    """
+    for results in list(_unended):
+        with contextlib.suppress(ValueError):  # another thread is in the middle of it
+            results.close()
 
 
 def _is_failure(outcome: object) -> bool:
@@ -199,6 +218,8 @@ class _Map:
             self._group.start(number, box, command)
         except SandboxError as error:
             self._note(number, error.with_traceback(None))
+        except OSError as error:
+            self._note(number, error)
 
     def _next(self) -> int | None:
         """The number of the result to yield next, or None if it is not ready."""
@@ -208,13 +229,16 @@ class _Map:
 
     def _note(self, number: int, outcome: Outcome) -> None:
         """Keep the outcome of a command that ended. Raises it if it is no SandboxError, such as an
-        exception of the caller's sink.
+        exception of the caller's sink. on_failure="continue" keeps an OSError too, as a
+        SandboxError.
         """
         command = self._commands.pop(number)
         if outcome is None:
             return
         if not isinstance(outcome, (Result, SandboxError)):
-            raise outcome
+            if self._stop or not isinstance(outcome, OSError):
+                raise outcome
+            outcome = caller_error(outcome)
         if self._failed is not None and (number > self._failed or not self._ordered):
             return
         outcome.number = number
@@ -290,7 +314,7 @@ class _Group:
         self._runs[number] = run, executor, began
         try:
             run.start(fresh=False)
-        except SandboxError:
+        except (SandboxError, OSError):
             self._end(number)
             raise
 
@@ -364,7 +388,7 @@ class _Group:
             if not run.follow(result):
                 return
             self._add_outcome(number, run.result(executor, began, dict(run.plan.isolation)))
-        except SandboxError as error:
+        except (SandboxError, OSError) as error:
             self._add_outcome(number, error)
         self._end(number)
 

@@ -146,7 +146,7 @@ def give(process: Process, run: Running, stdin: io.BufferedWriter | None, is_pty
     if is_pty:
         process.stdin = _file(Terminal(os.dup(out), "wb"), run)
         process.stdout = io.BufferedReader(_file(Terminal(out, "rb"), run))
-        return
+        out = -1
     if stdin is not None:
         _file(stdin.raw, run)
         process.stdin = stdin

@@ -7,15 +7,16 @@ import io
 import locale
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 from .. import _types
 from .._runner import Runner
 from .._spec import command as _command
 from .._spec.command import Command, command_of
-from .._types import Argv, Path, Sink
+from .._types import Argv, Env, Path, Sink
+from .._values import unknown_keyword
 from ..errors import SpecError, SpecTypeError
 from ..result import Result
 
@@ -42,12 +43,15 @@ class SandboxExecutor(ThreadPoolExecutor):
     the pool: `pool.submit(subprocess.run, argv, ...)` runs argv in the sandbox, and the result is a
     CompletedProcess; see submit().
 
-    Raises SpecTypeError if box is no Runner, and ValueError if max_workers is less than 1.
+    Raises SpecTypeError if box is no Runner, or for an unknown keyword argument, and ValueError if
+    max_workers is less than 1.
     """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
 
-    def __init__(self, box: Runner, max_workers: int | None = None) -> None:
+    def __init__(self, box: Runner, max_workers: int | None = None, **unknown: NoReturn) -> None:
+        if unknown:
+            raise unknown_keyword("SandboxExecutor", unknown, ("box", "max_workers"))
         if not isinstance(box, Runner):
             raise SpecTypeError(f"not a Sandbox, nor another Runner: {box!r}")
         workers = len(os.sched_getaffinity(0)) if max_workers is None else max_workers
@@ -148,7 +152,7 @@ def _run_as_subprocess(
     stderr: Sink = None,
     capture_output: bool = False,
     cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Env | None = None,
     timeout: float | None = None,
     check: bool = False,
     text: bool | None = None,
@@ -170,7 +174,7 @@ def _run_as_subprocess(
         subprocess.PIPE if capture_output else _inherited(number, stream)
         for number, stream in ((1, stdout), (2, stderr))
     ]
-    if content == subprocess.PIPE:
+    if type(content) is int and content == subprocess.PIPE:  # nobody could write to it
         content = None
     stdio = {"stdin": content, "stdout": streams[0], "stderr": streams[1]}
     result = box.run(Command(args, cwd, env=env, timeout=timeout, **stdio))
@@ -185,12 +189,12 @@ def _run_as_subprocess(
 
 
 def _inherited(number: int, stream: Sink) -> Sink:
-    """A stream of subprocess.run as Command takes it. There None means the caller's own stream, and
-    DEVNULL none; here the descriptor says the first, and None the second.
+    """A stream of subprocess.run as Command takes it. There None means the caller's own stream,
+    which here its descriptor says.
     """
     if stream is None:
         return number
-    return None if stream is subprocess.DEVNULL or stream == subprocess.DEVNULL else stream
+    return stream
 
 
 def _decoded(content: bytes | None, encoding: str | None, errors: str | None) -> Any:

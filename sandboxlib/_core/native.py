@@ -45,7 +45,8 @@ def init_descriptor(of_session: bool = False) -> int:
     if program is not None and lib.sbx_file_of(program[0]) == program[1]:
         return program[0]
     fd: int = lib.sbx_open_init(of_session)
-    if fd in (-errno.EACCES, -errno.EPERM):  # sysctl vm.memfd_noexec
+    # sysctl vm.memfd_noexec, or RLIMIT_FSIZE of the caller
+    if fd in (-errno.EACCES, -errno.EPERM, -errno.EFBIG):
         fd = _open_shipped("_init_session" if of_session else "_init")
     if fd < 0:
         raise errors.setup_error(-fd, None, "reaper", "open the reaper's program")

@@ -130,6 +130,9 @@ def run_tool(
         raise errors.UnsupportedError(f"{executor}: a terminal takes an executor without a program")
     if command.grace:  # SIGTERM would end the program, and with it the whole sandbox
         raise errors.UnsupportedError(f"{executor}: grace takes an executor without a program")
+    if command.executable is not None:
+        text = "executable, for an argv[0] of its own, takes an executor without a program"
+        raise errors.UnsupportedError(f"{executor}: {text}")
     # ipc='isolated' includes a new session keyring, and none of these programs makes one.
     plan = _bare_plan(box.ipc == "isolated", box.limits, box.umask, box.personality)
     run = Run(plan, job, command, moved=moved)

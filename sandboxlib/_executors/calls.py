@@ -86,6 +86,7 @@ class Api(compat.EarlierNames):
         deterministic: bool = False,
         personality: _types.Literal["linux32"] | None = None,
         env: _types.Env | None = None,
+        executable: _types.Path | bytes | None = None,
         stdin: _types.Stdin = None,
         stdout: _types.Sink = CAPTURE,
         stderr: _types.Sink = CAPTURE,
@@ -95,6 +96,7 @@ class Api(compat.EarlierNames):
         on_overflow: _types.Overflow = "truncate",
         pass_fds: Iterable[int] = (),
         pty: bool | tuple[int, int] = False,
+        pty_stderr: str = "terminal",
         **unknown: _types.NoReturn,
     ) -> Result:
         """Runs a command in a sandbox of its own, and returns `(exit, out, err)`.
@@ -107,10 +109,11 @@ class Api(compat.EarlierNames):
                        caller's directory, or '/' if the sandbox has no such directory.
         extra_env      mapping of str to str, added to BASE_ENVIRONMENT or env; None by default.
         env            mapping of str to str, in place of BASE_ENVIRONMENT; None by default.
-        stdin          bytes, a file, or a descriptor. None (the default): empty.
+        stdin          bytes, a file, or a descriptor. None (the default) or DEVNULL: empty.
         stdout, stderr CAPTURE (the default): the Result has the bytes. A file or a descriptor: the
                        command writes there. A function, Lines or Tee: gets the output as it
-                       arrives. None: discarded. stderr=STDOUT: both go where stdout goes.
+                       arrives. None or DEVNULL: discarded. stderr=STDOUT: both go where
+                       stdout goes.
         timeout        float, seconds; then every process in the sandbox is killed, and
                        Result.timed_out is True. None (the default): no limit.
 
@@ -119,7 +122,7 @@ class Api(compat.EarlierNames):
         deterministic and personality. Three defaults differ: network is 'undefined', the whole
         root is writable, and /tmp is the root's. These are as in Policy, with its defaults:
         capabilities, no_new_privs, seccomp and nesting; give either policy, or some of them. These
-        are as in Command: grace, max_output, on_overflow, pass_fds and pty.
+        are as in Command: executable, grace, max_output, on_overflow, pass_fds, pty, pty_stderr.
 
         The function understands the form of sandboxlib 0.3 too (compat.py):
 

@@ -74,6 +74,12 @@ _HINTS = {
     ("clone", errno.EAGAIN): _LIMITS,
     ("fork", errno.EAGAIN): _LIMITS,
     ("chroot", errno.EPERM): "it takes CAP_SYS_CHROOT",
+    (
+        "stdio",
+        errno.EFBIG,
+    ): "RLIMIT_FSIZE of the caller (ulimit -f); a pipe or a file needs no copy",
+    ("stdio", errno.EMFILE): "the caller has too many open files (ulimit -n)",
+    ("stdio", errno.ENFILE): "the machine has too many open files (sysctl fs.file-max)",
     ("pipe", errno.EMFILE): "the caller has too many open files (ulimit -n)",
     ("pipe", errno.ENFILE): "the machine has too many open files (sysctl fs.file-max)",
     ("private", errno.EINVAL): "is the caller itself in a chroot whose root is no mount point?",

@@ -59,9 +59,11 @@ class Extras:
         check_passed(command.pass_fds)
         _check_room(self._passed, self._limits)
         self._pty = command.pty
+        self._is_apart = command.pty_stderr == "pipe"
         self._numbers = command._job_numbers()
         self._announce = announce
-        wanted = [stdout, None if self._pty or stderr == STDOUT else stderr]
+        is_merged = stderr == STDOUT or (self._pty and not self._is_apart)
+        wanted = [stdout, None if is_merged else stderr]
         self._sinks = [
             sinks.sink_for(value, command.max_output, self._kills)
             if is_capture(value) or streams.is_sink(value)
@@ -77,7 +79,9 @@ class Extras:
     def outputs(self, outputs: tuple[int, int]) -> tuple[int, int]:
         """The outputs for the core: it captures those with sinks. A terminal has one output."""
         out, err = (_CAPTURED if output == SINK else output for output in outputs)
-        return (_CAPTURED, _NULL) if self._pty else (out, err)
+        if self._pty:
+            return _CAPTURED, err if self._is_apart else _NULL
+        return out, err
 
     @property
     def needs_fresh(self) -> bool:
@@ -93,7 +97,8 @@ class Extras:
                 stream.set_eager(sink.eager)
         if isinstance(self._pty, tuple) and self._terminal is None:
             self._terminal = _open_pty(*self._pty)
-            stdio = (self._terminal[1],) * 3
+            slave = self._terminal[1]
+            stdio = slave, slave, stdio[2] if self._is_apart else slave
         numbers = {**self._numbers, "announce": int(self._announce)}
         if self._cpu_time is not None and self._cpu_time < 1 << 31:  # else the place has it
             numbers["cpu_seconds"] = int(-(-self._cpu_time // 1))  # rounded up

@@ -17,7 +17,7 @@ class Job:
     """A command as the core takes it: one blob of strings, each ended by a NUL.
 
     argv, settings, search: as in Command, encoded and checked. cwd_or_root: bool. True: the command
-    runs in "/" if the sandbox has no such cwd.
+    runs in "/" if the sandbox has no such cwd. program: bytes, what to run if it is not argv[0].
     """
 
     def __init__(
@@ -27,8 +27,9 @@ class Job:
         settings: Sequence[bytes],
         search: Sequence[bytes],
         cwd_or_root: bool = False,
+        program: bytes | None = None,
     ) -> None:
-        self._program = program = argv[0]
+        self._program = program = argv[0] if program is None else program
         if b"/" in program:
             self._paths = [program]
         else:
@@ -41,7 +42,7 @@ class Job:
 
     @property
     def program(self) -> str:
-        """The first argument of the command."""
+        """The program as it was named: the executable, or the first argument of the command."""
         return os.fsdecode(self._program)
 
     @property
@@ -68,7 +69,8 @@ def job_of(command: Command, box: Spec) -> Job:
     if box.deterministic:
         extra_env = deterministic_environment(command.extra_env, command.env)
         settings, search = encode_environment(extra_env, command.env)
-    return Job(command._argv, cwd, settings, search, command.cwd is None)
+    program = None if command.executable is None else os.fsencode(command.executable)
+    return Job(command._argv, cwd, settings, search, command.cwd is None, program)
 
 
 def deterministic_environment(

@@ -154,7 +154,7 @@ class Run:
             outputs = self._extras.outputs(outputs)
         stdin_fd = _NULL
         if isinstance(stdin, bytes):
-            stdin_fd = self._content = _memory_file(stdin)
+            stdin_fd = self._content = memory_file("stdin", stdin)
         elif is_capture(stdin):
             raise errors.SpecError("stdin=CAPTURE takes start(): only a Process can write to it")
         elif stdin is not None:
@@ -448,17 +448,26 @@ def _output(name: str, value: Any) -> int:
     return SINK if streams.is_sink(value) else check_descriptor(name, value)
 
 
-def _memory_file(content: bytes) -> int:
-    """A memfd with the content. Unlike a pipe it needs no writer while the command runs."""
-    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+def memory_file(name: str, content: bytes) -> int:
+    """A memfd with the content. Unlike a pipe it needs no writer while the command runs. name: what
+    it is, for people. SetupError.
+    """
+    fd = -1
     try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
         unwritten = memoryview(content)
         while unwritten:
             unwritten = unwritten[os.write(fd, unwritten) :]
         os.lseek(fd, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(fd)
-        raise
+    except BaseException as error:
+        if fd >= 0:
+            os.close(fd)
+        if not isinstance(error, OSError):
+            raise
+        number = error.errno or 0
+        what = f"keep {name}, {len(content)} bytes, in a file in memory"
+        hint = explain.hint("stdio", 0, number)
+        raise errors.setup_error(number, None, "stdio", what, hint) from None
     return fd
 
 

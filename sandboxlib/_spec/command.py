@@ -23,7 +23,7 @@ from .._values import (
 )
 from ..errors import SpecError, SpecTypeError
 from .limits import Limits
-from .streams import CAPTURE, STDOUT, is_capture, is_sink
+from .streams import CAPTURE, STDOUT, is_capture, is_devnull, is_sink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         cwd: _types.Path | None
         extra_env: _types.Env | None
         env: _types.Env | None
+        executable: _types.Path | bytes | None
         stdin: _types.Stdin
         stdout: _types.Sink
         stderr: _types.Sink
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         on_overflow: _types.Overflow
         pass_fds: Iterable[int]
         pty: bool | tuple[int, int]
+        pty_stderr: str
 
 else:
     _command = sys.modules[__name__]  # this module, whose CommandOptions is not among its globals
@@ -73,12 +75,15 @@ MOST_PASSED = 32  # the same as SBX_MOST_PASSED in csrc/sandbox.h
 BASE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-def environment_vars(extra_env: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment_vars(extra_env: _types.Env | None = None) -> dict[str, str]:
     """Returns the environment of a command: a new dict, BASE_ENVIRONMENT updated by extra_env.
 
-    extra_env: mapping of str to str; None (the default): nothing.
+    extra_env: mapping of str or bytes to str or bytes, as in Command; None (the default): nothing.
+        Bytes come back decoded as os.fsdecode does.
+
+    Raises the errors of Command.
     """
-    return {**BASE_ENVIRONMENT, **(extra_env or {})}
+    return {**BASE_ENVIRONMENT, **decode_variables("extra_env", extra_env or {})}
 
 
 class Command(Value):
@@ -97,9 +102,15 @@ class Command(Value):
         directory, or '/' if the sandbox has no such directory.
     extra_env: mapping of str to str, added to BASE_ENVIRONMENT or to env. None (the default): none.
     env: mapping of str to str, in place of BASE_ENVIRONMENT. None (the default): BASE_ENVIRONMENT.
-    stdin: bytes, a file, or a descriptor. None (the default): empty. With start() also CAPTURE.
+        In both, names and values may be bytes; the fields have them decoded as os.fsdecode does.
+    executable: str, bytes or path, the program to run in place of the first of argv, which the
+        program then gets as its own name, and which may be empty. As in subprocess.Popen, one
+        without a slash is looked up in PATH. None (the default): the first of argv.
+    stdin: bytes, a file, or a descriptor. None (the default) or DEVNULL: empty. With start() also
+        CAPTURE.
     stdout, stderr: CAPTURE (the default): the Result has the bytes. A file or a descriptor: the
-        command writes there. None: discarded. A function: called with bytes as they arrive.
+        command writes there. None or DEVNULL: discarded. A function: called with bytes as they
+        arrive.
         Lines(function): called with each line. Tee(file): copied there as it arrives.
         stderr=STDOUT: both go where stdout goes. An exception of a function ends the run.
         docs/streams.md has more.
@@ -119,6 +130,11 @@ class Command(Value):
     pty: bool, or (rows, columns). True: stdin, stdout and stderr are a new terminal, of 24 rows and
         80 columns, which is the controlling terminal of the command; Result.out has its output.
         False (the default): no terminal.
+    pty_stderr: str. 'terminal' (the default): with a pty, stderr is the terminal too. 'pipe': only
+        stdin and stdout are, and stderr goes where `stderr` says.
+
+    CAPTURE, STDOUT and DEVNULL are the numbers of subprocess.PIPE, STDOUT and DEVNULL, which are
+    understood as well.
 
     A Command can be hashed and pickled, unless it holds files, functions or descriptors: that
     raises TypeError.
@@ -130,14 +146,15 @@ class Command(Value):
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
 
     _fields = (
-        *("argv", "cwd", "extra_env", "env", "stdin", "stdout", "stderr", "limits", "timeout"),
-        *("grace", "max_output", "on_overflow", "pass_fds", "pty"),
+        *("argv", "cwd", "extra_env", "env", "executable", "stdin", "stdout", "stderr", "limits"),
+        *("timeout", "grace", "max_output", "on_overflow", "pass_fds", "pty", "pty_stderr"),
     )
     # An instance keeps in its __dict__ only the fields that are not the default. Most have few of
     # them, and every run makes an instance.
     cwd: str | None = None
-    extra_env: _types.Env | None = None
-    env: _types.Env | None = None
+    extra_env: _types.Variables | None = None
+    env: _types.Variables | None = None
+    executable: str | None = None
     stdin: _types.Stdin = None
     stdout: _types.Sink = CAPTURE
     stderr: _types.Sink = CAPTURE
@@ -148,6 +165,7 @@ class Command(Value):
     on_overflow: _types.Overflow = "truncate"
     pass_fds: tuple[int, ...] = ()
     pty: bool | tuple[int, int] = False
+    pty_stderr: str = "terminal"
     #: argv and environment as the core takes them; the directories of PATH, each ending in a slash.
     _argv: list[bytes]
     _settings: list[bytes]
@@ -162,6 +180,7 @@ class Command(Value):
         extra_env: _types.Env | None = None,
         *,
         env: _types.Env | None = None,
+        executable: _types.Path | bytes | None = None,
         stdin: _types.Stdin = None,
         stdout: _types.Sink = CAPTURE,
         stderr: _types.Sink = CAPTURE,
@@ -172,12 +191,15 @@ class Command(Value):
         on_overflow: _types.Overflow = "truncate",
         pass_fds: Iterable[int] = (),
         pty: bool | tuple[int, int] = False,
+        pty_stderr: str = "terminal",
         **unknown: _types.NoReturn,
     ) -> None:
         if unknown:
             raise unknown_option("Command", unknown)
         put = self.__dict__  # a Value refuses setattr
-        put["_argv"] = encode_argv(argv)
+        if executable is not None:
+            put["executable"], put["_is_plain"] = _check_executable(executable), False
+        put["_argv"] = encode_argv(argv, executable is not None)
         if cwd is not None:
             put["cwd"] = check_path("cwd", cwd)
         if extra_env is not None or env is not None:
@@ -194,26 +216,34 @@ class Command(Value):
             self._put_max_output(max_output, on_overflow)
         if pass_fds != ():
             put["pass_fds"] = _check_passed(pass_fds)
-        if pty is not False:
-            put["pty"] = terminal_size(pty, stdin, stdout, stderr)
+        if pty is not False or pty_stderr != "terminal":
+            self._put_terminal(pty, pty_stderr, stdin, stdout, stderr)
         if grace or max_output is not None or pass_fds != () or pty is not False:
             put["_is_plain"] = False
 
     def _put_streams(self, stdin: Any, stdout: Any, stderr: Any) -> None:
         put = self.__dict__
-        if stdin is not None:
+        if not (stdin is None or is_devnull(stdin)):
             put["stdin"] = _check_stdin(stdin)
         for name, value in (("stdout", stdout), ("stderr", stderr)):
             if not is_capture(value):
-                put[name] = _check_output(name, value)
+                put[name] = None if is_devnull(value) else _check_output(name, value)
 
     def _put_environment(self, extra_env: Any, env: Any) -> None:
         put = self.__dict__
         for name, values in (("extra_env", extra_env), ("env", env)):
             if values is not None:
-                check_mapping(name, values)
-                put[name] = MappingProxyType(dict(values))
+                put[name] = MappingProxyType(decode_variables(name, values))
         put["_settings"], put["_search"] = encode_environment(self.extra_env, self.env)
+
+    def _put_terminal(self, pty: Any, apart: str, stdin: Any, stdout: Any, stderr: Any) -> None:
+        check_choice("pty_stderr", apart, ("terminal", "pipe"))
+        if pty is False:
+            raise SpecError("pty_stderr='pipe' takes a pty")
+        put = self.__dict__
+        put["pty"] = terminal_size(pty, stdin, stdout, stderr, apart == "pipe")
+        if apart != "terminal":
+            put["pty_stderr"] = apart
 
     def _put_max_output(self, max_output: object, on_overflow: str) -> None:
         check_choice("on_overflow", on_overflow, ("truncate", "kill"))
@@ -251,10 +281,13 @@ class Command(Value):
         values = {**self._values(), **changes}
         return Command(**(values if argv is None else {**values, "argv": argv}))
 
+    __replace__ = replace  # copy.replace() of Python 3.13
+
     def _with_argv(self, argv: object) -> Command:
         """Returns a Command with another argv, without checking the other fields again."""
         command = object.__new__(Command)
-        command.__dict__.update(self.__dict__, _argv=encode_argv(argv))
+        encoded = encode_argv(argv, self.executable is not None)
+        command.__dict__.update(self.__dict__, _argv=encoded)
         return command
 
     def _values(self) -> dict[str, Any]:
@@ -370,8 +403,11 @@ def _items(env: Mapping[str, str] | None) -> frozenset[tuple[str, str]] | None:
 # ---- argv and environment --------------------------------------------------------------------
 
 
-def encode_argv(argv: object) -> list[bytes]:
-    """The arguments of a command, encoded; SpecError if it is not a command."""
+def encode_argv(argv: object, has_executable: bool = False) -> list[bytes]:
+    """The arguments of a command, encoded; SpecError if it is not a command.
+
+    has_executable: bool. True: the first of them is a name only, which may be empty.
+    """
     if not isinstance(argv, (list, tuple)):
         if isinstance(argv, (str, bytes, os.PathLike)):
             argv = (argv,)
@@ -388,7 +424,7 @@ def encode_argv(argv: object) -> list[bytes]:
         ]
     except (TypeError, UnicodeEncodeError):
         raise _bad_word(argv) from None
-    if not encoded or not encoded[0]:
+    if not encoded or not (encoded[0] or has_executable):
         text = "its first word, the program, is ''" if encoded else "it has no word"
         raise SpecError(f"the command is empty: {text}")
     if b"\0" in b"".join(encoded):
@@ -420,29 +456,42 @@ def _bad_word(argv: Sequence[object]) -> SpecError:
     return SpecTypeError(f"{text}, and has to be a str, bytes or a path{remedy}")
 
 
-def check_mapping(name: str, value: object) -> None:
-    if not isinstance(value, (dict, Mapping)):
-        example = f"{name}={{'NAME': 'value'}}"
-        raise SpecTypeError(f"{name} is a {type(value).__name__}, and not a mapping: {example}")
+def _check_executable(value: object) -> str:
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise SpecTypeError(f"executable is neither str, bytes nor path: {short(value)}")
+    return check_path("executable", os.fsdecode(value))
+
+
+def decode_variables(what: str, variables: object) -> dict[str, str]:
+    """The variables of a mapping, with bytes decoded as os.fsdecode does. SpecError."""
+    if not isinstance(variables, (dict, Mapping)):
+        example = f"{what}={{'NAME': 'value'}}"
+        raise SpecTypeError(f"{what} is a {type(variables).__name__}, and not a mapping: {example}")
+    decoded: dict[str, str] = {}
+    for name, value in variables.items():
+        # No message shows a value, as it may be secret.
+        if not isinstance(name, (str, bytes)):
+            raise SpecTypeError(f"the name of a variable is a {type(name).__name__}: {name!r}")
+        if not isinstance(value, (str, bytes)):
+            text = f"the value of the variable {name!r} is neither str nor bytes, but of type "
+            text += type(value).__name__
+            raise SpecTypeError(f"{text}; leave it out" if value is None else text)
+        key = name if isinstance(name, str) else os.fsdecode(name)
+        if not key or "=" in key:
+            raise SpecError(f"not the name of a variable: {name!r}")
+        if key in decoded:
+            raise SpecError(f"{what} has the variable {key!r} twice, as str and as bytes")
+        decoded[key] = value if isinstance(value, str) else os.fsdecode(value)
+    return decoded
 
 
 def whole_environment(
     extra_env: Mapping[str, str] | None, env: Mapping[str, str] | None
 ) -> dict[str, str]:
-    """The environment of a command, checked: `env` or BASE_ENVIRONMENT, updated by extra_env."""
-    whole = environment_vars(extra_env) if env is None else {**env, **(extra_env or {})}
-    for name, value in whole.items():
-        # No message shows a value, as it may be secret.
-        if not isinstance(name, str):
-            raise SpecTypeError(f"the name of a variable is a {type(name).__name__}: {name!r}")
-        if not isinstance(value, str):
-            text = (
-                f"the value of the variable {name!r} is no str, but of type {type(value).__name__}"
-            )
-            raise SpecTypeError(f"{text}; leave it out" if value is None else text)
-        if not name or "=" in name:
-            raise SpecError(f"not the name of a variable: {name!r}")
-    return whole
+    """The environment of a command: `env` or BASE_ENVIRONMENT, updated by extra_env. Both were
+    checked by decode_variables().
+    """
+    return {**(BASE_ENVIRONMENT if env is None else env), **(extra_env or {})}
 
 
 def encode_environment(
@@ -505,16 +554,25 @@ def _check_passed(value: object) -> tuple[int, ...]:
     return fds
 
 
-def terminal_size(value: Any, stdin: Any, stdout: Any, stderr: Any) -> tuple[int, int]:
-    """(rows, columns) of a pty; True stands for the size of a VT100. SpecError."""
+def terminal_size(
+    value: Any, stdin: Any, stdout: Any, stderr: Any, is_apart: bool
+) -> tuple[int, int]:
+    """(rows, columns) of a pty; True stands for the size of a VT100. SpecError.
+
+    is_apart: bool, whether stderr is not the terminal.
+    """
     if value is not True and (not isinstance(value, (tuple, list)) or len(value) != 2):
         raise SpecTypeError(f"pty is neither a bool nor (rows, columns): {value!r}")
     if stdin is not None:
         raise SpecError("with a pty stdin is the terminal, and cannot be given")
     if not (is_sink(stdout) or is_capture(stdout)):
         raise SpecError("the output of a pty is captured, or goes to a function or sink")
-    if not (type(stderr) is int and stderr in (CAPTURE, STDOUT)):
-        raise SpecError("a pty has one output, which is stdout: stderr goes there as well")
+    is_merged = type(stderr) is int and stderr == STDOUT
+    if is_apart and is_merged:
+        raise SpecError("pty_stderr='pipe' keeps stderr apart, and stderr=STDOUT does not")
+    if not (is_apart or is_merged or is_capture(stderr)):
+        text = "a pty has one output, which is stdout: stderr goes there as well"
+        raise SpecError(f"{text}, unless pty_stderr='pipe'")
     size = (24, 80) if value is True else value
     rows, columns = (check_number("a number of pty", n, 1, 65535) for n in size)
     return rows, columns

@@ -165,6 +165,19 @@ class Limits(Value):
         theirs = {name: v for name, v in other.__getstate__().items() if v is not None}
         return Limits(**{**self.__getstate__(), **theirs})
 
+    def replace(self, **changes: _types.Any) -> Limits:
+        """Returns Limits with other values: limits.replace(memory="1G", pids=None).
+
+        changes: any keyword argument of Limits; None takes a limit away. Raises the errors of
+        Limits.
+        """
+        if not changes.keys() <= set(self._fields):
+            raise _unknown(changes, "Limits.replace")
+        limits: Limits = self._replaced(changes)
+        return limits
+
+    __replace__ = replace  # copy.replace() of Python 3.13
+
     def __repr__(self) -> str:
         """Leaves out the limits that are not given."""
         given = {name: v for name, v in self.__getstate__().items() if v is not None}
@@ -182,9 +195,9 @@ _ELSEWHERE = {
 }
 
 
-def _unknown(names: Iterable[str]) -> SpecTypeError:
+def _unknown(names: Iterable[str], call: str = "Limits") -> SpecTypeError:
     hint = next((_ELSEWHERE[name] for name in names if name in _ELSEWHERE), "")
-    return unknown_keyword("Limits", names, Limits._fields, hint)
+    return unknown_keyword(call, names, Limits._fields, hint)
 
 
 def _scheduler(value: object) -> str:

@@ -18,6 +18,7 @@ from .._values import (
     check_size,
     check_text,
     short,
+    unknown_keyword,
 )
 from ..errors import SpecChoiceError, SpecError, SpecTypeError
 
@@ -45,7 +46,8 @@ class Mount(Value):
                       but at least 1,024 and at most 1,048,576.
     mode: int         tmpfs: the permissions of its root, 0o1777 by default.
 
-    Raises SpecError (a ValueError) if a value is wrong, and SpecTypeError if its type is.
+    Raises SpecError (a ValueError) if a value is wrong, and SpecTypeError for a value of the wrong
+    type, or an unknown keyword argument.
     """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
@@ -68,7 +70,10 @@ class Mount(Value):
         recursive: bool = True,
         size: int | str | None = None,
         mode: int = 0o1777,
+        **unknown: _types.NoReturn,
     ) -> None:
+        if unknown:
+            raise unknown_keyword("Mount", unknown, self._fields)
         check_choice("the type of a mount", type, ("bind", "tmpfs", "proc", "dev"))
         target = check_inside("the target of a mount", target)
         if target == "/":
@@ -93,19 +98,41 @@ class Mount(Value):
         target: _types.Path,
         read_only: bool = False,
         recursive: bool = True,
+        **unknown: _types.NoReturn,
     ) -> Mount:
         """Shows a file or directory of the caller at a path inside the root.
 
         source, target, read_only, recursive: as in Mount. Raises the errors of Mount.
         """
+        if unknown:
+            known = ("source", "target", "read_only", "recursive")
+            raise unknown_keyword("Mount.bind", unknown, known)
         return cls(target, source, "bind", read_only, recursive)
 
+    def replace(self, **changes: _types.Any) -> Mount:
+        """Returns a Mount with other values: mount.replace(read_only=True).
+
+        changes: any keyword argument of Mount. Raises the errors of Mount.
+        """
+        mount: Mount = self._replaced(changes)
+        return mount
+
+    __replace__ = replace  # copy.replace() of Python 3.13
+
     @classmethod
-    def tmpfs(cls, target: _types.Path, size: int | str | None = None, mode: int = 0o1777) -> Mount:
+    def tmpfs(
+        cls,
+        target: _types.Path,
+        size: int | str | None = None,
+        mode: int = 0o1777,
+        **unknown: _types.NoReturn,
+    ) -> Mount:
         """Mounts an empty directory in memory, which only the command sees.
 
         target, size, mode: as in Mount. Raises the errors of Mount.
         """
+        if unknown:
+            raise unknown_keyword("Mount.tmpfs", unknown, ("target", "size", "mode"))
         return cls(target, None, "tmpfs", size=size, mode=mode)
 
     @classmethod

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from .. import _types
 from .._seccomp import filters
-from .._values import Value, check_choice, check_flag, check_text, is_several
+from .._values import Value, check_choice, check_flag, check_text, is_several, unknown_keyword
 from ..errors import SpecError, SpecTypeError, setup_error
 
 TYPE_CHECKING = False
@@ -145,7 +145,8 @@ class Policy(Value):
                           uid 0 of the machine: as root, give user=1000. SpecError with a profile.
 
     All are keyword arguments. Raises SpecError (a ValueError) if a value is wrong, or two of them
-    contradict each other.
+    contradict each other, and SpecTypeError for a value of the wrong type, or an unknown keyword
+    argument.
     """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
@@ -163,7 +164,10 @@ class Policy(Value):
         no_new_privs: bool = True,
         seccomp: _types.FilterName | Seccomp = "default",
         nesting: bool = False,
+        **unknown: _types.NoReturn,
     ) -> None:
+        if unknown:
+            raise unknown_keyword("Policy", unknown, self._fields)
         check_flag("no_new_privs", no_new_privs)
         check_flag("nesting", nesting)
         values: dict[str, object] = {
@@ -183,7 +187,10 @@ class Policy(Value):
 
         changes: any keyword argument of Policy. Raises the errors of Policy.
         """
-        return Policy(**{**{name: getattr(self, name) for name in self._fields}, **changes})
+        policy: Policy = self._replaced(changes)
+        return policy
+
+    __replace__ = replace  # copy.replace() of Python 3.13
 
 
 def _check_program(program: bytes) -> None:

@@ -225,6 +225,8 @@ class Spec(Value):
         """
         return type(self)(**{**self.__getstate__(), **changes})
 
+    __replace__ = replace  # copy.replace() of Python 3.13
+
     def __getstate__(self) -> dict[str, Any]:
         values = super().__getstate__()
         return {**values, **dict.fromkeys(self._left)}

@@ -14,14 +14,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: The values of subprocess.PIPE and subprocess.STDOUT. (subprocess is slow to import.)
+#: The values of subprocess.PIPE, STDOUT and DEVNULL. (subprocess is slow to import.)
 CAPTURE = -1
 STDOUT = -2
+DEVNULL = -3
 
 
 def is_capture(value: object) -> bool:
     """Whether an output is CAPTURE: an int, so that a value that only compares equal is none."""
     return type(value) is int and value == CAPTURE
+
+
+def is_devnull(value: object) -> bool:
+    """Whether a stream is DEVNULL; Command keeps it as None, which says the same."""
+    return type(value) is int and value == DEVNULL
 
 
 class Lines(Output):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .. import _types
-from .._values import Value, check_choice, check_flag, check_number
+from .._values import Value, check_choice, check_flag, check_number, unknown_keyword
 from ..errors import SpecError, SpecTypeError
 
 NAMES = ("caller", "root", "ranges")
@@ -25,7 +25,8 @@ class User(Value):
                     root the command has these ids on the machine itself; for another caller the
                     namespace has a single id, which is the caller's outside and this one inside.
 
-    Raises SpecError (a ValueError) if a value is wrong, and SpecTypeError if its type is.
+    Raises SpecError (a ValueError) if a value is wrong, and SpecTypeError for a value of the wrong
+    type, or an unknown keyword argument.
     """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
@@ -43,11 +44,25 @@ class User(Value):
         groups: Iterable[int] = (),
         *,
         ranges: bool = False,
+        **unknown: _types.NoReturn,
     ) -> None:
+        if unknown:
+            raise unknown_keyword("User", unknown, self._fields)
         check_number("uid", uid, 0, _MOST_ID)
         gid = uid if gid is None else check_number("gid", gid, 0, _MOST_ID)
         check_flag("ranges", ranges)
         self.__dict__.update(uid=uid, gid=gid, groups=_groups(groups), ranges=ranges)
+
+    def replace(self, **changes: _types.Any) -> User:
+        """Returns a User with other values: user.replace(groups=[27]). The gid stays the number
+        that it is.
+
+        changes: uid, gid, groups, ranges. Raises the errors of User.
+        """
+        user: User = self._replaced(changes)
+        return user
+
+    __replace__ = replace  # copy.replace() of Python 3.13
 
 
 def _groups(value: object) -> tuple[int, ...]:

@@ -260,6 +260,20 @@ def test_the_doctor_reports_as_json() -> None:
     assert {"chroot", "bubblewrap"} <= {each["name"] for each in json.loads(done.stdout)}
 
 
+def test_the_program_may_have_another_name_than_its_first_word(shared_rootfs: Path) -> None:
+    done = call("run", "--executable", "busybox", shared_rootfs, "echo", "$0")
+    assert (done.returncode, done.stdout) == (0, b"$0\n")
+
+
+def test_stderr_of_a_terminal_can_be_kept_apart(shared_rootfs: Path) -> None:
+    script = "test -t 1 && echo out; test -t 2 || echo err >&2"
+    done = call("run", "--pty", "--pty-stderr", "pipe", shared_rootfs, "sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"out\r\n", b"err\n")
+    done = call("run", "--pty-stderr", "pipe", shared_rootfs, "true")
+    assert done.returncode == 125
+    assert b"takes a pty" in done.stderr
+
+
 #: Keyword arguments that have no option, each with the reason.
 WITHOUT_OPTION = {
     "root": "it is PATH",

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -26,16 +28,20 @@ from lib.waiting import processes, wait_until
 import sandboxlib
 from sandboxlib import (
     STDOUT,
+    CallerError,
     Command,
     CommandFailed,
+    Lines,
     Mount,
     Policy,
     Result,
     Sandbox,
+    SandboxError,
     SandboxExecutor,
     SetupError,
     SpecError,
     SpecTypeError,
+    Tee,
     UnsupportedError,
 )
 
@@ -295,6 +301,50 @@ def test_a_failure_stops_and_is_raised(place: Place) -> None:
     assert len(started) < 20
     assert is_gone(place, mark)
     assert list(results) == []
+
+
+def test_an_oserror_of_one_command_takes_its_place_and_ends_no_map(
+    place: Place, tmp_path: Path
+) -> None:
+    """Of the file of a Tee, of a function, and of a file in memory that RLIMIT_FSIZE refuses."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open("/dev/full", "wb", buffering=0) as full:
+        outputs: list[Any] = [Tee(full), lambda data: os.stat(tmp_path / "none"), Lines(_fail)]
+        commands = [Command(["echo", "x"], stdout=output) for output in outputs]
+        commands += [Command(["cat"], stdin=b"a" * 100_000), Command(["cat"], stdin=b"b")]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+        try:
+            results = list(place.map(commands, jobs=2, on_failure="continue"))
+            with pytest.raises(OSError, match="No space left") as raised:
+                list(place.map(commands[:1], jobs=2))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not isinstance(raised.value, SandboxError)
+    *errors, last = results
+    assert last == (0, b"b", b"")
+    assert [type(error) for error in errors] == [*[CallerError] * 3, SetupError]
+    assert [(e.errno, e.number, e.command) for e in errors] == [
+        (number, index, commands[index])
+        for index, number in enumerate((errno.ENOSPC, errno.ENOENT, None, errno.EFBIG))
+    ]
+    assert [type(error.__cause__) for error in errors[:2]] == [OSError, FileNotFoundError]
+    assert errors[1].filename == str(tmp_path / "none")
+    assert "RLIMIT_FSIZE of the caller" in str(errors[3])
+    copy = pickle.loads(pickle.dumps(errors[1]))
+    assert (type(copy), copy.errno, copy.filename) == (CallerError, 2, errors[1].filename)
+
+
+def _fail(line: bytes) -> None:
+    raise OSError("of ours")
+
+
+def test_other_exceptions_of_a_function_end_a_map_that_goes_on(place: Place) -> None:
+    def fail(data: bytes) -> None:
+        raise ZeroDivisionError
+
+    commands = [Command(["echo", "x"], stdout=fail), ["true"]]
+    with pytest.raises(ZeroDivisionError):
+        list(place.map(commands, on_failure="continue"))
 
 
 def test_in_order_what_was_before_the_failure_comes_first(place: Place) -> None:

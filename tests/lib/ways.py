@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from lib.boxes import open_box
 
-from sandboxlib import Result, Sandbox
+from sandboxlib import Command, Result, Sandbox, SandboxError
 
 
 def _map(box: Sandbox, command: list[str]) -> Result:
@@ -42,6 +42,27 @@ WAYS: dict[str, Callable[[Sandbox, list[str]], Result]] = {
 }
 
 
+def _started(box: Sandbox, command: Command) -> Result:
+    with box.start(command) as process:
+        outputs = [file and file.read() for file in (process.stdout, process.stderr)]
+        return Result(process.wait(), outputs[0], outputs[1])
+
+
+def _second(box: Sandbox, command: Command) -> Result:
+    box.run(["true"], cwd="/")
+    return box.run(command)
+
+
+#: The same for a Command.
+COMMAND_WAYS: dict[str, Callable[[Sandbox, Command], Result]] = {
+    "fresh": lambda box, command: box.run(command, fresh=True),
+    "slot": _second,
+    "map": lambda box, command: list(box.map([command] * 2, 2, on_failure="continue"))[-1],  # type: ignore[return-value]
+    "start": _started,
+    "async": lambda box, command: asyncio.run(box.run_async(command)),
+}
+
+
 @pytest.fixture(params=["chroot", "user_namespace"])
 def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("SANDBOXLIB_BACKEND", request.param)
@@ -55,5 +76,21 @@ def run(request: pytest.FixtureRequest, executor: str) -> Callable[..., Result]:
     def call(root: Path | str, command: list[str], **options: Any) -> Result:
         with open_box(root, **options) as box:
             return way(box, command)
+
+    return call
+
+
+@pytest.fixture(params=COMMAND_WAYS)
+def run_command(
+    request: pytest.FixtureRequest, executor: str
+) -> Callable[[Path | str, Command], Result]:
+    way = COMMAND_WAYS[request.param]
+
+    def call(root: Path | str, command: Command) -> Result:
+        with open_box(root) as box:
+            result = way(box, command)
+        if isinstance(result, SandboxError):  # a map that goes on yields it
+            raise result
+        return result
 
     return call

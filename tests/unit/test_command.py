@@ -22,6 +22,7 @@ from lib.commands import each_call
 import sandboxlib
 from sandboxlib import (
     CAPTURE,
+    DEVNULL,
     STDOUT,
     Command,
     Limits,
@@ -84,6 +85,35 @@ def test_the_same_arguments_make_an_equal_command() -> None:
     for name, value in {**FULL, "argv": "ld", "stdout": CAPTURE, "stderr": STDOUT}.items():
         if name not in ("on_overflow", "env", "max_output"):
             assert Command("true").replace(**{name: value}) != Command("cc") or name == "stdout"
+
+
+def test_devnull_is_none_and_the_numbers_are_those_of_subprocess() -> None:
+    assert (subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL) == (CAPTURE, STDOUT, DEVNULL)
+    streams = {"stdin": DEVNULL, "stdout": DEVNULL, "stderr": DEVNULL}
+    command = Command("true", **streams)
+    assert command == Command("true", stdin=None, stdout=None, stderr=None)
+    assert hash(command) == hash(Command("true", stdout=None, stderr=None))
+    assert pickle.loads(pickle.dumps(command)) == command
+
+
+def test_bytes_in_the_environment_are_decoded_so_that_equal_ones_are_equal() -> None:
+    command = Command("true", env={b"A": b"\xff"}, extra_env={"B": b"b", "C": "c"})
+    assert command.env == {"A": os.fsdecode(b"\xff")}
+    assert command.extra_env == {"B": "b", "C": "c"}
+    assert command == Command("true", env={"A": "\udcff"}, extra_env={"B": "b", "C": "c"})
+    assert Command("true", env=os.environb).env == dict(os.environ)
+    assert sandboxlib.environment_vars({b"PATH": b"/x"}) == {"PATH": "/x"}
+
+
+def test_the_executable_is_kept_as_str_and_lets_the_first_word_be_empty() -> None:
+    made = [
+        Command(["", "x"], executable=each) for each in ("/bin/sh", b"/bin/sh", Path("/bin/sh"))
+    ]
+    assert made[0] == made[1] == made[2]
+    assert (made[0].executable, made[0].argv) == ("/bin/sh", ("", "x"))
+    assert made[0] != Command(["x"]) != Command(["x"], executable="x")
+    with pytest.raises(SpecError, match="the command is empty"):
+        made[0].replace(executable=None)
 
 
 def test_it_does_not_change() -> None:
@@ -155,11 +185,17 @@ BAD: list[dict[str, Any]] = [
     {"extra_env": {"A": 1}},
     {"extra_env": {"": "1"}},
     {"env": {"A": "\0"}},
+    {"env": {b"A": bytearray(b"x")}},
+    {"env": {b"A=": b"x"}},
+    {"extra_env": {b"A": b"x", "A": "x"}},
+    {"executable": ""},
+    {"executable": ["sh"]},
+    {"executable": b"a\0b"},
     {"stdin": "text"},
     {"stdin": True},
     {"stdout": STDOUT},
     {"stdout": "file"},
-    {"stderr": -3},
+    {"stderr": -4},
     {"limits": {"cpu_time": 1}},
     {"timeout": "1"},
     {"timeout": -1},
@@ -178,6 +214,12 @@ BAD: list[dict[str, Any]] = [
     {"pty": True, "stdin": b""},
     {"pty": True, "stdout": None},
     {"pty": True, "stderr": None},
+    {"pty": True, "stderr": DEVNULL},
+    {"pty": True, "stdin": DEVNULL},
+    {"pty": True, "stdout": DEVNULL},
+    {"pty": True, "pty_stderr": "apart"},
+    {"pty": True, "pty_stderr": "pipe", "stderr": STDOUT},
+    {"pty_stderr": "pipe"},
 ]
 
 

@@ -141,7 +141,12 @@ def test_a_long_value_is_cut_off() -> None:
 
 
 def test_the_value_of_a_variable_is_not_told() -> None:
-    for env in ({"A": wrong(b"secret")}, {"A": "secret\0"}, {"A": "secret\ud800"}):
+    for env in (
+        {"A": wrong(["secret"])},
+        {"A": "secret\0"},
+        {b"A": b"secret\0"},
+        {"A": "secret\ud800"},
+    ):
         with pytest.raises(SpecError) as caught:
             Command(["a"], env=env)
         assert "secret" not in str(caught.value)

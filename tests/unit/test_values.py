@@ -6,11 +6,23 @@ from __future__ import annotations
 import copy
 import pickle
 import pickletools
+from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import pytest
 
-from sandboxlib import Command, Limits, Mount, Policy, Sandbox, SandboxError, SpecError, User
+from sandboxlib import (
+    Command,
+    Limits,
+    Mount,
+    Policy,
+    Sandbox,
+    SandboxError,
+    SandboxExecutor,
+    SpecError,
+    SpecTypeError,
+    User,
+)
 from sandboxlib._spec.spec import Spec
 
 PROFILE = {"defaultAction": "SCMP_ACT_ALLOW"}
@@ -99,6 +111,56 @@ def test_a_sandbox_with_other_values_is_a_sandbox_for_a_type_checker_too() -> No
     kind: type[object] = get_type_hints(Sandbox.replace)["return"]
     assert kind is not Spec
     assert repr(kind) in ("typing.Self", "typing.Any")  # Any: Python 3.10
+
+
+@pytest.mark.parametrize(
+    ("value", "changes"),
+    [
+        (User(5, 6, [7]), {"groups": (8,), "ranges": True}),
+        (Limits(memory="1M", pids=5), {"memory": None, "core": 0}),
+        (Mount.tmpfs("/x", size=4096), {"mode": 0o700, "size": None}),
+        (Mount.bind("/usr", "/x"), {"read_only": True, "source": "/srv"}),
+        (Policy(nesting=True), {"capabilities": "none", "nesting": False}),
+        (Sandbox("/", user=5), {"user": User(6), "umask": 0o77}),
+        (Command(["cc"], timeout=5), {"timeout": None, "cwd": "/x"}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_replace_gives_a_value_with_other_fields_and_leaves_the_rest(
+    value: Any, changes: dict[str, Any]
+) -> None:
+    before, names = repr(value), value._fields
+    for other in (value.replace(**changes), value.__replace__(**changes)):
+        assert type(other) is type(value)
+        wanted = {name: changes.get(name, getattr(value, name)) for name in names}
+        assert {name: getattr(other, name) for name in names} == wanted
+    assert value.replace() == value
+    assert repr(value) == before
+    with pytest.raises(SpecTypeError, match=r"has no keyword argument xyzzy: "):
+        value.replace(xyzzy=1)
+    with pytest.raises(SpecError):
+        value.replace(**{next(iter(changes)): object()})
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda **o: User(5, **o), "User has no keyword argument group: did you mean groups?"),
+        (lambda **o: User(5).replace(**o), "User.replace has no keyword argument group: did you"),
+        (lambda **o: Policy(**o), "Policy has no keyword argument group: it has capabilities, no_"),
+        (lambda **o: Mount("/x", "/y", **o), "Mount has no keyword argument group: it has target"),
+        (lambda **o: Mount.bind("/x", "/y", **o), "Mount.bind has no keyword argument group: it "),
+        (lambda **o: Mount.tmpfs("/x", **o), "Mount.tmpfs has no keyword argument group: it has "),
+        (lambda **o: SandboxExecutor(Sandbox("/"), **o), "SandboxExecutor has no keyword argument"),
+        (lambda **o: Limits().replace(**o), "Limits.replace has no keyword argument group: "),
+    ],
+)
+def test_an_unknown_keyword_is_told_with_the_call_that_got_it(
+    make: Callable[..., object], text: str
+) -> None:
+    with pytest.raises(SpecTypeError) as raised:
+        make(group=1)
+    assert str(raised.value).startswith(text)
 
 
 def test_limits_show_what_is_given_alone() -> None:
