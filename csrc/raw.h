@@ -261,10 +261,11 @@ struct sbx_order {
     uint32_t cwd_size;
     int32_t cwd_or_root;
     int32_t n_candidates, n_args, n_env, n_passed, terminal, cpu_seconds, announce;
-    int32_t n_fds;  /* of the descriptors that come with it. A resident gets those of its cgroups
-                       with the place, those of stdio with an order; others get none */
-    int32_t stays;  /* SBX_PLACE: 1 for a resident */
-    int32_t signum; /* SBX_SIGNAL */
+    uint32_t limits; /* the size of the struct sbx_limits that follows first; 0: there is none */
+    int32_t n_fds;   /* of the descriptors that come with it. A resident gets those of its cgroups
+                        with the place, those of stdio with an order; others get none */
+    int32_t stays;   /* SBX_PLACE: 1 for a resident */
+    int32_t signum;  /* SBX_SIGNAL */
 };
 
 #endif

@@ -46,8 +46,10 @@ long send_all(int socket, struct iovec *parts, int n, const int *fds, int n_fds,
 
 struct sbx_order order_of(const struct sbx_job *job, uint32_t run) {
     size_t passed = (size_t)job->n_passed * sizeof *job->passed;
+    size_t limits = job->limits ? sizeof *job->limits : 0;
     struct sbx_order order = {
-        .kind = SBX_ORDER, .run = run, .size = (uint32_t)(passed + job->size)};
+        .kind = SBX_ORDER, .run = run, .size = (uint32_t)(limits + passed + job->size)};
+    order.limits = (uint32_t)limits;
     order.cwd_size = (uint32_t)job->cwd_size;
     order.cwd_or_root = job->cwd_or_root;
     order.n_candidates = job->n_candidates;

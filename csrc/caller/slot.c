@@ -106,9 +106,11 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
         error = collect_descriptors(job, run, stdio, &null, fds);
     if (error == 0) {
         struct sbx_order order = order_of(job, ++slot->runs);
-        struct iovec parts[] = {{&order, sizeof order}, {(void *)(uintptr_t)job->cwd, job->size}};
+        struct iovec parts[] = {{&order, sizeof order},
+                                {(void *)(uintptr_t)job->limits, order.limits},
+                                {(void *)(uintptr_t)job->cwd, job->size}};
         order.n_fds = 3;
-        is_sent = send_all(slot->control, parts, 2, fds, 3, 0) == 0;
+        is_sent = send_all(slot->control, parts, 3, fds, 3, 0) == 0;
     }
     close_outputs(job, stdio);
     sbx_close(&null);

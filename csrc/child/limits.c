@@ -55,7 +55,7 @@ static long set_limit(const struct sbx_limits *l, enum sbx_limit which) {
 /* This comes before step CAPABILITIES, because some limits take a capability. All that the process
  * starts inherits them. A reaper sets them for its command, not for itself. */
 int do_limits(struct sbx_child *c) {
-    const struct sbx_limits *l = &c->place->limits;
+    const struct sbx_limits *l = c->job->limits ? c->job->limits : &c->place->limits;
     if (c->place->reaper)
         return 0;
     uint64_t wanted = l->rlimits | (uint64_t)l->others << 16;

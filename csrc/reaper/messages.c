@@ -93,9 +93,11 @@ void read_job(const struct sbx_order *order, struct sbx_job *job, struct sbx_chi
     job->n_candidates = order->n_candidates;
     job->n_args = order->n_args;
     job->n_env = order->n_env;
-    job->passed = (const int *)contents;
+    job->limits = order->limits ? (const struct sbx_limits *)contents : NULL;
+    job->passed = (const int *)(contents + order->limits);
     job->n_passed = order->n_passed;
-    job->strings = contents + (size_t)order->n_passed * sizeof(int) + order->cwd_size;
+    job->cwd = (const char *)(job->passed + order->n_passed);
+    job->strings = job->cwd + order->cwd_size;
     job->vec = (const char **)(contents + ALIGNED(order->size));
     sbx_point_at_strings(job);
     c->envp = job->vec + job->n_candidates + job->n_args + 1;

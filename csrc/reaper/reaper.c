@@ -80,8 +80,8 @@ static void run_once(void) {
     if (error < 0)
         fail_and_exit(SBX_STEP_EXEC, -1, error);
     read_job(&order, &job, &c);
-    if (IN_SESSION) /* otherwise the child was in the cwd before it became the reaper */
-        job.cwd = contents + (size_t)order.n_passed * sizeof(int);
+    if (!IN_SESSION) /* the child was there before it became the reaper */
+        job.cwd = NULL;
     run_place.reaper = 0;
     c.run = &run;
     c.place = &run_place;

@@ -85,7 +85,6 @@ static int await_order(struct sbx_child *c) {
         c->stdio[i] = fds[i];
     job = *c->job;
     job.n_cgroups = 0; /* it is in them */
-    job.cwd = contents;
     read_job(&order, &job, c);
     is_ordered = 1; /* from here on the command may have begun */
     return 0;

@@ -369,9 +369,11 @@ class Cgroup:
             return False
         directory = self._find("memory.stat")
         kept = numbers(read("memory.stat", directory).encode()) if directory is not None else {}
-        lost = sum(kept.get(name, 0) for name in ("active_anon", "inactive_anon", "unevictable"))
+        lost: int = sum(
+            kept.get(name, 0) for name in ("active_anon", "inactive_anon", "unevictable")
+        )
         self._left = used
-        return lost <= limit // _MOST_LOST
+        return bool(lost <= limit // _MOST_LOST)
 
     def pids(self) -> list[int]:
         """The processes in it, and in cgroups that they made below it; zombies do not count."""

@@ -93,6 +93,11 @@ def usage_of(run: Any) -> bytes:
     return usage
 
 
+def new_limits(values: dict[str, Any]) -> Any:
+    """Make a struct sbx_limits of values that have no oom_score_adj."""
+    return ffi.new("struct sbx_limits *", values)
+
+
 def new_place(values: dict[str, Any], mounts: Sequence[dict[str, Any]]) -> tuple[Any, Any]:
     """Make a struct sbx_place of the values. Returns it, and the memory that it points to."""
     memory: list[Any] = []

@@ -221,6 +221,7 @@ def give_back(workspace: Workspace) -> None:
     if workspace.extras is not None:
         _, numbers = workspace.extras
         workspace.extras = None
+        workspace.job.limits = ffi.NULL
         for name in ("n_passed", "n_cgroups", "unified", *numbers):
             setattr(workspace.job, name, 0)
     for stream in (workspace.out, workspace.err):
@@ -291,6 +292,13 @@ def fill_extras(
     for name, number in numbers.items():
         setattr(job, name, number)
     workspace.extras = arrays, tuple(numbers)
+
+
+def fill_limits(workspace: Workspace, limits: Any) -> None:
+    """Fill the limits of a run in a slot, or with None those of its place; give_back() clears them,
+    as fill_extras() was called too. limits: what new_limits() returns, which the caller keeps.
+    """
+    workspace.job.limits = ffi.NULL if limits is None else limits
 
 
 def fill_cgroups(workspace: Workspace, cgroups: Sequence[int], unified: int) -> None:

@@ -105,13 +105,15 @@ class Extras:
         workspace.fill_extras(work, self._passed, self._passed_from, numbers)
         return stdio
 
-    def enter(self, slot: Slot) -> None:
-        """The run goes into a slot, whose cgroup counts it."""
+    def enter(self, slot: Slot, work: workspace.Workspace) -> None:
+        """The run goes into a slot, whose cgroup counts it, and which may have other limits."""
         self._cgroup, self._is_leased = slot.cgroup, False
+        workspace.fill_limits(work, self._plan.limits_in_slot)
 
     def lease(self, work: workspace.Workspace) -> None:
         """Leases a cgroup for a fresh run. The reaper joins it too: that allows one more pid."""
         self._cgroup = None
+        workspace.fill_limits(work, None)
         if (cgroups := self._plan.cgroups) is not None:
             self._cgroup, self._is_leased = cgroups.take(self._plan.cgroup_limits), True
             self._cgroup.begin(int(self._plan.reaper))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType
 
 from .. import errors
@@ -62,6 +62,7 @@ class Plan:
         self.values = values
         self.place, self._memory = native.new_place(values, [m.values for m in self.mounts])
         self.base: Plan | None = None  # see share()
+        self.limits_in_slot: Any = None  # its limits, if the slots have others
         self.is_without_slots = False  # True: all runs of this plan are fresh
         self.reaper = bool(values["reaper"])
         self.cgroup_limits = _cgroup_limits(box)
@@ -78,9 +79,12 @@ class Plan:
 
     def share(self, base: Plan) -> None:
         """Uses the slots of another plan, which differs in the limits alone, if they have cgroups
-        with the same kinds of limits.
+        with the same kinds of limits. The limits go with the order.
         """
         self.base = base
+        if self.values["limits"] != base.values["limits"]:
+            limits = {n: v for n, v in self.values["limits"].items() if n != "oom_score_adj"}
+            self.limits_in_slot = native.new_limits(limits)
         self._all_slots, self._all_cgroups = base._all_slots, base._all_cgroups
         self._share_cgroups()
 
@@ -274,22 +278,9 @@ def plan_for(box: Spec, ids: tuple[int, int] | None = None) -> Plan:
 
 
 def _serves(base: Plan, plan: Plan) -> bool:
-    """Whether a slot of the plan `base` can serve runs of another plan, with other limits. Each
-    run has its own cgroup and CPU time; all other limits belong to the slot.
+    """Whether a slot of the plan `base` can serve runs of another plan, with other limits. All of
+    them go with the order but oom_score_adj, which belongs to the memory that the processes of a
+    slot share.
     """
-    (has, its_time), (wants, time) = (_without_cpu_time(p.values["limits"]) for p in (base, plan))
-    if has != wants or time > _MOST_SECONDS:
-        return False
-    return time == its_time or (time > 0 and (its_time == 0 or time < its_time))
-
-
-_MOST_SECONDS = (1 << 31) - 2  # cpu_seconds of struct sbx_job is an int
-
-
-def _without_cpu_time(limits: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """The values of struct sbx_limits without RLIMIT_CPU; and its seconds, 0 if it is not set."""
-    number = RLIMITS["cpu_time"]
-    rlimit = list(limits["rlimit"])
-    seconds = rlimit[number][0]
-    rlimit[number] = [0, 0]
-    return {**limits, "rlimit": rlimit, "rlimits": limits["rlimits"] & ~(1 << number)}, seconds
+    name = "oom_score_adj"
+    return bool(base.values["limits"].get(name) == plan.values["limits"].get(name))

@@ -217,7 +217,7 @@ class Run:
                 return False
             self._slots = slots
             if self._extras is not None:
-                self._extras.enter(self._slot)
+                self._extras.enter(self._slot, work)
             started = lib.sbx_spawn_in_slot(self._slot.struct, work.job, work.run)
             if started == 0:
                 del keep

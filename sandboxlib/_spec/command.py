@@ -114,9 +114,8 @@ class Command(Value):
         Lines(function): called with each line. Tee(file): copied there as it arrives.
         stderr=STDOUT: both go where stdout goes. An exception of a function ends the run.
         docs/streams.md has more.
-    limits: Limits, which replace those of the Sandbox field by field. If a field changes that is
-        not cpu_time nor a limit of a cgroup, the run gets new namespaces. None (the default): the
-        limits of the Sandbox.
+    limits: Limits, which replace those of the Sandbox field by field. With another oom_score_adj
+        the run gets new namespaces. None (the default): the limits of the Sandbox.
     timeout: float, seconds from 0 to 1e9; then every process of the run is killed, and
         Result.timed_out is True. None (the default): no limit.
     grace: float, seconds from 0 to 1e9. After the timeout every process gets SIGTERM, and SIGKILL

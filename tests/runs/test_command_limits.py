@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +20,13 @@ from sandboxlib import (
     Limits,
     Result,
     Sandbox,
+    SetupError,
     UnsupportedError,
     bubblewrap,
     chroot,
     user_namespace,
 )
+from sandboxlib._runs import slots
 
 SHOW = ["sh", "-c", "ulimit -n; ulimit -c; readlink /proc/self/ns/net"]
 
@@ -75,22 +79,63 @@ def test_they_hold_in_each_executor(executor: ModuleType, shared_rootfs: Path) -
         assert executor.run_in(box, command, fresh=fresh).out == b"50\n"
 
 
+@pytest.fixture
+def one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "MOST_SPARE", 0)
+
+
+ALL_IN_A_SLOT = Limits(
+    **{"address_space": "1G", "data": "1G", "stack": "1M", "core": 0, "file_size": "1M"},
+    **{"locked_memory": 4096, "open_files": 60, "cpu_time": 60, "nice": 3, "cpuset": 1},
+    scheduler="batch",
+)
+LOOK = """
+cat /proc/self/limits
+cut -d' ' -f18,19,40,41 /proc/self/stat
+grep Cpus_allowed: /proc/self/status
+readlink /proc/self/ns/net
+"""
+
+
 @needs_root
-def test_cpu_time_comes_with_the_run_into_a_slot(shared_rootfs: Path) -> None:
-    """Other limits are the slot's, and a command that changes one is run fresh."""
+@pytest.mark.usefixtures("one_slot")
+def test_the_limits_of_a_command_come_with_it_into_the_slot(shared_rootfs: Path) -> None:
+    """Above and below those of the Sandbox, and none of them holds for the next command."""
 
-    def namespaces(**options: Any) -> set[bytes]:
-        return {(box.run(SHOW, **options).out or b"").split()[2] for _ in range(6)}
+    def look(limits: Limits | None, fresh: bool = False) -> tuple[list[bytes], bytes]:
+        *seen, namespace = (
+            box.run(["sh", "-c", LOOK], limits=limits, fresh=fresh).out or b""
+        ).splitlines()
+        return seen, namespace
 
-    with Sandbox(shared_rootfs, network="isolated", limits=Limits(cpu_time=50)) as box:
-        kept = namespaces()
-        assert len(kept) <= 2
-        slots = namespaces(limits=Limits(cpu_time=9))
-        assert slots <= kept
-        # The kernel may give the numbers of earlier fresh runs again, but not those of slots.
-        for limits in (Limits(core=0), Limits(cpu_time=60)):  # 60 s are more than the slot has
-            assert not namespaces(limits=limits) & slots
-        assert namespaces() <= kept
+    own = Limits(cpu_time=50, nice=2, open_files=70)
+    changes = [
+        Limits(**{name: getattr(ALL_IN_A_SLOT, name)})
+        for name in ALL_IN_A_SLOT._fields
+        if getattr(ALL_IN_A_SLOT, name) is not None
+    ]
+    with Sandbox(shared_rootfs, network="isolated", limits=own) as box:
+        before, slot = look(None)
+        for limits in (*changes, ALL_IN_A_SLOT):
+            seen, where = look(limits)
+            assert where == slot, limits
+            assert seen == look(limits, fresh=True)[0], limits
+            assert seen != before, limits
+            assert look(None) == (before, slot), limits
+        # The memory of a slot's processes has one score for all of them.
+        assert look(Limits(oom_score_adj=5))[1] != slot
+
+
+@needs_root
+@pytest.mark.usefixtures("one_slot")
+def test_a_limit_that_the_kernel_refuses_is_named_in_a_slot_too(shared_rootfs: Path) -> None:
+    last = max(os.sched_getaffinity(0))
+    with Sandbox(shared_rootfs) as box:
+        box.run(["true"])
+        with pytest.raises(SetupError, match="cpuset") as caught:
+            box.run(["true"], limits=Limits(cpuset=[last, 1023]))
+        assert (caught.value.step, caught.value.errno) == ("limits", errno.EINVAL)
+        assert box.run(["true"]).exit == 0
 
 
 @needs_root
