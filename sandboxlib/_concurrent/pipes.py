@@ -8,7 +8,6 @@ import errno
 import io
 import os
 import select
-from _thread import get_ident
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -22,11 +21,8 @@ if TYPE_CHECKING:
 class Pipe(io.FileIO):
     """Our end of a pipe, as a file. It keeps the run, which otherwise ends with its Process.
 
-    What another thread closes meanwhile stays open until nobody holds it: the number could be that
-    of another run's pipe by then. (A method of the buffer above holds a lock for that.)
-
-    In a thread that is in `with cut_off()`, the buffer above is cut off from the pipe: it finds
-    nothing to read, and what it writes goes to a list.
+    What another thread, or a signal handler, closes meanwhile stays open until nobody holds it: the
+    number could be that of another run's pipe by then.
     """
 
     run: Running | None = None
@@ -34,53 +30,83 @@ class Pipe(io.FileIO):
     def __init__(self, fd: int, mode: str) -> None:
         self._holders: list[int] = []
         self._is_closing = False
-        self._cut: dict[int, list[bytes]] = {}  # by thread
+        self._cut: list[bytes] | None = None
         super().__init__(fd, mode)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[int]:
         """The descriptor, which stays open in this block. ValueError if the file is closed."""
-        self._holders.append(0)
+        self._hold()
         try:
-            if self._is_closing:
-                raise ValueError("I/O operation on closed file")
+            self._check_open()
             yield self.fileno()
         finally:
-            self._holders.pop()
-            if self._is_closing and not self._holders:
-                self._close()
+            self._let_go()
+
+    @contextlib.contextmanager
+    def cut_off(self) -> Iterator[list[bytes] | None]:
+        """Cut off the buffer above the pipe: it finds nothing to read, and what it writes goes to
+        the list. None: another thread reads or writes right now, and has the lock of the buffer.
+        """
+        written: list[bytes] = []
+        self._cut = written  # first, so that none begins after we have looked
+        try:
+            yield None if self._holders else written
+        finally:
+            self._cut = None
 
     def close(self) -> None:
         self._is_closing = True
         if not self._holders:
-            self._close()
+            self.close_for_all()
 
-    def _close(self) -> None:
+    def close_for_all(self) -> None:
+        """Close it, whoever holds it."""
         super().close()
         self.run = None
 
-    @contextlib.contextmanager
-    def cut_off(self) -> Iterator[list[bytes]]:
-        """Cut off the buffer above it, in this thread. Yields the list of what it writes."""
-        thread, written = get_ident(), []  # type: ignore[var-annotated]
-        self._cut[thread] = written
-        try:
-            yield written
-        finally:
-            self._cut.pop(thread, None)
-
-    @property
-    def _is_cut(self) -> bool:
-        return bool(self._cut) and get_ident() in self._cut
-
     def readinto(self, buffer: Any) -> Any:
-        return None if self._is_cut else super().readinto(buffer)
+        self._hold()
+        try:
+            if self._cut is not None:
+                return None
+            self._check_open()
+            return super().readinto(buffer)
+        finally:
+            self._let_go()
+
+    def readall(self) -> Any:
+        self._hold()
+        try:
+            if self._cut is not None:
+                return None
+            self._check_open()
+            return super().readall()
+        finally:
+            self._let_go()
 
     def write(self, data: Any) -> Any:
-        if not self._is_cut:
+        self._hold()
+        try:
+            if (cut := self._cut) is not None:
+                cut.append(bytes(data))
+                return len(data)
+            self._check_open()
             return super().write(data)
-        self._cut[get_ident()].append(bytes(data))
-        return len(data)
+        finally:
+            self._let_go()
+
+    def _hold(self) -> None:
+        self._holders.append(0)
+
+    def _check_open(self) -> None:
+        if self._is_closing:
+            raise ValueError("I/O operation on closed file")
+
+    def _let_go(self) -> None:
+        self._holders.pop()
+        if self._is_closing and not self._holders:
+            self.close_for_all()
 
 
 class Terminal(Pipe):
@@ -93,7 +119,7 @@ class Terminal(Pipe):
 
     def readinto(self, buffer: Any) -> Any:
         with self.held() as fd:
-            while not self._is_cut:
+            while self._cut is None:
                 try:
                     if (count := super().readinto(buffer)) is not None:
                         return count
@@ -161,7 +187,7 @@ def _file(pipe: Any, run: Running) -> Any:
     return pipe
 
 
-def raw_of(file: IO[bytes]) -> Pipe:
+def raw_of(file: IO[bytes]) -> Any:
     """The Pipe below a file of a Process."""
     return file if isinstance(file, Pipe) else file.raw  # type: ignore[attr-defined]
 
@@ -175,30 +201,40 @@ def is_open(file: IO[bytes] | None) -> bool:
 
 
 def close(file: IO[bytes]) -> None:
-    """Close a file, after writing its buffer. The command may have closed its end."""
-    try:
-        file.close()
-    except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
-            raise
-    except RuntimeError:  # we are a signal handler that interrupted a method of the buffer
-        pass
+    """Close a file. What the buffer of one for writing holds is written before; the command may
+    have closed its end.
+    """
+    if isinstance(file, io.BufferedWriter) and is_open(file):
+        # RuntimeError: we are a signal handler that interrupted a method of the buffer.
+        with contextlib.suppress(BrokenPipeError, RuntimeError):
+            file.flush()
+    drop(file)
 
 
 def drop(file: IO[bytes]) -> None:
-    """Close a file, without what its buffer holds: nobody may ever read that."""
-    with contextlib.suppress(ValueError), raw_of(file).cut_off():  # ValueError: it is detached
-        close(file)
+    """Close a file, without what its buffer holds. Unlike file.close() it waits for no lock, which
+    another thread may hold as long as it reads or writes.
+    """
+    if (raw := raw_of(file)) is not None:  # None: it is detached
+        raw.close()
+
+
+def abandon(file: IO[bytes]) -> None:
+    """Close the descriptor of a file in a fork of the caller: whoever held it there is not here."""
+    if (raw := raw_of(file)) is not None:
+        raw.close_for_all()
 
 
 def buffered(file: IO[bytes]) -> bytes:
     """Take what the buffer of a file holds: bytes that were read and not returned, or written and
-    not sent. b"" for a file that is closed.
+    not sent. b"" if another thread reads or writes: then it is theirs.
     """
     if not is_open(file) or isinstance(file, Pipe):
         return b""
     # RuntimeError: we are a signal handler that interrupted a method of the buffer.
     with contextlib.suppress(RuntimeError), raw_of(file).cut_off() as written:
+        if written is None:
+            return b""
         if isinstance(file, io.BufferedReader):
             return file.read1()
         file.flush()

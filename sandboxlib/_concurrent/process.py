@@ -229,7 +229,7 @@ class Process:
         """
         was_over = self._run.handle.is_over
         unkillable = self._run.end()
-        self._close_files(pipes.drop)
+        self._close_files(pipes.abandon if self._run.is_foreign else pipes.drop)
         if (pidfd := self._pidfds.pop(0, -1)) >= 0:
             os.close(pidfd)
         if not was_over and unkillable is not None:
