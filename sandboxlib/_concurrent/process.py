@@ -251,7 +251,7 @@ class Process:
         """
         if not self._run.is_service or self._run.wait(0):
             return False
-        outputs = [f for f in (self.stdout, self.stderr) if f is not None and not f.closed]
+        outputs = [f for f in (self.stdout, self.stderr) if f is not None and pipes.is_open(f)]
         poll = select.poll()
         for file in outputs:
             poll.register(file.fileno(), 0)
