@@ -45,6 +45,7 @@ COMMANDS = {
 }
 #: What another thread may cause: it closed the file, or the command is dead.
 EXPECTED = (ValueError, BrokenPipeError, subprocess.TimeoutExpired)
+Actor = Callable[[Process, bytes], None]
 wrong: collections.Counter[str] = collections.Counter()
 
 
@@ -137,7 +138,9 @@ def leave(process: Process) -> None:
         pass
 
 
-ACTORS: list[Callable[[Process, bytes], None]] = [
+INTERRUPTED = [read, read_lines, write, communicate, communicate_input, poll, wait]
+BUFFERED = {read, read_lines, write}
+ACTORS: list[Actor] = [
     *(read, read_lines, write, communicate, communicate_input, poll, wait, watch, look, make_copy),
     *(end_soon(Process.kill), end_soon(Process.terminate), end_soon(Process.close)),
     *(end_soon(Process.close), end_soon(leave)),
@@ -191,7 +194,10 @@ def one_round(boxes: dict[str, Sandbox], number: int, chance: random.Random) -> 
         except RuntimeError:  # can't start new thread
             threads.remove(thread)
     if number % 3 == 0:
-        guarded(f"{names}: handler", lambda: in_handler(process, mark, chance))
+        # A thread that waits for the lock of a buffer, which another one holds, handles no signal.
+        free = [each for each in INTERRUPTED if each not in BUFFERED or not BUFFERED & {*actors}]
+        act = chance.choice(free)
+        guarded(f"{names}: handler", lambda: in_handler(process, mark, act, chance))
     end = time.monotonic() + 0.05 * chance.random()
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
@@ -209,9 +215,8 @@ def finish(process: Process) -> None:
     assert code == process.wait() == process.returncode == process.result().exit
 
 
-def in_handler(process: Process, mark: bytes, chance: random.Random) -> None:
+def in_handler(process: Process, mark: bytes, interrupted: Actor, chance: random.Random) -> None:
     """A signal handler ends the Process and waits, while the main thread is in another method."""
-    interrupted = chance.choice([read, read_lines, communicate, poll, wait, write])
     end = chance.choice([Process.kill, Process.close])
     seen: list[int | None] = []
 
@@ -277,6 +282,8 @@ def main(root: str, rounds: int, seed: int) -> int:
         for number in range(rounds):
             faulthandler.dump_traceback_later(2 * LONGEST, exit=True)
             one_round(boxes, number, chance)
+            if number % 1000 == 999:
+                print(f"{number + 1} rounds", flush=True)
     finally:
         stop.set()
         for thread in beside:
