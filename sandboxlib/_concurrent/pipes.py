@@ -28,7 +28,7 @@ class Pipe(io.FileIO):
     run: Running | None = None
 
     def __init__(self, fd: int, mode: str) -> None:
-        self._holders: list[int] = []
+        self._holders: set[object] = set()
         self._is_closing = False
         self._cut: list[bytes] | None = None
         super().__init__(fd, mode)
@@ -36,12 +36,13 @@ class Pipe(io.FileIO):
     @contextlib.contextmanager
     def held(self) -> Iterator[int]:
         """The descriptor, which stays open in this block. ValueError if the file is closed."""
-        self._hold()
+        holder = object()
         try:
+            self._holders.add(holder)
             self._check_open()
             yield self.fileno()
         finally:
-            self._let_go()
+            self._let_go(holder)
 
     @contextlib.contextmanager
     def cut_off(self) -> Iterator[list[bytes] | None]:
@@ -66,45 +67,50 @@ class Pipe(io.FileIO):
         self.run = None
 
     def readinto(self, buffer: Any) -> Any:
-        self._hold()
+        holder = object()
         try:
+            self._holders.add(holder)
             if self._cut is not None:
                 return None
             self._check_open()
             return super().readinto(buffer)
         finally:
-            self._let_go()
+            self._let_go(holder)
 
     def readall(self) -> Any:
-        self._hold()
+        holder = object()
         try:
+            self._holders.add(holder)
             if self._cut is not None:
                 return None
             self._check_open()
             return super().readall()
         finally:
-            self._let_go()
+            self._let_go(holder)
 
     def write(self, data: Any) -> Any:
-        self._hold()
+        holder = object()
         try:
+            self._holders.add(holder)
             if (cut := self._cut) is not None:
                 cut.append(bytes(data))
                 return len(data)
             self._check_open()
             return super().write(data)
         finally:
-            self._let_go()
+            self._let_go(holder)
 
-    def _hold(self) -> None:
-        self._holders.append(0)
+    def __del__(self) -> None:
+        if self._is_closing and not self.closed:  # a signal handler raised in _let_go()
+            self.close_for_all()
+        super().__del__()
 
     def _check_open(self) -> None:
         if self._is_closing:
             raise ValueError("I/O operation on closed file")
 
-    def _let_go(self) -> None:
-        self._holders.pop()
+    def _let_go(self, holder: object) -> None:
+        self._holders.discard(holder)
         if self._is_closing and not self._holders:
             self.close_for_all()
 
