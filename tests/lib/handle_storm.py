@@ -225,15 +225,22 @@ def in_handler(process: Process, mark: bytes, interrupted: Actor, chance: random
         process.wait()
         seen.append(process.poll())
 
+    def send() -> None:
+        # Again and again: Python does not notice a signal that comes just before a read(2) begins.
+        time.sleep(0.003 * chance.random())
+        while not seen:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.05)
+
     signal.signal(signal.SIGUSR1, handle)
-    timer = threading.Timer(0.003 * chance.random(), os.kill, args=(os.getpid(), signal.SIGUSR1))
-    timer.start()
+    sender = threading.Thread(target=send)
+    sender.start()
     try:
         interrupted(process, mark)
     finally:
-        timer.join()
         while not seen:  # the handler runs between two bytecodes of this thread
             time.sleep(0.001)
+        sender.join()
     assert seen[0] is not None
 
 
