@@ -21,7 +21,7 @@ from time import monotonic
 from . import errors
 from ._executors import base, bwrap_gate, bwrap_look, bwrap_mounts, bwrap_tool, calls, trial
 from ._executors.base import Executor
-from ._executors.refusals import limits_refused, read_only_refused
+from ._executors.refusals import limits_refused, read_only_refused, single_id_refused
 from ._host import machine
 from ._runs import explain, extras
 from ._runs.job import Job, job_of
@@ -52,8 +52,10 @@ def _promises_not(box: Spec) -> list[str]:
         refused.append("no_new_privs=False: bwrap always sets it")
     if box._user_kind == "ranges":
         refused.append("user='ranges': bwrap maps one id")
-    if box._ids is not None:
-        refused.append(f"user={box.user!r}: bwrap does not change ids")
+    if box._ids is not None and os.geteuid() == 0:
+        refused.append(f"user={box.user!r}: root's bwrap does not change ids")
+    elif box._ids is not None:
+        refused += single_id_refused(box)
     if box.deterministic:
         refused.append("deterministic=True: bwrap cannot do all of it")
     if isinstance(box.devices, tuple):
@@ -71,7 +73,7 @@ def _promises_not(box: Spec) -> list[str]:
 
 
 def _is_root(box: Spec) -> bool:
-    return box._user_kind == "root" or os.geteuid() == 0
+    return box._user_kind == "root" or os.geteuid() == 0 or (box._ids or (-1,))[0] == 0
 
 
 # ---- the command line ------------------------------------------------------------------------
@@ -88,8 +90,9 @@ def _options(box: Spec) -> list[str]:
         argv += flags if getattr(box, name) == "isolated" else []
     if box.hostname is not None:
         argv += ["--unshare-uts", "--hostname", box.hostname]
-    if box._user_kind == "root" and os.geteuid() != 0:
-        argv += ["--unshare-user", "--uid", "0", "--gid", "0"]
+    ids = (0, 0) if box._user_kind == "root" else box._ids
+    if ids is not None and os.geteuid() != 0:
+        argv += ["--unshare-user", "--uid", str(ids[0]), "--gid", str(ids[1])]
     if box.processes == "isolated" and not box.init:
         argv.append("--as-pid-1")
     return argv

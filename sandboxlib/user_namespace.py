@@ -13,7 +13,12 @@ import os
 from . import errors
 from ._executors import calls, trial
 from ._executors.base import NativeExecutor
-from ._executors.refusals import ids_refused, limits_refused, nesting_refused
+from ._executors.refusals import (
+    ids_refused,
+    limits_refused,
+    nesting_refused,
+    single_id_refused,
+)
 from ._host import machine
 from ._runs import plan
 from ._spec.spec import Spec
@@ -30,15 +35,8 @@ CAPABILITIES = {
 def _promises_not(box: Spec) -> list[str]:
     if refused := nesting_refused(box, True) or ids_refused(box):
         return refused
-    if box._user_kind != "ranges" and box._ids is not None:
-        remedy = "ranges=True has more ids"
-        if box._groups:
-            return [f"groups={box._groups!r}: the user namespace has a single id; {remedy}"]
-        if set(os.getgroups()) - {os.getegid()}:
-            left = "the command would keep the caller's other groups"
-            return [
-                f"user={box.user!r}: {left}, which the kernel does not let it give up; {remedy}"
-            ]
+    if refused := single_id_refused(box):
+        return refused
     return limits_refused(box, box._user_kind == "ranges", in_user_namespace=True)
 
 

@@ -310,7 +310,7 @@ def _whole_user(options: argparse.Namespace) -> str | User | None:
         return user
     if not isinstance(user, User):
         raise SpecError("--groups and --ranges need --user UID[:GID]")
-    return User(user.uid, user.gid, options.groups or (), ranges=options.ranges)
+    return User(user.uid, user.gid, options.groups, ranges=options.ranges)
 
 
 def _words_or_paths(option: str, values: list[str] | None, *words: str) -> str | list[str] | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from .._host import machine
 from .._spec.policy import CAPABILITIES, DEFAULT_CAPABILITIES
 from .._spec.spec import Spec
+from .._spec.user import User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +63,20 @@ def ids_refused(box: Spec) -> list[str]:
         return []
     text = "changing to a uid that is not 0 drops them; list those that the command needs"
     return [f"capabilities='all' with user={box.user!r}: {text}"]
+
+
+def single_id_refused(box: Spec) -> list[str]:
+    """Why a user namespace with a single id cannot give a command the groups of a User."""
+    user = box.user
+    if box._user_kind == "ranges" or not isinstance(user, User) or user.groups is None:
+        return []
+    remedy = "ranges=True has more ids"
+    if user.groups:
+        return [f"groups={user.groups!r}: the user namespace has a single id; {remedy}"]
+    if set(os.getgroups()) - {os.getegid()}:
+        text = "the command would keep the caller's other groups, which the kernel does not let it"
+        return [f"groups=(): {text} give up; {remedy}, and groups=None passes them on"]
+    return []
 
 
 def read_only_refused(box: Spec) -> list[str]:

@@ -238,7 +238,7 @@ class Spec(Value):
         fields: dict[str, object] = {"user": user, "_user_kind": user, "_ids": None, "_groups": ()}
         if isinstance(user, User):
             fields["_user_kind"] = "ranges" if user.ranges else "caller"
-            fields |= {"_ids": (user.uid, user.gid), "_groups": user.groups}
+            fields |= {"_ids": (user.uid, user.gid), "_groups": user.groups or ()}
         self.__dict__.update(fields)
 
     def _for(self, command: Command) -> Spec:

@@ -19,7 +19,9 @@ class User(Value):
 
     uid: int        from 0 to 4294967294.
     gid: int        None (the default): the same number as uid.
-    groups          iterable of int, up to 32 more groups; () by default. The command has no others.
+    groups          iterable of int, up to 32 more groups; the command has no others. None (the
+                    default): no other groups, except that a caller who may not give up its own
+                    (one without privilege, and without ranges) passes them on, as with 'caller'.
     ranges: bool    True: the ids lie in a user namespace that has the caller's own id and all ids
                     that /etc/subuid and /etc/subgid give to the caller. False (the default): for
                     root the command has these ids on the machine itself; for another caller the
@@ -34,14 +36,14 @@ class User(Value):
     _fields = ("uid", "gid", "groups", "ranges")
     uid: int
     gid: int
-    groups: tuple[int, ...]
+    groups: tuple[int, ...] | None
     ranges: bool
 
     def __init__(
         self,
         uid: int,
         gid: int | None = None,
-        groups: Iterable[int] = (),
+        groups: Iterable[int] | None = None,
         *,
         ranges: bool = False,
         **unknown: _types.NoReturn,
@@ -51,7 +53,8 @@ class User(Value):
         check_number("uid", uid, 0, _MOST_ID)
         gid = uid if gid is None else check_number("gid", gid, 0, _MOST_ID)
         check_flag("ranges", ranges)
-        self.__dict__.update(uid=uid, gid=gid, groups=_groups(groups), ranges=ranges)
+        others = None if groups is None else _groups(groups)
+        self.__dict__.update(uid=uid, gid=gid, groups=others, ranges=ranges)
 
     def replace(self, **changes: _types.Any) -> User:
         """Returns a User with other values: user.replace(groups=[27]). The gid stays the number

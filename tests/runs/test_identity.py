@@ -6,12 +6,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lib.boxes import open_box
 from lib.machine import needs_root, require
+from lib.roots import make_rootfs
 
 from sandboxlib import (
     Mount,
@@ -134,12 +136,12 @@ assert groups(chroot) == [[b"11", b"12"]]
 assert groups(chroot, user=1000) == [[]]
 assert groups(chroot, user=0) == [[]]
 assert groups(chroot, user=User(1000, groups=[13])) == [[b"13"]]
-for words in ({"user": 1000}, {"user": User(0, 0)}):
+for user in (User(1000, groups=()), User(0, 0, [])):
     try:
-        groups(user_namespace, **words)
+        groups(user_namespace, user=user)
     except Exception as error:
         print(type(error).__name__, error)
-    assert "other groups" in user_namespace.refusals(open_box(sys.argv[1], **words))[0]
+    assert "other groups" in user_namespace.refusals(open_box(sys.argv[1], user=user))[0]
 """
 
 
@@ -157,16 +159,59 @@ def test_groups_of_the_caller_do_not_come_with_ids(shared_rootfs: Path) -> None:
 def test_the_one_id_of_a_user_namespace(shared_rootfs: Path, fresh: bool) -> None:
     if reason := user_namespace.why_not():
         pytest.skip(reason)
-    if set(os.getgroups()) - {os.getegid()}:
-        with pytest.raises(UnsupportedError, match="other groups"):
-            who(Sandbox(shared_rootfs, user=User(1000, 7)), fresh, user_namespace)
-        return
     with Sandbox(shared_rootfs, user=User(1000, 7), umask=0) as box:
         uid, gid, groups, umask = who(box, fresh, user_namespace)
     assert (set(uid), set(gid), umask) == ({"1000"}, {"7"}, ["0000"])
-    assert set(groups) <= {"7"}
+    assert set(groups) <= {"7", "65534"}  # the kernel shows others of the caller's as 65534
     with pytest.raises(UnsupportedError, match="groups="):
         who(Sandbox(shared_rootfs, user=User(1000, groups=[7])), fresh, user_namespace)
+
+
+WITH_GROUPS = """
+import ctypes, os, sys
+from sandboxlib import Sandbox, User, UnsupportedError, get_executor
+executor = get_executor(sys.argv[2])
+if executor.why_not():
+    sys.exit(executor.why_not())
+os.setgroups([11, 12])
+os.setresgid(50, 50, 50)
+os.setresuid(60, 60, 60)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, which setresuid(2) clears
+script = "id -u; id -g; id -G; cat /tmp/of-group"
+for user in (1000, User(1000, 7), User(0, 0)):
+    with Sandbox(sys.argv[1], user=user, tmp="root") as box:
+        for fresh in (True, False, False):
+            print(*executor.run_in(box, ["sh", "-c", script], fresh=fresh).out.decode().split())
+for groups in ((), (11,)):
+    try:
+        executor.run_in(Sandbox(sys.argv[1], user=User(1000, groups=groups)), ["true"])
+    except UnsupportedError as error:
+        print("refused", error)
+"""
+
+
+@needs_root
+@pytest.mark.usefixtures("_many_ids")
+@pytest.mark.parametrize("executor", ["user_namespace", "bubblewrap"])
+def test_a_caller_with_other_groups_gives_ids_and_keeps_the_groups(executor: str) -> None:
+    # Root makes itself such a caller, who has to be able to reach the root.
+    with tempfile.TemporaryDirectory(prefix="sandboxlib-groups.", dir="/var/tmp") as place:
+        os.chmod(place, 0o755)
+        rootfs = make_rootfs(Path(place) / "root")
+        secret = rootfs / "tmp" / "of-group"
+        secret.write_text("read\n")
+        os.chown(secret, 0, 11)
+        secret.chmod(0o640)
+        argv = [sys.executable, "-c", WITH_GROUPS, str(rootfs), executor]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    require("user namespaces" not in done.stderr, done.stderr)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    shown = ["1000 1000", "1000 7", "0 0"]
+    for ids, line in zip([ids for ids in shown for _ in range(3)], lines, strict=False):
+        # The kernel shows the groups 11 and 12 as 65534; by one of them the file can be read.
+        assert line == f"{ids} {ids.split()[1]} 65534 65534 read"
+    assert [line.partition(": ")[0] for line in lines[9:]] == [f"refused {executor}"] * 2
 
 
 @needs_root
