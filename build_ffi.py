@@ -13,6 +13,7 @@ them.
 import os
 import shlex
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -42,6 +43,17 @@ def build_init() -> None:
     command = [compiler, *INIT_FLAGS, *sources]
     subprocess.run([*command, "-o", str(INIT)], check=True)
     subprocess.run([*command, "-DSBX_IN_SESSION", "-o", str(INIT_SESSION)], check=True)
+    for program in (INIT, INIT_SESSION):
+        drop_section_headers(program)
+
+
+def drop_section_headers(program: Path) -> None:
+    """Cut the section headers off an ELF file. The kernel does not read them (elf(5))."""
+    data = bytearray(program.read_bytes())
+    start = int.from_bytes(data[40:48], sys.byteorder)  # e_shoff
+    data[40:48] = bytes(8)
+    data[60:64] = bytes(4)  # e_shnum, e_shstrndx
+    program.write_bytes(data[:start])
 
 
 def make_ffi() -> FFI:

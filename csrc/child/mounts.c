@@ -99,7 +99,7 @@ static int do_mount(struct sbx_child *c, int i) {
     c->run->at.index = i;
     if (m->kind == SBX_SEAL)
         return do_seal(c, m);
-    if (m->flags & SBX_MAY_LACK && c->job->sources[i] < 0)
+    if (!IN_REAPER && m->flags & SBX_MAY_LACK && c->job->sources[i] < 0)
         return 0;
     *step = SBX_STEP_TARGET;
     long target = optional ? open_target(c, i, -1) : -1;

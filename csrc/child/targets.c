@@ -6,6 +6,7 @@
 #include "child.h"
 
 #include <fcntl.h>
+#include <string.h>
 #include <sys/stat.h>
 
 /* Tells whether one of the mounts before I made the file system of a directory for this run. If
@@ -30,37 +31,71 @@ static int is_of_the_run(struct sbx_child *c, int i, long directory) {
     return here.mount_id == c->own_mount;
 }
 
-static long make_node(long parent, const char *name, int is_directory) {
-    return is_directory ? raw(__NR_mkdirat, parent, name, 0755)
-                        : raw(__NR_mknodat, parent, name, S_IFREG | 0644, 0);
+enum { MOST_LINKS = 40 }; /* as many as the kernel follows, path_resolution(7) */
+
+/* A path that is being made: from BEGIN on TEXT has it. Up to AT it exists, or is to be made next,
+ * and the last name of that begins at START. */
+struct path {
+    size_t begin, start, at;
+    char text[4096];
+};
+
+/* Makes NEW the path to where the last name of OLD leads, if that is a symbolic link, and behind it
+ * the REST of OLD. 0: it is none, or too long. */
+static int follow_link(long parent, const struct path *old, const char *rest, struct path *new) {
+    size_t size = strlen(rest) + 1, room = sizeof new->text - old->start;
+    memcpy(new->text, old->text, old->start);
+    long n = raw(__NR_readlinkat, parent, old->text + old->start, new->text + old->start, room);
+    if (n <= 0 || (size_t)n + 1 + size > room)
+        return 0;
+    char *end = new->text + old->start + n;
+    *end = '/';
+    memcpy(end + (size > 1), rest, size);
+    new->begin = new->text[old->start] == '/' ? old->start : old->begin;
+    new->start = new->begin + 1;
+    new->at = new->begin;
+    return 1;
 }
 
-/* Makes the missing parts of the target of mount I, but only in a file system of the run's own:
- * directories, and at the end a file if the source is one. -ENOENT: the target lies elsewhere. */
+/* Opens a path, and makes its last name if it is missing in a file system of the run's own. */
+static long open_or_make(struct sbx_child *c, int i, long parent, const struct path *path,
+                         int is_directory) {
+    const char *text = path->text + path->begin, *name = path->text + path->start;
+    long fd = sbx_open_in_root(c->tree, text, O_PATH);
+    if (fd != -ENOENT || !is_of_the_run(c, i, parent))
+        return fd;
+    long made = is_directory ? raw(__NR_mkdirat, parent, name, 0755)
+                             : raw(__NR_mknodat, parent, name, S_IFREG | 0644, 0);
+    return made < 0 && made != -EEXIST ? made : sbx_open_in_root(c->tree, text, O_PATH);
+}
+
+/* Makes the missing parts of the target of mount I, but only in a file system of the run's own,
+ * also where a symbolic link leads there: directories, and at the end a file if the source is one.
+ * -ENOENT: the target lies elsewhere. */
 static long make_target(struct sbx_child *c, int i, int is_directory) {
-    const char *path = c->place->mounts[i].target;
-    char prefix[4096];
+    struct path paths[2], *path = paths;
+    const char *target = c->place->mounts[i].target;
+    memcpy(path->text, target, strlen(target) + 1); /* Python lets no longer one pass */
+    path->begin = 0;
+    path->start = path->at = 1;
     long parent = raw(__NR_fcntl, c->tree, F_DUPFD_CLOEXEC, RESIDENT_FDS);
-    for (size_t at = 1, start = 1; parent >= 0; at++) {
-        if (at >= sizeof prefix)
-            return -ENAMETOOLONG;
-        prefix[at] = 0;
-        if (path[at] && path[at] != '/') {
-            prefix[at] = path[at];
+    for (int links = 0; parent >= 0; path->at++) {
+        char end = path->text[path->at];
+        if (end && end != '/')
             continue;
-        }
-        prefix[0] = '/';
-        long found = sbx_open_in_root(c->tree, prefix, O_PATH);
-        if (found == -ENOENT && is_of_the_run(c, i, parent)) {
-            long made = make_node(parent, prefix + start, path[at] || is_directory);
-            found = made < 0 && made != -EEXIST ? made : sbx_open_in_root(c->tree, prefix, O_PATH);
-        }
+        path->text[path->at] = 0;
+        long found = open_or_make(c, i, parent, path, end || is_directory);
+        struct path *other = &paths[path == paths];
+        const char *rest = path->text + path->at + (end != 0);
+        int is_link =
+            found == -ENOENT && links++ < MOST_LINKS && follow_link(parent, path, rest, other);
         close_fd(parent);
-        parent = found;
-        if (!path[at])
+        parent = is_link ? raw(__NR_fcntl, c->tree, F_DUPFD_CLOEXEC, RESIDENT_FDS) : found;
+        if (!is_link && !end)
             return parent;
-        prefix[at] = '/';
-        start = at + 1;
+        path->text[path->at] = end;
+        path->start = path->at + 1;
+        path = is_link ? other : path;
     }
     return parent;
 }

@@ -33,6 +33,7 @@ from .._host import machine
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # Seconds. Normally this takes microseconds; after 5 s some process holds the lock on purpose.
 _LONGEST_WAIT = 5.0
+MOST_LINKS = 40  # as many as the kernel follows, path_resolution(7)
 #: Seconds that the start of a run may take, however short its timeout is. One that takes longer
 #: hangs.
 LEAST_SETUP = 1.0
@@ -70,9 +71,7 @@ class Stubs:
         self.check(self._path, path)
         if self._root < 0:
             self._root = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        parts = path.strip("/").split("/")
-        for depth in range(1, len(parts) + 1):
-            self._hold_one(parts[:depth], directory or depth < len(parts))
+        self._hold_each(path.strip("/").split("/"), directory, MOST_LINKS)
 
     def check(self, root: str, path: str) -> None:
         """Raises Silent if the path lies on a file system that does not answer in time."""
@@ -96,7 +95,12 @@ class Stubs:
         finally:
             os.close(fd)
 
-    def _hold_one(self, parts: list[str], directory: bool) -> None:
+    def _hold_each(self, parts: list[str], directory: bool, links: int) -> None:
+        for depth in range(1, len(parts) + 1):
+            self._hold_one(parts[:depth], directory or depth < len(parts), links)
+
+    def _hold_one(self, parts: list[str], directory: bool, links: int) -> None:
+        """links: how many symbolic links that lead to nothing may be on the way."""
         path = "/" + "/".join(parts)
         if path in self._done:
             return
@@ -105,7 +109,15 @@ class Stubs:
         self._held.append(stub)  # first of all, so that release() sees it after any interrupt
         stub.parent = native.open_in_root(self._root, os.path.dirname(path), os.O_PATH)
         while not self._hold_existing(path, stub):
-            _make(stub.parent, stub.name, directory)
+            if (leads_to := _make(stub.parent, stub.name, directory)) is not None:
+                if links == 0:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                self._held.remove(stub)
+                stub.close()
+                above = [] if leads_to.startswith("/") else parts[:-1]
+                names = [name for name in leads_to.split("/") if name not in ("", ".")]
+                self._hold_each([*above, *names], directory, links - 1)
+                break
             if monotonic() >= give_up:
                 raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), path)
         self._done.add(path)
@@ -235,7 +247,10 @@ def _is_stub(status: os.stat_result) -> bool:
     return bool(native.lib.sbx_is_stub(mode)) and (stat.S_ISDIR(mode) or stat.S_ISREG(mode))
 
 
-def _make(parent: int, name: str, directory: bool) -> None:
+def _make(parent: int, name: str, directory: bool) -> str | None:
+    """Makes a stub. If the name is a symbolic link, it returns the link's text, and makes nothing.
+    None also if another run was faster.
+    """
     try:
         if directory:
             os.mkdir(name, 0o1500, dir_fd=parent)
@@ -243,20 +258,15 @@ def _make(parent: int, name: str, directory: bool) -> None:
         else:
             fd = os.open(name, _READ | os.O_CREAT | os.O_EXCL, 0o5644, dir_fd=parent)
     except FileExistsError:
-        if _is_link(parent, name):
-            raise OSError(errno.ENOENT, "a symbolic link that leads to nothing", name) from None
-        return  # another run was faster
+        with contextlib.suppress(OSError):  # EINVAL: it is no link
+            return os.readlink(name, dir_fd=parent)
+        return None
     except FileNotFoundError:
-        return  # another run has removed it already
+        return None  # another run has removed it already
     try:
         # Set the mode despite the umask: other users in the sandbox may have to pass.
         if _is_stub(os.fstat(fd)):
             os.fchmod(fd, 0o5755 if directory else 0o5644)
     finally:
         os.close(fd)
-
-
-def _is_link(parent: int, name: str) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
-    return False
+    return None

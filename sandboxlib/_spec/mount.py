@@ -34,7 +34,8 @@ class Mount(Value):
     """A mount inside the root, which only the command sees. A frozen value.
 
     target: str or path   absolute, inside the root. Its missing parts are made for the run, and
-                      removed afterwards. Symbolic links on the way stay inside the root.
+                      removed afterwards, also those to which a symbolic link leads. Links stay
+                      inside the root.
     source: str or path   bind: a file or directory of the caller's. None (the default) otherwise.
     type: str         'bind' (the default), 'tmpfs' (empty, private), 'proc' or 'dev' (a minimal
                       /dev).

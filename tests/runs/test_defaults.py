@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,6 +259,44 @@ def test_resolv_conf_is_the_callers(root: Path, fresh: bool) -> None:
         result = box.run(script, fresh=fresh)
     assert result.out == Path("/etc/resolv.conf").read_bytes()
     assert result.exit != 0
+
+
+@needs_root
+@pytest.mark.parametrize("fresh", [False, True], ids=["slot", "fresh"])
+@pytest.mark.parametrize("lacks", ["the file", "the directory", "where a link leads"])
+def test_resolv_conf_is_there_in_any_root(rootfs: Path, fresh: bool, lacks: str) -> None:
+    require(os.path.isfile("/etc/resolv.conf"), "the machine has no resolv.conf")
+    if lacks == "the directory":
+        (rootfs / "etc").rmdir()
+    elif lacks == "where a link leads":
+        link = rootfs / "etc" / "resolv.conf"
+        link.symlink_to("../run/systemd/resolve/stub-resolv.conf")
+    before = sorted(os.walk(rootfs))
+    with Sandbox(rootfs, network="undefined", resolv_conf=True) as box:
+        result = box.run(["cat", "/etc/resolv.conf"], fresh=fresh)
+    assert result.out == Path("/etc/resolv.conf").read_bytes()
+    assert sorted(os.walk(rootfs)) == before
+
+
+LINKED = """
+mount -t tmpfs x /run && mkdir /run/resolver && echo nameserver 192.0.2.53 > /run/resolver/conf
+mount -t tmpfs x /etc && ln -s ../run/resolver/conf /etc/resolv.conf
+exec "$@"
+"""
+SHOW = """
+import sys
+from sandboxlib import Sandbox
+box = Sandbox(sys.argv[1], network="undefined", resolv_conf=True)
+for fresh in (True, False):
+    print(box.run(["cat", "/etc/resolv.conf"], fresh=fresh).out)
+"""
+
+
+@needs_root
+def test_resolv_conf_is_the_file_to_which_the_callers_link_leads(root: Path) -> None:
+    argv = ["unshare", "-m", "sh", "-c", LINKED, "sh", sys.executable, "-c", SHOW, str(root)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.stdout == "b'nameserver 192.0.2.53\\n'\n" * 2, done.stderr
 
 
 @needs_root

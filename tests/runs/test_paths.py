@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -162,19 +163,57 @@ def test_what_is_made_on_the_way_can_be_passed_by_all(rootfs: Path, host: Path) 
         os.umask(before)
 
 
-def test_a_link_that_leads_to_nothing_is_named(rootfs: Path, host: Path, executor: str) -> None:
-    (rootfs / "etc" / "resolv.conf").symlink_to("../run/stub-resolv.conf")
-    (rootfs / "gone").symlink_to("/nothing")
+DANGLING = {
+    "etc/resolv.conf": "../run/systemd/resolve/stub-resolv.conf",
+    "etc/localtime": "/usr/share/zoneinfo/none",
+    "etc/chain": "localtime",
+    "gone": "/nothing/../nothing//at/all",
+    "over": "../../../there",
+}
+
+
+@pytest.fixture
+def dangling(rootfs: Path) -> Iterator[Path]:
+    """A root with links that lead to nothing, which is as before after the test."""
+    for name, leads_to in DANGLING.items():
+        (rootfs / name).symlink_to(leads_to)
     before = sorted(os.walk(rootfs))
-    for target in ("/etc/resolv.conf", "/gone/x"):
-        for fresh in (True, False):
-            mounts = [Mount.bind(host / "f", target)]
-            with (
-                pytest.raises(SetupError, match="link"),
-                open_box(rootfs, extra_mounts=mounts) as b,
-            ):
-                b.run(["true"], fresh=fresh)
+    yield rootfs
     assert sorted(os.walk(rootfs)) == before
+
+
+@pytest.mark.parametrize("target", ["/etc/resolv.conf", "/etc/chain", "/gone/x", "/over"])
+@pytest.mark.parametrize("hidden", ["", "/run", "/usr", "/nothing"])
+def test_a_mount_goes_to_where_a_link_leads_even_to_nothing(
+    dangling: Path, host: Path, run: Callable[..., Result], target: str, hidden: str
+) -> None:
+    """In the root, and in a tmpfs of the run that lies over the place."""
+    mounts = [Mount.tmpfs(hidden)] if hidden else []
+    mounts.append(Mount.bind(host / "f", target))
+    script = f"cat {target}; readlink /etc/resolv.conf"
+    found = run(dangling, ["sh", "-c", script], extra_mounts=mounts)
+    assert found == (0, f"host\n{DANGLING['etc/resolv.conf']}\n".encode(), b"")
+
+
+def test_runs_at_once_share_what_is_made_behind_a_link(
+    dangling: Path, host: Path, executor: str
+) -> None:
+    mounts = [Mount.bind(host / "f", "/etc/resolv.conf")]
+    with ThreadPoolExecutor(4) as pool:
+        boxes = [open_box(dangling, extra_mounts=mounts) for _ in range(4)]
+        runs = [pool.submit(box.run, ["cat", "/etc/resolv.conf"], fresh=True) for box in boxes * 4]
+        assert {run.result().out for run in runs} == {b"host\n"}
+
+
+def test_a_loop_of_links_is_named(rootfs: Path, host: Path, executor: str) -> None:
+    (rootfs / "etc" / "loop").symlink_to("loop")
+    for fresh in (True, False):
+        mounts = [Mount.bind(host / "f", "/etc/loop")]
+        with (
+            pytest.raises(SetupError, match="a loop of symbolic links"),
+            open_box(rootfs, extra_mounts=mounts) as box,
+        ):
+            box.run(["true"], fresh=fresh)
 
 
 # ---- many of them ------------------------------------------------------------------------------
