@@ -37,6 +37,7 @@ class _Later:
 
 if TYPE_CHECKING:
     from ._choice import doctor as _doctor
+    from ._choice import lacking as _lacking
     from ._concurrent import aio, async_process, process
     from ._concurrent import map as _map
     from ._concurrent import session as _session
@@ -44,6 +45,7 @@ else:
     aio, process = _Later("._concurrent.aio"), _Later("._concurrent.process")
     async_process = _Later("._concurrent.async_process")
     _map, _doctor = _Later("._concurrent.map"), _Later("._choice.doctor")
+    _lacking = _Later("._choice.lacking")
     _session = _Later("._concurrent.session")
 
 
@@ -335,6 +337,18 @@ class Sandbox(Spec):
         bubblewrap); SetupError if the kernel refuses a step.
         """
         return _session.open_session(self, {"timeout": timeout, **unknown})
+
+    def lacks(self) -> list[str]:
+        """Returns what of this Sandbox the machine cannot give to this caller, and why, with the
+        remedy: a list of str, each about one executor. It is empty if run() can set the sandbox up.
+
+        Nothing is run, and nothing is made in the root: an executor tries the set-up with a program
+        that does not exist, and mount points that the root lacks are only looked at. A cgroup that
+        a limit takes is made and removed. Programs, their cwd and the limits of a Command are told
+        by the run. What changes after the call, it cannot know.
+        """
+        reasons: list[str] = _lacking.lacks(self)
+        return reasons
 
     def close(self) -> None:
         """Ends the slots, which keep namespaces from run to run; the next run makes new ones."""

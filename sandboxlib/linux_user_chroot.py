@@ -47,6 +47,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+
 NAME = "linux_user_chroot"
 CAPABILITIES = {
     "network": ["isolated", "undefined"],
@@ -345,6 +346,7 @@ class _Run:
     def __init__(self, box: Spec, command: Command, cwd: str, view: View) -> None:
         self.box, self.command, self.cwd, self.view = box, command, cwd, view
         self.program = command.argv[0]
+        self.is_trial = isinstance(command, trial.Trial)  # no shell of the root runs then
         self.report: _Report | None = None  # if a shell stands in front of the command
 
     def check_first(self, env: Mapping[str, str]) -> None:
@@ -365,7 +367,7 @@ class _Run:
         """SetupError if the command did not begin, as the shell did not report. Then the last line
         of stderr is from the program.
         """
-        if self.report is None or self.report.came():
+        if not self.is_trial and (self.report is None or self.report.came()):
             return
         output = (result.out if result.err is None else result.err) or b""
         last = os.fsdecode(output).rstrip("\n").rpartition("\n")[2]
@@ -449,13 +451,14 @@ class LinuxUserChroot(Executor):
                 cwd = "/"
             _check_leaks(tool, recipe)
             run = _Run(box, command, cwd, recipe.view)
-            run.check_first(settings)
+            if not run.is_trial:
+                run.check_first(settings)
             argv = with_stripped(recipe.view, argv, settings)
             moved: dict[int, int] = {}
             passed = command.pass_fds
             extras.check_passed(passed)
             free = next((number for number in range(9, 2, -1) if number not in passed), 0)
-            has_shell = _executable(recipe.view, "/bin/sh") is not None
+            has_shell = not run.is_trial and _executable(recipe.view, "/bin/sh") is not None
             if free and has_shell and _passes_a_shell(settings) and len(passed) < MOST_PASSED:
                 run.report = _Report(free, undo)
                 argv = with_report(argv, settings, free)

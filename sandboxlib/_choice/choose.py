@@ -41,7 +41,7 @@ def executor_named(name: str) -> Executor:
     return executor
 
 
-def _candidates() -> tuple[str, ...]:
+def candidates() -> tuple[str, ...]:
     name = os.environ.get(VARIABLE)
     if not name:
         return EXECUTORS
@@ -60,7 +60,7 @@ def executor_for_platform() -> ModuleType:
     Raises UnsupportedError if none works; it says for each why not.
     """
     reasons = []
-    for name in _candidates():
+    for name in candidates():
         reason = executor_named(name).why_not()
         if not reason:
             return get_executor(name)
@@ -74,7 +74,7 @@ def choose(box: Spec, native: bool = False) -> Executor:
     native: bool. True: only one that drives no program.
     """
     reasons = []
-    for name in _candidates():
+    for name in candidates():
         executor = executor_named(name)
         reason = "; ".join(executor.refusals(box))
         if native and not isinstance(executor, NativeExecutor):
@@ -117,7 +117,7 @@ def native_executor_of(box: Spec) -> NativeExecutor:
 def _possible() -> dict[str, str]:
     """The most that one executor can isolate on this machine."""
     best: dict[str, str] = {**trial.UNDEFINED, "seccomp": "none"}
-    for executor in map(executor_named, _candidates()):
+    for executor in map(executor_named, candidates()):
         possible = best if executor.why_not() else executor.maximum_possible_isolation()
         if list(possible.values()).count("isolated") > list(best.values()).count("isolated"):
             best = possible

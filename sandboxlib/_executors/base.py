@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from errno import ENOENT
 from time import monotonic
 
 from .. import _types, errors
@@ -17,7 +19,7 @@ from .._spec.limits import Limits
 from .._spec.policy import ALL, Policy
 from .._spec.spec import Spec
 from ..result import Result
-from .trial import UNDEFINED, possible_isolation
+from .trial import LONGEST, UNDEFINED, Trial, possible_isolation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +53,32 @@ class Executor(ABC):
 
         Raises UnsupportedError, and the other errors of Sandbox.run.
         """
+
+    def attempt(self, box: Spec) -> str:
+        """Tries the set-up of a Sandbox, which nobody else may use: "" if it works, or why not."""
+        try:
+            result = self.run_command(box, Trial())
+        except errors.SetupError as error:
+            return "" if (error.step, error.errno) == ("exec", ENOENT) else str(error)
+        except errors.SandboxError as error:
+            return str(error)
+        finally:
+            self._forget_cgroups(box)
+        if result.timed_out:
+            return (
+                f"a file system of the root, or of a source, does not answer in {LONGEST} seconds"
+            )
+        return f"the set-up ended with exit status {result.exit}: {result.err!r}"
+
+    def _forget_cgroups(self, box: Spec) -> None:
+        """Removes the idle cgroups of a Sandbox that was tried."""
+        plans = list(box._plans.values())
+        if not isinstance(self, NativeExecutor) and box.limits is not None:
+            with contextlib.suppress(errors.UnsupportedError):
+                plans.append(plan_of_tool(box))
+        for plan in plans:
+            if plan.cgroups is not None:
+                plan.cgroups.close()
 
     @abstractmethod
     def maximum_possible_isolation(self) -> dict[str, str]:
@@ -111,6 +139,12 @@ def _bare_plan(
     return plan
 
 
+def plan_of_tool(box: Spec) -> Plan:
+    """The plan by which the program of an executor is run for a Sandbox."""
+    # ipc='isolated' includes a new session keyring, and none of these programs makes one.
+    return _bare_plan(box.ipc == "isolated", box.limits, box.umask, box.personality)
+
+
 def run_tool(
     executor: str,
     box: Spec,
@@ -133,7 +167,6 @@ def run_tool(
     if command.executable is not None:
         text = "executable, for an argv[0] of its own, takes an executor without a program"
         raise errors.UnsupportedError(f"{executor}: {text}")
-    # ipc='isolated' includes a new session keyring, and none of these programs makes one.
-    plan = _bare_plan(box.ipc == "isolated", box.limits, box.umask, box.personality)
+    plan = plan_of_tool(box)
     run = Run(plan, job, command, moved=moved)
     return complete(run, True, executor, start, dict(isolation), began)

@@ -37,6 +37,17 @@ RunCommand = Callable[[Spec, Command, bool], Result]
 #: A program that does not exist: failing at step 'exec' proves that every step before it works.
 _TRIAL = Command("/sandboxlib-trial", "/")
 
+
+class Trial(Command):
+    """A command that does not exist under any name in a root, however hostile."""
+
+    def __init__(self) -> None:
+        super().__init__(f"/sandboxlib-trial-{os.urandom(16).hex()}", "/", timeout=LONGEST)
+
+
+#: Seconds that the set-up of a Trial may take: then a file system does not answer.
+LONGEST = 60.0
+
 #: Errors that say nothing about the machine; trial() does not remember them.
 TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
@@ -68,6 +79,11 @@ def native_refusals(run_command: RunCommand, box: Spec) -> list[str]:
     isolated = tuple(name for name, value in box.isolation().items() if value == "isolated")
     euid = os.geteuid()
     reason = trial(run_command, isolated, box._user_kind, euid)
+    if reason and len(isolated) > 1:
+        alone = {name: trial(run_command, (name,), box._user_kind, euid) for name in isolated}
+        refused = [f"{name}='isolated': {why}" for name, why in alone.items() if why]
+        if 0 < len(refused) < len(isolated):
+            return refused
     if not reason and box.policy.seccomp != "none":
         reason = trial(run_command, (), "caller", euid, "builds")
     return [reason] if reason else []

@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .look import Look
+    from .look import Found, Look
 
 
 SILENT = "a file system that does not answer (FUSE, network) is the usual cause"
@@ -277,27 +277,36 @@ def hint_of_stub(
         return hint("target", 0, error)
     mounts = all_mounts(box) if mounts is None else mounts
     before = list(itertools.takewhile(lambda mount: mount.target != target, mounts))
-    link = leads_to = missing = ""
+    text = ""
     with _looking(), _look(box, before) as seen:
         found = seen.find(target)
-        link, leads_to, missing = found.link, found.leads_to, found.missing
-    if error == errno.ENOENT:  # each missing directory would have been made
-        if not link:
-            return "a symbolic link on the way leads to nothing"
-        text = f"the symbolic link {link} leads to {leads_to!r}, which the root lacks"
-        return printable(f"{text}: make that, or bind onto where it leads")
-    if not missing:
-        return hint("target", 0, error)
+        if error == errno.ENOENT:
+            text = _about_a_missing_target(found)
+        elif found.missing:
+            text = _about_a_target_that_is_denied(found.missing, box)
+    return printable(text or hint("target", 0, error))
+
+
+def _about_a_missing_target(found: Found) -> str:
+    """Each missing directory of the root itself would have been made."""
+    if found.link:
+        text = f"the symbolic link {found.link} leads to {found.leads_to!r}, which the root lacks"
+        return f"{text}: make that, or bind onto where it leads"
+    if found.missing:
+        text = f"there is no {found.missing}, and a mount point is made in the root itself only"
+        return f"{text}: make it in what the mount above it shows"
+    return "a symbolic link on the way leads to nothing"
+
+
+def _about_a_target_that_is_denied(missing: str, box: Spec) -> str:
     above = os.path.dirname(missing)
-    what = f"the root lacks {missing}, and uid {os.geteuid()} may not make it there"
-    remedy = "make it beforehand, or bind onto a path that the root has"
+    text = f"the root lacks {missing}, and uid {os.geteuid()} may not make it there"
+    text += ": make it beforehand, or bind onto a path that the root has"
     if above != "/":
-        remedy += (
-            f"; Mount.tmpfs({above!r}) before this mount hides the root's {above}, and takes it"
-        )
+        text += f"; Mount.tmpfs({above!r}) before this mount hides the root's {above}, and takes it"
     elif box.tmp == "private":
-        remedy += ", or below /tmp, which is the run's own"
-    return printable(f"{what}: {remedy}")
+        text += ", or below /tmp, which is the run's own"
+    return text
 
 
 def error_of(plan: Plan, step: int, index: int, error: int, job: Job) -> errors.SetupError:
@@ -306,6 +315,8 @@ def error_of(plan: Plan, step: int, index: int, error: int, job: Job) -> errors.
     what, filename = _about(plan, name, index, job)
     if name == "exec":
         remedy = hint_of_exec(plan.box, job.argv, job.paths, job.cwd, index, error, plan.mounts)
+    elif name == "target" and error == errno.ENOENT:
+        remedy = hint_of_stub(error, plan.box, plan.mounts[index].target, plan.mounts)
     elif name == "capabilities":
         remedy = _hint_of_capabilities(plan, error)
     elif name == "cwd":
