@@ -180,6 +180,11 @@ def _add_command(add: Callable[..., argparse.Action]) -> None:
     add("--timeout", type=float, metavar="SECONDS", help="then every process is killed")
     text = "after the timeout SIGTERM comes first, and SIGKILL so much later (default: 0)"
     add("--grace", type=float, metavar="SECONDS", default=0.0, help=text)
+    text = (
+        "run the commands of FILE, one a line, in one session: they share processes, network and "
+    )
+    text += "/tmp; a line that ends with & goes on beside the next ones; - is stdin"
+    add("--session", metavar="FILE", help=text)
     text = "a terminal of the command's own, shown on this one: for interactive commands"
     add("--tty", action="store_true", help=text)
     text = "a terminal of the command's own, of which you see the output alone"

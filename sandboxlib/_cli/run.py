@@ -42,7 +42,7 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
     options = parser.parse_args(args)
     try:
         with _record_of(options) as record:
-            return _status_of(_run(options), record)
+            return _status_of(_run(options, record))
     except (SandboxError, OSError) as error:
         print(f"{prog}: {printable(str(error), _LAYOUT)}", file=sys.stderr)
         return _status_of_error(error)
@@ -55,7 +55,7 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
         return EXIT_OURS
 
 
-def _run(options: argparse.Namespace) -> Result:
+def _run(options: argparse.Namespace, record: Callable[[Result], None]) -> Result:
     # If a "--" comes before PATH, some versions of argparse leave it in.
     path, *argv = options.args[1:] if options.args[0] == "--" else options.args
     if argv[:1] == ["--"]:
@@ -69,12 +69,37 @@ def _run(options: argparse.Namespace) -> Result:
         # The root was unpacked for this command alone, so the command may write to it.
         if image["is_own"] and place["filesystem_writable_paths"] is None:
             place["filesystem_writable_paths"] = "all" if options.mounts == "isolated" else None
+        box = Sandbox(root, **place)
+        if options.session is not None:
+            return _run_session(box, argv, options, words, record)
         argv = argv or image["argv"] or ["/bin/sh"]
         if options.tty:
-            return _run_on_terminal(Sandbox(root, **place), argv, options, words)
+            return _run_on_terminal(box, argv, options, words)
         executor = choose.get_executor(options.executor) if options.executor else choose.api
-        result: Result = executor.run_in(Sandbox(root, **place), Command(argv, **words))
+        result: Result = executor.run_in(box, Command(argv, **words))
+        record(result)
         return result
+
+
+def _run_session(
+    box: Sandbox,
+    argv: list[str],
+    options: argparse.Namespace,
+    words: dict[str, Any],
+    record: Callable[[Result], None],
+) -> Result:
+    from . import session as _session
+
+    if argv or options.tty or options.executable is not None:
+        text = "--session does not go with a COMMAND, --tty or --executable"
+        raise SpecError(f"{text}: FILE has the commands")
+    if options.executor:
+        os.environ[choose.VARIABLE] = options.executor
+    lines = _session.read(options.session)
+    if options.session in ("-", "/dev/stdin"):
+        words["stdin"] = None
+    # With --json stdout is for the records.
+    return _session.run(box, lines, words, (2 if options.json else 1, 2), record)
 
 
 def _run_on_terminal(
@@ -91,7 +116,7 @@ def _run_on_terminal(
     env = dict(words["extra_env"])
     if "TERM" in os.environ:
         env.setdefault("TERM", os.environ["TERM"])
-    given = {name: words[name] for name in ("cwd", "env", "pass_fds")}
+    given = {name: words[name] for name in ("cwd", "env", "pass_fds", "executable")}
     return _terminal.run(box, Command(argv, **given, extra_env=env))
 
 
@@ -124,8 +149,7 @@ def _exit_on_signal(signum: int, frame: object) -> None:
 # ---- how it ended ----------------------------------------------------------------------------
 
 
-def _status_of(result: Result, record: Callable[[Result], None]) -> int:
-    record(result)
+def _status_of(result: Result) -> int:
     if result.timed_out:
         return EXIT_TIMED_OUT
     return 128 - result.exit if result.exit < 0 else result.exit
@@ -146,7 +170,7 @@ def _record_of(options: argparse.Namespace) -> Iterator[Callable[[Result], None]
         yield _print_record if options.json else lambda result: None
         return
     with open(options.json_file, "w", encoding="utf-8") as file:
-        yield lambda result: print(_json(result), file=file)
+        yield lambda result: print(_json(result), file=file, flush=True)
 
 
 def _print_record(result: Result) -> None:
@@ -169,6 +193,7 @@ def _json(result: Result) -> str:
     }
     usage = result.usage
     record = {
+        "argv": list(result.command.argv) if result.command else None,
         "exit": result.exit,
         "signal": _signal_name(-result.exit) if result.exit < 0 else None,
         "timed_out": result.timed_out,

@@ -55,9 +55,10 @@ class AsyncProcess:
     and signal handler, but for coroutines and the streams. Before the block all raise RuntimeError.
     """
 
-    stdin: asyncio.StreamWriter | None = None
-    stdout: asyncio.StreamReader | None = None
-    stderr: asyncio.StreamReader | None = None
+    # The annotations leave out None: who asks for a pipe has it, and need not look.
+    stdin: asyncio.StreamWriter = None  # type: ignore[assignment]
+    stdout: asyncio.StreamReader = None  # type: ignore[assignment]
+    stderr: asyncio.StreamReader = None  # type: ignore[assignment]
 
     def __init__(self, start: Callable[[], Process], limit: int) -> None:
         self._start = start

@@ -94,7 +94,7 @@ class _Streams:
     def __init__(self, process: Process) -> None:
         files = (process.stdin, process.stdout, process.stderr)
         self._pipes = [None if file is None else _Lent(file) for file in files]
-        process.stdin = process.stdout = process.stderr = None
+        process.stdin = process.stdout = process.stderr = None  # type: ignore[assignment]
         self.streams: list[Any] = [None, None, None]
         self._input = b""
         self._chunks: list[list[bytes]] = [[], [], []]

@@ -96,7 +96,7 @@ class Api(compat.EarlierNames):
         on_overflow: _types.Overflow = "truncate",
         pass_fds: Iterable[int] = (),
         pty: bool | tuple[int, int] = False,
-        pty_stderr: str = "terminal",
+        pty_stderr: _types.Literal["terminal", "pipe"] = "terminal",
         **unknown: _types.NoReturn,
     ) -> Result:
         """Runs a command in a sandbox of its own, and returns `(exit, out, err)`.

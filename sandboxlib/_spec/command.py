@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         on_overflow: _types.Overflow
         pass_fds: Iterable[int]
         pty: bool | tuple[int, int]
-        pty_stderr: str
+        pty_stderr: _types.Literal["terminal", "pipe"]
 
 else:
     _command = sys.modules[__name__]  # this module, whose CommandOptions is not among its globals
@@ -164,7 +164,7 @@ class Command(Value):
     on_overflow: _types.Overflow = "truncate"
     pass_fds: tuple[int, ...] = ()
     pty: bool | tuple[int, int] = False
-    pty_stderr: str = "terminal"
+    pty_stderr: _types.Literal["terminal", "pipe"] = "terminal"
     #: argv and environment as the core takes them; the directories of PATH, each ending in a slash.
     _argv: list[bytes]
     _settings: list[bytes]
@@ -190,7 +190,7 @@ class Command(Value):
         on_overflow: _types.Overflow = "truncate",
         pass_fds: Iterable[int] = (),
         pty: bool | tuple[int, int] = False,
-        pty_stderr: str = "terminal",
+        pty_stderr: _types.Literal["terminal", "pipe"] = "terminal",
         **unknown: _types.NoReturn,
     ) -> None:
         if unknown:

@@ -54,6 +54,7 @@ Sandbox("/", user="nobody")  # type: ignore[arg-type]
 Policy(seccomp="strict")  # type: ignore[arg-type]
 Limits(scheduler="fast")  # type: ignore[arg-type]
 Command(["x"], on_overflow="stop")  # type: ignore[arg-type]
+Command(["x"], pty_stderr="file", executable=b"y", env={b"A": b"b"})  # type: ignore[arg-type]
 Command("x").replace(timout=5)  # type: ignore[call-arg]
 
 # ---- calls -----------------------------------------------------------------------------------
@@ -87,6 +88,11 @@ with box.session() as session:
 
 async def in_a_loop() -> None:
     assert_type(await box.run_async(["true"], check=True), Result)
+    async with box.start_async(["cat"], stdin=CAPTURE) as process:
+        process.stdin.write(b"x")
+        async for line in process.stdout:
+            assert_type(line, bytes)
+        assert_type(await process.wait(), int)
 
 
 # ---- results ---------------------------------------------------------------------------------
