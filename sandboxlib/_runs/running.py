@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from time import monotonic
 
 from .. import errors
@@ -48,13 +47,15 @@ class Running:
 
     def wait(self, wait_ns: int) -> bool:
         """Waits for the end, for so many nanoseconds, or until a signal comes. Returns whether the
-        run is over. Raises Unkillable if it was killed, and the kernel does not end it.
+        run is over. Raises Unkillable if it was killed, and the kernel does not end it: then it is
+        given up.
         """
         if not self.handle.wait(wait_ns):
             killed = self.handle.killed
-            if killed and monotonic() >= killed + self.last and not self.handle.wait(0):
-                self._raise_unkillable()
-            return False
+            if not killed or monotonic() < killed + self.last or self.handle.wait(0):
+                return False
+            if (error := self.end()) is not None:
+                raise error
         self._settle()
         return True
 
@@ -86,10 +87,8 @@ class Running:
         """
         if stuck := self.handle.end():
             self._is_not_ending()
-            try:
+            with contextlib.suppress(OSError):  # it has ended by now
                 self._unkillable = errors.Unkillable(*machine.what_waits(native.pid_of(stuck)))
-            except OSError:  # it has ended by now
-                return None
         self._settle()
         return self._unkillable
 
@@ -99,20 +98,6 @@ class Running:
 
     def _is_not_ending(self) -> None:
         """Called for a run that SIGKILL did not end in time."""
-
-    def _raise_unkillable(self) -> None:
-        self._is_not_ending()
-        try:
-            pidfd = self.handle.pidfd()
-        except OSError:  # it is over by now
-            return
-        try:
-            waits = machine.what_waits(native.pid_of(pidfd))
-        except OSError:
-            return
-        finally:
-            os.close(pidfd)
-        raise errors.Unkillable(*waits)
 
     def _settle(self) -> None:
         """Makes the Result of a run that is over, and releases what it used, once.

@@ -199,6 +199,37 @@ def test_communicate_leaves_files_that_were_closed_or_taken(box: Sandbox) -> Non
             process.communicate(b"x")
 
 
+@pytest.mark.parametrize("script", ["kill -STOP $$; cat", "exec >&- 2>&- <&-; exec sleep 600"])
+def test_communicate_bears_a_command_that_stops_or_hangs_up(box: Sandbox, script: str) -> None:
+    with sh(box, script, stdin=CAPTURE) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(b"x" * 200_000, timeout=0.3)
+        assert process.poll() is None
+        process.kill()
+        assert process.communicate(timeout=60) == (b"", b"")
+        assert process.returncode == -9
+
+
+def test_one_thread_feeds_while_others_read_and_wait(box: Sandbox) -> None:
+    content = os.urandom(3_000_000)
+    got: list[bytes] = []
+    with box.start(["cat"], stdin=CAPTURE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        out = process.stdout
+        threads = [
+            threading.Thread(target=lambda: got.append(out.read())),
+            threading.Thread(target=process.wait),
+        ]
+        for thread in threads:
+            thread.start()
+        process.stdin.write(content)
+        process.stdin.close()
+        for thread in threads:
+            thread.join()
+    assert (got, process.returncode) == ([content], 0)
+
+
 # ---- whoever asks ------------------------------------------------------------------------------
 
 
