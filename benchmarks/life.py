@@ -19,10 +19,14 @@ from sandboxlib._spec.streams import Tee
 from sandboxlib.result import Result
 
 PLAIN = "Sandbox.run, nothing asked for"
+# rest: seconds before each run, after which the first process that is moved to another cgroup waits
+# for a grace period of RCU
 COLUMNS: dict[str, dict[str, Any]] = {
     "full, in a slot": {},
     "full, fresh": {"fresh": True},
     "full, fresh, init=False": {"fresh": True, "init": False},
+    "in a slot, after 50 ms": {"rest": 0.05},
+    "fresh, after 50 ms": {"fresh": True, "rest": 0.05},
 }
 OF_RUN: dict[str, dict[str, Any]] = {
     "timeout=60": {"timeout": 60},
@@ -33,7 +37,13 @@ OF_RUN: dict[str, dict[str, Any]] = {
 LIMITS: dict[str, Any] = {
     "Limits of each process, 4 of them": {"cpu_time": 60, "core": 0, "open_files": 256, "nice": 5},
     "Limits with a cgroup, memory and pids": {"memory": 1 << 28, "pids": 64},
+    "Limits with a cgroup, memory, swap, pids, cpus": {
+        **{"memory": 1 << 28, "swap": 0, "pids": 64, "cpus": 2}
+    },
 }
+#: Limits of one Command, in a Sandbox without any: those of LIMITS, and others in each run
+OF_COMMAND = "Limits of a Command, memory and pids"
+CHANGING = "Limits of a Command, memory and pids, other ones in each run"
 AGAIN = "the same again"  # its ratio shows the noise
 USAGE = "and Result.usage is read"
 TEE = "a Tee of stdout to a file"
@@ -43,8 +53,8 @@ class Column:
     """The rows of one kind of run. missing: why this machine cannot run some rows."""
 
     def __init__(self, directory: Path, options: dict[str, Any]) -> None:
-        of_box = {name: value for name, value in options.items() if name != "fresh"}
-        self._fresh = options.get("fresh", False)
+        of_box = {n: value for n, value in options.items() if n not in ("fresh", "rest")}
+        self._fresh, self._rest = options.get("fresh", False), options.get("rest", 0.0)
         self._box = Sandbox(directory / "root", **rows.FULL, **of_box)
         self._log = (directory / "log").open("ab", buffering=0)
         self.missing: dict[str, str] = {}
@@ -62,6 +72,16 @@ class Column:
                 self.missing[name] = str(error)
             else:
                 self.rows[name] = row
+        if not self.missing:
+            self.rows[OF_COMMAND] = self._row(self._box, limits=Limits(memory=1 << 28, pids=64))
+            self.rows[CHANGING] = self._changing
+        if self._rest:
+            kept = (PLAIN, AGAIN, *LIMITS, OF_COMMAND, CHANGING)
+            self.rows = {name: row for name, row in self.rows.items() if name in kept}
+
+    def _changing(self) -> Result:
+        limits = Limits(memory=random.choice((1 << 27, 1 << 28)), pids=random.choice((64, 65)))
+        return self._box.run(["/say"], fresh=self._fresh, limits=limits)
 
     def _row(self, box: Sandbox, **options: Any) -> Callable[[], Result]:
         return lambda: box.run(["/say"], fresh=self._fresh, **options)
@@ -81,6 +101,7 @@ class Column:
         samples: dict[str, list[int]] = {name: [] for name in self.rows}
         for _ in range(count):
             for name in random.sample(list(self.rows), len(self.rows)):
+                time.sleep(self._rest)
                 start = time.perf_counter_ns()
                 result = self.rows[name]()
                 samples[name].append(time.perf_counter_ns() - start)

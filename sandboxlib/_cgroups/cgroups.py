@@ -27,7 +27,7 @@ from collections import deque
 
 from .._core.files import FileStatuses, OpenFiles
 from ..errors import SpecError, UnsupportedError
-from .counts import COUNTERS, PEAKS, Counts, numbers
+from .counts import COUNTERS, PEAKS, SIZE, Counts, numbers
 from .hierarchies import (
     GONE,
     Part,
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 MOST_IDLE = 16  # cgroups that wait for a run, each with up to 40 descriptors; others are removed
 _AT_A_TIME = 64  # pidfds that are open at once while processes are killed one by one
 PATIENCE = 5.0  # seconds that killed processes have to end
-_COUNTER_SIZE = 512  # bytes that are read of a counter
 # A Cgroup with limits on memory is used again if no more than this part of the limit is left over:
 _MOST_LEFT = 4  # of memory that the kernel can take back, as page cache
 _MOST_LOST = 64  # of memory that it cannot, as a file in a tmpfs of the caller's
@@ -199,12 +198,13 @@ class Cgroup:
         self._limited: tuple[CgroupLimits, int] | None = None
         self._maker = os.getpid()
         self._counters: list[tuple[str, int]] = []
+        self._names: tuple[str, ...] = ()  # of the counters
+        self._peaks: list[int] = []  # the counters that begin() sets back
         self._settings: dict[tuple[int, str], _Setting] = {}
         self._others: list[int] = []  # the other files by which a process or thread can join
-        self._counted, self._set = OpenFiles(()), OpenFiles(())
+        self._counted, self._all = OpenFiles(()), OpenFiles(())  # _all: the settings as well
         self._statuses = FileStatuses(())
-        self._owners = self._expected = b""
-        self._before: list[bytes] = []
+        self._owners = self._expected = self._before = b""
         self._left = 0  # bytes of memory, of which it is known that the kernel can take them back
         self._is_reset = True  # False: the peaks may be those of an earlier run
         self._is_suspended = False
@@ -233,8 +233,11 @@ class Cgroup:
                 if name in joining[1:] or name == "cgroup.threads":
                     fd = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=directory)
                     self._others.append(fd)
-        self._counted = OpenFiles([(fd, _COUNTER_SIZE) for _, fd in self._counters])
-        self._set = OpenFiles([(s.fd, s.size) for s in self._settings.values()])
+        self._names = tuple(name for name, _ in self._counters)
+        self._peaks = [fd for name, fd in self._counters if name in PEAKS]
+        counters = [(fd, SIZE) for _, fd in self._counters]
+        self._counted = OpenFiles(counters)
+        self._all = OpenFiles([*((s.fd, s.size) for s in self._settings.values()), *counters])
         self._statuses = FileStatuses((*self.directories, *self.procs, *self._others))
         self._owners = self._statuses.read()
         for place, directory in zip(self.places, self.directories, strict=True):
@@ -303,21 +306,25 @@ class Cgroup:
         The owners and modes say who may write, and the number of links counts the cgroups below.
         """
         try:
-            owners, content = self._statuses.read(), self._set.read()
-            return (owners, content) == (self._owners, self._expected)
+            owners, text = self._statuses.read(), self._all.read()
         except OSError:  # ENODEV: the cgroup was removed
             return False
+        size = len(self._expected)
+        self._before = text[size:]
+        return owners == self._owners and text[:size] == self._expected
 
     def begin(self, extra_pids: int = 0) -> None:
         """Start the counts of a run. extra_pids is added to the limit on pids."""
         self.limit(self._limits, extra_pids)
-        for name, fd in self._counters:
-            if name in PEAKS:
-                try:  # v1; v2 since Linux 6.12: for reads through this descriptor
-                    os.pwrite(fd, b"0", 0)
-                except OSError:
-                    self._is_reset = False
-        self._before = self._read()
+        self._before = self._counted.read()
+        self._reset_peaks()
+
+    def _reset_peaks(self) -> None:
+        for fd in self._peaks:
+            try:  # v1; v2 since Linux 6.12: for reads through this descriptor
+                os.pwrite(fd, b"0", 0)
+            except OSError:
+                self._is_reset = False
 
     def begin_in_slot(self, limits: CgroupLimits) -> bool:
         """Start the counts of the next run of a slot, whose process may be in it. Returns False if
@@ -326,43 +333,39 @@ class Cgroup:
         try:
             if not self.is_as_made():
                 return False
-            self.limit(limits)
-            self.begin()
+            if self._limited != (limits, 0):
+                self.limit(limits)
+            self._reset_peaks()
             return self._has_room(1)
         except OSError:
             return False
 
     def counts(self) -> Counts:
         """What happened since begin()."""
-        names = [name for name, _ in self._counters]
-        return Counts(names, self._before, self._read(), self._is_reset)
+        return Counts(self._names, self._before, self._counted.read(), self._is_reset)
 
     def report(self) -> dict[str, object]:
         """What happened since begin(), as Counts.report() says."""
         return self.counts().report()
 
-    def _read(self) -> list[bytes]:
-        """The contents of the counters."""
-        text, size = self._counted.read(), _COUNTER_SIZE
-        return [text[at : at + size] for at in range(0, len(text), size)]
-
-    def _value(self, texts: list[bytes], *names: str) -> int:
-        """The number in the first of these counters that it has; 0 if it has none."""
-        for (name, _), text in zip(self._counters, texts, strict=True):
-            if name in names:
-                return int(text.rstrip(b"\0"))
+    def _value(self, *names: str) -> int:
+        """The number in the first of these counters before the run; 0 if it has none of them."""
+        for name in names:
+            if name in self._names:
+                at = self._names.index(name) * SIZE
+                return int(self._before[at : at + 24].rstrip(b"\0"))
         return 0
 
     def _has_room(self, processes: int) -> bool:
         """Return True if the run has all that its limits allow: no more than so many processes
         count, and the kernel can take back the memory that earlier runs left.
         """
-        if self._value(self._before, "pids.current") > processes:
+        if self._value("pids.current") > processes:
             return False
         limit = self._limits.memory
         if limit is None:
             return True
-        used = self._value(self._before, "memory.usage_in_bytes", "memory.current")
+        used = self._value("memory.usage_in_bytes", "memory.current")
         if used <= self._left + limit // _MOST_LOST:
             return True
         if used > limit // _MOST_LEFT + _BATCH * (os.cpu_count() or 1):
@@ -372,8 +375,10 @@ class Cgroup:
         lost: int = sum(
             kept.get(name, 0) for name in ("active_anon", "inactive_anon", "unevictable")
         )
+        if lost > limit // _MOST_LOST:
+            return False
         self._left = used
-        return bool(lost <= limit // _MOST_LOST)
+        return True
 
     def pids(self) -> list[int]:
         """The processes in it, and in cgroups that they made below it; zombies do not count."""
@@ -499,7 +504,7 @@ class Cgroup:
         """
         if self._is_suspended:
             self.resume()
-        self._before = self._read()
+        self._before = self._counted.read()
         return self._has_room(0)
 
     def leave(self) -> None:
@@ -534,7 +539,8 @@ class Cgroup:
         ):
             os.close(fd)
         self._counters, self._settings, self._others = [], {}, []
-        self._counted, self._set = OpenFiles(()), OpenFiles(())
+        self._names, self._peaks = (), []
+        self._counted, self._all = OpenFiles(()), OpenFiles(())
         self._statuses, self._owners = FileStatuses(()), b"removed"
         self.procs = self.directories = ()
 

@@ -20,35 +20,36 @@ _HITS = {
 }
 
 
+SIZE = 512  #: bytes that are read of a counter
+
+
 class Counts:
     """The counters before a run, and after it.
 
-    names: of the files. before, after: their contents. is_reset: bool. True: the peak of memory is
-    that of the run alone. It can be pickled, and reads the contents only when it is asked.
+    names: of the files. before, after: SIZE bytes of each, one after the other. is_reset: bool.
+    True: the peak of memory is that of the run alone. It can be pickled, and reads the contents
+    only when it is asked.
     """
 
-    def __init__(
-        self, names: Sequence[str], before: Sequence[bytes], after: Sequence[bytes], is_reset: bool
-    ) -> None:
-        self._names, self._before, self._after = tuple(names), tuple(before), tuple(after)
+    __slots__ = ("_after", "_before", "_is_reset", "_names")
+
+    def __init__(self, names: Sequence[str], before: bytes, after: bytes, is_reset: bool) -> None:
+        self._names, self._before, self._after = names, before, after
         self._is_reset = is_reset
 
     def hits(self) -> list[str]:
         """The limits that the run reached: 'memory' (the kernel killed a process for it), 'pids'
         (a fork was refused).
         """
-        changed = {
-            name: (before, after)
-            for name, before, after in zip(self._names, self._before, self._after, strict=True)
-            if before != after
-        }
-        hits = []
+        hits, names = [], self._names
         for limit, places in _HITS.items():
             for name, key in places:
-                if name in changed:
-                    before, after = (numbers(text).get(key, 0) for text in changed[name])
-                    if after > before:
-                        hits.append(limit)
+                if name not in names:
+                    continue
+                at = names.index(name) * SIZE
+                before, after = self._before[at : at + SIZE], self._after[at : at + SIZE]
+                if before != after and numbers(after).get(key, 0) > numbers(before).get(key, 0):
+                    hits.append(limit)
         return hits
 
     def report(self) -> dict[str, object]:
@@ -115,10 +116,11 @@ def numbers(text: bytes) -> dict[str, int]:
     return found
 
 
-def _by_name(names: Sequence[str], texts: Sequence[bytes]) -> dict[str, dict[str, int]]:
+def _by_name(names: Sequence[str], text: bytes) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
-    for name, text in zip(names, texts, strict=True):
-        found.setdefault(name, {}).update(numbers(text))  # cpu.stat may be of v1 and of v2
+    for index, name in enumerate(names):  # cpu.stat may be there twice: of v1, and of v2
+        part = text[index * SIZE : (index + 1) * SIZE]
+        found.setdefault(name, {}).update(numbers(part))
     return found
 
 

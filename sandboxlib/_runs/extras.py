@@ -84,6 +84,11 @@ class Extras:
         return out, err
 
     @property
+    def lets_core_pump(self) -> bool:
+        """Whether the core may move the output from the start: no sink, and no terminal of ours."""
+        return not self._has_sinks and not self._pty
+
+    @property
     def needs_fresh(self) -> bool:
         """Whether the run needs new namespaces, as a slot cannot pass descriptors."""
         return bool(self._passed)

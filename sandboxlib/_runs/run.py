@@ -177,7 +177,9 @@ class Run:
         pump: bool. True: the core also moves the output, as long as it needs no Python. Returns the
         argument for follow().
         """
-        is_plain = pump and self._extras is None and not self.plan.mapped_outside
+        extras = self._extras
+        is_plain = pump and (extras is None or extras.lets_core_pump)
+        is_plain = is_plain and not self.plan.mapped_outside
         pump_ns = setup_ns = 0
         if is_plain:  # do not read the struct: it still is that of the run before
             pump_ns = LONGEST_WAIT if self.deadline is None else self._wait_until(self.deadline)

@@ -6,13 +6,15 @@ In every way that a run is made. Which controllers there are, in which version, 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from lib.waiting import processes, wait_until
 import sandboxlib
 from sandboxlib import Limits, Mount, Policy, Result, Sandbox, SetupError, UnsupportedError
 from sandboxlib._cgroups import cgroups, hierarchies
+from sandboxlib._host import machine
 from sandboxlib._runs import slots
 
 PYTHON = os.path.realpath(sys.executable)
@@ -72,7 +75,7 @@ def needs(*names: str) -> None:
         require(name in found, f"no cgroup can have {name} here; there are {found}")
 
 
-def box_of(way: str, limits: Limits, **words: Any) -> Sandbox:
+def box_of(way: str, limits: Limits | None, **words: Any) -> Sandbox:
     return open_box(
         "/", limits=limits, **{"extra_mounts": [Mount.tmpfs("/tmp")], **WAYS[way][0], **words}
     )
@@ -112,6 +115,94 @@ print(subprocess.run(argv).returncode)
         result = run(way, box, script)
         assert (result.exit, result.out) == (0, b"-9\n")
         assert result.limits_hit == ("memory",)
+
+
+def started(box: Sandbox, argv: list[str]) -> Result:
+    with box.start(argv, cwd="/") as process:
+        process.communicate()
+    return process.result()
+
+
+def mapped(box: Sandbox, argv: list[str]) -> Result:
+    (result,) = box.map([argv], cwd="/", on_failure="continue")
+    assert isinstance(result, Result)
+    return result
+
+
+CALLS: dict[str, Callable[[Sandbox, list[str]], Result]] = {
+    "run": lambda box, argv: box.run(argv, cwd="/"),
+    "fresh": lambda box, argv: box.run(argv, cwd="/", fresh=True),
+    "map": mapped,
+    "run_async": lambda box, argv: asyncio.run(box.run_async(argv, cwd="/")),
+    "start": started,
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_memory_is_told_by_every_call(call: str) -> None:
+    """Also if the command survives the child that was killed."""
+    needs("memory")
+    eat = [PYTHON, "-I", "-S", "-c", "x = b'x' * (200 << 20)"]
+    with box_of("slot", Limits(memory=100 << 20)) as box:
+        hit = CALLS[call](box, eat)
+        assert (hit.exit, hit.limits_hit, hit.ok) == (-9, ("memory",), False)
+        survived = CALLS[call](box, ["sh", "-c", '"$@"; exit 0', "sh", *eat])
+        assert (survived.exit, survived.limits_hit, survived.ok) == (0, ("memory",), True)
+        under = CALLS[call](box, ["true"])
+        assert (under.exit, under.limits_hit) == (0, ())
+
+
+# ---- one slot, other limits in each run ------------------------------------------------------
+
+
+def test_each_command_has_its_own_in_one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "MOST_SPARE", 0)
+    needs("memory", "pids", "swap")
+    script = "import os; x = b'x' * (80 << 20); print(os.readlink('/proc/self/ns/net'))"
+    with box_of("slot", Limits(memory=100 << 20, pids=20), network="isolated") as box:
+        slot = run("slot", box, script).out
+        for number in (10, 5, 15):
+            few = run("slot", box, FORK, limits=Limits(pids=number))
+            assert (few.out, few.limits_hit) == (b"%d\n" % (number - 1), ("pids",))
+            less = run("slot", box, script, limits=Limits(memory=(50 + number) << 20))
+            assert less.limits_hit == ("memory",)
+            more = run("slot", box, script.replace("80", "150"), limits=Limits(memory="1G"))
+            assert (more.exit, more.limits_hit, more.out) == (0, (), slot)
+            again = run("slot", box, script)
+            assert (again.exit, again.limits_hit, again.out) == (0, (), slot)
+
+
+def test_those_of_one_command_take_no_other_slot_s(way: str) -> None:
+    """A Sandbox without limits has slots without a cgroup."""
+    needs("memory")
+    with box_of(way, None) as box:
+        for _ in range(2):
+            assert run(way, box, "x = b'x' * (150 << 20)").limits_hit == ()
+            hit = run(way, box, "x = b'x' * (150 << 20)", limits=Limits(memory=100 << 20))
+            assert hit.limits_hit == ("memory",)
+
+
+@pytest.mark.every_way
+def test_memory_that_a_run_leaves_behind_is_not_the_next_one_s(way: str) -> None:
+    """A file in a tmpfs of the caller's is charged to the cgroup of the run that wrote it."""
+    needs("memory", "swap")
+    shared = Path("/dev/shm")
+    require(os.access(shared, os.W_OK) and type_of_mount(shared) == "tmpfs", "no tmpfs there")
+    with TemporaryDirectory(dir=shared) as kept:
+        mounts = [Mount.tmpfs("/tmp"), Mount.bind(kept, "/mnt")]
+        limits = Limits(memory=100 << 20, swap=0)
+        with box_of(way, limits, extra_mounts=mounts) as box:
+            for number in range(3):
+                file = f"open('/mnt/{number}', 'wb').write(bytes(20 << 20))"
+                assert run(way, box, file).exit == 0
+                whole = run(way, box, "x = b'x' * (85 << 20)")
+                assert (whole.exit, whole.limits_hit) == (0, ())
+                assert whole.usage is not None
+                assert (whole.usage.tree_memory or 0) >= 85 << 20
+
+
+def type_of_mount(path: Path) -> str:
+    return next(m.type for m in machine.mounts() if m.point == str(path))
 
 
 def test_swap(way: str) -> None:
