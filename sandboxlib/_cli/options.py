@@ -114,6 +114,8 @@ def _add_place(add: Callable[..., argparse.Action]) -> None:
     text = f"{names} (default: the first that can do it)"
     add("-e", "--executor", type=_executor, metavar="NAME", help=text)
     add("--ref", metavar="NAME", help="which image, where PATH holds several")
+    text = "run nothing, and print what of the sandbox this machine cannot give; 0 if it gives all"
+    add("--check", action="store_true", help=text)
     text = "for unpacking an image (default: 600)"
     add("--unpack-timeout", type=float, metavar="SECONDS", default=600.0, help=text)
     for kind, what in (

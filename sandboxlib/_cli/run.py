@@ -42,7 +42,7 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
     options = parser.parse_args(args)
     try:
         with _record_of(options) as record:
-            return _status_of(_run(options, record))
+            return _run(options, record)
     except (SandboxError, OSError) as error:
         print(f"{prog}: {printable(str(error), _LAYOUT)}", file=sys.stderr)
         return _status_of_error(error)
@@ -55,7 +55,8 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
         return EXIT_OURS
 
 
-def _run(options: argparse.Namespace, record: Callable[[Result], None]) -> Result:
+def _run(options: argparse.Namespace, record: Callable[[Result], None]) -> int:
+    """Do what the options ask for, and return the exit status."""
     # If a "--" comes before PATH, some versions of argparse leave it in.
     path, *argv = options.args[1:] if options.args[0] == "--" else options.args
     if argv[:1] == ["--"]:
@@ -70,15 +71,25 @@ def _run(options: argparse.Namespace, record: Callable[[Result], None]) -> Resul
         if image["is_own"] and place["filesystem_writable_paths"] is None:
             place["filesystem_writable_paths"] = "all" if options.mounts == "isolated" else None
         box = Sandbox(root, **place)
+        if options.check:
+            return _check(box, options)
         if options.session is not None:
-            return _run_session(box, argv, options, words, record)
+            return _status_of(_run_session(box, argv, options, words, record))
         argv = argv or image["argv"] or ["/bin/sh"]
         if options.tty:
-            return _run_on_terminal(box, argv, options, words)
+            return _status_of(_run_on_terminal(box, argv, options, words))
         executor = choose.get_executor(options.executor) if options.executor else choose.api
         result: Result = executor.run_in(box, Command(argv, **words))
         record(result)
-        return result
+        return _status_of(result)
+
+
+def _check(box: Sandbox, options: argparse.Namespace) -> int:
+    if options.executor:
+        os.environ[choose.VARIABLE] = options.executor
+    reasons = box.lacks()
+    _write("".join(f"{printable(reason, _LAYOUT)}\n" for reason in reasons))
+    return EXIT_OURS if reasons else 0
 
 
 def _run_session(

@@ -274,6 +274,39 @@ def test_stderr_of_a_terminal_can_be_kept_apart(shared_rootfs: Path) -> None:
     assert b"takes a pty" in done.stderr
 
 
+@needs_root
+def test_a_check_tells_what_is_lacking_and_runs_nothing(
+    shared_rootfs: Path, tmp_path: Path
+) -> None:
+    bind = ("--bind", f"{tmp_path}:/mnt")
+    done = call("run", "--check", *bind, shared_rootfs, "touch", "/mnt/file")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert not list(tmp_path.iterdir())
+    done = call("run", "--check", "--bind", "/nowhere:/mnt", shared_rootfs, "true")
+    assert done.returncode == 125
+    assert b"/nowhere" in done.stdout
+    done = call("run", "--check", "-e", "linux-user-chroot", "--nesting", shared_rootfs)
+    assert done.returncode == 125
+    assert done.stdout.startswith(b"linux_user_chroot: ")
+
+
+@needs_root
+def test_a_run_imports_nothing_that_it_does_not_use(shared_rootfs: Path) -> None:
+    code = f"""
+import sys
+sys.path[:0] = {[path for path in sys.path if path]!r}
+from sandboxlib.__main__ import run_sandbox_command
+sys.exit(run_sandbox_command([{str(shared_rootfs)!r}, "true"]))
+"""
+    # Without site, which imports what the packages of an environment ask for.
+    argv = [sys.executable, "-I", "-S", "-X", "importtime", "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "sandboxlib._cli.options" in imported
+    for name in ("typing", "asyncio", "subprocess", "json", "shlex", "inspect", "argcomplete"):
+        assert name not in imported
+
+
 #: Keyword arguments that have no option, each with the reason.
 WITHOUT_OPTION = {
     "root": "it is PATH",
