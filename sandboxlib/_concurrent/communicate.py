@@ -33,15 +33,12 @@ class Exchange:
 
     def __init__(self, process: Process, input: bytes | None) -> None:
         self._process = process
-        stdin = process.stdin
-        if stdin is None or not pipes.is_open(stdin):
-            if input:
-                raise ValueError("stdin is not captured, or was closed")
-            self._input = memoryview(b"")
-        else:
-            self._input = memoryview(pipes.buffered(stdin) + bytes(input or b""))
+        if input and not pipes.is_open(process.stdin):
+            raise ValueError("stdin is not captured, or was closed")
+        written = b"" if process.stdin is None else pipes.buffered(process.stdin)
+        self._input = memoryview(written + (input or b""))
         files = (process.stdout, process.stderr)
-        self._chunks = [None if file is None else [pipes.buffered(file)] for file in files]
+        self._chunks: list[list[bytes] | None] = [None if file is None else [] for file in files]
 
     def outputs(self) -> tuple[bytes | None, bytes | None]:
         """The bytes of stdout and stderr so far; None: it is not captured."""
@@ -51,6 +48,7 @@ class Exchange:
     def go_on(self, timeout: float | None) -> None:
         """Write, read, and wait for the end of the run. Raises TimeoutExpired, and as wait()."""
         end = None if timeout is None else monotonic() + timeout
+        self._take_buffers()
         if not self._input:
             self._close_stdin()
         try:
@@ -63,6 +61,14 @@ class Exchange:
                 raise
             out, err = self.outputs()
             raise TimeoutExpired(self._process.args, timeout or 0.0, out, err) from None
+
+    def _take_buffers(self) -> None:
+        """Take what the caller's own calls left in the buffers of the files."""
+        stdin = self._process.stdin
+        if stdin is not None and (data := pipes.buffered(stdin)):
+            self._input = memoryview(bytes(self._input) + data)
+        for file, chunks in self._open_outputs():
+            chunks.append(pipes.buffered(file))
 
     # ---- one call ----------------------------------------------------------------------------
 

@@ -46,8 +46,8 @@ class Pipe(io.FileIO):
 
     @contextlib.contextmanager
     def cut_off(self) -> Iterator[list[bytes] | None]:
-        """Cut off the buffer above the pipe: it finds nothing to read, and what it writes goes to
-        the list. None: another thread reads or writes right now, and has the lock of the buffer.
+        """Cut off the buffer above the pipe: it finds the end of the file, and what it writes goes
+        to the list. None: another thread reads or writes right now, and has the lock of the buffer.
         """
         written: list[bytes] = []
         self._cut = written  # first, so that none begins after we have looked
@@ -71,7 +71,7 @@ class Pipe(io.FileIO):
         try:
             self._holders.add(holder)
             if self._cut is not None:
-                return None
+                return 0
             self._check_open()
             return super().readinto(buffer)
         finally:
@@ -82,7 +82,7 @@ class Pipe(io.FileIO):
         try:
             self._holders.add(holder)
             if self._cut is not None:
-                return None
+                return b""
             self._check_open()
             return super().readall()
         finally:
@@ -134,7 +134,7 @@ class Terminal(Pipe):
                         return 0
                     raise
                 _await(fd, select.POLLIN)
-        return None
+        return 0
 
     def write(self, data: Any) -> Any:
         with self.held() as fd:

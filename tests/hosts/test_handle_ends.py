@@ -165,6 +165,13 @@ def test_communicate_takes_what_the_buffers_hold(box: Sandbox) -> None:
         process.stdin.write(b"three\n")  # neither flushed nor sent
         assert process.stdout.readline() == b"one\n"
         assert process.communicate(b"four\n", 60) == (b"two\nthree\nfour\n", b"")
+    with sh(box, "echo one; echo two; echo three; read x; echo $x", stdin=CAPTURE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"one\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(b"four", timeout=0)
+        pytest.raises(ValueError, process.communicate, b"five")
+        assert process.communicate(timeout=60) == (b"two\nthree\nfour\n", b"")
 
 
 def test_communicate_ends_with_the_run(shared_rootfs: Path) -> None:
