@@ -64,18 +64,20 @@ int pass_signals(void) {
     return n == -EAGAIN;
 }
 
-/* Waits until something happens to a child, and passes on signals. 0: the caller died, or it hung
- * up, because it became another program by exec: then nobody is left to read the status. This calls
- * pselect6(2), because ppoll(2) fails under a low RLIMIT_NOFILE, which a command may set on pid 1.
+/* Waits until something happens to a child, or only looks, and passes on signals. 0: the caller
+ * died, or it hung up, because it became another program by exec: then nobody is left to read the
+ * status. This calls pselect6(2), because ppoll(2) fails under a low RLIMIT_NOFILE, which a command
+ * may set on pid 1.
  */
-static int caller_lives(void) {
+static int caller_lives(int waits) {
     unsigned long readable = 1UL << REAPER_LIFELINE_FD | 1UL << REAPER_STATUS_FD;
     uint64_t blocked = RAW_ALL_SIGNALS & ~CHILD_SIGNAL;
     struct {
         const uint64_t *set;
         size_t size;
     } mask = {&blocked, RAW_SIGSET_SIZE};
-    if (raw(__NR_pselect6, REAPER_FDS, &readable, 0, 0, 0, &mask) <= 0)
+    int64_t at_once[2] = {0, 0};
+    if (raw(__NR_pselect6, REAPER_FDS, &readable, 0, 0, waits ? 0 : at_once, &mask) <= 0)
         return 1;
     return !(readable >> REAPER_LIFELINE_FD & 1) && pass_signals();
 }
@@ -107,16 +109,19 @@ long wait_for_child(int *status, int flags) {
     }
 }
 
+/* In a storm of forks there is always one more to reap: so this looks at the caller in between. */
 int reap_until(long command) {
     for (;;) {
         int status;
-        long pid;
-        while ((pid = wait_for_child(&status, WNOHANG)) > 0)
+        long pid = 1;
+        for (int left = MOST_AT_ONCE; left && pid > 0; left--) {
+            pid = wait_for_child(&status, WNOHANG);
             if (pid == command)
                 return status;
+        }
         if (pid < 0)
             return (int)pid;
-        if (caller_lives())
+        if (caller_lives(pid == 0))
             continue;
         if (IN_SESSION)
             return kill_descendants(command);

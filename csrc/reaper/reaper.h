@@ -19,6 +19,8 @@ enum { IN_SESSION = 0 };
 #define CHILD_SIGNAL ((uint64_t)1 << (SIGCHLD - 1))
 #define BELL_SIGNAL ((uint64_t)1 << (RESIDENT_BELL - 1))
 
+enum { MOST_AT_ONCE = 256 }; /* children that are reaped before the next look at the caller */
+
 extern struct sbx_place run_place; /* what is done for each run */
 extern uint32_t run_number;        /* the first is 1 */
 extern struct sbx_run run;

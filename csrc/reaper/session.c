@@ -31,11 +31,12 @@
 enum {
     MOST_PIDS = 1 << 22,
     MOST_PASSES = 8,
-    MOST_REAPED = 256,
+    FEW_BLOCKS = 16,
+    MANY_BLOCKS = 512,
     MOST_FDS = SBX_OF_A_COMMAND + SBX_MOST_PASSED
 };
 
-#define GENTLE_NS 300000000LL /* how long a reaper kills before it stops everybody for it */
+#define GENTLE_NS 200000000LL /* how long a reaper kills before it stops everybody for it */
 
 static int *is_freezing; /* shared by all reapers of the session: 1 while one of them stops all */
 static int proc = -1; /* a procfs of this pid namespace, opened before any command could hide it */
@@ -79,12 +80,13 @@ static unsigned char is_descendant[MOST_PIDS / 8];
 static int is_marked(int pid) { return is_descendant[pid / 8] >> pid % 8 & 1; }
 static void mark(int pid) { is_descendant[pid / 8] |= (unsigned char)(1 << pid % 8); }
 
-/* Signals those descendants that are listed and not marked yet. Returns how many. */
-static int signal_listed(long directory, int signum) {
+/* Signals those descendants that are listed and not marked yet, in so many blocks of some 128
+ * processes: in a storm of forks the list may grow faster than it is read. Returns how many. */
+static int signal_listed(long directory, int signum, int blocks) {
     char entries[4096];
     int found = 0;
     long n;
-    while ((n = raw(__NR_getdents64, directory, entries, sizeof entries)) > 0)
+    while (blocks-- && (n = raw(__NR_getdents64, directory, entries, sizeof entries)) > 0)
         for (long at = 0; at < n; at += *(uint16_t *)(entries + at + 16)) { /* d_reclen */
             const char *name = entries + at + 19, *digit = name;
             int pid = 0;
@@ -103,15 +105,18 @@ static int signal_listed(long directory, int signum) {
 }
 
 /* Children have higher numbers than their parents, until the numbers begin again: so one pass finds
- * nearly all. The number of passes is bounded, as a storm of forks would not let them end. */
-void signal_descendants(int signum) {
+ * nearly all, and the next ones the rest. */
+static void signal_in_passes(int signum, int passes, int blocks) {
     long directory = raw(__NR_openat, proc, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     memset(is_descendant, 0, sizeof is_descendant);
     mark((int)raw(__NR_getpid, 0));
-    for (int passes = 0; passes < MOST_PASSES && signal_listed(directory, signum); passes++)
+    while (passes-- && signal_listed(directory, signum, blocks))
         raw(__NR_lseek, directory, 0, SEEK_SET);
     close_fd(directory);
 }
+
+/* Their number is bounded, as a storm of forks would not let them end. */
+void signal_descendants(int signum) { signal_in_passes(signum, MOST_PASSES, MANY_BLOCKS); }
 
 static int64_t now(void) {
     int64_t time[2];
@@ -119,14 +124,30 @@ static int64_t now(void) {
     return time[0] * 1000000000 + time[1];
 }
 
-/* Processes that start another and end at once may always be gone when their turn comes. So this
- * stops all processes of the session, but pid 1 and this one, until their descendants are killed. A
- * signal to all hits even a child that is being made. Two reapers must not stop each other. */
-static void kill_frozen_descendants(void) {
+/* Reaps so many children at most. Returns the last; 0: no other has ended; below 0: none is left.
+ * STATUS: that of the command. */
+static long reap_some(int most, long command, int *status) {
+    long pid = 1;
+    while (most-- && pid > 0) {
+        int now;
+        pid = wait_for_child(&now, WNOHANG);
+        if (pid == command)
+            *status = now;
+    }
+    return pid;
+}
+
+/* Processes that start another and end at once may always be gone when their turn comes; and they
+ * take the CPU time that it takes to find them. So this stops all processes of the session, but pid
+ * 1 and this one, until their descendants are killed. A signal to all hits even a child that is
+ * being made. Two reapers must not stop each other. */
+static void kill_frozen_descendants(long command, int *status) {
     int is_mine = !__atomic_exchange_n(is_freezing, 1, __ATOMIC_ACQ_REL);
-    if (is_mine)
+    if (is_mine) {
         raw(__NR_kill, -1, SIGSTOP);
-    signal_descendants(SIGKILL);
+        reap_some(MOST_PIDS, command, status);
+    }
+    signal_in_passes(SIGKILL, MOST_PASSES, MOST_PIDS);
     if (!is_mine)
         return;
     raw(__NR_kill, -1, SIGCONT);
@@ -141,22 +162,17 @@ int kill_descendants(long command) {
         int64_t seconds, nanoseconds;
     } pause = {0, 10000000};
     uint64_t signals = CHILD_SIGNAL;
-    int status, result = SIGKILL;
+    int status = SIGKILL;
     raw(__NR_setpriority, 0 /* PRIO_PROCESS */, 0, -20); /* if it may: a storm takes all CPU time */
     for (;;) {
-        long pid = 1;
-        for (int i = 0; i < MOST_REAPED && pid > 0; i++) { /* in a storm there is always one more */
-            pid = wait_for_child(&status, WNOHANG);
-            if (pid == command)
-                result = status;
-        }
+        long pid = reap_some(MOST_AT_ONCE, command, &status);
         if (pid < 0)
-            return result;
-        raw(__NR_kill, command, SIGKILL); /* without a procfs this is all that we know */
-        if (now() < gentle_until)
-            signal_descendants(SIGKILL);
+            return status;
+        raw(__NR_kill, command, SIGKILL);    /* without a procfs this is all that we know */
+        if (pid > 0 || now() > gentle_until) /* a storm: there is always one more to reap */
+            kill_frozen_descendants(command, &status);
         else
-            kill_frozen_descendants();
+            signal_in_passes(SIGKILL, 1, FEW_BLOCKS);
         raw(__NR_rt_sigtimedwait, &signals, 0, &pause, RAW_SIGSET_SIZE);
     }
 }
@@ -235,10 +251,12 @@ static void await_message(void) {
     } mask = {&blocked, RAW_SIGSET_SIZE};
     for (;;) {
         unsigned long readable = 1UL << REAPER_LIFELINE_FD | 1UL << REAPER_STATUS_FD;
+        int64_t at_once[2] = {0, 0};
         int status;
-        while (wait_for_child(&status, WNOHANG) > 0)
-            ;
-        if (raw(__NR_pselect6, REAPER_FDS, &readable, 0, 0, 0, &mask) <= 0)
+        long pid = 1;
+        for (int left = MOST_AT_ONCE; left && pid > 0; left--)
+            pid = wait_for_child(&status, WNOHANG);
+        if (raw(__NR_pselect6, REAPER_FDS, &readable, 0, 0, pid > 0 ? at_once : 0, &mask) <= 0)
             continue;
         if (readable >> REAPER_LIFELINE_FD & 1)
             exit_reaper();

@@ -198,7 +198,7 @@ def test_a_reaper_without_its_limits_does_not_keep_the_host(box: Sandbox) -> Non
 # ---- what does not want to end -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, many(20, 200)])
+@pytest.mark.parametrize("count", [1, many(50, 200)])
 def test_processes_that_follow_each_other_are_caught(box: Sandbox, count: int) -> None:
     """None of them lives longer than it takes to start the next."""
     with box.session() as session:
