@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 
 from . import _types
 from ._choice import choose
+from ._concurrent import Later
 from ._executors.calls import of_first_form
 from ._spec import command as _command
 from ._spec.command import Command, command_of
@@ -23,18 +24,6 @@ if TYPE_CHECKING:
 run_sandbox = choose.api.run_sandbox
 
 
-class _Later:
-    """Imports a module at its first use, so that `import sandboxlib` stays fast."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __getattr__(self, name: str) -> Any:
-        import importlib
-
-        return getattr(importlib.import_module(self._name, __package__), name)
-
-
 if TYPE_CHECKING:
     from ._choice import doctor as _doctor
     from ._choice import lacking as _lacking
@@ -42,11 +31,10 @@ if TYPE_CHECKING:
     from ._concurrent import map as _map
     from ._concurrent import session as _session
 else:
-    aio, process = _Later("._concurrent.aio"), _Later("._concurrent.process")
-    async_process = _Later("._concurrent.async_process")
-    _map, _doctor = _Later("._concurrent.map"), _Later("._choice.doctor")
-    _lacking = _Later("._choice.lacking")
-    _session = _Later("._concurrent.session")
+    aio, process = Later("_concurrent.aio"), Later("_concurrent.process")
+    async_process, _session = Later("_concurrent.async_process"), Later("_concurrent.session")
+    _map, _doctor = Later("_concurrent.map"), Later("_choice.doctor")
+    _lacking = Later("_choice.lacking")
 
 
 class Sandbox(Spec):

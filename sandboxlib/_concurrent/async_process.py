@@ -11,15 +11,17 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
+from time import monotonic
 
 from .._runs import extras
+from .._runs.session import OpenSession
 from .._spec.command import Command
 from .._spec.spec import Spec
 from .._values import check_number
 from ..errors import Unkillable
 from ..result import Result
 from . import async_streams, loops
-from .process import Process, check_startable
+from .process import MOST_OF_A_SERVICE, Process, check_startable
 from .process import start as start_process
 
 TYPE_CHECKING = False
@@ -89,7 +91,13 @@ class AsyncProcess:
     ) -> None:
         try:
             if kind is None:
+                is_service = self._process._run.is_service and self._process.poll() is None
+                is_service = is_service and not self._streams.are_outputs_over()
                 await self._streams.close()
+                if is_service:
+                    self.terminate()
+                    if not await self._is_over(MOST_OF_A_SERVICE):
+                        self.kill()
                 await self.wait()
         finally:
             # Raised above, unless another exception is on its way.
@@ -131,16 +139,27 @@ class AsyncProcess:
         """Wait for the end of the run, and return returncode. Raises as Process.wait does; a
         timeout is that of the loop (asyncio.timeout, trio.fail_after).
         """
+        await self._is_over(None)
+        code = self._process.poll()
+        assert code is not None
+        return code
+
+    async def _is_over(self, seconds: float | None) -> bool:
+        """Wait for the end of the run; False if the time was over first."""
         process = self._process
-        while (code := process.poll()) is None:
+        end = None if seconds is None else monotonic() + seconds
+        while process.poll() is None:
+            left = _LONGEST_WAIT if end is None else min(_LONGEST_WAIT, end - monotonic())
+            if left <= 0:
+                return False
             # A pidfd of this task's own, as a loop knows one waiter for each descriptor.
             with contextlib.suppress(ProcessLookupError):  # it is over by now
                 pidfd = process._run.handle.pidfd()
                 try:
-                    await loops.ready(pidfd, _LONGEST_WAIT)
+                    await loops.ready(pidfd, left)
                 finally:
                     os.close(pidfd)
-        return code
+        return True
 
     async def result(self) -> Result:
         """Wait for the end of the run, and return its Result; see Process.result()."""
@@ -203,7 +222,7 @@ class AsyncProcess:
         return f"<AsyncProcess {state}>"
 
 
-def start(box: Spec, command: Command, limit: int) -> AsyncProcess:
+def start(box: Spec | OpenSession, command: Command, limit: int) -> AsyncProcess:
     """An AsyncProcess, which starts the Command when it is entered; see Sandbox.start_async."""
     check_startable("start_async", command)
     check_number("limit", limit, 1, _LONGEST_LINE)

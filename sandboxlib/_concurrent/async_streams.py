@@ -124,6 +124,10 @@ class _Streams:
         """The numbers of the outputs that are captured."""
         return [number for number in (1, 2) if self.streams[number] is not None]
 
+    def are_outputs_over(self) -> bool:
+        """Whether there are outputs, and the command has closed all of them."""
+        return pipes.are_over([self._fd(number) for number in self._outputs()])
+
     def _left(self, number: int) -> int:
         pipe = self._pipes[number]
         return _left_in(self._fd(number), pipe is not None and pipe.is_terminal)

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from .process import Process
 
 
+def are_over(fds: list[int]) -> bool:
+    """Whether there are outputs, and the command has closed all of them. -1: one that is closed."""
+    poll = select.poll()
+    for fd in fds:
+        if fd >= 0:
+            poll.register(fd, 0)
+    ended = sum(1 for fd in fds if fd < 0) + len(poll.poll(0))
+    return 0 < len(fds) <= ended
+
+
 class Pipe(io.FileIO):
     """Our end of a pipe, as a file. It keeps the run, which otherwise ends with its Process.
 

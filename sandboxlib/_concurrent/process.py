@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 from time import monotonic
 from typing import IO, Any, NoReturn
@@ -23,7 +22,7 @@ from ..errors import SpecTypeError, Unkillable, UnsupportedError
 from ..result import Result
 from . import communicate, keeper, pipes
 
-_MOST_OF_A_SERVICE = 5.0  # seconds from SIGTERM to SIGKILL
+MOST_OF_A_SERVICE = 5.0  # seconds from SIGTERM to SIGKILL
 
 
 class Process:
@@ -214,7 +213,7 @@ class Process:
                 self._close_files(pipes.close)
                 if is_service:
                     self.terminate()
-                    if not self._wait(_MOST_OF_A_SERVICE):
+                    if not self._wait(MOST_OF_A_SERVICE):
                         self.kill()
                 self._wait(None)
         finally:
@@ -251,11 +250,8 @@ class Process:
         """
         if not self._run.is_service or self._run.wait(0):
             return False
-        outputs = [f for f in (self.stdout, self.stderr) if f is not None and pipes.is_open(f)]
-        poll = select.poll()
-        for file in outputs:
-            poll.register(file.fileno(), 0)
-        return not outputs or len(poll.poll(0)) < len(outputs)
+        outputs = (self.stdout, self.stderr)
+        return not pipes.are_over([f.fileno() for f in outputs if f is not None and pipes.is_open(f)])
 
     def _wait(self, timeout: float | None) -> bool:
         """Wait for the end of the run; False if the timeout came first. Raises Unkillable."""

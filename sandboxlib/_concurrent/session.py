@@ -18,12 +18,17 @@ from .._types import overload
 from .._values import check_seconds, unknown_keyword
 from ..errors import SandboxError, SpecError
 from ..result import Result
-from . import aio, process
-from . import map as _map
+from . import Later
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from . import aio, async_process, process
+    from . import map as _map
+else:
+    aio, async_process = Later("_concurrent.aio"), Later("_concurrent.async_process")
+    process, _map = Later("_concurrent.process"), Later("_concurrent.map")
 
 
 def open_session(box: Spec, options: dict[str, Any]) -> Session:
@@ -126,6 +131,22 @@ class Session:
         made = command_of("run_async", command, options, "check")
         result = await aio.run(self._session, made, False)
         return result.check() if check else result
+
+    def start_async(
+        self,
+        command: _types.Argv | Command,
+        /,
+        *,
+        limit: int = 65536,
+        **options: _types.Unpack[_command.CommandOptions],
+    ) -> async_process.AsyncProcess:
+        """Does the same as start() in an event loop; see Sandbox.start_async.
+
+        command, limit, options: as in Sandbox.start_async. Raises SpecError at once, the other
+        errors of start() at `async with`.
+        """
+        made = command_of("start_async", command, options, "limit")
+        return async_process.start(self._session, made, limit)
 
     @overload
     def map(

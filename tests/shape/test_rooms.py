@@ -33,7 +33,12 @@ BY_NAME = {
     "__init__.py": EXECUTORS,
     "load/__init__.py": set(),  # appc and oci, its own
     "_choice/choose.py": EXECUTORS,
-    "api.py": {"_choice.doctor", "_concurrent.aio", "_concurrent.map", "_concurrent.process"},
+    "_concurrent/__init__.py": {"_choice.doctor", "_concurrent"},  # for api and session
+        "_choice.doctor",
+        "_concurrent.aio",
+        "_concurrent.map",
+        "_concurrent.process",
+    },
 }
 
 
