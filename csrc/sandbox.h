@@ -160,7 +160,7 @@ struct sbx_job {
     int unified;            /* the directory of the last of them, if it is of v2; 0: it is not */
     int terminal;           /* 1: stdin is a terminal, and to be that of its session */
     int cpu_seconds;        /* RLIMIT_CPU of this job; 0: that of its limits */
-    const struct sbx_limits *limits; /* in a slot, or NULL: those of the place */
+    const struct sbx_limits *limits; /* in a slot or session, or NULL: those of the place */
     int announce;                    /* 1: sbx_spawn waits until the command began */
     int64_t pump_ns;                 /* how long sbx_spawn goes on with sbx_pump; 0: not at all */
     int64_t setup_ns;                /* steps that take longer are ended: ETIMEDOUT; 0: never */

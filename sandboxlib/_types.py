@@ -3,7 +3,7 @@
 
 Annotations are strings here, and a program that runs does not evaluate them. So `import sandboxlib`
 does not import typing, which would double its time. typing.get_type_hints does evaluate them: then
-this module imports typing, and takes the names from there.
+this module imports typing, and takes the names from there. Later stands for the modules of some.
 """
 
 from __future__ import annotations
@@ -18,6 +18,21 @@ Path = str | os.PathLike[str]
 Argv = Path | bytes | Sequence[Path | bytes]
 Env = Mapping[str, str | bytes] | Mapping[bytes, bytes]
 Variables = Mapping[str, str]  # an Env as a Command keeps it
+
+
+class Later:
+    """Stands for a module, by its name below sandboxlib, and imports it at its first use. Modules
+    that few programs need take longer to import than all others.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        import importlib
+
+        return getattr(importlib.import_module(f"sandboxlib.{self._name}"), name)
+
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Generator, Iterable
 
 from . import _types
 from ._choice import choose
-from ._concurrent import Later
 from ._executors.calls import of_first_form
 from ._spec import command as _command
 from ._spec.command import Command, command_of
 from ._spec.spec import Spec
-from ._types import overload
+from ._types import Later, overload
 from .errors import SandboxError
 from .result import Result
 

@@ -74,12 +74,13 @@ static int take_pidfd(struct sbx_run *run, int64_t ns) {
 static void send_order(const struct sbx_job *job, struct sbx_run *run) {
     struct sbx_order order = order_of(job, 1);
     struct iovec parts[] = {{&order, sizeof order},
+                            {(void *)(uintptr_t)job->limits, order.limits},
                             {(void *)(uintptr_t)job->passed, (size_t)job->n_passed * sizeof(int)},
                             {(void *)(uintptr_t)job->cwd, job->size}};
-    long error = send_all(run->status, parts, 3, NULL, 0, MSG_DONTWAIT);
+    long error = send_all(run->status, parts, 4, NULL, 0, MSG_DONTWAIT);
     if (error == -EAGAIN) { /* the rest follows as the reaper reads */
         limit_patience(run->status);
-        error = send_all(run->status, parts, 3, NULL, 0, 0);
+        error = send_all(run->status, parts, 4, NULL, 0, 0);
     }
     if (error < 0 && error != -EPIPE && error != -ECONNRESET) /* sbx_pump reports its death */
         sbx_fail(run, SBX_STEP_ORDER, 0, error);

@@ -14,11 +14,10 @@ from .._runs.session import OpenSession
 from .._spec import command as _command
 from .._spec.command import Command, command_of
 from .._spec.spec import Spec
-from .._types import overload
+from .._types import Later, overload
 from .._values import check_seconds, unknown_keyword
 from ..errors import SandboxError, SpecError
 from ..result import Result
-from . import Later
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,8 +86,8 @@ class Session:
     ) -> Result:
         """Runs a command in the session, and waits for its end; see Sandbox.run.
 
-        command, check, options: as in Sandbox.run. Of the limits of a Command, a session knows
-            cpu_time alone.
+        command, check, options: as in Sandbox.run. Limits that take a cgroup belong to the session
+            as a whole, and raise UnsupportedError here.
 
         Raises the errors of Sandbox.run, and SessionOver if the session is over, or ends while the
         command runs.

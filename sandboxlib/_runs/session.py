@@ -17,7 +17,7 @@ from _weakref import ref  # weakref itself takes as long as ten of our modules
 
 from .. import errors
 from .._core import native
-from .._core.workspace import end_run, fill_job
+from .._core.workspace import end_run, fill_job, fill_limits
 from .._spec.command import Command
 from .._spec.spec import Spec
 from ..result import Result
@@ -111,7 +111,7 @@ class OpenSession:
         plan = self._plan
         if command.limits is not None:
             _check_limits(command)
-            plan = _in_session(self._plan_of(self.box._for(command)))
+            plan = _in_session(self._plan_of(self.box._for(command)), self._plan)
         with self._lock:
             self._struct()
         return RunInSession(self, plan, job_of(command, self.box), command, **extras)
@@ -196,6 +196,8 @@ class RunInSession(Run):
         control = session.control()
         try:
             stubs = native.held_flags(0, ())
+            if self._extras is not None:
+                fill_limits(work, self.plan.limits_in_slot)
             keep = fill_job(work, job.blob, job.cwd_size, job.counts, self._stdio, -1, stubs, -1)
             started = lib.sbx_spawn_in_session(control, work.job, work.run)
             del keep
@@ -256,24 +258,31 @@ class RunningInSession(Running):
         return super().exit_status()
 
 
-def _in_session(plan: Plan) -> Plan:
-    """The plan of commands in a session: the cgroup belongs to the session as a whole."""
-    if plan.cgroups is None:
-        return plan
+def _in_session(plan: Plan, base: Plan | None = None) -> Plan:
+    """The plan of commands in a session: the cgroup belongs to the session as a whole. base: the
+    plan of the session, if this one may have other limits.
+    """
     plan = copy.copy(plan)
-    plan.cgroups = None
+    plan.cgroups = plan.limits_in_slot = None
+    if base is not None and (limits := plan.values["limits"]) != base.values["limits"]:
+        plan.limits_in_slot = native.new_limits(limits)
     return plan
+
+
+#: Limits of a session as a whole: those of a cgroup, and one that a reaper would have to share.
+_OF_THE_SESSION = (
+    *("memory", "swap", "pids", "cpus", "cpu_weight", "io_weight", "cgroup"),
+    "oom_score_adj",
+)
 
 
 def _check_limits(command: Command) -> None:
     """UnsupportedError if a Command has limits that belong to its session."""
-    limits = command.limits
-    assert limits is not None
-    names = [n for n in limits._fields if n != "cpu_time" and getattr(limits, n) is not None]
+    names = [name for name in _OF_THE_SESSION if getattr(command.limits, name) not in (None, False)]
     if names:
         raise errors.UnsupportedError(
-            f"limits={limits!r} of a Command in a session: {names[0]} is a limit of the session,"
-            f" Sandbox(root, limits=Limits({names[0]}=...)); a Command there has cpu_time alone"
+            f"limits={command.limits!r} of a Command in a session: {names[0]} is a limit of the"
+            f" session as a whole, Sandbox(root, limits=Limits({names[0]}=...)).session()"
         )
 
 

@@ -180,8 +180,14 @@ def test_limits_hold_for_each_command(executor: str, shared_rootfs: Path) -> Non
             assert written.limits_hit == ("file_size",)
         spin = session.run(["sh", "-c", "while :; do :; done"], limits=Limits(cpu_time=1))
         assert spin.limits_hit == ("cpu_time",)
-        with pytest.raises(UnsupportedError, match="memory is a limit of the session"):
-            session.run(["true"], limits=Limits(memory="100M"))
+        several = Limits(open_files=40, core=0, cpuset=1)
+        assert session.run(["sh", "-c", "ulimit -n; ulimit -c"], limits=several).out == b"40\n0\n"
+        assert session.run(["sh", "-c", "ulimit -n; umask"]).out == b"50\n0077\n"
+        with session.start(["sh", "-c", "ulimit -n"], limits=Limits(open_files=30)) as process:
+            assert process.communicate() == (b"30\n", b"")
+        for refused in (Limits(memory="100M"), Limits(pids=9), Limits(oom_score_adj=5)):
+            with pytest.raises(UnsupportedError, match="a limit of the session as a whole"):
+                session.run(["true"], limits=refused)
 
 
 @needs_root
@@ -319,6 +325,25 @@ def test_signals_reach_all_of_a_process_and_nothing_else(session: Session) -> No
         assert p.wait() == -9
         assert not processes(mark)
         assert len(processes(other)) == 1
+
+
+def test_an_event_loop_has_services_in_a_session(box: Sandbox) -> None:
+    async def main() -> None:
+        async with box.session() as session:
+            async with session.start_async(["sh", "-c", "echo up; sleep 1000"]) as service:
+                assert service.stdout is not None
+                assert await service.stdout.readline() == b"up\n"
+                assert b"sleep 1000" in (await session.run_async(["ps"])).stdout
+            assert service.returncode == -15
+            async with session.start_async(["sh", "-c", "echo 1; echo 2; exit 3"]) as process:
+                assert process.stdout is not None
+                assert [line async for line in process.stdout] == [b"1\n", b"2\n"]
+            assert process.returncode == 3
+            async with session.start_async(["cat"], stdin=CAPTURE) as process:
+                assert await process.communicate(b"in") == (b"in", b"")
+            assert b"sleep" not in (await session.run_async(["ps"])).stdout
+
+    asyncio.run(main())
 
 
 def test_a_process_ends_with_its_session(box: Sandbox) -> None:
