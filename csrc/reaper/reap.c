@@ -109,19 +109,20 @@ long wait_for_child(int *status, int flags) {
     }
 }
 
-/* In a storm of forks there is always one more to reap: so this looks at the caller in between. */
+/* In a storm of forks there is always one more to reap: so the reaper of a session, which only the
+ * caller tells to kill, looks at the caller in between. */
 int reap_until(long command) {
     for (;;) {
         int status;
         long pid = 1;
-        for (int left = MOST_AT_ONCE; left && pid > 0; left--) {
+        for (int left = MOST_AT_ONCE; (!IN_SESSION || left--) && pid > 0;) {
             pid = wait_for_child(&status, WNOHANG);
             if (pid == command)
                 return status;
         }
         if (pid < 0)
             return (int)pid;
-        if (caller_lives(pid == 0))
+        if (caller_lives(!IN_SESSION || pid == 0))
             continue;
         if (IN_SESSION)
             return kill_descendants(command);

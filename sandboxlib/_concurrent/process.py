@@ -251,7 +251,9 @@ class Process:
         if not self._run.is_service or self._run.wait(0):
             return False
         outputs = (self.stdout, self.stderr)
-        return not pipes.are_over([f.fileno() for f in outputs if f is not None and pipes.is_open(f)])
+        return not pipes.are_over(
+            [f.fileno() for f in outputs if f is not None and pipes.is_open(f)]
+        )
 
     def _wait(self, timeout: float | None) -> bool:
         """Wait for the end of the run; False if the timeout came first. Raises Unkillable."""
