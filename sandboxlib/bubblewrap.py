@@ -119,7 +119,8 @@ def _arguments(options: list[str], n_argv: int, undo: contextlib.ExitStack) -> i
     if len(options) + n_argv + 4 > bwrap_tool.MOST_ARGUMENTS:
         raise errors.UnsupportedError(
             f"{NAME}: bwrap takes {bwrap_tool.MOST_ARGUMENTS} arguments, and the command, its "
-            f"environment and its mounts are {len(options) + n_argv}"
+            f"environment and its mounts are {len(options) + n_argv}; chroot and user_namespace "
+            "take any number, and one bind of a directory stands for those of its files"
         )
     content = b"".join(os.fsencode(option) + b"\0" for option in options)
     fd = memory_file("the options of bwrap", content)
@@ -133,6 +134,25 @@ def _environment(command: Command) -> list[str]:
     """
     whole = whole_environment(command.extra_env, command.env)
     return [arg for name, value in whole.items() for arg in ("--setenv", name, value)]
+
+
+def _check_format(box: Spec, command: Command, layout: bwrap_mounts.Layout) -> None:
+    """Raises ENOEXEC for a file that is no program, as the kernel would: bwrap hands it to a shell.
+    Handlers of other formats (binfmt_misc) may know it.
+    """
+    job = job_of(command, box)
+    for path in job.paths:
+        host = layout.find(path if path.startswith("/") else f"{job.cwd}/{path}")
+        if host == "" or (host and not os.path.isfile(host)):
+            return
+        if host and os.access(host, os.X_OK, effective_ids=True):
+            with contextlib.suppress(PermissionError), open(host, "rb") as file:
+                start = file.read(4)
+                if not start.startswith((b"\x7fELF", b"#!")) and not machine.has_handlers():
+                    what = f"exec {path!r} in the root {box.root}"
+                    hint = explain.hint("exec", 0, errno.ENOEXEC)
+                    raise errors.setup_error(errno.ENOEXEC, path, "exec", what, hint)
+            return
 
 
 def _let_go(gate: bwrap_gate.Gate, layout: bwrap_mounts.Layout, run: Run) -> None:
@@ -227,6 +247,7 @@ class Bubblewrap(Executor):
             if command.cwd is None and not layout.has_directory(cwd):
                 cwd = "/"
             options += ["--chdir", "/" + cwd.lstrip("/")]
+            _check_format(box, command, layout)
             arguments = descriptors.take(_arguments(options, len(argv), undo))
             front = encode_argv([tool.path, "--args", str(arguments), "--"])
             job = Job([*front, *argv], "/", [], [])

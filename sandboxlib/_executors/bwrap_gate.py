@@ -16,6 +16,7 @@ from collections.abc import Callable
 from .. import errors
 from .._runs import explain
 
+_LONGEST_END = 2.0  # seconds that the kernel has to end what was killed
 #: A seccomp program (seccomp(2)) that allows everything: load 32 bits, return SECCOMP_RET_ALLOW.
 ALLOW_ALL = struct.pack("=HBBIHBBI", 0x20, 0, 0, 0, 0x06, 0, 0, 0x7FFF0000)
 
@@ -36,6 +37,7 @@ class Gate:
         self._program = program
         self._fds: list[int] = []
         self._pause = 0.0002
+        self._child = -1  # a pidfd of the process in the new namespaces
         try:
             self._fds += os.pipe()
             self._fds += os.pipe()
@@ -89,6 +91,9 @@ class Gate:
         """The pid of the process in the new namespaces; None until bwrap has told it."""
         self.is_over()
         match = re.search(rb'"child-pid": *([0-9]+)', self.status)
+        if match and self._child < 0:
+            with contextlib.suppress(ProcessLookupError):
+                self._child = os.pidfd_open(int(match[1]))
         return int(match[1]) if match else None
 
     def pause(self, most: float = 0.002) -> None:
@@ -118,8 +123,18 @@ class Gate:
         return b'"exit-code"' in self.status
 
     def close(self) -> None:
-        for fd in list(self._fds):
-            self._close(fd)
+        """Closes the descriptors. If we are a subreaper (prctl(2)), the process in the namespaces
+        is our child once bwrap has ended, and is reaped.
+        """
+        child, self._child = self._child, -1
+        try:
+            if child >= 0 and select.select([child], [], [], _LONGEST_END)[0]:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitid(os.P_PIDFD, child, os.WEXITED | os.WNOHANG)
+        finally:
+            for fd in (*self._fds, *([child] if child >= 0 else ())):
+                os.close(fd)
+            self._fds.clear()
 
     def _close(self, fd: int) -> None:
         if fd in self._fds:

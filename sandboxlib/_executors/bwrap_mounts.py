@@ -34,6 +34,7 @@ from .bwrap_look import BindSource, Wanted, table
 from .bwrap_tool import Descriptors, Tool
 from .view import View, doing
 
+_MANY = 16  # sources in one directory, from which on the stage has the directory
 #: Parts of /proc by which uid 0 commands the kernel, without any capability (proc(5)).
 _COVERED = "sys sysrq-trigger irq bus fs scsi acpi asound dynamic_debug latency_stats".split()
 _HERE, _ROOT, _DEV = "\0here", "\0root", "\0dev"  # placeholders that options() replaces
@@ -107,7 +108,7 @@ class Layout:
         """Paths of the host, each with the option that binds it to the stage; and the paths that
         replace the placeholders _ROOT and _DEV.
         """
-        named = {path: option for path, option in self._sources.items() if path != "/"}
+        named = _shared({path: opt for path, opt in self._sources.items() if path != "/"})
         if not any(is_below(path, "/proc") for path in named):
             # bwrap looks up its own descriptors in /proc, and binds files of it over /proc itself.
             is_new = self._box.processes == "isolated"
@@ -133,6 +134,12 @@ class Layout:
         if len(aliases) < len(self._unnamed):
             raise UnsupportedError(f"{self._tool.path} cannot bind so much of the machine safely")
         return {**staged, **{aliases[key]: self._unnamed[key] for key in aliases}}, aliases
+
+    def find(self, path: str) -> str | None:
+        """The path of the caller's of a path inside; "" if only the run has it, None if it is not
+        there.
+        """
+        return self._view.find(path)
 
     def has_directory(self, path: str) -> bool:
         """Whether the command will see such a directory."""
@@ -262,6 +269,22 @@ class Layout:
 
     def _error(self, path: str, step: str, number: int, what: str) -> errors.SetupError:
         return errors.setup_error(number, path, step, what, explain.hint(step, 0, number))
+
+
+def _shared(sources: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Puts the directory in the place of its files where many of them are sources: each of them on
+    the stage takes six of the arguments that bwrap counts.
+    """
+    above: dict[str, list[str]] = {}
+    for path in sources:
+        above.setdefault(os.path.dirname(path), []).append(path)
+    shared = dict(sources)
+    for directory, paths in above.items():
+        if len(paths) >= _MANY and directory != "/":
+            for path in paths:
+                del shared[path]
+            shared[directory] = ["--bind", directory, _HERE]
+    return shared
 
 
 def _minimal_dev(target: str) -> list[str]:

@@ -409,3 +409,11 @@ def about_user_namespaces() -> list[tuple[str, str]]:
     if proc_is_masked():
         causes.append(MASKED_PROC)
     return causes
+
+
+def has_handlers() -> bool:
+    """Whether the kernel runs files of other formats than ELF and #! (binfmt_misc)."""
+    try:
+        return bool(set(os.listdir("/proc/sys/fs/binfmt_misc")) - {"register", "status"})
+    except OSError:
+        return False

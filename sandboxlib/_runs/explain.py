@@ -7,6 +7,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 from .. import errors
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from .look import Found, Look
 
 
+_OF_A_PROCESS = re.compile(r"/proc/[^/]+/(fd|cwd|root|exe)(/|$)|/dev/(fd/|std)")
+_LINK_OF_A_PROCESS = "links of /proc/PID lead into the mounts of that process, not the run's"
 SILENT = "a file system that does not answer (FUSE, network) is the usual cause"
 
 
@@ -118,7 +121,7 @@ _HINTS = {
     (
         "source",
         errno.EINVAL,
-    ): "links of /proc/PID lead into the mounts of that process, not the run's",
+    ): _LINK_OF_A_PROCESS,
     ("source", errno.ENODEV): "it exists, but is no device",
     ("source", errno.EMFILE): "each bind takes a descriptor during the set-up (ulimit -Hn)",
     ("target", errno.ENOTDIR): "a part of the path is a file",
@@ -326,6 +329,8 @@ def error_of(plan: Plan, step: int, index: int, error: int, job: Job) -> errors.
         remedy = hint("filesystem" if is_new else name, index, error, plan.in_user_namespace)
     if name == "limits":
         remedy = _limit_hint(index, error)
+    if name == "source" and _OF_A_PROCESS.match(plan.mounts[index].source or ""):
+        remedy = f"{_LINK_OF_A_PROCESS}; give the path that the link shows (readlink)"
     if error == errno.ETIMEDOUT:
         remedy = SILENT
     if name == "exec" and not remedy and isinstance(plan.box.policy.seccomp, Profile):
