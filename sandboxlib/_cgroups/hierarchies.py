@@ -110,6 +110,11 @@ class Part:
             places.append(Place(path, kind, tuple(self.names)))
             os.chmod(name, 0o755, dir_fd=parent_fd)  # mkdir(2) applied the caller's umask
             made = os.open(name, _SEARCH, dir_fd=parent_fd)
+            if kind == "v2" and (type_ := _type_of(made)) not in ("domain", ""):
+                os.rmdir(name, dir_fd=parent_fd)
+                places.pop()
+                message = f"its type is {type_!r}: it takes no processes"
+                raise OSError(errno.EOPNOTSUPP, message, f"{path}/cgroup.type")
             files = [pair for each in self.names for pair in files_of(limits, each, kind)]
             for file, value in files:
                 try:
@@ -134,6 +139,11 @@ class Part:
                 raise OSError(errno.ENOENT, message, f"{parent}/cgroup.controllers")
         enabled = read(f"{parent}/cgroup.subtree_control").split()
         if missing := [f"+{name}" for name in self.names if name not in enabled]:
+            # cgroups(7), "Thread mode": with pids and cpu alone the kernel enables them beside
+            # processes, and the parent becomes the root of threads. None of its children takes
+            # a process then.
+            if _has_processes(parent):
+                raise OSError(errno.EBUSY, "there are processes in it", f"{parent}/cgroup.procs")
             write(f"{parent}/cgroup.subtree_control", " ".join(missing))
         # cgroup-v2.rst, "Delegation Containment": moving a process takes write access to the
         # cgroup.procs of the nearest common ancestor of both cgroups.
@@ -141,6 +151,21 @@ class Part:
         if own and point and f"{parent}/".startswith(f"{point}/"):
             ancestor = os.path.commonpath([own, parent])
             os.close(os.open(f"{ancestor}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+
+
+def _has_processes(parent: str) -> bool:
+    """Whether a cgroup of v2 has processes that keep controllers from its children. The root of the
+    hierarchy, which has no cgroup.type, does not mind them.
+    """
+    return os.path.exists(f"{parent}/cgroup.type") and bool(read(f"{parent}/cgroup.procs"))
+
+
+def _type_of(cgroup: int) -> str:
+    """The content of cgroup.type; "" where the kernel has no such file (before Linux 4.14)."""
+    try:
+        return read("cgroup.type", cgroup).strip()
+    except FileNotFoundError:
+        return ""
 
 
 def find_parts(limits: CgroupLimits) -> list[Part]:

@@ -824,10 +824,11 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for file, text in FILES.items():
             Path(f"/proc/self/fd/{dir_fd}/{name}/{file}").write_text(text)
 
-    def remove(path: str) -> None:
-        for name in Path(path).iterdir():
+    def remove(path: str, dir_fd: int | None = None) -> None:
+        where = path if dir_fd is None else f"/proc/self/fd/{dir_fd}/{path}"
+        for name in Path(where).iterdir():
             name.unlink()
-        rmdir(path)
+        rmdir(path, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "mkdir", make)
     monkeypatch.setattr(os, "rmdir", remove)
@@ -894,6 +895,23 @@ def test_v2_controllers_that_are_not_there_are_refused(
     monkeypatch.setattr(hierarchies, "own_directories", dict)
     with pytest.raises(UnsupportedError, match=r"memory: .*cgroup.controllers: .*above has not"):
         Cgroups(CgroupLimits(memory=MIB, directory=str(stand_in))).take()
+    assert list(stand_in.glob("sandboxlib*")) == []
+
+
+def test_a_v2_cgroup_with_processes_gets_no_children(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With pids and cpu alone the kernel lets it have some, and none of them takes a process.
+    monkeypatch.setattr(hierarchies, "own_directories", dict)
+    (stand_in / "cgroup.type").write_text("domain\n")
+    (stand_in / "cgroup.procs").write_text("1\n")
+    with pytest.raises(UnsupportedError, match=r"pids: .*cgroup\.procs: there are processes in it"):
+        Cgroups(CgroupLimits(pids=9, directory=str(stand_in))).take()
+    assert (stand_in / "cgroup.subtree_control").read_text() == "cpu\n"
+    (stand_in / "cgroup.subtree_control").write_text("cpu pids\n")  # somebody else did it
+    monkeypatch.setitem(FILES, "cgroup.type", "domain invalid\n")
+    with pytest.raises(UnsupportedError, match=r"cgroup\.type: its type is 'domain invalid'"):
+        Cgroups(CgroupLimits(pids=9, directory=str(stand_in))).take()
     assert list(stand_in.glob("sandboxlib*")) == []
 
 
