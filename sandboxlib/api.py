@@ -338,10 +338,12 @@ class Sandbox(Spec):
         return reasons
 
     def close(self) -> None:
-        """Ends the slots, which keep namespaces from run to run; the next run makes new ones."""
+        """Ends the slots, which keep namespaces from run to run, and removes the cgroups that wait
+        for a run; the next run makes new ones.
+        """
         for plan in list(self._plans.values()):
-            for slots in plan.all_slots:
-                slots.close()
+            for kept in (*plan.all_slots, *plan.all_cgroups):
+                kept.close()
 
     def __enter__(self) -> Sandbox:
         return self

@@ -116,6 +116,11 @@ class Plan:
         return list(self._all_slots.values())
 
     @property
+    def all_cgroups(self) -> list[Any]:
+        """The Cgroups of this plan and of those that share them."""
+        return list(self._all_cgroups.values())
+
+    @property
     def paths(self) -> list[str]:
         """The caller's paths that a run opens: the root and the sources."""
         return [self.box.root, *(mount.source for mount in self.mounts if mount.source)]

@@ -386,6 +386,18 @@ def test_one_whose_processes_were_killed_takes_the_next_run(way: str) -> None:
             assert run(way, box, "print(5)")[:2] == (0, b"5\n")
 
 
+def test_close_removes_them(way: str) -> None:
+    needs("hold")
+    box = box_of(way, Limits(cgroup=True))
+    before = directories()
+    for _ in range(2):
+        assert run(way, box, "pass").exit == 0
+        assert run(way, box, "pass", limits=Limits(cgroup=True, nice=3)).exit == 0
+        assert directories() > before
+        box.close()
+        assert directories() == before
+
+
 def test_several_at_once(way: str) -> None:
     needs("memory", "pids")
     limits = Limits(memory=100 << 20, pids=20)
