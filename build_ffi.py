@@ -30,9 +30,10 @@ INIT_FLAGS = [
     *("-std=gnu11", "-Os", "-static", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie"),
     *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-ident", "-DSBX_IN_REAPER"),
     # The program is four pages long. These flags keep it there: they drop functions that nothing
-    # calls, and give no segment a page of its own.
+    # calls, give no segment a page of its own, and keep values where they are used, as each that
+    # outlives a loop takes a register to be saved.
     *("-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", "-Wl,--build-id=none"),
-    *("-Wl,-z,noseparate-code", "-Wl,-z,norelro", "-Wl,-s"),
+    *("-Wl,-z,noseparate-code", "-Wl,-z,norelro", "-Wl,-s", "-fno-move-loop-invariants"),
 ]
 
 

@@ -181,8 +181,9 @@ struct sbx_stream {
     int is_terminal; /* 1: the caller's end of one, which does not tell what it holds */
 };
 
-/* How long the kernel may take, in ms, to end a process that got SIGKILL. */
-enum { SBX_LAST_MS = 1900 };
+/* How long the kernel may take, in ms, to end a process that got SIGKILL; and how long, of that, a
+ * reaper may take to kill a run by itself. */
+enum { SBX_LAST_MS = 1900, SBX_ASKED_MS = 900 };
 
 struct sbx_slot {
     int owner;          /* pid of the process that opened it; 0: it is closed */
@@ -230,6 +231,7 @@ struct sbx_run {
     int stillborn;  /* 1: the kernel killed a child that was born in job.unified, see clone.c */
     int setting_up; /* 1: the child is in the caller's memory; the kernel clears it */
     int64_t killed; /* when SIGKILL was sent, in ns of CLOCK_MONOTONIC; 0: it was not */
+    int asked;      /* 1: its reaper was told to kill the rest and to report, see sbx_stop */
     int stuck; /* after sbx_end: a pidfd of what SIGKILL did not end in SBX_LAST_MS, or 0. Python
                 * keeps it, and all of this memory, until that process is gone. */
     struct sbx_stream out;
@@ -304,6 +306,10 @@ int sbx_open_bell(struct sbx_run *bell);
 /* Sends SIGNUM to every process of the run: to its pid namespace, or, without a reaper and a slot,
  * to its process group. Returns 0 or -errno. */
 int sbx_signal(struct sbx_run *run, int signum);
+
+/* Kills a run by its reaper, which then reports what the run has used. If that takes longer than
+ * SBX_ASKED_MS, or there is no reaper, it is killed as sbx_signal does it. Returns 0 or -errno. */
+int sbx_stop(struct sbx_run *run);
 
 /* Kills what is left of a run, waits for its end, SBX_LAST_MS at most, and closes every descriptor
  * but run->stuck. Does nothing the second time. In a fork of the caller it only closes the

@@ -88,7 +88,7 @@ class Result(tuple[int, bytes | None, bytes | None]):
     wall: float   seconds from the call to the end of the run.
     usage: Usage  CPU time, memory and more. None if they were not counted: another waiter took the
                   command's status; bubblewrap ran it; or the reaper was killed with all the rest,
-                  by the timeout or for max_output. A cgroup (Limits) counts in any case.
+                  because it did not answer after the timeout. A cgroup (Limits) counts in any case.
     executor: str   the name of the executor that ran the command.
     isolation     a mapping: network, mounts, processes and ipc of the run; and seccomp, its filter
                   of system calls: 'builds' (the filter of sandboxlib), 'profile' (a seccomp profile

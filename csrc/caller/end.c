@@ -141,6 +141,7 @@ int sbx_reap_stuck(int pidfd) {
 }
 
 long kill_run(struct sbx_run *run) {
+    run->asked = 0;
     if (!run->killed || run->killed > sbx_now())
         run->killed = sbx_now();
     if (run->slot) {
@@ -175,6 +176,18 @@ int sbx_signal(struct sbx_run *run, int signum) {
     return (int)raw(RAW_pidfd_send_signal, pidfd, signum, 0, 0);
 }
 
+int sbx_stop(struct sbx_run *run) {
+    if (run->owner == 0 || run->ended || run->in_session || (!run->slot && run->status < 0))
+        return sbx_signal(run, SIGKILL);
+    if (run->slot)
+        run->slot->signalled = run->slot->runs;
+    if (signal_through(run, SIGKILL) < 0)
+        return (int)kill_run(run);
+    run->killed = sbx_now();
+    run->asked = 1;
+    return 0;
+}
+
 /* If the caller adopts orphans (PR_SET_CHILD_SUBREAPER), it has to reap a resident. */
 void reap_orphan(int pidfd) {
     raw(__NR_waitid, WAIT_PIDFD, pidfd, 0, WEXITED | WNOHANG | __WALL, 0);
@@ -183,7 +196,7 @@ void reap_orphan(int pidfd) {
 /* Kills the process, and waits for it; if it does not end, Python keeps its pidfd. A reaper that
  * cannot be signalled ends when its caller hangs up. */
 static void end_process(struct sbx_run *run) {
-    long error = run->killed ? 0 : kill_run(run);
+    long error = run->killed && !run->asked ? 0 : kill_run(run);
     if (error < 0 && error != -ESRCH)
         sbx_close(&run->status);
     /* A reaper in a session has to find what it kills. */

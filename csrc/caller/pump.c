@@ -159,6 +159,8 @@ static int read_rest(struct sbx_stream *s) {
 /* Tells what Python has to do before a run can go on; AGAIN: nothing. */
 static enum sbx_pump_result what_it_needs(struct sbx_run *run) {
     if (!run->ended) {
+        if (run->asked && sbx_now() > run->killed + SBX_ASKED_MS * 1000000LL)
+            kill_run(run);
         if (is_buffer_full(&run->out))
             return report_full(&run->out);
         return is_buffer_full(&run->err) ? report_full(&run->err) : SBX_PUMP_AGAIN;

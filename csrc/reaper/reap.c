@@ -13,6 +13,8 @@
 #include <sys/wait.h>
 
 volatile int is_rung;
+long run_reaper;
+volatile int is_stopped;
 
 /* SIGCHLD is handled only so that it ends a wait. */
 void on_signal(int signum) {
@@ -49,6 +51,31 @@ void write_record(uint32_t magic) {
     raw(__NR_write, REAPER_STATUS_FD, &record, sizeof record);
 }
 
+/* Tells whether a signal of ours reaches all processes of a run: we have CAP_KILL, or none of them
+ * can have other ids. */
+static int may_kill(void) {
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct sets[2] = {{0}};
+    raw(__NR_capget, &header, sets);
+    if (sets[0].effective >> CAP_KILL & 1)
+        return 1;
+    return !run_place.change_ids && run_place.no_new_privs;
+}
+
+/* A resident cannot kill a run without its reaper, which has to report, so it tells the reaper to.
+ * If that could not reach all of the run, the kernel kills it, and nobody reports. */
+static void signal_run(int signum) {
+    long pid = -1;
+    if (signum == SIGKILL && !may_kill())
+        exit_reaper();
+    if (signum == SIGKILL && run_reaper) {
+        is_stopped = 1;
+        pid = run_reaper;
+        signum = RESIDENT_BELL;
+    }
+    raw(__NR_kill, pid, signum);
+}
+
 int pass_signals(void) {
     struct sbx_order message;
     long n;
@@ -59,7 +86,7 @@ int pass_signals(void) {
         if (message.run == run_number && IN_SESSION)
             signal_descendants(message.signum);
         else if (message.run == run_number)
-            raw(__NR_kill, -1, message.signum);
+            signal_run(message.signum);
     }
     return n == -EAGAIN;
 }
@@ -128,17 +155,6 @@ int reap_until(long command) {
             return kill_descendants(command);
         exit_reaper();
     }
-}
-
-/* Tells whether a signal of ours reaches all processes of a run: we have CAP_KILL, or none of them
- * can have other ids. */
-static int may_kill(void) {
-    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-    struct __user_cap_data_struct sets[2] = {{0}};
-    raw(__NR_capget, &header, sets);
-    if (sets[0].effective >> CAP_KILL & 1)
-        return 1;
-    return !run_place.change_ids && run_place.no_new_privs;
 }
 
 /* Waits for the end of a child; 0: none ends in SBX_LAST_MS. */

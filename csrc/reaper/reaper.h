@@ -54,6 +54,9 @@ long read_place(void);
 /* ---- a run --------------------------------------------------------------------------------- */
 
 extern volatile int is_rung; /* a resident: the caller says that there is a message */
+/* A resident: the reaper of the run under way, and whether it has to kill the run. */
+extern long run_reaper;
+extern volatile int is_stopped;
 
 void on_signal(int signum);
 /* Clones the command's process, as vfork does: if it fails before its exec, that is known when this

@@ -120,6 +120,14 @@ static void wake_and_exit(int fd) {
 #endif
 }
 
+/* Waits for the end of a child, or for the resident, which says that the run has to be killed. */
+static void await_signal(void) {
+    uint64_t signals = CHILD_SIGNAL | BELL_SIGNAL;
+    raw(__NR_rt_sigtimedwait, &signals, 0, 0, RAW_SIGSET_SIZE);
+    if (is_stopped)
+        raw(__NR_kill, -1, SIGKILL);
+}
+
 /* The main function of the reaper of one run. It writes the record once no process of the run is
  * left; the mounts go after that, when it exits. If the runs have no reaper, the command is pid 1,
  * and this process only waits for it. */
@@ -132,8 +140,11 @@ static int reaper_main(void *child) {
                                   COMMAND_STACK_SIZE, sbx_child_main, c, 0);
     if (command < 0)
         sbx_fail(&run, SBX_STEP_FORK, 0, command);
-    while (command > 0 && pid >= 0 && pid != command)
-        pid = wait_for_child(&status, 0);
+    while (command > 0 && pid >= 0 && pid != command) {
+        pid = wait_for_child(&status, WNOHANG);
+        if (pid == 0)
+            await_signal();
+    }
     if (pid < 0) /* the resident exits then, and all that is left of the run dies with it */
         raw(__NR_kill, command, SIGKILL);
     run.wait_status = pid < 0 ? (int)pid : status;
@@ -192,7 +203,7 @@ static int serve_one_run(void) {
     int pidfd = -1;
     memset(&run, 0, sizeof run);
     memset(&c, 0, sizeof c);
-    is_asked = is_ordered = is_told = 0;
+    is_asked = is_ordered = is_told = is_stopped = 0;
     job.held = held;
     job.n_cgroups = n_cgroups;
     memcpy(c.cgroups, cgroups, sizeof cgroups);
@@ -211,6 +222,7 @@ static int serve_one_run(void) {
     while (pid < 0 && leaving > 0 && raw(__NR_wait4, -1, 0, 0, 0) > 0 && leaving--);
     if (pid < 0)
         return 0;
+    run_reaper = pid;
     leaving++;
     if (!await_reaper(pidfd)) {
         give_run_up();

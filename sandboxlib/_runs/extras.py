@@ -145,7 +145,7 @@ class Extras:
             sink.feed(stream.take_chunk())
             if self._kills and sink.is_over and not self._overflowed:
                 self._overflowed = True
-                lib.sbx_signal(work.run, _SIGKILL)
+                lib.sbx_stop(work.run)
         return True
 
     def finish(self, out: bytes | None, err: bytes | None) -> tuple[bytes | None, bytes | None]:

@@ -39,7 +39,7 @@ lib = native.lib
 # Nanoseconds. The kernel may deliver a signal to another thread, which does not wake this one, so
 # waiting stops now and then to let Python handle it.
 LONGEST_WAIT = 100_000_000
-_SIGKILL, _SIGTERM = 9, 15  # signal(7)
+_SIGTERM = 15  # signal(7)
 _TARGET: int = lib.SBX_STEP_TARGET
 _OF_THE_ROOT = (lib.SBX_STEP_SOURCE, lib.SBX_STEP_TARGET, lib.SBX_STEP_MOUNT)
 _ORDER: int = lib.SBX_STEP_ORDER
@@ -373,7 +373,10 @@ class Run:
         grace = 0.0
         if self._extras is not None and not self._timed_out:
             grace = self._extras.grace
-        lib.sbx_signal(self.struct, _SIGTERM if grace else _SIGKILL)
+        if grace:
+            lib.sbx_signal(self.struct, _SIGTERM)
+        else:
+            lib.sbx_stop(self.struct)
         self._timed_out = True
         self.deadline = monotonic() + grace if grace else None
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lib.boxes import open_box
 from lib.machine import needs_root, require
+from lib.waiting import wait_until
 
 import sandboxlib
 from sandboxlib import Limits, Mount, Result, Usage, chroot
@@ -166,18 +169,89 @@ def test_of_a_command_that_could_not_begin_there_is_none(way: str) -> None:
         chroot.run_in(box, ["/no/such"], cwd="/", fresh=fresh)
 
 
+def killed(way: str, script: str, **words: Any) -> Result:
+    """A run that something ended; again if the reaper of a busy machine was too slow to tell."""
+    for _ in range(5):
+        result = run(way, script, **words)
+        assert result.exit == -9
+        if result.usage is not None:
+            break
+    return result
+
+
 def test_of_a_run_that_was_killed(way: str) -> None:
-    """The reaper dies with the rest, and nobody has counted; a command alone is waited for."""
+    """The reaper kills the rest, and tells what it has counted."""
     burn = "while True: pass"
     for words in ({"timeout": 0.5}, {"max_output": 1, "on_overflow": "kill"}):
         script = burn if "timeout" in words else f"print('xx', flush=True)\n{burn}"
-        result = run(way, script, **words)
-        assert result.exit == -9
-        if way in ("pid 1", "undefined"):
-            assert usage_of(result).user + usage_of(result).system > 0
-        else:
-            assert result.usage is None
+        result = killed(way, script, **words)
+        assert usage_of(result).user + usage_of(result).system > 0
         assert pickle.loads(pickle.dumps(result)).usage == result.usage
+
+
+def test_of_all_processes_of_a_run_that_was_killed(way: str) -> None:
+    """A storm of them, in sessions and groups of their own, that ignore all signals."""
+    if way in ("pid 1", "undefined"):
+        pytest.skip("nobody waits for what the command leaves")
+    script = """
+import os, signal, time
+for number in range(1, 65):
+    if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, 32, 33):
+        signal.signal(number, signal.SIG_IGN)
+for _ in range(30):
+    if os.fork() == 0:
+        os.setsid()
+        while time.process_time() < 0.05:
+            pass
+        print(1, end="", flush=True)
+        while True:
+            signal.pause()
+signal.pause()
+"""
+    for timeout in (2, 20, 60):
+        result = killed(way, script, timeout=timeout)
+        if result.out == b"1" * 30:
+            break
+    assert result.out == b"1" * 30
+    assert usage_of(result).user + usage_of(result).system > 30 * 0.05
+
+
+def test_a_slot_outlives_a_run_that_its_timeout_ended() -> None:
+    with open_box("/", extra_mounts=[Mount.tmpfs("/tmp")], network="isolated") as box:
+        name = ["readlink", "/proc/self/ns/net"]
+        before = {box.run(name, cwd="/").out for _ in range(4)}
+        for _ in range(3):
+            assert box.run(["sleep", "1000"], cwd="/", timeout=0.1).exit == -9
+            assert box.run(["sh", "-c", "ls /proc | grep -c '^[0-9]'"], cwd="/").out == b"4\n"
+        assert {box.run(name, cwd="/").out for _ in range(4)} & before
+
+
+def test_a_reaper_that_does_not_answer_is_killed_with_the_rest() -> None:
+    """Somebody outside has stopped it."""
+    stopped: list[int] = []
+
+    def stop() -> None:
+        def stop_it() -> bool:
+            for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+                if Path(f"/proc/{child}/cmdline").read_bytes() == b"sandboxlib-init\0":
+                    below = Path(f"/proc/{child}/task/{child}/children").read_text()
+                    if below:
+                        os.kill(int(child), signal.SIGSTOP)
+                        stopped.append(int(below.split()[0]))
+                        return True
+            return False
+
+        assert wait_until(stop_it)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with open_box("/") as box:
+        result = chroot.run_in(box, ["sleep", "1000"], cwd="/", fresh=True, timeout=2)
+    thread.join()
+    assert (result.exit, result.timed_out) == (-9, True)
+    assert stopped
+    assert result.usage is None
+    assert not Path(f"/proc/{stopped[0]}").exists()
 
 
 @pytest.mark.parametrize("mode", ["SIG_IGN", "wait"])
