@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gc
 import os
 import pickle
@@ -191,6 +192,21 @@ def test_communicate_ends_with_the_run(shared_rootfs: Path) -> None:
             held.write(b"late")
             held.flush()
             assert process.communicate(timeout=60) == (b"late", b"")
+
+
+def test_communicate_does_without_rwf_nowait(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pipes have it since Linux 6.4."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    monkeypatch.setattr(os, "pwritev", refuse)
+    content = os.urandom(1_000_000)
+    with sh(box, "cat; echo end >&2", stdin=CAPTURE) as process:
+        assert process.communicate(content, 60) == (content, b"end\n")
+    with sh(box, "exit 3", stdin=CAPTURE) as process:
+        assert process.communicate(content, 60) == (b"", b"")
 
 
 def test_communicate_leaves_files_that_were_closed_or_taken(box: Sandbox) -> None:
