@@ -47,6 +47,7 @@ CHANGING = "Limits of a Command, memory and pids, other ones in each run"
 AGAIN = "the same again"  # its ratio shows the noise
 USAGE = "and Result.usage is read"
 TEE = "a Tee of stdout to a file"
+IN_SESSION = "Session.run, in a session that stays open"
 
 
 class Column:
@@ -64,6 +65,9 @@ class Column:
         for name, of_run in OF_RUN.items():
             self.rows[name] = self._row(self._box, **of_run)
         self.rows[TEE] = self._with_tee
+        if not options:
+            session = self._box.session()
+            self.rows[IN_SESSION] = lambda: session.run(["/say"])
         for name, limits in LIMITS.items():
             try:
                 row = self._row(self._box.replace(limits=Limits(**limits)))
