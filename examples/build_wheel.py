@@ -31,12 +31,12 @@ def build(source: str, out: str) -> str:
         with Sandbox("/", extra_mounts=mounts) as box, DefaultIsolatedEnv() as environment:
 
             def runner(
-                command: Sequence[str],
+                cmd: Sequence[str],
                 cwd: str | None = None,
                 extra_environ: Mapping[str, str] | None = None,
             ) -> None:
                 env = {**os.environ, **(extra_environ or {}), "TMPDIR": work}
-                box.run(command, cwd=cwd, env=env, stdout=2, stderr=2, check=True)
+                box.run(cmd, cwd=cwd, env=env, stdout=2, stderr=2, check=True)
 
             builder = ProjectBuilder.from_isolated_env(environment, source, runner)
             environment.install(builder.build_system_requires)

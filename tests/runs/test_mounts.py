@@ -592,13 +592,21 @@ def test_a_target_of_the_roots_own_with_the_mode_of_a_stub_stays(
 def test_a_target_that_is_a_link_out_of_the_root_stays_inside(
     rootfs: Path, tmp_path: Path, link: str
 ) -> None:
-    (tmp_path / "outside").mkdir()
-    (rootfs / "target").symlink_to(link.replace("/outside", f"{tmp_path}/outside"))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "seen").touch()
+    (rootfs / "target").symlink_to(link.replace("/outside", str(outside)))
+    before = sorted(os.walk(rootfs))
     mounts = [Mount.bind(tmp_path, "/target/new"), Mount.tmpfs("/target")]
     for mount in mounts:
-        with pytest.raises(SetupError):
-            run_sandbox(rootfs, ["true"], extra_mounts=[mount])
-    assert os.listdir(tmp_path / "outside") == []
+        if link.startswith("/proc"):  # the run's own, in which nothing can be made
+            with pytest.raises(SetupError):
+                run_sandbox(rootfs, ["true"], extra_mounts=[mount])
+        else:
+            script = f"ls {mount.target}/. {outside}"
+            assert b"seen" not in sh(rootfs, script, extra_mounts=[mount])
+    assert os.listdir(outside) == ["seen"]
+    assert sorted(os.walk(rootfs)) == before
 
 
 def test_a_stub_that_is_swapped_for_a_link_changes_nothing_outside(
