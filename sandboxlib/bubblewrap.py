@@ -22,7 +22,7 @@ from . import errors
 from ._executors import base, bwrap_gate, bwrap_look, bwrap_mounts, bwrap_tool, calls, trial
 from ._executors.base import Executor
 from ._executors.refusals import limits_refused, read_only_refused, single_id_refused
-from ._host import machine
+from ._host import green, machine
 from ._runs import explain, extras
 from ._runs.job import Job, job_of
 from ._runs.run import check_stop, memory_file
@@ -223,6 +223,7 @@ class Bubblewrap(Executor):
 
     def run_command(self, box: Spec, command: Command, fresh: bool = True) -> Result:
         """Runs a Command in a Sandbox. bwrap always makes new namespaces, whatever fresh says."""
+        green.refuse(f"the executor {NAME}")  # in a greenlet its look at mounts would move us
         start = monotonic()
         cwd = job_of(command, box).cwd
         argv = command._argv
@@ -261,6 +262,8 @@ class Bubblewrap(Executor):
         return result
 
     def causes(self) -> list[tuple[str, str]]:
+        if name := green.library():
+            return [(f"{name} has replaced threads by greenlets", green.REMEDY)]
         try:
             bwrap_tool.find_tool()
         except errors.ProgramNotFound:

@@ -11,7 +11,7 @@ import select
 from time import monotonic
 
 from .._choice import choose
-from .._core import native
+from .._core import native, unpatched
 from .._runs import job
 from .._runs.run import Run
 from .._runs.session import OpenSession
@@ -42,7 +42,7 @@ class _Watch:
         # a second time, fresh, because its slot failed: then all of them are new.
         if self._epoll is None or any(f not in self._watched for f in fds if f >= 0):
             self.close()
-            self._epoll = select.epoll()
+            self._epoll = unpatched.epoll()
             for fd in fds:
                 if fd >= 0:
                     self._epoll.register(fd, select.EPOLLIN)

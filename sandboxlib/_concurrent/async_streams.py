@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import posix  # its close(): see _core/unpatched.py
 import select
 import struct
 import sys
@@ -15,6 +16,7 @@ import termios
 from collections.abc import Callable, Coroutine
 from typing import IO, Any
 
+from .._core import unpatched
 from . import pipes
 from .process import Process
 from .terminal_writer import TerminalWriter
@@ -54,7 +56,7 @@ class _Lent:
         fd, self._fd = self._fd, -1
         with contextlib.suppress(OSError):  # EBADF
             if fd >= 0 and _file_of(fd) == self._file:
-                os.close(fd)
+                posix.close(fd)
 
     def __del__(self) -> None:
         self.close()
@@ -80,7 +82,7 @@ def _left_in(fd: int, is_terminal: bool) -> int:
 
 def _can_be_read(fd: int) -> bool:
     """Whether there is something to read, or the end. fd: -1 if it is closed."""
-    poll = select.poll()
+    poll = unpatched.poll()
     poll.register(fd, select.POLLIN)
     return fd >= 0 and bool(poll.poll(0))
 

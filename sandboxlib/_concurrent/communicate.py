@@ -76,7 +76,7 @@ class Exchange:
         """Move bytes until all streams are at their end, or the run is over. TimeoutError."""
         run, stdin = self._process._run, self._process.stdin
         with contextlib.ExitStack() as stack:
-            selector = stack.enter_context(selectors.PollSelector())
+            selector = stack.enter_context(_selector())
             with contextlib.suppress(ProcessLookupError):  # the run is over
                 pidfd = run.handle.pidfd()
                 stack.callback(os.close, pidfd)
@@ -139,6 +139,12 @@ class Exchange:
         self._input = memoryview(b"")
         if self._process.stdin is not None:
             pipes.drop(self._process.stdin)
+
+
+def _selector() -> selectors.BaseSelector:
+    if hasattr(selectors, "PollSelector"):
+        return selectors.PollSelector()
+    return selectors.SelectSelector()  # eventlet takes the other one away
 
 
 def _bytes_in(fd: int) -> int:

@@ -22,6 +22,7 @@ from weakref import WeakSet
 from .._choice import choose
 from .._choice.choose import run_command
 from .._core import native, pump
+from .._host import green
 from .._runs import job
 from .._runs.run import LONGEST_WAIT, Run, Stopped, slots_of, this_thread
 from .._runs.session import OpenSession
@@ -401,6 +402,7 @@ class _Group:
     # ---- runs in threads ---------------------------------------------------------------------
 
     def _start_thread(self, number: int, box: Spec, command: Command) -> None:
+        green.refuse("a map whose runs use no slot")
         if self._bell is None:
             self._bell = pump.Bell()
         event = self._threads[number] = Event()

@@ -7,10 +7,12 @@ import contextlib
 import errno
 import io
 import os
+import posix  # its close(): see _core/unpatched.py
 import select
 from collections.abc import Iterator
 from typing import IO, Any
 
+from .._core import unpatched
 from .._runs.running import Running
 
 TYPE_CHECKING = False
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 def are_over(fds: list[int]) -> bool:
     """Whether there are outputs, and the command has closed all of them. -1: one that is closed."""
-    poll = select.poll()
+    poll = unpatched.poll()
     for fd in fds:
         if fd >= 0:
             poll.register(fd, 0)
@@ -154,7 +156,7 @@ class Terminal(Pipe):
 
 
 def _await(fd: int, event: int) -> None:
-    poll = select.poll()
+    poll = unpatched.poll()
     poll.register(fd, event)
     poll.poll()
 
@@ -167,7 +169,7 @@ def make() -> tuple[int, io.BufferedWriter]:
         return reader, io.BufferedWriter(Pipe(writer, "wb"))
     except BaseException:
         for fd in (reader, writer):
-            os.close(fd)
+            posix.close(fd)
         raise
 
 
@@ -178,7 +180,7 @@ def _above(fd: int) -> int:
     from fcntl import F_DUPFD_CLOEXEC, fcntl
 
     moved = fcntl(fd, F_DUPFD_CLOEXEC, 3)
-    os.close(fd)
+    posix.close(fd)
     return moved
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posix  # its close(): see _core/unpatched.py
 import signal
 from time import monotonic
 from typing import IO, Any, NoReturn
@@ -323,7 +324,7 @@ def start(box: Spec | OpenSession, command: Command) -> Process:
         raise
     finally:
         if reader >= 0:
-            os.close(reader)
+            posix.close(reader)
     process = Process(list(command.argv), running, has_reaper)
     pipes.give(process, running, stdin, bool(command.pty))
     return process

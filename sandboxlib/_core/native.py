@@ -152,17 +152,19 @@ def _closed_by_exec() -> Iterator[None]:
     import fcntl
     import select
 
+    from . import unpatched
+
     reader, writer = os.pipe()
     high = -1
     try:
         # The child puts other descriptors at low numbers: a high number keeps this one open.
         high = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 64)
-        os.close(writer)
+        unpatched.close(writer)
         writer = -1
         yield
-        os.close(high)
+        unpatched.close(high)
         high = -1
-        poll = select.poll()
+        poll = unpatched.poll()
         poll.register(reader, select.POLLIN)
         poll.poll(1000)
     finally:

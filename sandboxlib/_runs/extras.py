@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import posix  # its close(): see _core/unpatched.py
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -132,7 +133,7 @@ class Extras:
             master, slave = self._terminal
             self._terminal = None
             struct.out.fd, struct.out.is_terminal = master, 1
-            os.close(slave)
+            posix.close(slave)
 
     def feed(self, work: workspace.Workspace) -> bool:
         """Hands the output so far to the sinks; False if there are none."""
@@ -178,7 +179,7 @@ class Extras:
         """Gives back the terminal and the cgroup. is_stuck: a process of the run did not end."""
         if self._terminal is not None:
             for fd in self._terminal:
-                os.close(fd)
+                posix.close(fd)
             self._terminal = None
         if self._cgroup is not None:
             cgroup, self._cgroup = self._cgroup, None
@@ -238,8 +239,8 @@ def _open_pty(rows: int, columns: int) -> tuple[int, int]:
         os.set_blocking(master, False)  # a read could block: the command may flush its output
         set_window(slave, rows, columns)
     except BaseException:  # if the descriptors run out, termios cannot be imported
-        os.close(master)
-        os.close(slave)
+        posix.close(master)
+        posix.close(slave)
         raise
     return master, slave
 

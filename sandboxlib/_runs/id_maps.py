@@ -22,7 +22,7 @@ from time import monotonic
 from .. import errors
 from .._core import native
 from .._core.workspace import Workspace
-from .._host import machine, tools
+from .._host import green, machine, tools
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Mapper:
         self._error: errors.SandboxError | None = None
 
     def __enter__(self) -> int:
+        green.refuse("user='ranges' of a caller without privilege")
         self._ours, self._childs = socket.socketpair()
         try:
             patience = self._longest + 2 * _TIME_TO_END

@@ -24,6 +24,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import posix  # its close(): see _core/unpatched.py
 import stat
 from time import monotonic, sleep
 
@@ -93,7 +94,7 @@ class Stubs:
         try:
             return _is_stub(os.fstat(fd))
         finally:
-            os.close(fd)
+            posix.close(fd)
 
     def _hold_each(self, parts: list[str], directory: bool, links: int) -> None:
         for depth in range(1, len(parts) + 1):
@@ -129,7 +130,7 @@ class Stubs:
         except FileNotFoundError:
             return False
         status = os.fstat(fd)
-        os.close(fd)
+        posix.close(fd)
         if not _is_stub(status):
             self._held.pop().close()
             return True
@@ -144,7 +145,7 @@ class Stubs:
         self._done.clear()
         if self._root >= 0:  # first: opening a stub below may need the descriptor
             root, self._root = self._root, -1
-            os.close(root)
+            posix.close(root)
         silent = False  # checked without a deadline too: a run that is over must not hang
         while self._held:
             stub = self._held.pop()
@@ -234,12 +235,12 @@ class _Stub:
         self._close_fd()
         parent, self.parent = self.parent, -1
         if parent >= 0:
-            os.close(parent)
+            posix.close(parent)
 
     def _close_fd(self) -> None:
         fd, self.fd = self.fd, -1  # never twice: the number may be in use again by then
         if fd >= 0:
-            os.close(fd)
+            posix.close(fd)
 
 
 def _is_stub(status: os.stat_result) -> bool:
@@ -268,5 +269,5 @@ def _make(parent: int, name: str, directory: bool) -> str | None:
         if _is_stub(os.fstat(fd)):
             os.fchmod(fd, 0o5755 if directory else 0o5644)
     finally:
-        os.close(fd)
+        posix.close(fd)
     return None

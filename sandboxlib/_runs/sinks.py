@@ -160,7 +160,9 @@ def _write_some(file: Any, data: memoryview) -> int:
 def _await_room(file: IO[Any] | int) -> None:
     import select
 
-    poll = select.poll()
+    from .._core import unpatched
+
+    poll = unpatched.poll()
     poll.register(file, select.POLLOUT)
     poll.poll()
 

@@ -108,6 +108,20 @@ try:
 except CommandFailed as error:
     assert_type(error.result, Result)
 
+
+async def converse() -> None:
+    async with box.start_async(["cat"], stdin=CAPTURE, limit=1 << 20) as process:
+        process.stdin.write(b"x")
+        await process.stdin.drain()
+        async for line in process.stdout:
+            assert_type(line, bytes)
+        assert_type(await process.wait(), int)
+        assert_type(await process.communicate(), tuple[bytes | None, bytes | None])
+        assert_type(await process.result(), Result)
+    assert_type(process.returncode, int | None)
+    assert_type(await box.run_async(["true"]), Result)
+
+
 # ---- runners ---------------------------------------------------------------------------------
 
 
