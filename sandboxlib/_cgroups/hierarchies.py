@@ -142,7 +142,8 @@ class Part:
             # cgroups(7), "Thread mode": with pids and cpu alone the kernel enables them beside
             # processes, and the parent becomes the root of threads. None of its children takes
             # a process then.
-            if _has_processes(parent):
+            file = f"{parent}/cgroup.subtree_control"
+            if _has_processes(parent) and os.access(file, os.W_OK, effective_ids=True):
                 raise OSError(errno.EBUSY, "there are processes in it", f"{parent}/cgroup.procs")
             write(f"{parent}/cgroup.subtree_control", " ".join(missing))
         # cgroup-v2.rst, "Delegation Containment": moving a process takes write access to the
