@@ -55,6 +55,7 @@ CAPABILITIES = {
     "filesystem_writable_paths": ["all", "any"],
 }
 PROGRAM = "linux-user-chroot"
+_INSTALL = "no current distribution has it: build release 2015.1, or use another executor"
 DIRECTORIES = ("/usr/bin", "/usr/local/bin", "/bin", "/sbin", "/usr/sbin", "/usr/local/sbin")
 
 #: Variables that glibc 2.36 removes from the environment of a set-user-ID program, or edits:
@@ -113,7 +114,7 @@ def _tool() -> Tool | str:
         return str(error)
     if path is None:
         searched = ", ".join(DIRECTORIES)
-        return f"there is no {PROGRAM} in PATH nor in {searched}; install it, 2015.1 best"
+        return f"there is no {PROGRAM} in PATH nor in {searched}; {_INSTALL}"
     status = os.stat(path)
     key = (path, status.st_dev, status.st_ino, status.st_ctime_ns, os.geteuid())
     if key not in _tried:
@@ -493,7 +494,7 @@ class LinuxUserChroot(Executor):
             causes.append(("no_new_privs is set for the caller", remedy))
         path = find_tool()
         if path is None:
-            return [*causes, ("there is no linux-user-chroot in PATH", "install it, 2015.1 best")]
+            return [*causes, ("there is no linux-user-chroot in PATH", _INSTALL)]
         if is_root:
             return causes
         status = os.stat(path)

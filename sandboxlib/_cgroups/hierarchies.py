@@ -358,6 +358,42 @@ def own_directories() -> dict[str, str]:
     return directories
 
 
+def about_controllers() -> list[tuple[str, str]]:
+    """For each controller: its version, the caller's directory, and whether it is delegated, that
+    is whether the caller may make cgroups there; otherwise the remedy. For people.
+    """
+    own = own_directories()
+    texts = []
+    for name, in_v1 in _V1_NAMES.items():
+        path, kind = own.get(in_v1, ""), "v1"
+        if not path:
+            kind = "v2"
+            above = [each for each, _ in _unified(None, own) if name in _available(each)]
+            path = next((each for each in above if _is_delegated(each, kind)), "")
+            path = path or next(iter(above), "")
+        if not path:
+            remedy = "boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1), or mount it"
+            texts.append((name, f"in no cgroup hierarchy of the caller; {remedy}"))
+        elif _is_delegated(path, kind):
+            texts.append((name, f"{kind}, delegated: {path}"))
+        else:
+            remedy = f"start the caller with `{DELEGATE}`" if kind == "v2" else "run as root"
+            texts.append((name, f"{kind}, not delegated to uid {os.geteuid()}: {path}; {remedy}"))
+    return texts
+
+
+def _available(path: str) -> list[str]:
+    try:
+        return read(f"{path}/cgroup.controllers").split()
+    except OSError:
+        return []
+
+
+def _is_delegated(path: str, kind: str) -> bool:
+    files = [path] if kind == "v1" else [path, f"{path}/cgroup.procs"]
+    return all(os.access(each, os.W_OK, effective_ids=True) for each in files)
+
+
 def lists_of_processes(directory: int) -> str:
     """The text of cgroup.procs of a directory and of all below it, read through its descriptor."""
     if os.fstat(directory).st_nlink <= 2:

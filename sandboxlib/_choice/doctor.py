@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from .. import errors
+from .._cgroups import hierarchies
 from .._executors.base import Executor
 from . import choose
 
@@ -54,9 +55,13 @@ def report() -> str:
             lines.append(f"    cannot isolate {', '.join(undefined)}")
         if result["isolation"]:
             lines.append(f"    filter of system calls: {_FILTERS[result['isolation']['seccomp']]}")
-        lines += [f"    {cause}\n        remedy: {remedy}" for cause, remedy in result["causes"]]
+        # A reason often is its first cause: it is told once.
+        causes = [each for each in result["causes"] if each[0] not in result["reason"]]
+        lines += [f"    {cause}\n        remedy: {remedy}" for cause, remedy in causes]
     try:
         lines.append(f"chosen here: {choose.executor_for_platform().NAME}")
     except errors.UnsupportedError:
         lines.append("chosen here: none")
+    lines.append("cgroups, for limits on a whole run:")
+    lines += [f"    {name}: {text}" for name, text in hierarchies.about_controllers()]
     return "\n".join(lines)

@@ -365,20 +365,40 @@ def user_namespace_causes() -> list[tuple[str, str]]:
         causes.append(("sysctl kernel.unprivileged_userns_clone is 0", remedy))
     if read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
         remedy = (
-            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile "
-            "with 'userns,' for the calling program"
+            f"as root: {apparmor_profile()}; or for all programs of the machine: "
+            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
         )
         causes.append(("sysctl kernel.apparmor_restrict_unprivileged_userns is 1", remedy))
     if not is_dumpable():
         remedy = "execute a program after the change, or prctl(PR_SET_DUMPABLE, 1)"
         causes.append(("the caller changed its ids, so its /proc files belong to root", remedy))
     if is_chrooted():
-        causes.append(("the caller is in a chroot", "call from a mount namespace of its own"))
+        remedy = (
+            "let root start the caller by pivot_root in place of chroot (systemd-nspawn, bwrap)"
+        )
+        causes.append(("the caller is in a chroot", remedy))
     if status("Seccomp") == "2":
         causes.append(SECCOMP)
     if kernel_is_older_than(5, 12):
         causes.append((f"the kernel is {os.uname().release}", "Linux 5.12 or newer"))
     return causes
+
+
+def apparmor_profile() -> str:
+    """The command that lets the calling program make user namespaces (apparmor.d(5))."""
+    import sys
+
+    program = os.path.realpath(sys.executable or "/usr/bin/python3")
+    file = "/etc/apparmor.d/sandboxlib"
+    lines = (
+        "abi <abi/4.0>,",
+        "include <tunables/global>",
+        f'profile sandboxlib "{program}" flags=(unconfined) {{',
+        "  userns,",
+        "}",
+    )
+    text = "\\n".join(lines)
+    return f"printf '{text}\\n' > {file} && apparmor_parser -r {file}"
 
 
 def proc_is_masked() -> bool:
