@@ -122,21 +122,17 @@ def _missing(box: Spec) -> tuple[set[str], str]:
                 continue
             missing.add(mount.target)
             above = look.find(os.path.dirname(found.missing))
-            if reason := _cannot_make(box, planned, mount, found, above):
+            if reason := _cannot_make(box, planned, mount, above):
                 return missing, reason
     return missing, ""
 
 
-def _cannot_make(
-    box: Spec, planned: list[PlannedMount], mount: PlannedMount, found: Found, above: Found
-) -> str:
+def _cannot_make(box: Spec, planned: list[PlannedMount], mount: PlannedMount, above: Found) -> str:
     """Why a mount point cannot be made, or ""."""
     import errno
 
     number = 0
-    if found.link:
-        number = errno.ENOENT
-    elif above.fd >= 0:
+    if above.fd >= 0:
         path = f"/proc/self/fd/{above.fd}"
         if os.fstatvfs(above.fd).f_flag & os.ST_RDONLY:
             number = errno.EROFS

@@ -320,7 +320,8 @@ def error_of(plan: Plan, step: int, index: int, error: int, job: Job) -> errors.
     name = native.STEPS[step]
     what, filename = _about(plan, name, index, job)
     if name == "exec":
-        remedy = hint_of_exec(plan.box, job.argv, job.paths, job.cwd, index, error, plan.mounts)
+        words = [job.program, *job.argv[1:]]
+        remedy = hint_of_exec(plan.box, words, job.paths, job.cwd, index, error, plan.mounts)
     elif name == "target" and error == errno.ENOENT:
         remedy = hint_of_stub(error, plan.box, plan.mounts[index].target, plan.mounts)
     elif name == "capabilities":

@@ -44,7 +44,6 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     header[18:20] = machine.to_bytes(2, "little")
     (root / "bin" / "foreign").write_bytes(header)
     (root / "bin" / "foreign").chmod(0o755)
-    (root / "etc" / "gone").symlink_to("/run/none")
     everything = {name: getattr(sandboxlib, name) for name in sandboxlib.__all__}
     return {**everything, "io": io, "box": Sandbox("/"), "ROOT": root, "tools": Sandbox(root)}
 

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from lib.machine import needs_root, python
+from lib.machine import many, needs_root, python
 from lib.roots import make_rootfs
 
 import sandboxlib
@@ -164,7 +164,7 @@ def check(box: Sandbox, base: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert not box._plans
     assert all(isinstance(reason, str) and reason for reason in lacking)
-    for fresh in (True, False):
+    for fresh in (False, True)[: many(1, 2)]:
         try:
             with box:
                 result = box.run(["true"], cwd="/", fresh=fresh, timeout=100)
@@ -205,9 +205,7 @@ def test_a_reason_names_the_mount_and_not_the_trial(places: Path) -> None:
     assert "sandboxlib-" not in reason
 
 
-def test_a_mount_point_that_cannot_be_made_has_its_remedy(places: Path) -> None:
-    (reason,) = Sandbox(places / "root", extra_mounts=[Mount.tmpfs("/etc/gone")]).lacks()
-    assert "the symbolic link /etc/gone leads to '/no/where'" in reason
+def test_a_mount_point_that_cannot_be_made_has_its_remedy() -> None:
     if os.geteuid() != 0:
         (reason,) = Sandbox("/", extra_mounts=[Mount.tmpfs("/no-such-directory")]).lacks()
         assert "uid" in reason
