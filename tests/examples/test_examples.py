@@ -186,6 +186,15 @@ def test_judge_tells_what_does_not_compile(example: Example, place: Path, compil
     assert "'x' undeclared" in done.stdout
 
 
+def test_service_and_clients_meet_in_a_session(example: Example, place: Path) -> None:
+    site = place / "site"
+    site.mkdir()
+    for name, size in (("a", 5), ("b", 70_000)):
+        (site / name).write_bytes(b"x" * size)
+    done = example("service_and_clients.py", site)
+    assert done.stdout == "a: 5\nb: 70000\n", done.stderr
+
+
 def test_async_service_ends_the_run_of_a_client_who_goes_away(
     caller: tuple[Path, list[str]],
 ) -> None:
