@@ -667,6 +667,21 @@ print("ok")
     assert wait_until(lambda: not processes(mark))
 
 
+def test_the_pool_takes_bytes_as_input_where_comparing_them_is_an_error() -> None:
+    """python -bb turns a comparison of bytes with an int into a BytesWarning that is raised."""
+    script = """
+import subprocess
+from sandboxlib import Sandbox, SandboxExecutor
+with SandboxExecutor(Sandbox("/"), 1) as pool:
+    for streams in ({"input": b"a"}, {"stdin": subprocess.DEVNULL}, {"stdin": subprocess.PIPE}):
+        done = pool.submit(subprocess.run, ["cat"], capture_output=True, **streams).result()
+        print(repr(done.stdout))
+"""
+    argv = [sys.executable, "-bb", "-c", script]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.stdout, done.stderr) == ("b'a'\nb''\nb''\n", "")
+
+
 # ---- pickling --------------------------------------------------------------------------------
 
 
