@@ -37,28 +37,30 @@ subprocess_send_signal_race terminate
 """
 RUN: dict[tuple[str, str], str] = {
     (OF_SUBPROCESS, "ProcessTestCase"): """
-        call_kwargs call_seq call_timeout check_call_nonzero check_call_zero check_output
-        check_output_input_arg check_output_input_none check_output_nonzero check_output_stderr
-        check_output_stdin_arg check_output_timeout communicate communicate_eintr communicate_epipe
-        communicate_epipe_only_stdin communicate_pipe_buf communicate_pipe_fd_leak
-        communicate_returns communicate_stderr communicate_stdin communicate_stdout
-        communicate_timeout_large_output cwd cwd_with_absolute_arg cwd_with_pathlike
-        cwd_with_relative_arg double_close_on_error env file_not_found_includes_filename
+        bytes_executable call_kwargs call_seq call_timeout check_call_nonzero check_call_zero
+        check_output check_output_input_arg check_output_input_none check_output_nonzero
+        check_output_stderr check_output_stdin_arg check_output_timeout communicate
+        communicate_eintr communicate_epipe communicate_epipe_only_stdin communicate_pipe_buf
+        communicate_pipe_fd_leak communicate_returns communicate_stderr communicate_stdin
+        communicate_stdout communicate_timeout_large_output cwd cwd_with_absolute_arg
+        cwd_with_pathlike cwd_with_relative_arg cwd_with_relative_executable double_close_on_error
+        env executable executable_takes_precedence file_not_found_includes_filename
         file_not_found_with_bad_cwd handles_closed_on_exception invalid_cmd invalid_env
-        io_buffered_by_default issue8780 leaking_fds_on_error poll stderr_devnull stderr_filedes
-        stderr_fileobj stderr_none stderr_pipe stderr_redirect_with_no_stdout_redirect stdin_devnull
-        stdin_filedes stdin_fileobj stdin_none stdin_pipe stdout_devnull stdout_filedes
-        stdout_filedes_of_stdout stdout_fileobj stdout_none stdout_pipe stdout_stderr_file
-        stdout_stderr_pipe threadsafe_wait wait wait_timeout writes_before_communicate
+        io_buffered_by_default issue8780 leaking_fds_on_error pathlike_executable poll
+        stderr_devnull stderr_filedes stderr_fileobj stderr_none stderr_pipe
+        stderr_redirect_with_no_stdout_redirect stdin_devnull stdin_filedes stdin_fileobj stdin_none
+        stdin_pipe stdout_devnull stdout_filedes stdout_filedes_of_stdout stdout_fileobj stdout_none
+        stdout_pipe stdout_stderr_file stdout_stderr_pipe threadsafe_wait wait wait_timeout
+        writes_before_communicate
     """,
     (OF_SUBPROCESS, "POSIXProcessTestCase"): """
         args_string call_string close_fd_0 close_fd_1 close_fd_2 close_fds_0_1 close_fds_0_1_2
         close_fds_0_2 close_fds_1_2 close_fds_when_max_fd_is_lowered
-        communicate_repeated_call_after_stdout_close exception_bad_args_0 exception_cwd kill
-        kill_dead pass_fds_inheritable pipe_cloexec pipe_cloexec_real_tools pass_fds_redirected
-        remapping_std_fds run_abort send_signal send_signal_dead start_new_session
-        stderr_stdin_are_single_inout_fd stdout_stderr_are_single_inout_fd
-        stdout_stdin_are_single_inout_fd swap_fds terminate terminate_dead
+        communicate_repeated_call_after_stdout_close exception_bad_args_0 exception_bad_executable
+        exception_cwd kill kill_dead pass_fds_inheritable pass_fds_redirected pipe_cloexec
+        pipe_cloexec_real_tools remapping_std_fds run_abort send_signal send_signal_dead
+        start_new_session stderr_stdin_are_single_inout_fd stdout_stderr_are_single_inout_fd
+        stdout_stdin_are_single_inout_fd swap_fds terminate terminate_dead undecodable_env
         wait_when_sigchild_ignored
     """,
     (OF_SUBPROCESS, "RunFuncTestCase"): """
@@ -89,11 +91,9 @@ LEFT_OUT = {
         bytes_program run_with_pathlike_path run_with_shell_timeout_and_capture_output
         shell_sequence shell_string specific_shell
     """,
-    "executable: start() has none": """
-        bytes_executable bytes_executable_replaces_shell cwd_with_relative_executable
-        exception_bad_executable executable executable_replaces_shell executable_takes_precedence
-        executable_with_cwd executable_without_cwd pathlike_executable
-        pathlike_executable_replaces_shell
+    "executable in place of a shell, or with a Python that finds its library by argv[0]": """
+        bytes_executable_replaces_shell executable_replaces_shell executable_with_cwd
+        executable_without_cwd pathlike_executable_replaces_shell
     """,
     "preexec_fn: no Python runs between clone and exec": """
         close_fds_after_preexec preexec preexec_at_exit
@@ -108,7 +108,7 @@ LEFT_OUT = {
     "close_fds=False: only pass_fds are inherited, and a stream that is closed is refused": """
         close_fds pass_fds small_errpipe_write_fd swap_std_fds_with_one_closed
     """,
-    "bytes as cwd, or as names of the environment": "cwd_with_bytes undecodable_env",
+    "bytes as cwd": "cwd_with_bytes",
     "a Process that is garbage is killed, where a Popen goes on as a zombie": """
         leak_fast_process_del_killed zombie_fast_process_del
     """,
@@ -156,7 +156,8 @@ def _id(part: tuple[str, str, list[str]]) -> str:
 @pytest.mark.parametrize("part", [pytest.param(part, id=_id(part)) for part in _parts()])
 def test_a_test_of_cpython_holds(part: tuple[str, str, list[str]]) -> None:
     module, case, names = part
-    require(_is_there(module), f"this Python came without {module}")
+    if not _is_there(module):  # Debian's is a package of its own, and others have none
+        pytest.skip(f"this Python came without {module}")
     require(not case.endswith("uvloop") or find_spec("uvloop"), "there is no uvloop")
     argv = [*python(), "-m", "lib.cpython", module, case, *names]
     # The commands inherit the streams of the program.

@@ -40,7 +40,7 @@ BOX = Sandbox(
 #: The arguments of Popen that change nothing here: a command never inherits other descriptors, has
 #: default signals, and a new session.
 NO_DIFFERENCE = {"close_fds", "restore_signals", "start_new_session"}
-TAKEN = {"args", "stdin", "stdout", "stderr", "cwd", "env", "pass_fds"}
+TAKEN = {"args", "executable", "stdin", "stdout", "stderr", "cwd", "env", "pass_fds"}
 
 
 class NotHere(unittest.SkipTest):
@@ -57,6 +57,8 @@ def options_of(given: dict[str, Any]) -> dict[str, Any]:
         "env": dict(os.environ) if env is None else dict(env),
         "pass_fds": tuple(given.get("pass_fds", ())),
     }
+    if given.get("executable") is not None:
+        options["executable"] = given["executable"]
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         value = given.get(name)
         value = {None: number, DEVNULL: None}.get(value, value) if _is_simple(value) else value
