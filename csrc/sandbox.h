@@ -382,3 +382,11 @@ long sbx_filesystem_of(int fd);
 /* Opens PATH as if DIRECTORY were the root, without magic links (openat2(2)). Returns a descriptor,
  * or -errno. */
 int sbx_open_in_root(int directory, const char *path, int flags);
+
+/* Opens PATH as sbx_open_in_root does if IN_ROOT, as openat(2) if not; "" is DIRECTORY itself once
+ * more. The descriptor is in *FD before the call returns: so no exception of Python's loses it, if
+ * *FD is closed by its own destructor. Returns 0, or -errno. */
+int sbx_open_into(int *fd, int directory, const char *path, int flags, int in_root);
+
+/* Closes *FD, if it is open, and sets it to -1. */
+void sbx_close(int *fd);

@@ -18,8 +18,6 @@ int64_t sbx_now(void); /* CLOCK_MONOTONIC, in ns */
 
 /* ---- descriptors --------------------------------------------------------------------------- */
 
-void sbx_close(int *fd);
-
 /* Moves a descriptor to LOWEST or above. The caller may have closed its own 0, 1 and 2, and a
  * descriptor of ours with such a number would be taken for stdin. */
 long move_above(long fd, int lowest);

@@ -147,3 +147,18 @@ int sbx_stat_files(int n, const int *files, uint32_t *room) {
     }
     return (int)error;
 }
+
+int sbx_open_into(int *fd, int directory, const char *path, int flags, int in_root) {
+    long opened;
+    sbx_close(fd);
+    if (!*path)
+        opened = raw(__NR_fcntl, directory, F_DUPFD_CLOEXEC, 3);
+    else if (in_root)
+        opened = sbx_open_in_root(directory, path, flags);
+    else
+        opened = raw(__NR_openat, directory, path, flags | O_CLOEXEC, 0);
+    if (opened < 0)
+        return (int)opened;
+    *fd = (int)opened;
+    return 0;
+}

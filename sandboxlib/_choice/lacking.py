@@ -132,9 +132,9 @@ def _cannot_make(box: Spec, planned: list[PlannedMount], mount: PlannedMount, ab
     import errno
 
     number = 0
-    if above.fd >= 0:
-        path = f"/proc/self/fd/{above.fd}"
-        if os.fstatvfs(above.fd).f_flag & os.ST_RDONLY:
+    if above.is_there:
+        path = f"/proc/self/fd/{above.file.number}"
+        if os.fstatvfs(above.file.number).f_flag & os.ST_RDONLY:
             number = errno.EROFS
         elif not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
             number = errno.EACCES

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open files that are read together, in one call of the core."""
+"""Open files: those that are read together in one call of the core, and one that no exception of a
+signal handler leaves open.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ from collections.abc import Sequence
 
 from .._sandbox import ffi as ffi
 from .._sandbox import lib as lib
+
+_CURRENT = -100  # AT_FDCWD
 
 
 class OpenFiles:
@@ -42,6 +46,41 @@ class FileStatuses:
         _check(lib.sbx_stat_files(len(self._fds), self._fds, self._room))
         content: bytes = ffi.buffer(self._room)[:]
         return content
+
+
+class Descriptor:
+    """A file that is open as long as this object lives, or until close().
+
+    The core stores the number, and closes it when the object goes. So an exception of a signal
+    handler, which may come as soon as a call has returned, does not leave the file open.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self) -> None:
+        self._fd = ffi.gc(ffi.new("int *", -1), lib.sbx_close)
+
+    @property
+    def number(self) -> int:
+        """-1: nothing is open."""
+        fd: int = self._fd[0]
+        return fd
+
+    def open(self, path: str, flags: int) -> None:
+        """As os.open(path, flags). Closes what was open. OSError."""
+        self._open(_CURRENT, path, flags, False)
+
+    def open_in_root(self, directory: int, path: str, flags: int) -> None:
+        """As open(), with every link resolved with `directory` as the root; "" is the directory."""
+        self._open(directory, path, flags, True)
+
+    def _open(self, directory: int, path: str, flags: int, in_root: bool) -> None:
+        error = lib.sbx_open_into(self._fd, directory, os.fsencode(path), flags, in_root)
+        if error < 0:
+            raise OSError(-error, os.strerror(-error), path)
+
+    def close(self) -> None:
+        lib.sbx_close(self._fd)
 
 
 def _check(result: int) -> None:

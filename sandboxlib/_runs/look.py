@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from .._core import native
+from .._core.files import Descriptor
 from .._host import machine
 from .._spec.spec import Spec
 from .mounts import PlannedMount, _all_mounts
@@ -22,9 +22,8 @@ from .mounts import PlannedMount, _all_mounts
 _MOST_LINKS = 40  # path_resolution(7)
 _MOST_STEPS = 200
 _MOST_MOUNTS = 64  # whose targets are resolved; those of more are taken as they are written
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_NAME = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_CONTENT = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_NAME = os.O_PATH | os.O_NOFOLLOW
+_CONTENT = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class Found:
@@ -43,15 +42,13 @@ class Found:
 
     path = missing = hidden = no_directory = denied = link = leads_to = ""
     status: os.stat_result | None = None
-    fd = -1
 
     def __init__(self) -> None:
         self.way: list[tuple[str, os.stat_result]] = []
+        self.file = Descriptor()
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self.file.close()
 
     @property
     def is_there(self) -> bool:
@@ -82,15 +79,18 @@ class Look:
 
     def __init__(self, box: Spec, mounts: Sequence[PlannedMount] | None = None) -> None:
         self._box, self._mounts = box, mounts
-        self._undo = contextlib.ExitStack()
         self._hanging: frozenset[str] = frozenset()
-        self._over: list[tuple[str, int, str, str]] = []  # target, descriptor, host's name, title
+        self._over: list[tuple[str, Descriptor, str, str]] = []  # target, file, host's name, title
+        self._found: list[Found] = []
 
     def __enter__(self) -> Look:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._undo.close()
+        for _, base, _, _ in self._over:
+            base.close()
+        for found in self._found:
+            found.close()
 
     def _begin(self) -> None:
         """Opens the root and the sources: only once somebody looks at a file."""
@@ -109,20 +109,19 @@ class Look:
             self._put(target, mount.source, mount.title)
 
     def _put(self, target: str, source: str | None, title: str) -> None:
-        fd, host = -1, ""
+        base, host = Descriptor(), ""
         if source is not None and not machine.may_hang(source, self._hanging):
             with contextlib.suppress(OSError):
                 host = machine.real_path(source)
-                fd = os.open(host, os.O_PATH | os.O_CLOEXEC)
-                self._undo.callback(os.close, fd)
-        self._over.append((target, fd, host, title if source is None else ""))
+                base.open(host, os.O_PATH)
+        self._over.append((target, base, host, title if source is None else ""))
 
     def find(self, path: str, directory: str = "/") -> Found:
         """Resolves a path of the sandbox, in a directory of it if the path is relative."""
         if not self._over:
             self._begin()
         found = Found()
-        self._undo.callback(found.close)
+        self._found.append(found)
         with contextlib.suppress(OSError):
             self._walk(os.path.join(directory, path), found)
         return found
@@ -142,13 +141,11 @@ class Look:
             if any(target != here and machine.is_below(target, here) for target, *_ in self._over):
                 at = here  # a directory, as mounts lie below it
                 continue
-            fd = self._open(here, found)
-            if fd < 0:
+            if not self._open(here, found):
                 return
-            status = os.fstat(fd)
+            status = os.fstat(found.file.number)
             if stat.S_ISLNK(status.st_mode):
-                leads_to = os.readlink("", dir_fd=fd)
-                os.close(fd)
+                leads_to = os.readlink("", dir_fd=found.file.number)
                 links += 1
                 found.link, found.leads_to = here, leads_to
                 if links > _MOST_LINKS:
@@ -156,7 +153,6 @@ class Look:
                 at = "/" if leads_to.startswith("/") else at
                 todo += leads_to.split("/")[::-1]
                 continue
-            os.close(fd)
             if any(part not in ("", ".") for part in todo) or path.endswith("/"):
                 if not stat.S_ISDIR(status.st_mode):
                     found.no_directory = here
@@ -165,53 +161,50 @@ class Look:
             at = here
         else:
             return
-        found.fd = self._open(at, found)
-        if found.fd >= 0:
-            found.path, found.status = at, os.fstat(found.fd)
+        if self._open(at, found):
+            found.path, found.status = at, os.fstat(found.file.number)
 
-    def _open(self, path: str, found: Found) -> int:
-        """An O_PATH descriptor of a path without links; -1 if there is none: `found` says why."""
+    def _open(self, path: str, found: Found) -> bool:
+        """Opens the name of a path without links as found.file. False: `found` says why not."""
+        found.close()
         over = [entry for entry in self._over if machine.is_below(path, entry[0])]
         target, base, host, title = over[-1]
         if title:
             found.hidden = title
-            return -1
+            return False
         below = path[len(target.rstrip("/")) :].strip("/")
-        if base < 0 or os.path.join(host, below).rstrip("/") in self._hanging:
-            return -1
+        if base.number < 0 or os.path.join(host, below).rstrip("/") in self._hanging:
+            return False
         try:
-            if not below:
-                return os.dup(base)
-            return native.open_in_root(base, below, _NAME)
+            found.file.open_in_root(base.number, below, _NAME)
+            return True
         except FileNotFoundError:
             found.missing = path
         except NotADirectoryError:
             found.no_directory = os.path.dirname(path)
         except PermissionError:
             found.denied = os.path.dirname(path)
-        return -1
+        return False
 
     def read(self, found: Found, size: int, offset: int = 0) -> bytes:
         """The first bytes of a regular file; b"" if it cannot be read without waiting."""
         if found.status is None or not stat.S_ISREG(found.status.st_mode):
             return b""
-        if machine.may_wait(found.fd):
+        if machine.may_wait(found.file.number):
             return b""
+        content = Descriptor()
         try:  # the same file again, whatever has its name by now
-            fd = os.open(f"/proc/self/fd/{found.fd}", _CONTENT)
-        except OSError:
-            return b""
-        try:
-            return os.pread(fd, size, offset)
+            content.open(f"/proc/self/fd/{found.file.number}", _CONTENT)
+            return os.pread(content.number, size, offset)
         except OSError:
             return b""
         finally:
-            os.close(fd)
+            content.close()
 
     def is_noexec(self, found: Found) -> bool:
         """Whether the file lies on a mount with noexec."""
-        if found.fd < 0 or machine.may_wait(found.fd):
+        if found.status is None or machine.may_wait(found.file.number):
             return False
         with contextlib.suppress(OSError):
-            return bool(os.fstatvfs(found.fd).f_flag & os.ST_NOEXEC)
+            return bool(os.fstatvfs(found.file.number).f_flag & os.ST_NOEXEC)
         return False

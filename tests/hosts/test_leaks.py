@@ -309,6 +309,32 @@ print(points)
     assert int(host(script, rootfs)) > 30
 
 
+def test_an_interrupt_at_any_point_of_a_look_leaves_nothing(rootfs: Path) -> None:
+    # What the host looks at to explain a failure: all of it, also in the quick set.
+    (rootfs / "bin" / "script").symlink_to("/lib/no-interpreter")
+    (rootfs / "lib").mkdir(exist_ok=True)
+    (rootfs / "lib" / "no-interpreter").write_text("#!/none\n")
+    (rootfs / "lib" / "no-interpreter").chmod(0o755)
+    script = (
+        INJECT
+        + """
+package = os.path.join(package, "_runs", "look.py")
+from sandboxlib._runs.look import Look
+box = Sandbox(root)
+def looks():
+    with Look(box) as look:
+        found = look.find("/bin/script")
+        look.read(found, 100)
+        look.is_noexec(found)
+        return look.find("/none/such").missing
+points, bad = bad_points(looks, "/none", step=1)
+assert not bad, "\\n".join(bad)
+print(points)
+"""
+    )
+    assert int(host(script, rootfs)) > 30
+
+
 def test_the_profiler_interrupts_where_it_says(rootfs: Path) -> None:
     # A control for the tests above: they do find a descriptor that leaks.
     script = (

@@ -22,7 +22,7 @@ from lib.roots import make_rootfs
 
 import sandboxlib
 from sandboxlib import Mount, Result, Sandbox, SetupError
-from sandboxlib._core import native
+from sandboxlib._core.files import Descriptor
 from sandboxlib._host import machine
 from sandboxlib._runs.look import Look
 
@@ -357,13 +357,13 @@ def test_a_file_system_that_may_not_answer_is_left_alone(
     (slow / "x").write_text("#!/none\n")
     monkeypatch.setattr(machine, "hanging_mounts", lambda: frozenset([str(slow.resolve())]))
     opened: list[str] = []
-    real = native.open_in_root
+    real = Descriptor.open_in_root
 
-    def watched(directory: int, path: str, flags: int) -> int:
+    def watched(self: Descriptor, directory: int, path: str, flags: int) -> None:
         opened.append(path)
-        return real(directory, path, flags)
+        real(self, directory, path, flags)
 
-    monkeypatch.setattr(native, "open_in_root", watched)
+    monkeypatch.setattr(Descriptor, "open_in_root", watched)
     with Look(open_box(broken)) as look:
         for path in ("/work/slow/x", "/work/slow", "/work/../work/./slow/x"):
             found = look.find(path)
