@@ -19,7 +19,16 @@ from collections.abc import Sequence
 from time import monotonic
 
 from . import errors
-from ._executors import base, bwrap_gate, bwrap_look, bwrap_mounts, bwrap_tool, calls, trial
+from ._executors import (
+    base,
+    bwrap_gate,
+    bwrap_look,
+    bwrap_mounts,
+    bwrap_tool,
+    bwrap_words,
+    calls,
+    trial,
+)
 from ._executors.base import Executor
 from ._executors.refusals import limits_refused, read_only_refused, single_id_refused
 from ._host import green, machine
@@ -112,16 +121,42 @@ def _capabilities(box: Spec) -> list[str]:
 # ---- a run -----------------------------------------------------------------------------------
 
 
-def _arguments(options: list[str], n_argv: int, undo: contextlib.ExitStack) -> int:
-    """A memfd with bwrap's options, so that no other user sees them. UnsupportedError if there are
-    too many, together with the n_argv arguments of the command.
+def _fits(options: list[str], n_argv: int) -> bool:
+    return len(options) + n_argv + 4 <= bwrap_tool.MOST_ARGUMENTS
+
+
+def _words(
+    options: list[str],
+    box: Spec,
+    command: Command,
+    layout: bwrap_mounts.Layout,
+    descriptors: bwrap_tool.Descriptors,
+    undo: contextlib.ExitStack,
+) -> bwrap_words.Words | None:
+    """The words of the command in a file, if bwrap does not take so many; otherwise None.
+    UnsupportedError if it does not take the options either, or the sandbox cannot have the file.
     """
-    if len(options) + n_argv + 4 > bwrap_tool.MOST_ARGUMENTS:
+    argv = command._argv
+    if _fits(options, len(argv)):
+        return None
+    lacks = ""
+    if not layout.has_proc():
+        lacks = ", and the sandbox has no proc on /proc, by which it would take more words"
+    elif not descriptors.has_room(0):
+        lacks = ", and it would take more words with two pass_fds less"
+    if lacks or len(argv) < bwrap_words.FEWEST or not _fits(options, bwrap_words.N_ARGV):
         raise errors.UnsupportedError(
             f"{NAME}: bwrap takes {bwrap_tool.MOST_ARGUMENTS} arguments, and the command, its "
-            f"environment and its mounts are {len(options) + n_argv}; chroot and user_namespace "
-            "take any number, and one bind of a directory stands for those of its files"
+            f"environment and its mounts are {len(options) + len(argv)}{lacks}; chroot and "
+            "user_namespace take any number, and one bind of a directory stands for those of its "
+            "files"
         )
+    paths = [os.fsencode(path) for path in job_of(command, box).paths]
+    return bwrap_words.Words(paths, argv, descriptors, undo)
+
+
+def _arguments(options: list[str], undo: contextlib.ExitStack) -> int:
+    """A memfd with bwrap's options, so that no other user sees them."""
     content = b"".join(os.fsencode(option) + b"\0" for option in options)
     fd = memory_file("the options of bwrap", content)
     undo.callback(os.close, fd)
@@ -188,19 +223,30 @@ def _isolation(box: Spec) -> dict[str, str]:
     return {**box.isolation(), "mounts": "isolated", "seccomp": filter_of(box.policy)}
 
 
-def _failure(result: Result, box: Spec, command: Command, cwd: str) -> errors.SetupError:
-    """The error for the last line on stderr that begins with the name of bwrap."""
+def _exec_failure(number: int, box: Spec, command: Command, cwd: str) -> errors.SetupError:
+    program = command.argv[0]
+    what = f"exec {program!r} in the root {box.root}"
+    hint = explain.hint_of_exec(box, command.argv, job_of(command, box).paths, cwd, None, number)
+    return errors.setup_error(number, program, "exec", what, hint)
+
+
+def _failure(
+    result: Result, box: Spec, command: Command, cwd: str, has_words: bool
+) -> errors.SetupError:
+    """The error for the last line on stderr that begins with the name of bwrap. has_words: bwrap
+    was to execute our program, which reads the words.
+    """
     lines = [line for line in (result.err or result.out or b"").splitlines() if b"bwrap: " in line]
     text = os.fsdecode(lines[-1]) if lines else "bwrap failed, and its stderr was not captured"
     failure = bwrap_tool.failed(text)
     number = failure.errno or 0
-    if "execvp" in text:
-        program = command.argv[0]
-        what = f"exec {program!r} in the root {box.root}"
-        hint = explain.hint_of_exec(
-            box, command.argv, job_of(command, box).paths, cwd, None, number
+    if "execvp" in text and has_words:
+        what = f"{text}: the program that hands more than {bwrap_tool.MOST_ARGUMENTS} words on"
+        return errors.setup_error(
+            number, None, "exec", what, "chroot and user_namespace do not need it"
         )
-        return errors.setup_error(number, program, "exec", what, hint)
+    if "execvp" in text:
+        return _exec_failure(number, box, command, cwd)
     if "chdir" in text:
         what = f"Unable to set current working directory: {cwd!r} in the root {box.root}"
         hint = explain.hint_of_cwd(box, cwd, number)
@@ -237,7 +283,9 @@ class Bubblewrap(Executor):
         deadline = None if command.timeout is None else start + command.timeout
         with contextlib.ExitStack() as undo:
             tool = bwrap_tool.find_tool(deadline)
-            descriptors = bwrap_tool.Descriptors(passed)
+            is_long = len(argv) >= bwrap_words.FEWEST
+            reserved = 1 + is_long * bwrap_words.N_DESCRIPTORS  # 1: for the options themselves
+            descriptors = bwrap_tool.Descriptors(passed, reserved)
             gate = undo.enter_context(
                 bwrap_gate.Gate(program_of(box.policy) or bwrap_gate.ALLOW_ALL)
             )
@@ -249,7 +297,9 @@ class Bubblewrap(Executor):
                 cwd = "/"
             options += ["--chdir", "/" + cwd.lstrip("/")]
             _check_format(box, command, layout)
-            arguments = descriptors.take(_arguments(options, len(argv), undo))
+            words = _words(options, box, command, layout, descriptors, undo)
+            argv = words.argv if words else argv
+            arguments = descriptors.take(_arguments(options, undo))
             front = encode_argv([tool.path, "--args", str(arguments), "--"])
             job = Job([*front, *argv], "/", [], [])
             began = functools.partial(_let_go, gate, layout)
@@ -257,8 +307,12 @@ class Bubblewrap(Executor):
             result = base.run_tool(NAME, box, job, command, start, isolation, moved, began)
             result._rusage = b""  # incomplete: bwrap does not wait for the last of its processes
             is_killed = result.exit == -9 and "output" in result.limits_hit
-            if not (result.timed_out or is_killed) and _could_not_begin(gate, result):
-                raise _failure(result, box, command, cwd)
+            if result.timed_out or is_killed:
+                return result
+            if _could_not_begin(gate, result):
+                raise _failure(result, box, command, cwd, words is not None)
+            if words and (number := words.error()):
+                raise _exec_failure(number, box, command, cwd)
         return result
 
     def causes(self) -> list[tuple[str, str]]:

@@ -40,16 +40,16 @@
 
 #if defined(__x86_64__)
 __asm__(".globl _start\n_start:\n"
-        "xor %ebp, %ebp\nand $-16, %rsp\ncall reaper\nhlt\n"
+        "xor %ebp, %ebp\nmov %rsp, %rdi\nand $-16, %rsp\ncall reaper\nhlt\n"
         ".globl return_from_signal\nreturn_from_signal:\nmov $15, %eax\nsyscall\n");
 #elif defined(__aarch64__)
-__asm__(".globl _start\n_start:\nmov x29, #0\nbl reaper\n"
+__asm__(".globl _start\n_start:\nmov x29, #0\nmov x0, sp\nbl reaper\n"
         ".globl return_from_signal\nreturn_from_signal:\nmov x8, #139\nsvc #0\n");
 #endif
 #define RESTORER 0x04000000 /* SA_RESTORER: x86_64 leaves the way back to the program */
 
 void return_from_signal(void);
-void reaper(void) __attribute__((noreturn, used));
+void reaper(char **stack) __attribute__((noreturn, used));
 
 struct sbx_place run_place;
 uint32_t run_number;
@@ -100,10 +100,14 @@ static void run_once(void) {
     exit_reaper();
 }
 
-void reaper(void) {
+/* STACK: what execve(2) puts there, the number of arguments first. The caller's core gives none but
+ * the name; bwrap_words.py has two more for the session's program. */
+void reaper(char **stack) {
     struct raw_sigaction action = {on_signal, RESTORER, return_from_signal, RAW_ALL_SIGNALS};
     struct sbx_order order;
     int cgroups[SBX_MOST_CGROUPS];
+    if (IN_SESSION && (long)stack[0] == 3)
+        exec_words(stack + 1, stack + 5);
     raw(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
     raw(RAW_close_range, REAPER_STATUS_FD, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     raw(__NR_rt_sigaction, SIGCHLD, &action, 0, RAW_SIGSET_SIZE);

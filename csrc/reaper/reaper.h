@@ -85,6 +85,19 @@ void signal_descendants(int signum);
 /* Kills all descendants, and waits until none is left: returns the wait status of COMMAND. */
 int kill_descendants(long command);
 
+/* ---- a command with many words ------------------------------------------------------------- */
+
+/* What bwrap_words.py writes. Strings are offsets from the start of the struct. */
+struct sbx_words {
+    int32_t error;   /* an errno; 0: the command began, or was about to */
+    int32_t program; /* the descriptor of this program */
+    uint64_t n_paths, n_args;
+    uint64_t paths[]; /* where the program may be, then the arguments, then a 0 */
+};
+
+/* ARGS: this program, the number of the descriptor with the words, their size. */
+void exec_words(char **args, char **envp) __attribute__((noreturn));
+
 /* ---- a resident ---------------------------------------------------------------------------- */
 
 /* CGROUPS: what the process of each command writes to, to join. */

@@ -145,6 +145,15 @@ class Layout:
         """Whether the command will see such a directory."""
         return self._view.has_directory(path)
 
+    def has_proc(self) -> bool:
+        """Whether /proc inside is a proc: one of the run's own, or the caller's."""
+        host = self._view.find("/proc")
+        if host == "":
+            return any(mount.target == "/proc" and mount.type == "proc" for mount in self.wanted)
+        with contextlib.suppress(OSError):
+            return host is not None and os.path.samefile(host, "/proc") and os.path.ismount(host)
+        return False
+
     # -- the parts
 
     def _open(self, path: str, step: str, what: str) -> int:
@@ -164,8 +173,7 @@ class Layout:
         if path == "/":
             self._unnamed[_ROOT] = self._sources[path]
         option_args = [option, _ROOT if path == "/" and self._tool.is_staged else path]
-        # One more descriptor is needed for the options themselves.
-        if fd >= 0 and self._tool.binds_descriptors and self._descriptors.has_room(1):
+        if fd >= 0 and self._tool.binds_descriptors and self._descriptors.has_room():
             by_descriptor = ["--bind-fd", self._descriptors.take(fd)]
             if self._tool.is_staged:
                 self._sources[path] = [*by_descriptor, _HERE]

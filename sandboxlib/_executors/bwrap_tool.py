@@ -161,14 +161,16 @@ class Descriptors:
     too runs under Limits.open_files.
     """
 
-    def __init__(self, passed: Sequence[int]) -> None:
-        """passed: the pass_fds of the command, which keep their numbers."""
-        self._passed = passed
+    def __init__(self, passed: Sequence[int], reserved: int) -> None:
+        """passed: the pass_fds of the command, which keep their numbers. reserved: how many will be
+        taken last; has_room() leaves them free.
+        """
+        self._passed, self._reserved = passed, reserved
         self.moved: dict[int, int] = {}
 
-    def has_room(self, reserved: int = 0) -> bool:
-        used = len(self._passed) + len(self.moved) + reserved
-        return bool(used < native.lib.SBX_MOST_PASSED)
+    def has_room(self, more: int = 1) -> bool:
+        used = len(self._passed) + len(self.moved) + self._reserved
+        return bool(used + more <= native.lib.SBX_MOST_PASSED)
 
     def take(self, fd: int) -> str:
         """Chooses the number that a descriptor of ours has in bwrap."""

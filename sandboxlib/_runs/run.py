@@ -453,13 +453,13 @@ def _output(name: str, value: Any) -> int:
     return SINK if streams.is_sink(value) else check_descriptor(name, value)
 
 
-def memory_file(name: str, content: bytes) -> int:
+def memory_file(name: str, content: bytes, flags: int = 0) -> int:
     """A memfd with the content. Unlike a pipe it needs no writer while the command runs. name: what
-    it is, for people. SetupError.
+    it is, for people. flags: more of memfd_create(2). SetupError.
     """
     fd = -1
     try:
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | flags)
         unwritten = memoryview(content)
         while unwritten:
             unwritten = unwritten[os.write(fd, unwritten) :]

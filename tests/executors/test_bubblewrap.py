@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -90,15 +91,96 @@ def test_it_binds_a_thousand_files_of_a_directory(
     assert (sources / "999").read_text() == "999\nx\n"
 
 
-def test_more_words_than_it_takes_are_refused_with_a_remedy(
+MANY = ["x"] * 9500
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_a_command_may_have_more_words_than_bwrap_takes(
+    shared_rootfs: Path, monkeypatch: pytest.MonkeyPatch, is_writable: bool
+) -> None:
+    monkeypatch.setenv("SANDBOXLIB_BACKEND", "bubblewrap")
+    paths: str | list[str] = "all" if is_writable else []
+    words = [str(number) for number in range(9500)]
+    script = 'echo $0 $# $1 ${9500} "$A"; pwd; exit 3'
+    with open_box(shared_rootfs, filesystem_writable_paths=paths) as box:
+        result = box.run(["sh", "-c", script, "zero", *words], cwd="/bin", extra_env={"A": "a b"})
+        assert (result.exit, result.out) == (3, b"zero 9500 0 9499 a b\n/bin\n")
+        assert box.run(["./true", *words], cwd="/bin").exit == 0
+        assert box.run(["sh", "-c", "kill -9 $$", *words]).exit == 128 + 9
+        assert box.run(["sleep", "1000", *["0"] * 9500], timeout=0.5).timed_out
+
+
+def test_the_words_leave_nothing_to_a_command(
     shared_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SANDBOXLIB_BACKEND", "bubblewrap")
-    with (
-        open_box(shared_rootfs) as box,
-        pytest.raises(UnsupportedError, match=r"9000 arguments.*take any number"),
-    ):
-        box.run(["true", *["x"] * 9500])
+    script = "readlink /proc/self/exe; ls /proc/self/fd; ls -l /proc/1/fd"
+    with open_box(shared_rootfs) as box:
+        few, many = (box.run(["sh", "-c", script, *MANY[:n]]).out or b"" for n in (1, 9500))
+    assert many.split()[:5] == few.split()[:5]
+    assert b"0\n1\n2\n3\n" in many
+    assert b"memfd" not in many
+
+
+def test_many_words_and_descriptors_go_together(
+    shared_rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDBOXLIB_BACKEND", "bubblewrap")
+    (tmp_path / "file").write_text("content")
+    with open_box(shared_rootfs) as box, contextlib.ExitStack() as files:
+        passed = [files.enter_context(open(tmp_path / "file")).fileno() for _ in range(28)]
+        command = ["sh", "-c", f"cat <&{passed[5]}", *MANY]
+        assert box.run(command, pass_fds=passed[:27]).out == b"content"
+        with pytest.raises(UnsupportedError, match="two pass_fds less"):
+            box.run(command, pass_fds=passed)
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [("none", "ENOENT"), ("/none", "ENOENT"), ("/etc", "EACCES"), ("/bin/script", "ENOEXEC")],
+)
+def test_a_program_that_does_not_run_is_told_with_many_words_as_with_few(
+    rootfs: Path, monkeypatch: pytest.MonkeyPatch, program: str, name: str
+) -> None:
+    monkeypatch.setenv("SANDBOXLIB_BACKEND", "bubblewrap")
+    (rootfs / "etc").mkdir(exist_ok=True)
+    (rootfs / "bin" / "script").write_text("echo a shell ran it\n")
+    (rootfs / "bin" / "script").chmod(0o755)
+    told = []
+    with open_box(rootfs) as box:
+        for words in (MANY[:1], MANY):
+            with pytest.raises(SetupError) as caught:
+                box.run([program, *words])
+            told.append((type(caught.value), str(caught.value), caught.value.step))
+    assert told[0] == told[1]
+    assert name in told[0][1]
+    assert told[0][2] == "exec"
+
+
+def test_more_words_than_the_kernel_takes_are_told(
+    shared_rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDBOXLIB_BACKEND", "bubblewrap")
+    with open_box(shared_rootfs) as box, pytest.raises(SetupError, match="E2BIG") as caught:
+        box.run(["true", *["x" * 1000] * 9500])
+    assert caught.value.step == "exec"
+
+
+@pytest.mark.parametrize("lacks", ["proc", "room"])
+def test_words_that_it_cannot_take_are_refused_with_a_remedy(
+    rootfs: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    monkeypatch.setenv("SANDBOXLIB_BACKEND", "bubblewrap")
+    env = {}
+    if lacks == "proc":
+        (rootfs / "proc").rmdir()
+    else:
+        env = {f"V{number}": "x" for number in range(3000)}
+    with open_box(rootfs) as box, pytest.raises(UnsupportedError) as caught:
+        box.run(["true", *MANY], extra_env=env)
+    assert "9000 arguments" in str(caught.value)
+    assert "take any number" in str(caught.value)
+    assert ("no proc on /proc" in str(caught.value)) == (lacks == "proc")
 
 
 @pytest.mark.parametrize("executor", ["chroot", "user_namespace"])

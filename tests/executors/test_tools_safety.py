@@ -272,8 +272,7 @@ def test_variables_reach_the_command_and_not_bwrap(rootfs: Path, bwrap: str) -> 
 
 def test_too_many_arguments_are_refused_before_anything_runs(rootfs: Path, bwrap: str) -> None:
     assert run(open_box(rootfs), "sh", "-c", "echo $#", *["x"] * 8000).out == b"7999\n"
-    with pytest.raises(UnsupportedError, match="9000 arguments"):
-        run(open_box(rootfs), "true", *["x"] * 9000)
+    assert run(open_box(rootfs), "sh", "-c", "echo $#", *["x"] * 9000).out == b"8999\n"
     with pytest.raises(UnsupportedError, match="9000 arguments"):
         run(open_box(rootfs), "true", extra_env={f"V{i}": "" for i in range(3000)})
 
