@@ -230,6 +230,13 @@ def _exec_failure(number: int, box: Spec, command: Command, cwd: str) -> errors.
     return errors.setup_error(number, program, "exec", what, hint)
 
 
+def _not_read(box: Spec, command: Command) -> errors.SetupError:
+    what = f"exec {command.argv[0]!r} in the root {box.root}: its words were not read"
+    hint = "a seccomp filter refuses mmap or fcntl, or the memory is at its limit; with less than "
+    hint += "9,000 words bwrap needs neither"
+    return errors.setup_error(errno.EIO, command.argv[0], "exec", what, hint)
+
+
 def _failure(
     result: Result, box: Spec, command: Command, cwd: str, has_words: bool
 ) -> errors.SetupError:
@@ -312,6 +319,8 @@ class Bubblewrap(Executor):
             if _could_not_begin(gate, result):
                 raise _failure(result, box, command, cwd, words is not None)
             if words and (number := words.error()):
+                if number < 0:
+                    raise _not_read(box, command)
                 raise _exec_failure(number, box, command, cwd)
         return result
 

@@ -89,7 +89,7 @@ int kill_descendants(long command);
 
 /* What bwrap_words.py writes. Strings are offsets from the start of the struct. */
 struct sbx_words {
-    int32_t error;   /* an errno; 0: the command began, or was about to */
+    int32_t error;   /* an errno; 0: the command began; -1: nobody read this */
     int32_t program; /* the descriptor of this program */
     uint64_t n_paths, n_args;
     uint64_t paths[]; /* where the program may be, then the arguments, then a 0 */

@@ -50,7 +50,7 @@ void exec_words(char **args, char **envp) {
     struct sbx_words *words =
         (void *)raw(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if ((unsigned long)words > -4096UL)
-        exit_reaper(); /* words->error stays what it is */
+        exit_reaper(); /* words->error stays -1 */
     for (uint64_t i = 0; i < words->n_paths; i++)
         words->paths[i] += (uint64_t)words;
     uint64_t *argv = words->paths + words->n_paths;
@@ -60,8 +60,8 @@ void exec_words(char **args, char **envp) {
     if (result >= 0) {
         words->error = 0;
         result = exec_one_of((char **)words->paths, words->n_paths, (char **)argv, envp);
+        words->error = (int32_t)-result;
     }
-    words->error = (int32_t)-result;
     exit_reaper();
 }
 

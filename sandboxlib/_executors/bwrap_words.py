@@ -9,7 +9,6 @@ closes the two descriptors, and the file is sealed before.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import struct
 from collections.abc import Sequence
@@ -50,7 +49,9 @@ class Words:
         self.argv = [os.fsencode(word) for word in (self.program, number, str(len(content)))]
 
     def error(self) -> int:
-        """The errno for which the command did not begin; 0 if it did. Valid once bwrap ran it."""
+        """The errno for which the command did not begin; -1 if its words were not read, 0 if it did
+        begin. Valid once bwrap has executed our program.
+        """
         return int(_HEAD.unpack(os.pread(self._fd, _HEAD.size, 0))[0])
 
 
@@ -61,6 +62,6 @@ def _content(program: int, paths: Sequence[bytes], argv: Sequence[bytes]) -> byt
     for string in strings:
         offsets.append(at)
         at += len(string) + 1
-    head = _HEAD.pack(errno.EIO, program, len(paths), len(argv))  # EIO, until it is read
+    head = _HEAD.pack(-1, program, len(paths), len(argv))
     table = struct.pack(f"={len(strings) + 1}Q", *offsets, 0)
     return head + table + b"\0".join([*strings, b""])

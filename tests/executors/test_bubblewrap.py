@@ -13,7 +13,7 @@ import pytest
 from lib.boxes import open_box
 from lib.machine import require
 
-from sandboxlib import Mount, SetupError, UnsupportedError, bubblewrap
+from sandboxlib import Mount, Policy, SetupError, UnsupportedError, bubblewrap
 
 EXECUTORS = ["chroot", "user_namespace", "bubblewrap"]
 
@@ -163,6 +163,21 @@ def test_more_words_than_the_kernel_takes_are_told(
     monkeypatch.setenv("SANDBOXLIB_BACKEND", "bubblewrap")
     with open_box(shared_rootfs) as box, pytest.raises(SetupError, match="E2BIG") as caught:
         box.run(["true", *["x" * 1000] * 9500])
+    assert caught.value.step == "exec"
+
+
+@pytest.mark.parametrize("call", ["mmap", "fcntl"])
+def test_a_filter_that_keeps_the_words_from_being_read_is_told(
+    shared_rootfs: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setenv("SANDBOXLIB_BACKEND", "bubblewrap")
+    refused = [{"names": [call], "action": "SCMP_ACT_ERRNO"}]
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": refused}
+    with (
+        open_box(shared_rootfs, policy=Policy(seccomp=profile)) as box,
+        pytest.raises(SetupError, match=r"words were not read.*mmap or fcntl") as caught,
+    ):
+        box.run(["true", *MANY])
     assert caught.value.step == "exec"
 
 
