@@ -40,17 +40,19 @@ _REAPER_KILLED = (
 )
 _NOT_ENDED = "a command was killed, and its processes did not end in time"
 _GONE = "its pid 1 is gone"
+_SILENT = "its pid 1 did not answer for 5 s: somebody outside stopped it, or left it no CPU time"
+_LATE = "pid 1 of the session had no CPU time, or is stopped; the session goes on, so try again"
 #: What sbx_spawn_in_session() reports at step ORDER if pid 1 does not answer.
 _NO_ANSWER = (
     errno.EPIPE,
     errno.ECONNRESET,
     errno.EOWNERDEAD,
-    errno.ETIMEDOUT,
     errno.EAGAIN,
     errno.EBADF,
 )
 _SIGKILL = 9
 _ORDER: int = lib.SBX_STEP_ORDER
+_PIPE: int = lib.SBX_STEP_PIPE
 _all: dict[int, ref[OpenSession]] = {}
 
 
@@ -193,7 +195,10 @@ class RunInSession(Run):
     def _start_fresh(self) -> None:
         """Starts the job in the session, whose namespaces are there already."""
         work, job, session = self._workspace, self._job, self.session
-        control = session.control()
+        try:
+            control = session.control()
+        except OSError as full:  # EMFILE
+            raise error_of(self.plan, _PIPE, 0, full.errno or 0, job) from None
         try:
             stubs = native.held_flags(0, ())
             if self._extras is not None:
@@ -206,6 +211,11 @@ class RunInSession(Run):
         if started == 0:
             return
         step, index, error = _failure(work)
+        if step == _ORDER and error == errno.ETIMEDOUT:
+            if self.deadline is None:
+                raise session.end(_SILENT)
+            # The reaper, once it is there, finds its socket closed, and starts nothing.
+            raise errors.setup_error(error, None, "order", "start a command in the session", _LATE)
         if step == _ORDER and error in _NO_ANSWER:
             raise session.end(_GONE)
         raise error_of(self.plan, step, index, error, job)

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import gc
 import os
 import pickle
+import resource
+import signal
 import subprocess
 import threading
 import time
@@ -31,6 +35,7 @@ from sandboxlib import (
     Sandbox,
     SandboxExecutor,
     SessionOver,
+    SetupError,
     SpecError,
     UnsupportedError,
     User,
@@ -428,6 +433,48 @@ def test_a_session_whose_pid_1_is_killed_is_over(box: Sandbox) -> None:
             session.run(["true"])
         with pytest.raises(SessionOver, match="pid 1"):
             session.run(["true"])
+
+
+def test_a_late_pid_1_costs_a_command_and_not_the_session(box: Sandbox) -> None:
+    """It had no CPU time, for example. What it starts too late runs nothing."""
+    with box.session() as session:
+        session.run(["sh", "-c", "echo a > /tmp/x"])
+        os.kill(session.pid, signal.SIGSTOP)
+        with pytest.raises(SetupError, match="the session goes on") as caught:
+            session.run(["sh", "-c", "echo b > /tmp/x"], timeout=0.1)
+        assert (caught.value.step, caught.value.errno) == ("order", errno.ETIMEDOUT)
+        os.kill(session.pid, signal.SIGCONT)
+        assert session.run(["cat", "/tmp/x"]) == (0, b"a\n", b"")
+        assert wait_until(lambda: session.run(["ps"]).stdout.count(b"sandboxlib-init") == 2)
+
+
+def test_a_session_without_a_descriptor_names_the_step(box: Sandbox) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with box.session() as session:
+        session.run(["true"])
+        before = len(os.listdir("/proc/self/fd"))
+        steps: list[str] = []
+        for room in range(12):
+            highest = max(map(int, os.listdir("/proc/self/fd")))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 40, limits[1]))
+            held: list[int] = []
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.dup(0))
+            for fd in held[:room]:
+                os.close(fd)
+            try:
+                session.run(["true"])
+            except SetupError as error:
+                steps.append(str(error.step) if error.errno == errno.EMFILE else str(error))
+            finally:
+                for fd in held[room:]:
+                    os.close(fd)
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert len(os.listdir("/proc/self/fd")) == before
+        assert steps[0] == "pipe"
+        assert len(steps) < 12
+        assert session.run(["true"]).ok
 
 
 def test_a_lost_session_warns_and_ends(box: Sandbox) -> None:
