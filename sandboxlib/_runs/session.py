@@ -17,6 +17,7 @@ from _weakref import ref  # weakref itself takes as long as ten of our modules
 
 from .. import errors
 from .._core import native
+from .._core.files import Descriptor
 from .._core.workspace import end_run, fill_job, fill_limits
 from .._spec.command import Command
 from .._spec.spec import Spec
@@ -118,10 +119,12 @@ class OpenSession:
             self._struct()
         return RunInSession(self, plan, job_of(command, self.box), command, **extras)
 
-    def control(self) -> int:
+    def control(self) -> Descriptor:
         """A copy of the socket to pid 1, which another thread cannot close. SessionOver."""
+        copied = Descriptor()
         with self._lock:
-            return os.dup(self._struct().status)
+            copied.open_in_root(self._struct().status, "", 0)
+        return copied
 
     def _struct(self) -> Any:
         """The struct sbx_run of pid 1, under the lock. SessionOver."""
@@ -204,10 +207,10 @@ class RunInSession(Run):
             if self._extras is not None:
                 fill_limits(work, self.plan.limits_in_slot)
             keep = fill_job(work, job.blob, job.cwd_size, job.counts, self._stdio, -1, stubs, -1)
-            started = lib.sbx_spawn_in_session(control, work.job, work.run)
+            started = lib.sbx_spawn_in_session(control.number, work.job, work.run)
             del keep
         finally:
-            os.close(control)
+            control.close()
         if started == 0:
             return
         step, index, error = _failure(work)

@@ -309,6 +309,20 @@ print(points)
     assert int(host(script, rootfs)) > 30
 
 
+def test_an_interrupt_at_any_point_of_a_command_in_a_session_leaves_nothing(rootfs: Path) -> None:
+    script = (
+        INJECT
+        + """
+session = Sandbox(root).session()
+points, bad = bad_points(lambda: session.run(["echo", "x"]), (0, b"x\\n", b""), step=many(3, 1))
+assert not bad, "\\n".join(bad)
+session.close()
+print(points)
+"""
+    )
+    assert int(host(script, rootfs)) > 30
+
+
 def test_an_interrupt_at_any_point_of_a_look_leaves_nothing(rootfs: Path) -> None:
     # What the host looks at to explain a failure: all of it, also in the quick set.
     (rootfs / "bin" / "script").symlink_to("/lib/no-interpreter")
