@@ -102,7 +102,7 @@ def test_memory(way: str) -> None:
             hit = run(way, box, script)
             assert hit.exit == -9
             assert hit.limits_hit == ("memory",)
-            assert hit.usage is None or hit.usage.tree_memory is not None
+            assert hit.usage is None or hit.usage.tree_memory is not None or not resets_peaks()
             under = run(way, box, script.replace("200", "50"))
             assert (under.exit, under.limits_hit) == (0, ())
             assert under.usage is not None

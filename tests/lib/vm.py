@@ -97,7 +97,7 @@ def boot(kernel: Path, command: list[str], *, directory: Path, log: Path, timeou
     """
     version = kernel.name.partition("-")[2]
     modules = _module_files(version, kernel.parent.parent)
-    kept = ("SANDBOXLIB_MUST_WORK", "SANDBOXLIB_DEEP")
+    kept = ("SANDBOXLIB_DEEP",)
     environment = " ".join(shlex.quote(f"{k}={os.environ[k]}") for k in kept if k in os.environ)
     script = SET_UP.format(
         directory=shlex.quote(str(directory)),
