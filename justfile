@@ -53,11 +53,13 @@ warnings *compilers="gcc":
     "{{python}}" -c 'import build_ffi; build_ffi.build_init()'
     for compiler in {{compilers}}; do
         for file in $(git ls-files 'csrc/*.c'); do
-            "$compiler" {{warnings}} "-DSBX_INIT=\"$PWD/sandboxlib/_init\"" -c "$file" -o /dev/null
+            "$compiler" {{warnings}} "-DSBX_INIT=\"$PWD/sandboxlib/_init\"" \
+                "-DSBX_INIT_SESSION=\"$PWD/sandboxlib/_init_session\"" -c "$file" -o /dev/null
         done
-        # In the reaper's program some of the child's code is another.
-        for file in $(git ls-files 'csrc/child/*.c'); do
+        # In the programs of the reapers some of the code is another.
+        for file in $(git ls-files 'csrc/child/*.c' 'csrc/reaper/*.c'); do
             "$compiler" {{warnings}} -DSBX_IN_REAPER -c "$file" -o /dev/null
+            "$compiler" {{warnings}} -DSBX_IN_REAPER -DSBX_IN_SESSION -c "$file" -o /dev/null
         done
     done
     for file in $(git ls-files 'tests/*.c'); do

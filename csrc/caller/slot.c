@@ -73,8 +73,7 @@ static int is_ready(const struct sbx_slot *slot, int64_t most_ns) {
 /* Collects the descriptors that go with an order, those of the command. NULL_FD is opened for this
  * run, if it needs one, so that no other run shares its flags and locks.
  */
-static int collect_descriptors(const struct sbx_job *job, struct sbx_run *run, const int stdio[3],
-                               int *null_fd, int *fds) {
+static int collect_descriptors(struct sbx_run *run, const int stdio[3], int *null_fd, int *fds) {
     for (int i = 0; i < 3; i++) {
         if (stdio[i] < 0 && *null_fd < 0)
             *null_fd = (int)raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
@@ -103,7 +102,7 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
     run->slot = slot;
     int error = make_outputs(job, run, stdio);
     if (error == 0)
-        error = collect_descriptors(job, run, stdio, &null, fds);
+        error = collect_descriptors(run, stdio, &null, fds);
     if (error == 0) {
         struct sbx_order order = order_of(job, ++slot->runs);
         struct iovec parts[] = {{&order, sizeof order},

@@ -198,8 +198,9 @@ def _project(options: argparse.Namespace) -> Project:
         if not csrc.is_dir():
             raise
         print(f"{error}\nWithout it the demo builds sandboxlib's own csrc/.", file=sys.stderr)
-        # host.c includes the reaper's program, which is not built here: any file will do.
-        flags = ["-std=gnu11", '-DSBX_INIT="/src/freestanding.c"']
+        # host.c includes the programs of the reapers, which are not built here: any file will do.
+        names = ("SBX_INIT", "SBX_INIT_SESSION")
+        flags = ["-std=gnu11", *(f'-D{name}="/src/freestanding.c"' for name in names)]
         return Project("sandboxlib's csrc", csrc, _c_files(csrc), flags)
 
 

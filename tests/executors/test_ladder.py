@@ -390,12 +390,12 @@ def test_the_doctor_at_the_shell(setuid_tool: SetuidTool, words: list[str]) -> N
     assert "    the caller is not root" in lines
     assert "        remedy: run as root, or use another executor" in lines
     assert "linux_user_chroot: works" in lines
-    assert lines[-1] == "chosen here: linux_user_chroot"
+    assert "chosen here: linux_user_chroot" in lines
     nothing = MACHINES["user, no user namespaces, no linux-user-chroot"]
     done = on(setuid_tool, nothing, *python(), *words)
     assert done.returncode == 0
     assert done.stdout.count(": does not work\n") == 4
-    assert done.stdout.endswith("chosen here: none\n")
+    assert "chosen here: none\n" in done.stdout
 
 
 def test_the_doctor_looks_where_the_executors_look(setuid_tool: SetuidTool) -> None:
@@ -442,7 +442,7 @@ def test_sysctls_of_other_distributions(
         more = [each for each in _machine.user_namespace_causes() if each not in before]
         assert len(more) == expected
         assert all(cause == f"sysctl kernel.{name} is {value}" for cause, _ in more)
-        assert all(said.startswith(remedy) for _, said in more)
+        assert all(remedy in said for _, said in more)
         hint = _machine.user_namespace_remedy("clone", errno.EPERM)
         assert (remedy in hint) == bool(expected)
 
