@@ -36,9 +36,9 @@ def test_every_call_takes_a_command(call: str, shared_rootfs: Path) -> None:
                 assert raised.value.result.out == b"/tmp b\n"
             return
         results = [run(command), run(script, cwd="/tmp", extra_env={"A": "b"})]
+    if call == "start_async":  # the method of an AsyncProcess is a coroutine function
+        results = [asyncio.run(result) for result in results]
     for result in results:
-        if call == "start_async":  # the method of an AsyncProcess is a coroutine function
-            result = asyncio.run(result)
         assert result.exit == 3
         assert result.command == command
         assert not result.ok

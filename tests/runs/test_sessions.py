@@ -102,6 +102,8 @@ def test_daemons_live_until_the_session_ends(box: Sandbox) -> None:
     with box.session() as session:
         session.run(["sh", "-c", f"setsid sleep {mark} >/dev/null 2>&1 &"], check=True)
         assert session.run(["true"]).ok
+        assert wait_until(lambda: len(processes(mark)) == 1)
+        assert session.run(["true"]).ok
         assert len(processes(mark)) == 1
     assert not processes(mark)
 
