@@ -189,6 +189,7 @@ class Cgroup:
     procs: tuple[int, ...] = ()
     unified = 0
     directories: tuple[int, ...] = ()  # their descriptors, from which all files are opened
+    _maker = 0  # and no file: all that __del__ needs if an interrupt came in __init__
 
     def __init__(self, limits: CgroupLimits, generation: int) -> None:
         self.pool: Cgroups | None = None
@@ -196,7 +197,7 @@ class Cgroup:
         self.places: list[Place] = []
         self._limits = limits
         self._limited: tuple[CgroupLimits, int] | None = None
-        self._maker = os.getpid()
+        self._closing: list[int] = []
         self._counters: list[tuple[str, int]] = []
         self._names: tuple[str, ...] = ()  # of the counters
         self._peaks: list[int] = []  # the counters that begin() sets back
@@ -208,6 +209,7 @@ class Cgroup:
         self._left = 0  # bytes of memory, of which it is known that the kernel can take them back
         self._is_reset = True  # False: the peaks may be those of an earlier run
         self._is_suspended = False
+        self._maker = os.getpid()  # last of all: see above
 
     @property
     def paths(self) -> list[str]:
@@ -519,6 +521,8 @@ class Cgroup:
 
     def remove(self) -> None:
         """Kill its processes, and remove it. If that fails, a later close() tries again."""
+        if self._maker == 0:
+            return
         if self._maker == os.getpid():
             try:
                 if self.pids():
@@ -530,19 +534,18 @@ class Cgroup:
                     _stuck.append(self.places[-1].path)
                 self.places.pop()
         self.places = []
-        for fd in (
-            *(fd for _, fd in self._counters),
-            *(setting.fd for setting in self._settings.values()),
-            *self.procs,
-            *self.directories,
-            *self._others,
-        ):
-            os.close(fd)
+        files = [fd for _, fd in self._counters] + [s.fd for s in self._settings.values()]
+        files += [*self.procs, *self.directories, *self._others]
+        # No call, so no interrupt, until all are in _closing: after one __del__ comes here again,
+        # and must close no number twice.
         self._counters, self._settings, self._others = [], {}, []
+        self.procs = self.directories = ()
+        self._closing = files + self._closing
+        while self._closing:
+            os.close(self._closing.pop())
         self._names, self._peaks = (), []
         self._counted, self._all = OpenFiles(()), OpenFiles(())
         self._statuses, self._owners = FileStatuses(()), b"removed"
-        self.procs = self.directories = ()
 
     def __del__(self) -> None:
         _insist(self.remove)

@@ -77,6 +77,33 @@ def need(present: object, reason: str) -> None:
     require(present, reason)
 
 
+def test_an_interrupt_of_the_removal_closes_no_descriptor_twice(
+    pools: list[Cgroups], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need(controllers().keys() >= {"pids"}, "the pids controller")
+    pools.append(Cgroups(CgroupLimits(pids=9)))
+    cgroup = pools[0].take()
+    closed: list[int] = []
+
+    def interrupted(fd: int, close: Any = os.close) -> None:
+        close(fd)
+        if fd in files:
+            closed.append(fd)
+            if len(closed) == 3:
+                raise KeyboardInterrupt
+
+    files = {*cgroup.procs, *cgroup.directories, *(fd for _, fd in cgroup._counters)}
+    monkeypatch.setattr(os, "close", interrupted)
+    with suppress(KeyboardInterrupt):
+        cgroup.remove()
+    cgroup.remove()
+    assert sorted(closed) == sorted(files)
+
+
+def test_a_cgroup_whose_making_was_interrupted_at_once_ends_quietly() -> None:
+    Cgroup.__new__(Cgroup).remove()
+
+
 def make(pools: list[Cgroups], **words: Any) -> Cgroups:
     for name in ("memory", "swap", "pids", "hold"):
         need(not words.get(name) or name in controllers(), f"no cgroups for {name}")
