@@ -2,9 +2,10 @@
 """Build the compiled module: csrc/sandbox.h is the cdef, csrc/caller/ and csrc/child/ are the code.
 
 The reaper is a program of its own, made from csrc/reaper/ and csrc/child/. It is compiled and
-linked first, without libc, into sandboxlib/_init, and that of a session, made from the same files,
-into sandboxlib/_init_session. csrc/caller/host.c includes the bytes of both. The wheel has the
-files too, for machines that forbid running programs from memory (sysctl vm.memfd_noexec=2).
+linked first, without libc, into sandboxlib/_init. The same files make that of a session,
+sandboxlib/_init_session, and that of a run whose CPU time is watched, sandboxlib/_init_cpu_time.
+csrc/caller/host.c includes the bytes of all. The wheel has the files too, for machines that forbid
+running programs from memory (sysctl vm.memfd_noexec=2).
 
 SBX_CFLAGS adds flags to the extension, for sanitizers; the reaper, which has no libc, does not get
 them.
@@ -23,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE / "csrc"
 INIT = HERE / "sandboxlib" / "_init"
 INIT_SESSION = HERE / "sandboxlib" / "_init_session"
+INIT_CPU_TIME = HERE / "sandboxlib" / "_init_cpu_time"
 CALLER, CHILD, REAPER = (
     sorted((CSRC / folder).glob("*.c")) for folder in ("caller", "child", "reaper")
 )
@@ -44,7 +46,8 @@ def build_init() -> None:
     command = [compiler, *INIT_FLAGS, *sources]
     subprocess.run([*command, "-o", str(INIT)], check=True)
     subprocess.run([*command, "-DSBX_IN_SESSION", "-o", str(INIT_SESSION)], check=True)
-    for program in (INIT, INIT_SESSION):
+    subprocess.run([*command, "-DSBX_WATCHES_CPU", "-o", str(INIT_CPU_TIME)], check=True)
+    for program in (INIT, INIT_SESSION, INIT_CPU_TIME):
         drop_section_headers(program)
 
 
@@ -68,8 +71,15 @@ def make_ffi() -> FFI:
         '#include <stdint.h>\n#include "sandbox.h"',
         sources=[str(path.relative_to(HERE)) for path in (*CALLER, *CHILD)],
         include_dirs=["csrc"],
-        depends=["build_ffi.py", str(INIT), str(INIT_SESSION), *map(str, CSRC.glob("**/*.[ch]"))],
-        define_macros=[("SBX_INIT", f'"{INIT}"'), ("SBX_INIT_SESSION", f'"{INIT_SESSION}"')],
+        depends=[
+            *("build_ffi.py", str(INIT), str(INIT_SESSION), str(INIT_CPU_TIME)),
+            *map(str, CSRC.glob("**/*.[ch]")),
+        ],
+        define_macros=[
+            ("SBX_INIT", f'"{INIT}"'),
+            ("SBX_INIT_SESSION", f'"{INIT_SESSION}"'),
+            ("SBX_INIT_CPU_TIME", f'"{INIT_CPU_TIME}"'),
+        ],
         extra_compile_args=["-std=gnu11", "-fvisibility=hidden", *extra_flags],
         extra_link_args=["-Wl,-z,now", *extra_flags],
     )

@@ -54,12 +54,14 @@ warnings *compilers="gcc":
     for compiler in {{compilers}}; do
         for file in $(git ls-files 'csrc/*.c'); do
             "$compiler" {{warnings}} "-DSBX_INIT=\"$PWD/sandboxlib/_init\"" \
-                "-DSBX_INIT_SESSION=\"$PWD/sandboxlib/_init_session\"" -c "$file" -o /dev/null
+                "-DSBX_INIT_SESSION=\"$PWD/sandboxlib/_init_session\"" \
+                "-DSBX_INIT_CPU_TIME=\"$PWD/sandboxlib/_init_cpu_time\"" -c "$file" -o /dev/null
         done
         # In the programs of the reapers some of the code is another.
         for file in $(git ls-files 'csrc/child/*.c' 'csrc/reaper/*.c'); do
-            "$compiler" {{warnings}} -DSBX_IN_REAPER -c "$file" -o /dev/null
-            "$compiler" {{warnings}} -DSBX_IN_REAPER -DSBX_IN_SESSION -c "$file" -o /dev/null
+            for program in RUN SBX_IN_SESSION SBX_WATCHES_CPU; do
+                "$compiler" {{warnings}} -DSBX_IN_REAPER "-D$program" -c "$file" -o /dev/null
+            done
         done
     done
     for file in $(git ls-files 'tests/*.c'); do

@@ -235,7 +235,8 @@ struct sbx_record {
     int32_t step; /* of enum sbx_step */
     int32_t index;
     int32_t error;
-    int32_t wait_status; /* or -errno, if nobody knows it */
+    int32_t wait_status;   /* or -errno, if nobody knows it */
+    int64_t over_cpu_time; /* as in struct sbx_run */
     int64_t usage[18];
 };
 #define SBX_RECORD_MAGIC 0x53425831u
@@ -266,6 +267,7 @@ struct sbx_order {
                         with the place, those of stdio with an order; others get none */
     int32_t stays;   /* SBX_PLACE: 1 for a resident */
     int32_t signum;  /* SBX_SIGNAL */
+    int64_t cpu_ns;  /* as in struct sbx_job */
 };
 
 #endif

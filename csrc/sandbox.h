@@ -160,6 +160,8 @@ struct sbx_job {
     int unified;            /* the directory of the last of them, if it is of v2; 0: it is not */
     int terminal;           /* 1: stdin is a terminal, and to be that of its session */
     int cpu_seconds;        /* RLIMIT_CPU of this job; 0: that of its limits */
+    int64_t cpu_ns;         /* its reaper ends it once a process has used so much CPU time; 0: it
+                             * does not look, as nobody does in a slot */
     const struct sbx_limits *limits; /* in a slot or session, or NULL: those of the place */
     int announce;                    /* 1: sbx_spawn waits until the command began */
     int64_t pump_ns;                 /* how long sbx_spawn goes on with sbx_pump; 0: not at all */
@@ -242,6 +244,7 @@ struct sbx_run {
     int wait_status;   /* of wait(2), once ended; negative: -errno of the wait for it: -ECHILD means
                           that somebody else took the status, -EOWNERDEAD that the reaper of a
                           command in a session was killed */
+    int over_cpu_time; /* 1: its reaper ended it for job.cpu_ns */
     int has_usage;     /* whether there is any, once ended */
     int64_t usage[18]; /* struct rusage of getrusage(2), for all processes of the run that were
                           waited for; a peak memory that is not known is 0 */
@@ -345,9 +348,11 @@ int sbx_set_dumpable(int dumpable);
 /* Returns a number for the file that FD has open; 0: it is not open. */
 uint64_t sbx_file_of(int fd);
 
-/* Opens the reaper's program, or that of a session, in a sealed memfd. Returns a descriptor, or
- * -errno. */
-int sbx_open_init(int of_session);
+/* The programs that may be job.init_fd. */
+enum sbx_program { SBX_OF_RUN, SBX_OF_SESSION, SBX_OF_CPU_TIME /* of a run with job.cpu_ns */ };
+
+/* Opens a reaper's program in a sealed memfd. Returns a descriptor, or -errno. */
+int sbx_open_init(enum sbx_program which);
 
 /* Returns a stack of SBX_STACK_SIZE with a guard page below it, or NULL if there is no memory. */
 char *sbx_new_stack(void);

@@ -69,7 +69,7 @@ def _promises_not(box: Spec) -> list[str]:
         refused.append("deterministic=True: bwrap cannot do all of it")
     if isinstance(box.devices, tuple):
         refused.append(f"devices={list(box.devices)!r}: bwrap binds no device by name here")
-    refused += limits_refused(box, in_user_namespace=os.geteuid() != 0)
+    refused += limits_refused(box, in_user_namespace=os.geteuid() != 0, tool="bwrap")
     if os.geteuid() == 0:  # others run in a user namespace of their own
         refused += read_only_refused(box)
     names = box.policy.capabilities

@@ -420,7 +420,7 @@ class LinuxUserChroot(Executor):
         if box.deterministic:
             refused.append("deterministic=True: linux-user-chroot cannot do all of it")
         refused += _devices_refused(box, recent)
-        refused += limits_refused(box) + read_only_refused(box)
+        refused += limits_refused(box, tool="linux-user-chroot") + read_only_refused(box)
         is_file = any(mount.source and os.path.isfile(mount.source) for mount in box.extra_mounts)
         if is_file or box.resolv_conf:
             refused.append("linux-user-chroot mounts directories, not files")

@@ -21,14 +21,20 @@ __asm__(".section .rodata\n"
         ".globl sbx_init_end\n.hidden sbx_init_end\n"
         ".globl sbx_session_start\n.hidden sbx_session_start\n"
         ".globl sbx_session_end\n.hidden sbx_session_end\n"
+        ".globl sbx_cpu_time_start\n.hidden sbx_cpu_time_start\n"
+        ".globl sbx_cpu_time_end\n.hidden sbx_cpu_time_end\n"
         "sbx_init_start:\n.incbin \"" SBX_INIT "\"\nsbx_init_end:\n"
-        "sbx_session_start:\n.incbin \"" SBX_INIT_SESSION "\"\nsbx_session_end:\n.previous\n");
+        "sbx_session_start:\n.incbin \"" SBX_INIT_SESSION "\"\nsbx_session_end:\n"
+        "sbx_cpu_time_start:\n.incbin \"" SBX_INIT_CPU_TIME "\"\nsbx_cpu_time_end:\n.previous\n");
 extern const char sbx_init_start[], sbx_init_end[], sbx_session_start[], sbx_session_end[];
+extern const char sbx_cpu_time_start[], sbx_cpu_time_end[];
 
-int sbx_open_init(int of_session) {
-    const char *program = of_session ? sbx_session_start : sbx_init_start;
+int sbx_open_init(enum sbx_program which) {
+    const char *const starts[] = {sbx_init_start, sbx_session_start, sbx_cpu_time_start};
+    const char *const ends[] = {sbx_init_end, sbx_session_end, sbx_cpu_time_end};
+    const char *program = starts[which];
     size_t written = 0;
-    size_t size = (size_t)((of_session ? sbx_session_end : sbx_init_end) - program);
+    size_t size = (size_t)(ends[which] - program);
     unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
     long fd = raw(__NR_memfd_create, "sandboxlib-init", flags | 0x10 /* MFD_EXEC, Linux 6.3 */);
     if (fd == -EINVAL)

@@ -58,6 +58,7 @@ struct sbx_order order_of(const struct sbx_job *job, uint32_t run) {
     order.n_passed = job->n_passed;
     order.terminal = job->terminal;
     order.cpu_seconds = job->cpu_seconds;
+    order.cpu_ns = job->cpu_ns;
     order.announce = job->announce;
     return order;
 }

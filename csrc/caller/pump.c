@@ -59,6 +59,7 @@ static int bytes_in(int fd) {
 
 static void take_record(struct sbx_run *run, const struct sbx_record *record) {
     run->wait_status = record->wait_status;
+    run->over_cpu_time = record->over_cpu_time != 0;
     run->has_usage = 1;
     for (size_t i = 0; i < sizeof run->usage / sizeof *run->usage; i++)
         run->usage[i] = record->usage[i];

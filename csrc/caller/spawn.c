@@ -56,7 +56,7 @@ void reset_run(struct sbx_run *run, const struct sbx_place *place) {
     run->group = place && place->session && !(place->namespaces & CLONE_NEWPID);
     run->orphan = place && place->reaper == SBX_RESIDENT;
     run->in_session = 0;
-    run->ended = run->has_usage = 0;
+    run->ended = run->has_usage = run->over_cpu_time = 0;
     run->first = SBX_PUMP_AGAIN;
     run->wait_status = -ECHILD;
     run->at.step = SBX_STEP_CLONE;

@@ -47,6 +47,8 @@ void write_record(uint32_t magic) {
         record.index = run.failure.index;
         record.error = run.failure.error;
         record.wait_status = run.wait_status;
+        if (WATCHES_CPU)
+            record.over_cpu_time = run.over_cpu_time;
     }
     raw(__NR_write, REAPER_STATUS_FD, &record, sizeof record);
 }
@@ -103,8 +105,9 @@ static int caller_lives(int waits) {
         const uint64_t *set;
         size_t size;
     } mask = {&blocked, RAW_SIGSET_SIZE};
-    int64_t at_once[2] = {0, 0};
-    if (raw(__NR_pselect6, REAPER_FDS, &readable, 0, 0, waits ? 0 : at_once, &mask) <= 0)
+    int looks = WATCHES_CPU && most_cpu_time;
+    int64_t most[2] = {0, looks && waits ? 10000000 : 0};
+    if (raw(__NR_pselect6, REAPER_FDS, &readable, 0, 0, waits && !looks ? 0 : most, &mask) <= 0)
         return 1;
     return !(readable >> REAPER_LIFELINE_FD & 1) && pass_signals();
 }
@@ -137,22 +140,26 @@ long wait_for_child(int *status, int flags) {
 }
 
 /* In a storm of forks there is always one more to reap: so the reaper of a session, which only the
- * caller tells to kill, looks at the caller in between. */
+ * caller tells to kill, looks at the caller in between, and one that watches at the CPU time. */
 int reap_until(long command) {
     for (;;) {
         int status;
         long pid = 1;
-        for (int left = MOST_AT_ONCE; (!IN_SESSION || left--) && pid > 0;) {
+        for (int left = MOST_AT_ONCE; (!WATCHES_CPU || left--) && pid > 0;) {
             pid = wait_for_child(&status, WNOHANG);
             if (pid == command)
                 return status;
         }
         if (pid < 0)
             return (int)pid;
-        if (caller_lives(!IN_SESSION || pid == 0))
+        if (WATCHES_CPU && most_cpu_time && is_over_cpu_time())
+            run.over_cpu_time = 1;
+        else if (caller_lives(!WATCHES_CPU || pid == 0))
             continue;
         if (IN_SESSION)
             return kill_descendants(command);
+        if (WATCHES_CPU && run.over_cpu_time)
+            return SIGKILL; /* the rest of the run is killed next */
         exit_reaper();
     }
 }

@@ -88,6 +88,8 @@ static void run_once(void) {
     c.root = c.tree = c.dev = -1;
     for (int i = 0; i < 3; i++)
         c.stdio[i] = i;
+    if (WATCHES_CPU && order.cpu_ns && (error = watch_cpu_time(order.cpu_ns)) < 0)
+        fail_and_exit(SBX_STEP_LIMITS, 0 /* RLIMIT_CPU */, error);
     long command = start_command(&c, 0);
     if (command >= 0 && order.announce)
         write_record(SBX_READY_MAGIC);
@@ -115,7 +117,7 @@ void reaper(char **stack) {
     run_number = 1;
     if (receive_message(SBX_PLACE, &order, cgroups) < 0)
         exit_reaper();
-    if (IN_SESSION || !order.stays)
+    if (WATCHES_CPU || !order.stays)
         run_once();
     run_number = 0;
     raw(__NR_rt_sigaction, RESIDENT_BELL, &action, 0, RAW_SIGSET_SIZE);

@@ -8,12 +8,14 @@
 
 #include "../child/child.h"
 
-/* The same files make two programs: the reaper of one run, which may be a resident, and that of a
- * session. */
+/* The same files make three programs: the reaper of one run, which may be a resident, that of a
+ * session, and that of a run whose CPU time it watches. So the first stays small. */
 #ifdef SBX_IN_SESSION
-enum { IN_SESSION = 1 };
+enum { IN_SESSION = 1, WATCHES_CPU = 1 };
+#elif defined(SBX_WATCHES_CPU)
+enum { IN_SESSION = 0, WATCHES_CPU = 1 };
 #else
-enum { IN_SESSION = 0 };
+enum { IN_SESSION = 0, WATCHES_CPU = 0 };
 #endif
 
 #define CHILD_SIGNAL ((uint64_t)1 << (SIGCHLD - 1))
@@ -74,6 +76,35 @@ int reap_until(long command);
 /* Kills all that is left in the pid namespace. 0: some that got SIGKILL do not end, as they wait in
  * the kernel for something that does not come. */
 int kill_and_reap(void);
+
+/* ---- the processes of a pid namespace ------------------------------------------------------ */
+
+enum { MOST_PIDS = 1 << 22 };
+
+extern int proc; /* a procfs of this pid namespace, or -errno */
+
+void open_proc(void);
+
+struct listing {
+    long directory;
+    int blocks; /* how many are read at most, of some 128 processes each: in a storm of forks the
+                 * list may grow faster than it is read */
+    long at, size;
+    char entries[4096];
+};
+/* Returns the next process of a list, which begins with zeros; 0: there is no more. */
+int next_process(struct listing *l);
+/* The parent of a process; 0: it is not known. */
+int parent_of(int pid);
+
+int64_t now(void);
+
+/* From now on is_over_cpu_time() looks, every 10 ms. This comes before the command, which might
+ * leave the reaper no descriptor. Returns 0 or -errno. */
+long watch_cpu_time(int64_t most);
+extern int64_t most_cpu_time; /* 0: it does not look */
+/* Whether a process of the run has used as much. */
+int is_over_cpu_time(void);
 
 /* ---- a session ----------------------------------------------------------------------------- */
 

@@ -27,9 +27,9 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 enum {
-    MOST_PIDS = 1 << 22,
     MOST_PASSES = 8,
     FEW_BLOCKS = 16,
     MANY_BLOCKS = 512,
@@ -39,90 +39,47 @@ enum {
 #define GENTLE_NS 200000000LL /* how long a reaper kills before it stops everybody for it */
 
 static int *is_freezing; /* shared by all reapers of the session: 1 while one of them stops all */
-static int proc = -1; /* a procfs of this pid namespace, opened before any command could hide it */
-
-/* In a user namespace the kernel makes no procfs if an uncovered one is not mounted. Then the one
- * of the root is used, if it shows this process as pid 1. */
-static void open_proc(void) {
-    static const char *const none[] = {NULL};
-    char self[2] = {0};
-    proc = (int)sbx_new_filesystem("proc", none, 0);
-    if (proc < 0)
-        proc = (int)raw(__NR_openat, AT_FDCWD, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (raw(__NR_readlinkat, proc, "self", self, 2) == 1 && self[0] == '1')
-        return;
-    close_fd(proc);
-    proc = -1;
-}
-
-/* The text of /proc/PID/stat is "PID (NAME) STATE PPID ...", and NAME may have any character. */
-static int parent_of(const char *pid) {
-    char text[256], path[24];
-    size_t length = strlen(pid);
-    memcpy(path, pid, length);
-    memcpy(path + length, "/stat", 6);
-    long fd = raw(__NR_openat, proc, path, O_RDONLY | O_CLOEXEC);
-    long n = raw(__NR_read, fd, text, sizeof text - 1);
-    close_fd(fd);
-    if (fd < 0 || n <= 0)
-        return 0;
-    text[n] = 0;
-    while (n > 0 && text[n] != ')')
-        n--;
-    int parent = 0;
-    for (char *at = text + n + 4; n > 0 && *at >= '0' && *at <= '9'; at++)
-        parent = parent * 10 + *at - '0';
-    return parent;
-}
 
 static unsigned char is_descendant[MOST_PIDS / 8];
 
 static int is_marked(int pid) { return is_descendant[pid / 8] >> pid % 8 & 1; }
 static void mark(int pid) { is_descendant[pid / 8] |= (unsigned char)(1 << pid % 8); }
 
-/* Signals those descendants that are listed and not marked yet, in so many blocks of some 128
- * processes: in a storm of forks the list may grow faster than it is read. Returns how many. */
-static int signal_listed(long directory, int signum, int blocks) {
-    char entries[4096];
-    int found = 0;
-    long n;
-    while (blocks-- && (n = raw(__NR_getdents64, directory, entries, sizeof entries)) > 0)
-        for (long at = 0; at < n; at += *(uint16_t *)(entries + at + 16)) { /* d_reclen */
-            const char *name = entries + at + 19, *digit = name;
-            int pid = 0;
-            while (*digit >= '0' && *digit <= '9' && pid < MOST_PIDS)
-                pid = pid * 10 + *digit++ - '0';
-            if (*digit || pid >= MOST_PIDS || is_marked(pid))
-                continue;
-            int parent = parent_of(name);
-            if (parent <= 0 || parent >= MOST_PIDS || !is_marked(parent))
-                continue;
-            mark(pid);
-            raw(__NR_kill, pid, signum);
-            found++;
-        }
+/* Signals those descendants that are listed and not marked yet. Returns how many. */
+static int signal_listed(struct listing *l, int signum) {
+    int pid, found = 0;
+    while ((pid = next_process(l)) != 0) {
+        if (is_marked(pid))
+            continue;
+        int parent = parent_of(pid);
+        if (parent <= 0 || parent >= MOST_PIDS || !is_marked(parent))
+            continue;
+        mark(pid);
+        raw(__NR_kill, pid, signum);
+        found++;
+    }
     return found;
 }
 
 /* Children have higher numbers than their parents, until the numbers begin again: so one pass finds
  * nearly all, and the next ones the rest. */
 static void signal_in_passes(int signum, int passes, int blocks) {
-    long directory = raw(__NR_openat, proc, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct listing l;
+    l.directory = raw(__NR_openat, proc, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (l.directory == -EMFILE) /* see parent_of() */
+        exit_reaper();
     memset(is_descendant, 0, sizeof is_descendant);
     mark((int)raw(__NR_getpid, 0));
-    while (passes-- && signal_listed(directory, signum, blocks))
-        raw(__NR_lseek, directory, 0, SEEK_SET);
-    close_fd(directory);
+    do {
+        l.blocks = blocks;
+        l.at = l.size = 0;
+        raw(__NR_lseek, l.directory, 0, SEEK_SET);
+    } while (signal_listed(&l, signum) && --passes);
+    close_fd(l.directory);
 }
 
 /* Their number is bounded, as a storm of forks would not let them end. */
 void signal_descendants(int signum) { signal_in_passes(signum, MOST_PASSES, MANY_BLOCKS); }
-
-static int64_t now(void) {
-    int64_t time[2];
-    raw(__NR_clock_gettime, 1 /* CLOCK_MONOTONIC */, time);
-    return time[0] * 1000000000 + time[1];
-}
 
 /* Reaps so many children at most. Returns the last; 0: no other has ended; below 0: none is left.
  * STATUS: that of the command. */

@@ -199,7 +199,7 @@ def _project(options: argparse.Namespace) -> Project:
             raise
         print(f"{error}\nWithout it the demo builds sandboxlib's own csrc/.", file=sys.stderr)
         # host.c includes the programs of the reapers, which are not built here: any file will do.
-        names = ("SBX_INIT", "SBX_INIT_SESSION")
+        names = ("SBX_INIT", "SBX_INIT_SESSION", "SBX_INIT_CPU_TIME")
         flags = ["-std=gnu11", *(f'-D{name}="/src/freestanding.c"' for name in names)]
         return Project("sandboxlib's csrc", csrc, _c_files(csrc), flags)
 

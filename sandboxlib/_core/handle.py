@@ -81,6 +81,11 @@ class Handle:
         killed: int = self.struct.run.killed
         return killed / 1e9
 
+    @property
+    def is_over_cpu_time(self) -> bool:
+        """Whether the reaper ended the run because a process of it had used its CPU time."""
+        return bool(self.struct.run.over_cpu_time)
+
     def usage(self) -> bytes:
         """As native.usage_of() returns it."""
         return native.usage_of(self.struct.run)

@@ -33,24 +33,29 @@ def text(string: str) -> Any:
 
 # ---- the reaper's program --------------------------------------------------------------------
 
-_programs: dict[bool, tuple[int, int]] = {}
+_programs: dict[int, tuple[int, int]] = {}
+_SHIPPED = {
+    lib.SBX_OF_RUN: "_init",
+    lib.SBX_OF_SESSION: "_init_session",
+    lib.SBX_OF_CPU_TIME: "_init_cpu_time",
+}
 
 
-def init_descriptor(of_session: bool = False) -> int:
-    """A descriptor of the reaper's program, or of that of a session, opened once. A host may close
+def init_descriptor(which: int = lib.SBX_OF_RUN) -> int:
+    """A descriptor of a reaper's program, of enum sbx_program, opened once. A host may close
     descriptors that are not its own and reuse the number, so every run checks that the number still
     names the same file: only our program may run as pid 1.
     """
-    program = _programs.get(of_session)
+    program = _programs.get(which)
     if program is not None and lib.sbx_file_of(program[0]) == program[1]:
         return program[0]
-    fd: int = lib.sbx_open_init(of_session)
+    fd: int = lib.sbx_open_init(which)
     # sysctl vm.memfd_noexec, or RLIMIT_FSIZE of the caller
     if fd in (-errno.EACCES, -errno.EPERM, -errno.EFBIG):
-        fd = _open_shipped("_init_session" if of_session else "_init")
+        fd = _open_shipped(_SHIPPED[which])
     if fd < 0:
         raise errors.setup_error(-fd, None, "reaper", "open the reaper's program")
-    _programs[of_session] = fd, lib.sbx_file_of(fd)
+    _programs[which] = fd, lib.sbx_file_of(fd)
     return fd
 
 

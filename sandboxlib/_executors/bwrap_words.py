@@ -39,7 +39,7 @@ class Words:
         """paths: where the program is looked up, in order. descriptors: gets two more. undo: closes
         what is opened. SetupError.
         """
-        program = descriptors.take(native.init_descriptor(True))
+        program = descriptors.take(native.init_descriptor(native.lib.SBX_OF_SESSION))
         content = _content(int(program), paths, argv)
         self._fd = memory_file("the words of the command", content, os.MFD_ALLOW_SEALING)
         undo.callback(os.close, self._fd)

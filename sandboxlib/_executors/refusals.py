@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from math import ceil
 
 from .._host import machine
+from .._spec.limits import Limits
 from .._spec.policy import CAPABILITIES, DEFAULT_CAPABILITIES
 from .._spec.spec import Spec
 from .._spec.user import User
@@ -25,28 +27,46 @@ def nesting_refused(box: Spec, in_user_namespace: bool) -> list[str]:
     return nesting.refused(box, in_user_namespace, os.geteuid())
 
 
-def limits_refused(
-    box: Spec, changes_ids: bool = False, in_user_namespace: bool = False
-) -> list[str]:
-    """The limits that the kernel would accept, but not enforce, as the command is exempt from them.
+def _cpu_time_refused(limits: Limits, box: Spec, tool: str) -> list[str]:
+    """Why a cpu_time with a fraction would end nothing in time: only a reaper of ours looks."""
+    seconds = limits.cpu_time
+    if not isinstance(seconds, float):
+        return []
+    why = f"{tool} has no reaper of ours" if tool else "there is no reaper"
+    remedy = "" if tool else ", or isolate processes, with init=True"
+    if not tool and box.init and box.processes == "isolated":
+        return []
+    text = f"{why} to look at it, and the kernel counts whole seconds"
+    return [f"Limits.cpu_time={seconds}: {text}; say cpu_time={ceil(seconds)}{remedy}"]
 
+
+def limits_refused(
+    box: Spec, changes_ids: bool = False, in_user_namespace: bool = False, tool: str = ""
+) -> list[str]:
+    """The limits that the kernel would accept, but not enforce: the command is exempt from them, or
+    the kernel counts in larger units.
+
+    tool: the name of the program that makes the sandbox, if it is not our core.
     changes_ids: a User's ids are the command's ids outside of the sandbox as well.
     in_user_namespace: the command has its capabilities in a user namespace only, where they exempt
     it from no limit.
     """
     limits = box.limits
-    if limits is None or (limits.processes is None and limits.locked_memory is None):
+    if limits is None:
         return []
+    refused = _cpu_time_refused(limits, box, tool)
+    if limits.processes is None and limits.locked_memory is None:
+        return refused
     is_other = changes_ids and box._ids is not None and box._ids[0] != 0
     if is_other and isinstance(box.policy.capabilities, str):  # it has no capability
-        return []
-    refused = []
+        return refused
     has = () if in_user_namespace else _capabilities_of(box)
     if limits.processes is not None:
         if machine.is_root_of_the_machine() and not is_other:
-            refused = ["Limits.processes: the kernel exempts uid 0; give other ids, or Limits.pids"]
+            text = "the kernel exempts uid 0; give other ids, or Limits.pids"
+            refused.append(f"Limits.processes: {text}")
         elif "sys_admin" in has or "sys_resource" in has:
-            refused = ["Limits.processes: the kernel exempts sys_admin and sys_resource"]
+            refused.append("Limits.processes: the kernel exempts sys_admin and sys_resource")
     if limits.locked_memory is not None and "ipc_lock" in has:
         refused.append("Limits.locked_memory: the kernel exempts ipc_lock")
     return refused

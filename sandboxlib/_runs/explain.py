@@ -147,6 +147,7 @@ _OTHER_LIMITS = ("nice", "scheduler", "cpus", "umask", "personality")  # enum sb
 _HARD = "raising a limit that the caller has takes CAP_SYS_RESOURCE (ulimit -H -a)"
 _SOONER = "it takes CAP_SYS_NICE, or RLIMIT_NICE (ulimit -e)"
 _LIMIT_HINTS = {
+    ("cpu_time", errno.ENOENT): "a fraction takes a procfs: make the directory /proc in the root",
     ("nice", errno.EACCES): _SOONER,
     ("nice", errno.EPERM): _SOONER,
     ("scheduler", errno.EPERM): _SOONER,
@@ -360,4 +361,6 @@ def _about(plan: Plan, step: str, index: int, job: Job) -> tuple[str, str | None
         return f"descriptor {names[index] if index < 5 else 'of pass_fds'}", None
     is_limit = step == "limits"
     text = _limit_text(index, plan.values[step]) if is_limit else _STEPS.get(step, step)
+    if is_limit and index == RLIMITS["cpu_time"] and box.limits is not None:
+        text = f"set the limit cpu_time={box.limits.cpu_time}"  # the other one is rounded up
     return text, None

@@ -91,8 +91,15 @@ class Extras:
 
     @property
     def needs_fresh(self) -> bool:
-        """Whether the run needs new namespaces, as a slot cannot pass descriptors."""
-        return bool(self._passed)
+        """Whether the run needs new namespaces, as a slot cannot pass descriptors, and its reaper
+        does not watch the CPU time.
+        """
+        return bool(self._passed) or self.watches_cpu_time
+
+    @property
+    def watches_cpu_time(self) -> bool:
+        """Whether cpu_time has a fraction, which the kernel does not count (setrlimit(2))."""
+        return isinstance(self._cpu_time, float)
 
     def prepare(
         self, work: workspace.Workspace, stdio: tuple[int, int, int]
@@ -108,6 +115,8 @@ class Extras:
         numbers = {**self._numbers, "announce": int(self._announce)}
         if self._cpu_time is not None and self._cpu_time < 1 << 31:  # else the place has it
             numbers["cpu_seconds"] = int(-(-self._cpu_time // 1))  # rounded up
+        if self._cpu_time is not None and self.watches_cpu_time:
+            numbers["cpu_ns"] = int(self._cpu_time * 1e9)
         workspace.fill_extras(work, self._passed, self._passed_from, numbers)
         return stdio
 
@@ -158,15 +167,20 @@ class Extras:
                 contents[index] = sink.finish()
         return contents[0], contents[1]
 
-    def complete(self, result: Result) -> None:
-        """Adds limits_hit, the sizes and the cgroup's report to the Result of a finished run."""
+    def complete(self, result: Result, is_over_cpu_time: bool) -> None:
+        """Adds limits_hit, the sizes and the cgroup's report to the Result of a finished run.
+
+        is_over_cpu_time: whether its reaper ended it for that.
+        """
         hit = []
         if self._cgroup is not None:
             result._counts = self._cgroup.counts()
             hit += result._counts.hits()
         limits, cpu_time = self._limits, self._cpu_time
         killed = "memory" in hit or result.timed_out or self._overflowed
-        if cpu_time is not None and _ran_out(result, cpu_time, killed):
+        if is_over_cpu_time or (
+            cpu_time is not None and _ran_out(result, cpu_time, killed or self.watches_cpu_time)
+        ):
             hit.append("cpu_time")
         if limits.file_size is not None and result.exit in (-_SIGXFSZ, 128 + _SIGXFSZ):
             hit.append("file_size")
@@ -193,23 +207,20 @@ class Extras:
 
 def _ran_out(result: Result, seconds: float, killed: bool) -> bool:
     """Whether a run reached its limit of CPU time: SIGXCPU ended it, also below a shell, or SIGKILL
-    a second later; or it used more than a fractional limit, for which the signals come late.
+    a second later.
 
-    killed: whether something else may have killed it.
+    killed: whether something else may have killed it, as SIGKILL does not tell who sent it.
     """
     if result.exit in (-_SIGXCPU, 128 + _SIGXCPU):
         return True
     usage = result.usage
     if killed or usage is None or usage.user is None or usage.system is None:
         return False
-    used = usage.user + usage.system
-    if isinstance(seconds, float) and used > seconds:
-        return True
     if result.exit not in (-_SIGKILL, 128 + _SIGKILL):
         return False
     # For the limit the kernel counts ticks: a process that runs at a tick is charged a whole one.
     # On a busy machine that may be far more than the time that getrusage(2) reports.
-    return used >= seconds / 2
+    return usage.user + usage.system >= seconds / 2
 
 
 def check_passed(passed: Sequence[int]) -> None:

@@ -51,6 +51,7 @@ _DONE: int = lib.SBX_PUMP_DONE
 _FULL: int = lib.SBX_PUMP_FULL
 _ERROR: int = lib.SBX_PUMP_ERROR
 _NULL: int = lib.SBX_NULL
+_OF_RUN: int = lib.SBX_OF_RUN
 _CAPTURED: int = lib.SBX_CAPTURE
 _MERGED: int = lib.SBX_STDOUT
 
@@ -122,7 +123,7 @@ class Run:
         *("_workspace", "_slots", "_slot", "_stubs", "unkillable"),
     )
 
-    of_session = False  # True: the reaper is that of a session
+    reaper = lib.SBX_OF_RUN  # of enum sbx_program
     last = LAST  # seconds from SIGKILL to the end of the run
 
     def __init__(
@@ -245,7 +246,10 @@ class Run:
             self._check_oom_score()
             work.job.setup_ns = int(self._setup_time() * 1e9)
         options = work, plan, self._job, self._stdio
-        while _spawn(*options, plan.stub_flags(stubs), of_session=self.of_session) != 0:
+        reaper = self.reaper
+        if reaper == _OF_RUN and self._extras is not None and self._extras.watches_cpu_time:
+            reaper = lib.SBX_OF_CPU_TIME
+        while _spawn(*options, plan.stub_flags(stubs), reaper) != 0:
             step, index, error = _failure(work)
             missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
             if not missing or index in stubs or not plan.mounts[index].in_root:
@@ -393,7 +397,7 @@ class Run:
         result.command = self.command
         result._rusage = native.usage_of(struct)
         if extras is not None:
-            extras.complete(result)
+            extras.complete(result, bool(struct.over_cpu_time))
         result.wall = monotonic() - began
         return result
 
@@ -485,15 +489,15 @@ def _spawn(
     job: Job,
     stdio: tuple[int, int, int],
     stub_flags: Any,
+    reaper: int,
     mapper: int = -1,
-    of_session: bool = False,
 ) -> int:
     if plan.mapped_outside and mapper < 0:
         from .id_maps import Mapper
 
         with Mapper(workspace) as fd:
-            return _spawn(workspace, plan, job, stdio, stub_flags, fd, of_session)
-    init = native.init_descriptor(of_session) if plan.reaper else -1
+            return _spawn(workspace, plan, job, stdio, stub_flags, reaper, fd)
+    init = native.init_descriptor(reaper) if plan.reaper else -1
     keep = fill_job(workspace, job.blob, job.cwd_size, job.counts, stdio, init, stub_flags, mapper)
     args = (plan.place, workspace.job, workspace.run, workspace.stack)
     if (guard := native.unreadable_for(plan.place)) is None:

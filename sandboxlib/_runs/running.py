@@ -130,6 +130,6 @@ class Running:
         result.command = self._command
         result._rusage = self.handle.usage()
         if self._extras is not None:
-            self._extras.complete(result)
+            self._extras.complete(result, self.handle.is_over_cpu_time)
         result.wall = monotonic() - self._began
         return result

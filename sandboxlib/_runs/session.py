@@ -61,7 +61,7 @@ class _Keeper(Run):
     """The run whose reaper is pid 1 of a session."""
 
     __slots__ = ()
-    of_session = True
+    reaper = lib.SBX_OF_SESSION
 
 
 class OpenSession:

@@ -60,9 +60,9 @@ class Limits(Value):
         threads; core=0 leaves no core dumps. A write beyond file_size ends the process with
         SIGXFSZ.
     cpu_time: int or float, seconds of CPU time; then SIGXCPU, and SIGKILL a second later. The
-        kernel counts whole seconds here: a fraction is rounded up for the signal. Result.limits_hit
-        also has 'cpu_time' if a command ends before the signal, and used more than a fractional
-        cpu_time together with the children that it waited for.
+        kernel counts whole seconds. With a fraction (1.5) the reaper looks every 10 ms, and kills
+        all of the run; without a reaper (init=False, processes='undefined', other programs) that is
+        refused. Result.limits_hit has 'cpu_time'.
     open_files: int, from 3 on: one more than the highest descriptor.
     processes: int, how many processes and threads the command's user may have on the whole machine,
         in the sandbox or not; uid 0 is exempt. pids is the better limit.

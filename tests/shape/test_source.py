@@ -21,8 +21,8 @@ from sandboxlib._core import native, workspace
 TOP = Path(__file__).resolve().parents[2]
 PACKAGE = Path(sandboxlib.__file__).parent
 CSRC = TOP / "csrc"
-#: The reaper of a run, and that of a session.
-PROGRAMS = [PACKAGE / "_init", PACKAGE / "_init_session"]
+#: The reaper of a run, that of a session, and that of a run whose CPU time is watched.
+PROGRAMS = [PACKAGE / "_init", PACKAGE / "_init_session", PACKAGE / "_init_cpu_time"]
 
 LICENSED = [
     *(
@@ -82,7 +82,7 @@ def test_the_child_and_the_reaper_call_nothing_that_could_lock(tmp_path: Path, l
     child, reaper = (sorted((CSRC / name).glob("*.c")) for name in ("child", "reaper"))
     assert undefined(tmp_path, ["-fPIC", level], child) <= PURE_LIBC
     flags = [level, "-fno-pie", "-ffreestanding", "-fno-stack-protector", "-DSBX_IN_REAPER"]
-    for more in ([], ["-DSBX_IN_SESSION"]):
+    for more in ([], ["-DSBX_IN_SESSION"], ["-DSBX_WATCHES_CPU"]):
         sources = [CSRC / "freestanding.c", *child, *reaper]
         assert not undefined(tmp_path, [*flags, *more], sources)
 
