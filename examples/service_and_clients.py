@@ -28,14 +28,14 @@ print(len(urllib.request.urlopen(url).read()))
 # [serve]
 def sizes(directory: Path) -> Iterator[tuple[str, int]]:
     box = Sandbox("/", extra_mounts=[Mount.bind(directory, "/tmp/site", read_only=True)])
-    server = [sys.executable, "-m", "http.server", PORT, "--directory", "/tmp/site"]
+    server = ["python3", "-m", "http.server", PORT, "--directory", "/tmp/site"]
     with box.session() as session, session.start(server, stdout=DEVNULL, stderr=DEVNULL):
-        session.run([sys.executable, "-c", UP, PORT], timeout=30, check=True)
+        session.run(["python3", "-c", UP, PORT], timeout=30, check=True)
         yield from fetch(session, sorted(path.name for path in directory.iterdir()))
 
 
 def fetch(session: Session, names: list[str]) -> Iterator[tuple[str, int]]:
-    clients = ([sys.executable, "-c", FETCH, PORT, name] for name in names)
+    clients = (["python3", "-c", FETCH, PORT, name] for name in names)
     for name, result in zip(names, session.map(clients, timeout=30), strict=True):
         yield name, int(result.stdout)
 

@@ -122,7 +122,9 @@ def _no_descriptor(name: str, value: object, error: Exception) -> str:
         is_text = not hasattr(value, "readinto")
         remedy = f"give its bytes: stdin=file.{method}(){'.encode()' if is_text else ''}"
     else:
-        remedy = f"{name}=CAPTURE, or a function: {name}=file.write"
+        remedy = f"{name}=CAPTURE"
+        if hasattr(value, "readinto"):  # a file of text takes no bytes
+            remedy += f", or a function: {name}=file.write"
     return f"{name} is a {kind}, which lives in this process and has no descriptor: {remedy}"
 
 

@@ -105,7 +105,8 @@ class Part:
             try:
                 os.mkdir(name, 0o755, dir_fd=parent_fd)
             except OSError as error:
-                error.filename = path
+                is_refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+                error.filename = parent if is_refused else path
                 raise
             places.append(Place(path, kind, tuple(self.names)))
             os.chmod(name, 0o755, dir_fd=parent_fd)  # mkdir(2) applied the caller's umask

@@ -423,7 +423,9 @@ def _checked(make: Callable[[str], Mount]) -> Callable[[str], Mount]:
 
 
 def _bind(text: str, read_only: bool = False) -> Mount:
-    source, _, target = text.rpartition(":")
+    source, colon, target = text.rpartition(":")
+    if not colon:
+        raise SpecError(f"not of the form SRC:DST: {text!r}")
     return Mount.bind(source, target, read_only)
 
 

@@ -136,6 +136,8 @@ def _open_root(path: str, options: argparse.Namespace) -> Iterator[tuple[str, di
     """The root directory, and what an image says of its command, which options may override."""
     image: dict[str, Any] = {"argv": [], "cwd": None, "env": None, "user": None, "is_own": False}
     if not os.path.isfile(path) and not os.path.isfile(os.path.join(path, "oci-layout")):
+        if "/" not in path and not os.path.exists(path):
+            _check_is_no_program(path)
         if options.ref is not None:
             raise SpecError("--ref chooses among the images of a file or layout; this is neither")
         yield path, image
@@ -148,6 +150,15 @@ def _open_root(path: str, options: argparse.Namespace) -> Iterator[tuple[str, di
             signal.signal(signum, _exit_on_signal)
     with load.open_image(path, options.ref, options.unpack_timeout) as (root, process):
         yield root, {**vars(process), "is_own": True}
+
+
+def _check_is_no_program(name: str) -> None:
+    """SpecError if the root, which does not exist, has the name of a program."""
+    import shutil
+
+    if shutil.which(name):
+        text = f"there is no directory or image {name!r}, which is a program"
+        raise SpecError(f"{text}: PATH, the root, comes before the command: / {name}")
 
 
 def _exit_on_signal(signum: int, frame: object) -> None:

@@ -20,7 +20,7 @@ from .._spec.spec import Spec
 from .._values import check_number
 from ..errors import Unkillable
 from ..result import Result
-from . import async_streams, loops
+from . import async_streams, loops, pipes
 from .process import MOST_OF_A_SERVICE, Process, check_startable
 from .process import start as start_process
 
@@ -177,6 +177,7 @@ class AsyncProcess:
         is left of it, and returns all output. Otherwise as Process.communicate().
         """
         self._process  # noqa: B018  it was entered
+        pipes.check_input(input)
         if self._has_begun and input:
             raise ValueError("communicate() was called before: the input was given then")
         if not self._has_begun:

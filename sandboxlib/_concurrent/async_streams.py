@@ -119,7 +119,7 @@ class _Streams:
     def set_input(self, input: bytes) -> None:
         """Set what exchange() writes. ValueError if it cannot be written."""
         if input and (self._pipes[0] is None or self._fd(0) < 0):
-            raise ValueError("stdin is not captured, or was closed")
+            raise ValueError(pipes.NO_STDIN)
         self._input = input
 
     def _outputs(self) -> list[int]:

@@ -34,7 +34,7 @@ class Exchange:
     def __init__(self, process: Process, input: bytes | None) -> None:
         self._process = process
         if input and not pipes.is_open(process.stdin):
-            raise ValueError("stdin is not captured, or was closed")
+            raise ValueError(pipes.NO_STDIN)
         written = b"" if process.stdin is None else pipes.buffered(process.stdin)
         self._input = memoryview(written + (input or b""))
         files = (process.stdout, process.stderr)

@@ -14,10 +14,20 @@ from typing import IO, Any
 
 from .._core import unpatched
 from .._runs.running import Running
+from ..errors import SpecTypeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .process import Process
+
+
+NO_STDIN = "stdin is not captured (start(..., stdin=CAPTURE) does that), or was closed"
+
+
+def check_input(value: object) -> None:
+    """SpecTypeError if the input of communicate() is text."""
+    if isinstance(value, str):
+        raise SpecTypeError("the input is a str, and has to be bytes: input.encode()")
 
 
 def are_over(fds: list[int]) -> bool:

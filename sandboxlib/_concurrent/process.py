@@ -147,6 +147,7 @@ class Process:
         Raises ValueError if there is input, and stdin is not captured or closed, or communicate()
         was called before; otherwise as wait().
         """
+        pipes.check_input(input)
         if self._exchange is None:
             self._exchange = communicate.Exchange(self, input)
         elif input:

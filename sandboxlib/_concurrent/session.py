@@ -57,8 +57,8 @@ class Session:
 
     A Session is a context manager, also for `async with`. Leaving the block, close(), the garbage
     collector (with a ResourceWarning), and the end of the caller's process end it, and kill
-    everything in it. Any number of threads may use a Session. It cannot be pickled. docs/session.md
-    has more.
+    everything in it. Any number of threads may use a Session. It cannot be pickled.
+    docs/sessions.md has more.
     """
 
     __module__ = "sandboxlib"  # as callers import it

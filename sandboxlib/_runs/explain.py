@@ -296,7 +296,7 @@ def hint_of_stub(
 
 def _about_a_missing_target(found: Found) -> str:
     """Each missing directory of the root itself would have been made."""
-    if found.link:
+    if found.is_dangling():
         text = f"the symbolic link {found.link} leads to {found.leads_to!r}, which the root lacks"
         return f"{text}: make that, or bind onto where it leads"
     if found.missing:

@@ -58,6 +58,13 @@ class Found:
         """Whether we know that there is no such file."""
         return bool(self.missing or self.no_directory)
 
+    def is_dangling(self) -> bool:
+        """Whether the last link leads to what is missing, and not to a directory above that."""
+        if not (self.missing and self.link):
+            return False
+        leads_to = os.path.normpath(os.path.join(os.path.dirname(self.link), self.leads_to))
+        return machine.is_below(leads_to, self.missing)
+
     def why_missing(self) -> str:
         """What is missing, as a sentence; "" if nothing is, or that cannot be told."""
         if self.hidden:
@@ -66,7 +73,7 @@ class Found:
             return f"{self.no_directory} is no directory"
         if self.denied:
             return f"uid {os.geteuid()} may not enter {self.denied}"
-        if self.missing and self.link:
+        if self.is_dangling():
             return f"{self.link} is a symbolic link to {self.leads_to!r}, which the root lacks"
         return f"the root has no {self.missing}" if self.missing else ""
 

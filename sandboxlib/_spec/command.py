@@ -384,8 +384,19 @@ def unknown_option(call: str, options: Mapping[str, object], *names: str) -> Spe
     return unknown_keyword(call, options, known, _where_it_belongs(name))
 
 
-#: What spec.py says of its own keyword arguments: a Command has none of them.
-ELSEWHERE: dict[str, str] = {}
+_AS_BYTES = "outputs are bytes: result.stdout.decode()"
+#: What to write in place of a keyword argument that a Command has not: of subprocess here, and of a
+#: Sandbox or Policy in spec.py.
+ELSEWHERE: dict[str, str] = {
+    "shell": "a line of a shell is ['sh', '-c', LINE]",
+    "input": "the input of run() is stdin=BYTES, that of a Process communicate(BYTES)",
+    "capture_output": "outputs are captured unless stdout= or stderr= says otherwise",
+    **dict.fromkeys(("text", "encoding", "errors", "universal_newlines"), _AS_BYTES),
+    "check": "Result.check() raises CommandFailed",
+    "close_fds": "all descriptors are closed but 0, 1, 2 and those of pass_fds",
+    "preexec_fn": "nothing of the caller runs before the exec; limits=, user= and umask= exist",
+    "start_new_session": "each command has a session of its own",
+}
 
 
 def _where_it_belongs(name: str) -> str:

@@ -266,6 +266,8 @@ for _name in Policy._fields:
 def _unknown(options: Mapping[str, object]) -> SpecTypeError:
     hint = ""
     for name in options:
+        if name in ("executor", "backend"):
+            hint = "the environment variable SANDBOXLIB_BACKEND names one"
         if name in ("ids", "group", *User._fields):
             return SpecTypeError(f"{name} belongs to User: Sandbox(user=User(uid, gid, groups))")
         if name in Policy._fields:

@@ -241,6 +241,20 @@ def test_options_that_contradict_are_125(words: list[str]) -> None:
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["run", "--bind", "/src", "/"], b"not of the form SRC:DST: '/src'"),
+        (["run", "sh", "-c", "true"], b"PATH, the root, comes before the command: / sh"),
+    ],
+    ids=repr,
+)
+def test_a_forgotten_path_is_told(words: list[str], text: bytes) -> None:
+    done = call(*words)
+    assert done.returncode == 125
+    assert text in done.stderr
+
+
 @pytest.mark.parametrize("words", [["run"], ["doctor"], ["demo"], ["bench"], []], ids=repr)
 def test_each_command_has_a_help(words: list[str]) -> None:
     for option in ("-h", "--help"):

@@ -281,6 +281,9 @@ def test_input_that_nobody_takes_is_refused(shared_rootfs: Path, mode: str) -> N
                 await process.communicate(b"x")
             assert await process.communicate() == (b"", b"")
         async with box.start_async(["cat"], stdin=CAPTURE, stderr=None) as process:
+            text: Any = "text"
+            with pytest.raises(SpecTypeError, match=r"input\.encode\(\)"):
+                await process.communicate(text)
             await close_stdin(process)
             with pytest.raises(ValueError, match="closed"):
                 await process.communicate(b"x")

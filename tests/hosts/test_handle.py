@@ -102,6 +102,11 @@ def test_communicate_feeds_and_collects_at_the_same_time(box: Sandbox) -> None:
     with sh(box, "exit 5", stdin=CAPTURE) as process:  # it does not want it
         assert process.communicate(b"x" * 1_000_000) == (b"", b"")
         assert process.returncode == 5
+    text: Any = "text"
+    with box.start(["cat"], stdin=CAPTURE) as process:
+        with pytest.raises(SpecTypeError, match=r"input\.encode\(\)"):
+            process.communicate(text)
+        assert process.communicate(b"few") == (b"few", b"")
     with sh(box, "true") as process, pytest.raises(ValueError, match="stdin"):
         process.communicate(b"x")
 

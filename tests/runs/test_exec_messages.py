@@ -78,6 +78,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "bin" / name).chmod(mode)
     (root / "bin" / "gone").symlink_to("/opt/none")
     (root / "bin" / "loop").symlink_to("loop")
+    (root / "programs").symlink_to("bin")
     os.mkfifo(root / "bin" / "fifo", 0o755)
     (root / "bin" / "by-fifo").write_text("#!/bin/fifo\n")
     (root / "bin" / "by-fifo").chmod(0o755)
@@ -108,6 +109,7 @@ CASES: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "ENOENT",
         ("/bin/gone is a symbolic link to '/opt/none'",),
     ),
+    "below a link": (["/programs/none"], "ENOENT", ("the root has no /bin/none",)),
     "below a file": (["/bin/sh/x"], "ENOENT", ("/bin/sh is no directory",)),
     "a loop": (["/bin/loop"], "ELOOP", ("a loop of symbolic links",)),
     "a foreign program": (["foreign"], "ENOEXEC", (OTHER[0], os.uname().machine)),

@@ -288,6 +288,9 @@ def test_values_say_the_same_of_an_unknown_keyword() -> None:
         ("network", "Sandbox has it: Sandbox(root, network=...)"),
         ("user", "Sandbox has it: Sandbox(root, user=...)"),
         ("seccomp", "Policy has it: Sandbox(root, policy=Policy(seccomp=...))"),
+        ("shell", "a line of a shell is ['sh', '-c', LINE]"),
+        ("text", "outputs are bytes: result.stdout.decode()"),
+        ("capture_output", "outputs are captured unless stdout= or stderr= says otherwise"),
     ],
 )
 def test_a_command_says_who_has_an_option_of_a_sandbox(wrong: str, hint: str) -> None:

@@ -46,6 +46,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         lambda: Command(["cat"], stdout=io.BytesIO()),
         ("stdout is a BytesIO", "stdout=file.write"),
     ),
+    "StringIO as stdout": (
+        lambda: Command(["cat"], stdout=io.StringIO()),
+        ("stdout is a StringIO", "has no descriptor: stdout=CAPTURE"),
+    ),
     "a name as stderr": (
         lambda: Command(["cat"], stderr=wrong("log")),
         ("'log'", "stderr=open(path, 'wb')"),
