@@ -112,7 +112,8 @@ static void kill_frozen_descendants(long command, int *status) {
 }
 
 /* A process that got SIGKILL starts no other, but one may have begun since the listing: so this
- * goes on until no descendant is left. The caller bounds it: it ends the session. */
+ * goes on until no descendant is left. The caller bounds it: it ends the session. Nobody else does
+ * that for a run over its CPU time, so then the reaper ends, and with it the session. */
 int kill_descendants(long command) {
     int64_t gentle_until = now() + GENTLE_NS;
     struct {
@@ -125,6 +126,8 @@ int kill_descendants(long command) {
         long pid = reap_some(MOST_AT_ONCE, command, &status);
         if (pid < 0)
             return status;
+        if (run.over_cpu_time && now() > gentle_until + 2 * SBX_LAST_MS * 1000000LL)
+            exit_reaper();
         raw(__NR_kill, command, SIGKILL);    /* without a procfs this is all that we know */
         if (pid > 0 || now() > gentle_until) /* a storm: there is always one more to reap */
             kill_frozen_descendants(command, &status);

@@ -37,7 +37,8 @@ lib = native.lib
 
 _CLOSED = "it was closed"
 _REAPER_KILLED = (
-    "a process killed the reaper of a command, and nobody knows which processes belonged to it"
+    "a process killed the reaper of a command, or the reaper could not end all of it, and nobody"
+    " knows which processes belonged to it"
 )
 _NOT_ENDED = "a command was killed, and its processes did not end in time"
 _GONE = "its pid 1 is gone"

@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lib.machine import require
+from lib import hosts
+from lib.machine import needs_root, require
 
 import sandboxlib
 from sandboxlib import (
@@ -157,6 +159,31 @@ os.wait()
         with pytest.raises(SessionOver):
             session.run(command)
         assert session.closed
+
+
+WITHOUT_CAP_KILL = """
+from sandboxlib import Command, Limits, SessionOver
+limits = Limits(cpu_time=0.3)
+spin = Command(["sh", "-c", "(while :; do :; done) & sleep 1000"], limits=limits, timeout=100)
+box = Sandbox(root, user=1000)
+result = box.run(spin)
+assert (result.exit, result.limits_hit, result.timed_out) == (-9, ("cpu_time",), False), result
+with box.session() as session:
+    try:
+        sys.exit(f"it ended: {session.run(spin)}")
+    except SessionOver as error:
+        assert "the reaper could not end all of it" in str(error)
+    assert session.closed
+"""
+
+
+@needs_root
+@pytest.mark.slow
+def test_a_reaper_that_may_not_kill_ends_with_all_that_it_is_pid_1_of(shared_rootfs: Path) -> None:
+    """In a session that is everything."""
+    require(shutil.which("setpriv"), "there is no setpriv")
+    wrapper = ["setpriv", "--bounding-set=-kill", "--inh-caps=-kill"]
+    hosts.run(WITHOUT_CAP_KILL, shared_rootfs, wrapper=wrapper)
 
 
 def test_without_a_reaper_it_is_refused(executor: str, shared_rootfs: Path) -> None:
