@@ -121,7 +121,12 @@ def _not_found(call: Call, look: Look) -> Iterator[str]:
 
 def _not_split(call: Call) -> Iterator[str]:
     program = call.program
-    if len(program.split()) > 1 and len(call.argv) == 1:
+    words = program.split()
+    if len(words) == 1 and words[0] != program:
+        yield f"white space belongs to the name: write {words[0]!r}"
+    if len(words) > 1 and words[0] in _BUILTINS and len(call.argv) == 1:
+        yield f"{words[0]} is a command of the shell itself: ['sh', '-c', {program[:60]!r}]"
+    elif len(words) > 1 and len(call.argv) == 1:
         text = f"one str is one program, and is never split: write the list {_split(program)}"
         is_shell = re.search(r"[|&;<>$*`]", program)
         yield f"{text}; a line of a shell is ['sh', '-c', LINE]" if is_shell else text

@@ -332,10 +332,14 @@ def error_of(plan: Plan, step: int, index: int, error: int, job: Job) -> errors.
     else:
         is_new = name == "source" and plan.mounts[index].source is None
         remedy = hint("filesystem" if is_new else name, index, error, plan.in_user_namespace)
+        if is_new and error == errno.ENOENT and what.startswith("writable path"):
+            remedy = "a path inside the root, which has to be there"
     if name == "limits":
         remedy = _limit_hint(index, error)
     if name == "source" and _OF_A_PROCESS.match(plan.mounts[index].source or ""):
         remedy = f"{_LINK_OF_A_PROCESS}; give the path that the link shows (readlink)"
+    if name in ("source", "root", "cwd") and error == errno.ENOENT and "/~" in f"/{filename}":
+        remedy = f"'~' is not expanded: os.path.expanduser(); {remedy}"
     if error == errno.ETIMEDOUT:
         remedy = SILENT
     if name == "exec" and not remedy and isinstance(plan.box.policy.seccomp, Profile):

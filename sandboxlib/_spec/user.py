@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .. import _types
-from .._values import Value, check_choice, check_flag, check_number, unknown_keyword
-from ..errors import SpecError, SpecTypeError
+from .._values import Value, check_flag, check_number, unknown_keyword
+from ..errors import SpecChoiceError, SpecError, SpecTypeError
 
 NAMES = ("caller", "root", "ranges")
 _MOST_ID = (1 << 32) - 2  # (uid_t)-1 means "unchanged" to setresuid(2)
@@ -86,5 +86,8 @@ def check_user(value: object) -> _types.UserName | User:
         return User(value)
     if not isinstance(value, str):
         raise SpecTypeError(f"user is neither a User, nor a uid, nor one of {NAMES}: {value!r}")
-    check_choice("user", value, NAMES)
+    if value not in NAMES:
+        uid = value if value.isdecimal() and value.isascii() else "1000"
+        text = f"user is {value!r}, and has to be one of {', '.join(NAMES)}"
+        raise SpecChoiceError(f"{text}, or a uid: user={uid}")
     return value  # type: ignore[return-value]

@@ -97,6 +97,8 @@ CASES: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "no slash": (["no-such"], "ENOENT", ("in the PATH of the sandbox (/usr/local/sbin:",)),
     "blanks": ("echo hello", "ENOENT", ("never split", "['echo', 'hello']")),
     "blanks in a list": (["/bin/ls -l 'a b'"], "ENOENT", ("['/bin/ls', '-l', 'a b']",)),
+    "a builtin in a str": ("export A=1", "ENOENT", ("itself: ['sh', '-c', 'export A=1']",)),
+    "a blank before": ([" sh"], "ENOENT", ("white space belongs to the name: write 'sh'",)),
     "a pipe": ("ls | wc", "ENOENT", ("['sh', '-c', LINE]",)),
     "a builtin": (["cd", "/work"], "ENOENT", ("['sh', '-c', 'cd /work']",)),
     "a variable": (["CC=gcc", "make"], "ENOENT", ("extra_env={'CC': ...}",)),
@@ -416,6 +418,15 @@ def test_a_cwd_is_told_what_it_lacks(run: Callable[..., Result], broken: Path) -
         error = told(lambda cwd=cwd: box.run(["true"], cwd=cwd))  # type: ignore[misc]
         assert words in error.hint
     assert "/bin/sh is no directory" in told(lambda: box.run(["true"], cwd="/bin/sh")).hint
+
+
+@needs_root
+def test_a_path_that_is_not_there_is_told_where_it_counts(broken: Path) -> None:
+    missing = Sandbox(broken, filesystem_writable_paths=["/var/none"])
+    assert "inside the root, which has to be there" in told(lambda: missing.run(["true"])).hint
+    tilde = Sandbox(broken, extra_mounts=[Mount.bind("~/none", "/work")])
+    for run in (lambda: tilde.run(["true"]), lambda: Sandbox(broken).run(["true"], cwd="~/none")):
+        assert "'~' is not expanded: os.path.expanduser()" in told(run).hint
 
 
 @pytest.mark.parametrize("executor", ["user_namespace", "bubblewrap"])

@@ -46,6 +46,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         lambda: Command(["cat"], stdout=io.BytesIO()),
         ("stdout is a BytesIO", "stdout=file.write"),
     ),
+    "a uid as text": (lambda: Sandbox("/", user=wrong("1000")), ("or a uid: user=1000",)),
+    "a name of a user": (lambda: Sandbox("/", user=wrong("bob")), ("'bob'", "or a uid: user=")),
     "StringIO as stdout": (
         lambda: Command(["cat"], stdout=io.StringIO()),
         ("stdout is a StringIO", "has no descriptor: stdout=CAPTURE"),
