@@ -218,6 +218,17 @@ def test_swap(way: str) -> None:
         assert run(way, box, "x = b'x' * (200 << 20)").limits_hit == ("memory",)
 
 
+def test_a_run_uses_swap_up_to_its_limit(way: str) -> None:
+    needs("swap")
+    if len(Path("/proc/swaps").read_text().splitlines()) < 2:
+        pytest.skip("this machine has no swap; that of test_unified.py has")
+    script = "x = b'x' * (120 << 20); print(len(x))"
+    for swap, (exit, hits) in {200 << 20: (0, ()), 16 << 20: (-9, ("memory",))}.items():
+        with box_of(way, Limits(memory=64 << 20, swap=swap)) as box:
+            result = run(way, box, script)
+            assert (result.exit, result.limits_hit) == (exit, hits)
+
+
 def test_swap_of_one_command_over_the_memory_of_the_sandbox(way: str) -> None:
     needs("swap")
     with box_of(way, Limits(memory=100 << 20)) as box:

@@ -15,12 +15,16 @@ import subprocess
 from pathlib import Path
 
 QEMU = "qemu-system-x86_64"
-MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
+MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "brd")
 
 #: Runs first in the machine, by busybox.
 INIT = """#!/bin/sh
 mount -t proc none /proc
-for module in {modules}; do insmod /$module || echo "no $module"; done
+for module in {modules}; do
+    words=
+    [ $module != brd.ko ] || words="rd_nr=1 rd_size=524288"
+    insmod /$module $words || echo "no $module"
+done
 mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=262144 host /host
 mount -t tmpfs -o mode=755 none /changes
 mkdir /changes/upper /changes/work
@@ -30,7 +34,7 @@ umount /proc
 exec switch_root /new /bin/sh -c {script}
 """
 
-#: Then come the file systems of the kernel, and a cgroup for the command.
+#: Then come the file systems of the kernel, a cgroup for the command, 512 MiB of swap in memory.
 SET_UP = """
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -43,6 +47,8 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir /sys/fs/cgroup/of-tests
 echo $$ >/sys/fs/cgroup/of-tests/cgroup.procs
 echo "+cpu +cpuset +io +memory +pids" >/sys/fs/cgroup/cgroup.subtree_control
+busybox mkswap /dev/ram0 >/dev/null
+busybox swapon /dev/ram0
 cd {directory}
 export HOME=/tmp PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin {environment}
 {command}
