@@ -243,7 +243,10 @@ def _failure(
     """The error for the last line on stderr that begins with the name of bwrap. has_words: bwrap
     was to execute our program, which reads the words.
     """
-    lines = [line for line in (result.err or result.out or b"").splitlines() if b"bwrap: " in line]
+    said = result.err or result.out or b""
+    lines = [line for line in said.splitlines() if b"bwrap: " in line]
+    if lines and "\n" in command.argv[0]:  # which is a part of its line
+        lines = [b"bwrap: " + said.rpartition(b"bwrap: ")[2].rstrip()]
     text = os.fsdecode(lines[-1]) if lines else "bwrap failed, and its stderr was not captured"
     failure = bwrap_tool.failed(text)
     number = failure.errno or 0

@@ -236,6 +236,18 @@ class CommandFailed(SandboxError):
         late = ", when its time was over" if result.timed_out else ""
         hit = f" (limits: {', '.join(result.limits_hit)})" if result.limits_hit else ""
         name = "the command" if self.command is None else str(self.command)
-        text = f"{name} ended with exit status {result.exit}{late}{hit}"
+        text = f"{name} ended with exit status {result.exit}{_signal(-result.exit)}{late}{hit}"
         err = (self.result.err or b"").strip()[-1000:].decode(errors="replace")
         return f"{text}: {printable(err, _LAYOUT)}" if err else text
+
+
+def _signal(number: int) -> str:
+    """The name of the signal that ended a command, in parentheses; "" if none did."""
+    if number <= 0:
+        return ""
+    from signal import Signals
+
+    try:
+        return f" ({Signals(number).name})"
+    except ValueError:
+        return f" (signal {number})"

@@ -57,6 +57,8 @@ def test_check_raises_what_check_of_the_result_does(shared_rootfs: Path) -> None
         ):
             with pytest.raises(CommandFailed, match=r"\['false'\] ended with exit status 1"):
                 call()
+        with pytest.raises(CommandFailed, match=r"ended with exit status -15 \(SIGTERM\)"):
+            box.run(["sh", "-c", "kill $$"], check=True)
 
 
 def test_a_result_is_pickled_whatever_its_command_holds(shared_rootfs: Path) -> None:

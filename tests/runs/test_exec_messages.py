@@ -98,6 +98,7 @@ CASES: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "blanks": ("echo hello", "ENOENT", ("never split", "['echo', 'hello']")),
     "blanks in a list": (["/bin/ls -l 'a b'"], "ENOENT", ("['/bin/ls', '-l', 'a b']",)),
     "a builtin in a str": ("export A=1", "ENOENT", ("itself: ['sh', '-c', 'export A=1']",)),
+    "a newline": (["sh\n"], "ENOENT", ("white space belongs to the name: write 'sh'",)),
     "a blank before": ([" sh"], "ENOENT", ("white space belongs to the name: write 'sh'",)),
     "a pipe": ("ls | wc", "ENOENT", ("['sh', '-c', LINE]",)),
     "a builtin": (["cd", "/work"], "ENOENT", ("['sh', '-c', 'cd /work']",)),
