@@ -79,7 +79,7 @@ def choose(box: Spec, native: bool = False) -> Executor:
         reason = "; ".join(executor.refusals(box))
         if native and not isinstance(executor, NativeExecutor):
             reason = "it drives a program: no grace, no executable=, no terminal, no Process, no"
-            reason += " event loop"
+            reason += " session, no event loop"
         if not reason:
             return executor
         reasons.append(f"{name}: {reason}")
