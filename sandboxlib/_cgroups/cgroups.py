@@ -346,6 +346,14 @@ class Cgroup:
         """What happened since begin()."""
         return Counts(self._names, self._before, self._counted.read(), self._is_reset)
 
+    def now(self) -> bytes:
+        """The counters as they are, for hits_since()."""
+        return self._counted.read()
+
+    def hits_since(self, before: bytes) -> list[str]:
+        """The limits that were reached since now() returned this, as Counts.hits() says."""
+        return Counts(self._names, before, self._counted.read(), False).hits()
+
     def report(self) -> dict[str, object]:
         """What happened since begin(), as Counts.report() says."""
         return self.counts().report()

@@ -22,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .._cgroups.cgroups import Cgroup
     from .slots import Slot
 
 lib = native.lib
@@ -166,6 +167,12 @@ class Extras:
                 sink.feed(contents[index] or b"")
                 contents[index] = sink.finish()
         return contents[0], contents[1]
+
+    @property
+    def cgroup(self) -> Cgroup | None:
+        """The cgroup that the run is in."""
+        cgroup: Cgroup | None = self._cgroup
+        return cgroup
 
     def complete(self, result: Result, is_over_cpu_time: bool) -> None:
         """Adds limits_hit, the sizes and the cgroup's report to the Result of a finished run.

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from .._cgroups.cgroups import Cgroup
+
 lib = native.lib
 
 _CLOSED = "it was closed"
@@ -127,6 +129,22 @@ class OpenSession:
             copied.open_in_root(self._struct().status, "", 0)
         return copied
 
+    def counters(self) -> bytes:
+        """The counters of the session's cgroup, for hits_since(); empty if it has none."""
+        with self._lock:
+            cgroup = self._cgroup()
+            return b"" if cgroup is None else cgroup.now()
+
+    def hits_since(self, counters: bytes) -> tuple[str, ...]:
+        """The limits of the session that were reached since counters() returned this."""
+        with self._lock:
+            cgroup = self._cgroup()
+            return () if cgroup is None or not counters else tuple(cgroup.hits_since(counters))
+
+    def _cgroup(self) -> Cgroup | None:
+        run = self._run
+        return None if run is None or run._extras is None else run._extras.cgroup
+
     def _struct(self) -> Any:
         """The struct sbx_run of pid 1, under the lock. SessionOver."""
         run = self._run
@@ -183,7 +201,7 @@ class OpenSession:
 class RunInSession(Run):
     """A run of a command in a session."""
 
-    __slots__ = ("session",)
+    __slots__ = ("counters", "session")
     last = 2 * LAST  # the reaper has to find the processes that it kills
 
     def __init__(
@@ -191,6 +209,7 @@ class RunInSession(Run):
     ) -> None:
         super().__init__(plan, job, command, **extras)
         self.session = session
+        self.counters = session.counters()
 
     def _start_in_slot(self) -> bool:
         self._start_fresh()
@@ -242,7 +261,9 @@ class RunInSession(Run):
             if not self._timed_out:
                 raise over
             self.struct.wait_status = _SIGKILL
-        return super().result(executor, began, isolation)
+        result = super().result(executor, began, isolation)
+        result.limits_hit = (*self.session.hits_since(self.counters), *result.limits_hit)
+        return result
 
 
 class RunningInSession(Running):
@@ -252,10 +273,15 @@ class RunningInSession(Running):
     last = 2 * LAST  # as in RunInSession
 
     def __init__(self, run: RunInSession, executor: str, began: float) -> None:
-        self._session = run.session
+        self._session, self._counters = run.session, run.counters
         with contextlib.suppress(OSError):  # it has ended by now
             run.struct.pid = native.pid_of(run.struct.pidfd)
         super().__init__(run, executor, began)
+
+    def _make_result(self) -> Result:
+        result = super()._make_result()
+        result.limits_hit = (*self._session.hits_since(self._counters), *result.limits_hit)
+        return result
 
     def _is_not_ending(self) -> None:
         self._session.end(_NOT_ENDED)

@@ -208,6 +208,26 @@ def test_memory_that_a_run_leaves_behind_is_not_the_next_one_s(way: str) -> None
                 assert (whole.usage.tree_memory or 0) >= 85 << 20
 
 
+def test_a_command_in_a_session_is_told_of_its_limits() -> None:
+    needs("memory", "pids")
+    eat = [PYTHON, "-c", "x = b'x' * (200 << 20)"]
+    forks = "import os, time\nfor _ in range(40):\n  if not os.fork(): time.sleep(60)"
+    limits = Limits(memory=100 << 20, pids=30)
+    with open_box("/", limits=limits, extra_mounts=[Mount.tmpfs("/tmp")]) as box:
+        with box.session() as session:
+            for _ in range(2):
+                hit = session.run(eat)
+                assert (hit.exit, hit.limits_hit) == (-9, ("memory",))
+                assert session.run([PYTHON, "-c", "pass"]).limits_hit == ()
+            with session.start(eat) as process:
+                process.wait()
+            assert process.result().limits_hit == ("memory",)
+            forked = session.run([PYTHON, "-c", forks], timeout=20)
+            assert (forked.ok, forked.limits_hit) == (False, ("pids",))
+        with box.replace(limits=None).session() as session:
+            assert session.run(["true"]).limits_hit == ()
+
+
 def type_of_mount(path: Path) -> str:
     return next(m.type for m in machine.mounts() if m.point == str(path))
 
