@@ -49,6 +49,7 @@ CHANGING = "Limits of a Command, memory and pids, other ones in each run"
 AGAIN = "the same again"  # its ratio shows the noise
 USAGE = "and Result.usage is read"
 TEE = "a Tee of stdout to a file"
+START = "Sandbox.start, communicate(), result()"  # always fresh
 IN_SESSION = "Session.run, in a session that stays open"
 
 
@@ -67,6 +68,8 @@ class Column:
         for name, of_run in OF_RUN.items():
             self.rows[name] = self._row(self._box, **of_run)
         self.rows[TEE] = self._with_tee
+        if self._fresh and not self._rest:
+            self.rows[START] = self._started
         if not options:
             session = self._box.session()
             self.rows[IN_SESSION] = lambda: session.run(["/say"])
@@ -94,6 +97,11 @@ class Column:
 
     def _row(self, box: Sandbox, **options: Any) -> Callable[[], Result]:
         return lambda: box.run(["/say"], fresh=self._fresh, **options)
+
+    def _started(self) -> Result:
+        with self._box.start(["/say"]) as process:
+            process.communicate()
+        return process.result()
 
     def _with_usage(self) -> Result:
         result = self._box.run(["/say"], fresh=self._fresh)
