@@ -25,7 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), not_sanitized]
 
 
 def run(argv: list[str | Path], place: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    names = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    ours = ("LD_PRELOAD", "PYTEST_ADDOPTS")
+    names = {name: value for name, value in os.environ.items() if name not in ours}
     return subprocess.run(
         argv, cwd=place, env={**names, **env}, capture_output=True, text=True, check=False
     )

@@ -41,7 +41,12 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts
-for directory in /dev/shm /run /tmp; do mount -t tmpfs -o mode=1777 none $directory; done
+for directory in /dev/shm /run; do mount -t tmpfs -o mode=1777 none $directory; done
+mkdir /run/tree
+mount --bind {directory} /run/tree
+mount -t tmpfs -o mode=1777 none /tmp
+mkdir -p {directory}
+mount --bind /run/tree {directory}
 ln -sf /proc/self/fd /dev/fd
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir /sys/fs/cgroup/of-tests

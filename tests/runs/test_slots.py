@@ -678,7 +678,9 @@ def test_a_soak_leaves_everything_as_it_was(shared_rootfs: Path) -> None:
     count = int(os.environ.get("SANDBOXLIB_SOAK", "2000"))
     script = f"""
 def state():
-    return (len(os.listdir("/proc/self/fd")), threads(),
+    while len(os.listdir("/proc/self/task")) > 1:  # join() comes a little before that
+        time.sleep(0.01)
+    return (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")),
             open("/proc/self/mountinfo").read())
 def memory():
     return int(open("/proc/self/statm").read().split()[1]) * 4
