@@ -30,6 +30,9 @@ int make_socket(int *ours, int *theirs);
 
 /* Makes the caller's ends of the outputs; STDIO gets the command's ends. */
 int make_outputs(const struct sbx_job *job, struct sbx_run *run, int stdio[3]);
+/* Fills FDS with the command's stdin, stdout and stderr, to be sent. NULL_FD is opened for this
+ * run, if it needs one, so that no other run shares its flags and locks. */
+int collect_stdio(struct sbx_run *run, const int stdio[3], int *null_fd, int fds[3]);
 /* Closes our copies of the command's ends: it has inherited them, or the spawn failed. */
 void close_outputs(const struct sbx_job *job, int stdio[3]);
 /* Makes all descriptors of a run: those of the caller, and in C those of the child. */

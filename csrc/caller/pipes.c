@@ -91,6 +91,17 @@ void close_outputs(const struct sbx_job *job, int stdio[3]) {
             sbx_close(&stdio[i]);
 }
 
+int collect_stdio(struct sbx_run *run, const int stdio[3], int *null_fd, int fds[3]) {
+    for (int i = 0; i < 3; i++) {
+        if (stdio[i] < 0 && *null_fd < 0)
+            *null_fd = (int)raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
+        fds[i] = stdio[i] < 0 ? *null_fd : stdio[i];
+        if (fds[i] < 0)
+            return sbx_fail(run, SBX_STEP_STDIO, i, *null_fd);
+    }
+    return 0;
+}
+
 int make_pipes(const struct sbx_job *job, struct sbx_run *run, struct sbx_child *c) {
     if (make_outputs(job, run, c->stdio) < 0)
         return -1;

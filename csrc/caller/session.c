@@ -23,13 +23,8 @@ static int send_descriptors(int control, const struct sbx_job *job, struct sbx_r
     struct sbx_order order = {.kind = SBX_COMMAND_FDS, .run = 1, .n_passed = job->n_passed};
     struct iovec part = {&order, sizeof order};
     int fds[SBX_OF_A_COMMAND + SBX_MOST_PASSED] = {theirs};
-    for (int i = 0; i < 3; i++) {
-        if (stdio[i] < 0 && *null_fd < 0)
-            *null_fd = (int)raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
-        fds[1 + i] = stdio[i] < 0 ? *null_fd : stdio[i];
-        if (fds[1 + i] < 0)
-            return sbx_fail(run, SBX_STEP_STDIO, i, *null_fd);
-    }
+    if (collect_stdio(run, stdio, null_fd, fds + 1) < 0)
+        return -1;
     for (int i = 0; i < job->n_passed; i++)
         fds[SBX_OF_A_COMMAND + i] = job->passed_from[i];
     long error = send_all(control, &part, 1, fds, SBX_OF_A_COMMAND + job->n_passed, 0);

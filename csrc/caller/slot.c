@@ -70,20 +70,6 @@ static int is_ready(const struct sbx_slot *slot, int64_t most_ns) {
            && records->run == slot->runs + 1 && raw(__NR_ppoll, &fds[1], 1, &at_once, 0, 0) == 0;
 }
 
-/* Collects the descriptors that go with an order, those of the command. NULL_FD is opened for this
- * run, if it needs one, so that no other run shares its flags and locks.
- */
-static int collect_descriptors(struct sbx_run *run, const int stdio[3], int *null_fd, int *fds) {
-    for (int i = 0; i < 3; i++) {
-        if (stdio[i] < 0 && *null_fd < 0)
-            *null_fd = (int)raw(__NR_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
-        fds[i] = stdio[i] < 0 ? *null_fd : stdio[i];
-        if (fds[i] < 0)
-            return sbx_fail(run, SBX_STEP_STDIO, i, *null_fd);
-    }
-    return 0;
-}
-
 int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run) {
     int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3], null = -1;
     int is_sent = 0;
@@ -102,7 +88,7 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
     run->slot = slot;
     int error = make_outputs(job, run, stdio);
     if (error == 0)
-        error = collect_descriptors(run, stdio, &null, fds);
+        error = collect_stdio(run, stdio, &null, fds);
     if (error == 0) {
         struct sbx_order order = order_of(job, ++slot->runs);
         struct iovec parts[] = {{&order, sizeof order},

@@ -10,15 +10,13 @@ from __future__ import annotations
 import select
 from time import monotonic
 
-from .._choice import choose
 from .._core import native, unpatched
-from .._runs import job
 from .._runs.run import Run
 from .._runs.session import OpenSession
 from .._spec.command import Command
 from .._spec.spec import Spec
 from ..result import Result
-from . import loops
+from . import loops, native_run
 
 lib = native.lib
 _LONGEST_WAIT = 1.0  # seconds
@@ -59,13 +57,7 @@ async def run(box: Spec | OpenSession, command: Command, fresh: bool) -> Result:
     """Run a Command in the caller's event loop; see Sandbox.run_async and Session.run_async."""
     began = monotonic()
     loops.is_trio()  # raises RuntimeError before anything runs
-    if isinstance(box, OpenSession):
-        run: Run = box.run_of(command)
-        name = box.executor
-    else:
-        box = box._for(command)
-        executor = choose.native_executor_of(box)
-        run, name = Run(executor.plan_of(box), job.job_of(command, box), command), executor.name
+    run, name = native_run.make(box, command)
     watch = _Watch(run)
     try:
         run.start(fresh)

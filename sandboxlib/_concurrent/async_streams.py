@@ -10,9 +10,7 @@ import fcntl
 import os
 import posix  # its close(): see _core/unpatched.py
 import select
-import struct
 import sys
-import termios
 from collections.abc import Callable, Coroutine
 from typing import IO, Any
 
@@ -22,9 +20,6 @@ from .process import Process
 from .terminal_writer import TerminalWriter
 
 Wait = Callable[[], Coroutine[Any, Any, int]]
-
-_AT_MOST = 65536  # bytes of a read or write, as much as a pipe holds
-_OF_TERMINAL = 65536  # more than one holds (drivers/tty/pty.c)
 
 
 def make(process: Process, in_trio: bool, limit: int) -> _Streams:
@@ -70,14 +65,6 @@ class _Lent:
 def _file_of(fd: int) -> tuple[int, int]:
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
-
-
-def _left_in(fd: int, is_terminal: bool) -> int:
-    """How many bytes there are to read, at most. fd: -1 if it is closed."""
-    if is_terminal or fd < 0:
-        return _OF_TERMINAL if fd >= 0 else 0
-    count: int = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0]
-    return count
 
 
 def _can_be_read(fd: int) -> bool:
@@ -131,8 +118,9 @@ class _Streams:
         return pipes.are_over([self._fd(number) for number in self._outputs()])
 
     def _left(self, number: int) -> int:
-        pipe = self._pipes[number]
-        return _left_in(self._fd(number), pipe is not None and pipe.is_terminal)
+        """How many bytes there are to read, at most."""
+        pipe, fd = self._pipes[number], self._fd(number)
+        return 0 if fd < 0 else pipes.left_in(fd, pipe is not None and pipe.is_terminal)
 
     def _fd(self, number: int) -> int:
         """The descriptor of a stream; -1: it was closed."""
@@ -273,13 +261,13 @@ class _Asyncio(_Streams):
 
 
 async def _collect(reader: asyncio.StreamReader, chunks: list[bytes]) -> None:
-    while data := await reader.read(_AT_MOST):
+    while data := await reader.read(pipes.AT_MOST):
         chunks.append(data)
 
 
 def _read_at_once(reader: asyncio.StreamReader) -> bytes | None:
     """b"" at the end; None: there is nothing now."""
-    coroutine = reader.read(_AT_MOST)
+    coroutine = reader.read(pipes.AT_MOST)
     try:
         coroutine.send(None)
     except StopIteration as done:
@@ -383,7 +371,7 @@ def _terminal_output(stream: Any) -> Any:
 async def _receive(stream: Any, chunks: list[bytes]) -> None:
     trio = sys.modules["trio"]
     try:
-        while data := await stream.receive_some(_AT_MOST):
+        while data := await stream.receive_some(pipes.AT_MOST):
             chunks.append(data)
     except trio.ClosedResourceError:  # its end
         pass

@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import selectors
-import struct
-import termios
 from time import monotonic
 from typing import IO
 
@@ -19,10 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .process import Process
 
-_AT_MOST = 65536  # a read or a write, as much as a pipe holds
 _PAGE = 4096  # bytes for which poll(2) promises room (pipe(7))
 _LOOK_UP = 0.1  # seconds; see _runs.run.LONGEST_WAIT
-_OF_TERMINAL = 65536  # more than one holds (drivers/tty/pty.c)
 
 
 class Exchange:
@@ -128,8 +123,7 @@ class Exchange:
     def _read_rest(self, file: IO[bytes], chunks: list[bytes]) -> None:
         """Read what a pipe holds now, and no more: another process may write on for ever."""
         with contextlib.suppress(ValueError), pipes.raw_of(file).held() as fd:
-            is_terminal = isinstance(pipes.raw_of(file), pipes.Terminal)
-            left = _OF_TERMINAL if is_terminal else _bytes_in(fd)
+            left = pipes.left_in(fd, isinstance(pipes.raw_of(file), pipes.Terminal))
             while left > 0 and (data := _read(fd, left)):
                 chunks.append(data)
                 left -= len(data)
@@ -147,21 +141,16 @@ def _selector() -> selectors.BaseSelector:
     return selectors.SelectSelector()  # eventlet takes the other one away
 
 
-def _bytes_in(fd: int) -> int:
-    count: int = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))[0]
-    return count
-
-
 # Reads and writes that poll(2) promised, and that do not block even if the command takes the bytes
 # or the room back, as it can by its own end of the pipe. Before Linux 6.4 a pipe does not know
 # RWF_NOWAIT; then they are those of Popen, which such a command can block. (A terminal does not
 # know it either, but its descriptor does not block.)
 
 
-def _read(fd: int, most: int = _AT_MOST) -> bytes | None:
+def _read(fd: int, most: int = pipes.AT_MOST) -> bytes | None:
     """b"" at the end; None: there is nothing now."""
     try:
-        buffer = bytearray(min(most, _AT_MOST))
+        buffer = bytearray(min(most, pipes.AT_MOST))
         count = os.preadv(fd, [buffer], -1, os.RWF_NOWAIT)
         return bytes(memoryview(buffer)[:count])
     except BlockingIOError:
@@ -187,7 +176,7 @@ def _write(fd: int, data: memoryview) -> int:
     """How many bytes were written; all of them if nobody reads any more."""
     try:
         try:
-            return os.pwritev(fd, [data[:_AT_MOST]], -1, os.RWF_NOWAIT)
+            return os.pwritev(fd, [data[: pipes.AT_MOST]], -1, os.RWF_NOWAIT)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.ESPIPE):
                 raise

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import posix  # its close(): see _core/unpatched.py
 import select
+import struct
+import termios
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -20,6 +23,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .process import Process
 
+
+AT_MOST = 65536  # bytes of a read or write, as much as a pipe holds
+_OF_TERMINAL = 65536  # more than one holds (drivers/tty/pty.c)
 
 NO_STDIN = "stdin is not captured (start(..., stdin=CAPTURE) does that), or was closed"
 
@@ -165,6 +171,14 @@ class Terminal(Pipe):
         return count
 
 
+def left_in(fd: int, is_terminal: bool) -> int:
+    """How many bytes a pipe or terminal holds, at most."""
+    if is_terminal:
+        return _OF_TERMINAL
+    count: int = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0]
+    return count
+
+
 def _await(fd: int, event: int) -> None:
     poll = unpatched.poll()
     poll.register(fd, event)
@@ -187,9 +201,7 @@ def _above(fd: int) -> int:
     """Move a descriptor to a number from 3 on. The caller may have closed its own 0, 1 and 2."""
     if fd > 2:
         return fd
-    from fcntl import F_DUPFD_CLOEXEC, fcntl
-
-    moved = fcntl(fd, F_DUPFD_CLOEXEC, 3)
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     posix.close(fd)
     return moved
 

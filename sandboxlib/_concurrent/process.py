@@ -10,18 +10,17 @@ import signal
 from time import monotonic
 from typing import IO, Any, NoReturn
 
-from .._choice import choose
-from .._runs import extras, job
-from .._runs.run import LONGEST_WAIT, Run
+from .._runs import extras
+from .._runs.run import LONGEST_WAIT
 from .._runs.running import Running
-from .._runs.session import OpenSession, RunningInSession
+from .._runs.session import OpenSession, RunInSession, RunningInSession
 from .._spec import streams
 from .._spec.command import Command
 from .._spec.spec import Spec
 from .._spec.streams import is_capture
 from ..errors import SpecTypeError, Unkillable, UnsupportedError
 from ..result import Result
-from . import communicate, keeper, pipes
+from . import communicate, keeper, native_run, pipes
 
 MOST_OF_A_SERVICE = 5.0  # seconds from SIGTERM to SIGKILL
 
@@ -293,17 +292,6 @@ def check_startable(call: str, command: Command) -> None:
             raise SpecTypeError(f"{call} takes no function, Lines or Tee as {name}: {text}")
 
 
-def _prepare(box: Spec | OpenSession, command: Command, stdio: Any) -> tuple[Run, str, type]:
-    """The Run of a Command, the name of its executor, and the class that takes the run over."""
-    if isinstance(box, OpenSession):
-        run: Run = box.run_of(command, stdio=stdio, announce=True)
-        return run, box.executor, RunningInSession
-    box = box._for(command)
-    executor = choose.native_executor_of(box)
-    run = Run(executor.plan_of(box), job.job_of(command, box), command, stdio, announce=True)
-    return run, executor.name, Running
-
-
 def start(box: Spec | OpenSession, command: Command) -> Process:
     """Start a Command, and return its Process; see Sandbox.start and Session.start."""
     began = monotonic()
@@ -311,11 +299,14 @@ def start(box: Spec | OpenSession, command: Command) -> Process:
     reader, stdin = pipes.make() if is_capture(command.stdin) else (-1, None)
     try:
         stdio = (reader if stdin else command.stdin, command.stdout, command.stderr)
-        run, executor, kind = _prepare(box, command, stdio)
+        run, executor = native_run.make(box, command, stdio=stdio, announce=True)
         has_reaper = run.plan.box.init or run.plan.box.processes != "isolated"
         try:
             keeper.start(run)
-            running = kind(run, executor, began)
+            if isinstance(run, RunInSession):
+                running: Running = RunningInSession(run, executor, began)
+            else:
+                running = Running(run, executor, began)
         finally:
             run.end()
             run.release()

@@ -9,10 +9,6 @@ from .._sandbox import lib as lib
 from . import native
 from .workspace import Workspace, _ending, keep_stuck
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
-
 
 class Handle:
     """Takes over the run that was started in a workspace, which is then free for another run.
