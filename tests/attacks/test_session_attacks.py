@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lib.machine import many, needs_root, require
+from lib.machine import many, needs_root
 from lib.waiting import processes, wait_until
 
 import sandboxlib
 from sandboxlib import Limits, Mount, Policy, Sandbox, SessionOver, SetupError, User
 
-pytest_plugins = ["lib.probes"]
+pytest_plugins = ["lib.probes", "lib.ways"]
 
 PROBE = r"""
 #define _GNU_SOURCE
@@ -96,14 +96,6 @@ int main(int argc, char **argv) {
     return 0;
 }
 """
-
-
-@pytest.fixture(params=["chroot", "user_namespace"])
-def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    reason = sandboxlib.get_executor(request.param).why_not()
-    require(not reason, f"{request.param}: {reason}")
-    monkeypatch.setenv("SANDBOXLIB_BACKEND", request.param)
-    return str(request.param)
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 from lib.boxes import open_box
+from lib.machine import require
 
+import sandboxlib
 from sandboxlib import Command, Result, Sandbox, SandboxError
 
 
@@ -65,6 +67,9 @@ COMMAND_WAYS: dict[str, Callable[[Sandbox, Command], Result]] = {
 
 @pytest.fixture(params=["chroot", "user_namespace"])
 def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One of both executors, which the test's sandboxes take."""
+    reason = sandboxlib.get_executor(request.param).why_not()
+    require(not reason, f"{request.param}: {reason}")
     monkeypatch.setenv("SANDBOXLIB_BACKEND", request.param)
     return str(request.param)
 

@@ -15,7 +15,6 @@ import pytest
 from lib import hosts
 from lib.machine import needs_root, require
 
-import sandboxlib
 from sandboxlib import (
     Command,
     Limits,
@@ -26,6 +25,8 @@ from sandboxlib import (
     SetupError,
     UnsupportedError,
 )
+
+pytest_plugins = ["lib.ways"]
 
 PYTHON = os.path.realpath(sys.executable)
 SOON = Limits(cpu_time=0.3)
@@ -65,14 +66,6 @@ WAYS: dict[str, Callable[[Sandbox, Command], Result]] = {
     "session": in_session,
     "start in a session": started_in_session,
 }
-
-
-@pytest.fixture(params=["chroot", "user_namespace"])
-def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    reason = sandboxlib.get_executor(request.param).why_not()
-    require(not reason, f"{request.param}: {reason}")
-    monkeypatch.setenv("SANDBOXLIB_BACKEND", request.param)
-    return str(request.param)
 
 
 @pytest.mark.usefixtures("executor")

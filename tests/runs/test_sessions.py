@@ -20,10 +20,9 @@ from pathlib import Path
 
 import pytest
 from lib import hosts
-from lib.machine import needs_root, require
+from lib.machine import needs_root
 from lib.waiting import processes, wait_until
 
-import sandboxlib
 from sandboxlib import (
     CAPTURE,
     Command,
@@ -45,13 +44,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandboxlib import Session
 
-
-@pytest.fixture(params=["chroot", "user_namespace"])
-def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    reason = sandboxlib.get_executor(request.param).why_not()
-    require(not reason, f"{request.param}: {reason}")
-    monkeypatch.setenv("SANDBOXLIB_BACKEND", request.param)
-    return str(request.param)
+pytest_plugins = ["lib.ways"]
 
 
 @pytest.fixture
