@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the compiled module: csrc/sandbox.h is the cdef, csrc/caller/ and csrc/child/ are the code.
+"""Build the compiled module: csrc/sandbox.h and csrc/calls.h are the cdef, csrc/caller/ and
+csrc/child/ are the code.
 
 The reaper is a program of its own, made from csrc/reaper/ and csrc/child/. It is compiled and
 linked first, without libc, into sandboxlib/_init. The same files make that of a session,
@@ -65,10 +66,10 @@ def make_ffi() -> FFI:
     build_init()
     extra_flags = shlex.split(os.environ.get("SBX_CFLAGS", ""))
     ffi = FFI()
-    ffi.cdef((CSRC / "sandbox.h").read_text())
+    ffi.cdef((CSRC / "sandbox.h").read_text() + (CSRC / "calls.h").read_text())
     ffi.set_source(
         "sandboxlib._sandbox",
-        '#include <stdint.h>\n#include "sandbox.h"',
+        '#include <stdint.h>\n#include "sandbox.h"\n#include "calls.h"',
         sources=[str(path.relative_to(HERE)) for path in (*CALLER, *CHILD)],
         include_dirs=["csrc"],
         depends=[
