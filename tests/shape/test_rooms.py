@@ -24,7 +24,8 @@ IMPORTS_ONLY = {
     "_host": {"errors"},
     "_core": {"errors"},
     "_seccomp": {"errors", "_values"},
-    "_spec": {"errors", "_values", "_seccomp", "_types"},
+    "_reapi": {"errors"},
+    "_spec": {"errors", "_values", "_reapi", "_seccomp", "_types"},
     "_cgroups": {"errors", "_core", "_host"},
 }
 #: Modules that are imported by their names: with these `import sandboxlib` has less to do.
