@@ -9,6 +9,8 @@ from ._choice.choose import executor_for_platform, get_executor
 from ._spec.command import BASE_ENVIRONMENT, Command, environment_vars
 from ._spec.limits import Limits
 from ._spec.mount import Mount
+from ._spec.overlay import Layers as Layers
+from ._spec.overlay import Overlay
 from ._spec.policy import Policy
 from ._spec.policy import Profile as Profile
 from ._spec.streams import CAPTURE, DEVNULL, STDOUT, Lines, Tee
@@ -61,6 +63,7 @@ __all__ = [
     "Limits",
     "Lines",
     "Mount",
+    "Overlay",
     "Policy",
     "Process",
     "ProgramNotFound",

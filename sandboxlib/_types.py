@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     Tmp: TypeAlias = Literal["private", "root"]
     Writable: TypeAlias = Literal["all", "none"] | Iterable[Path]
     Devices: TypeAlias = Literal["minimal", "root"] | Iterable[Path]
+    Keep: TypeAlias = Literal["drop", "keep", "on-failure"]
     Overflow: TypeAlias = Literal["truncate", "kill"]
     Capabilities: TypeAlias = Literal["default", "all", "none"] | Iterable[str]
     UserName: TypeAlias = Literal["caller", "root", "ranges"]
@@ -91,6 +92,7 @@ else:
         "Tmp": (("private", "root"), None),
         "Writable": (("all", "none"), Iterable[Path]),
         "Devices": (("minimal", "root"), Iterable[Path]),
+        "Keep": (("drop", "keep", "on-failure"), None),
         "Overflow": (("truncate", "kill"), None),
         "Capabilities": (("default", "all", "none"), Iterable[str]),
         "UserName": (("caller", "root", "ranges"), None),

@@ -10,6 +10,7 @@ from ._choice import choose
 from ._executors.calls import of_first_form
 from ._spec import command as _command
 from ._spec.command import Command, command_of
+from ._spec.overlay import Layers, Overlay
 from ._spec.spec import Spec
 from ._types import Later, overload
 from .errors import SandboxError
@@ -43,7 +44,8 @@ class Sandbox(Spec):
     It keeps what no command can change (namespaces, mounts) from run to run: docs/slots.md.
     close(), or the end of a `with` block, ends that; the next run makes it anew.
 
-    root: str or path     the root directory of the commands.
+    root                  str or path, the root directory of the commands; or an Overlay, a root of
+                          layers, of which each run has a pristine copy that it may change.
     network: str          'isolated' (the default): lo, up, and nothing else; a connection to the
                           outside is refused at once. 'undefined': the caller's network.
     mounts: str           'isolated' (the default): a new mount namespace, whose root is `root`;
@@ -60,8 +62,8 @@ class Sandbox(Spec):
     filesystem_writable_paths   'none': the root, with every mount below it, is read-only. 'all':
                           nothing is made read-only. Or a list of paths in the root that stay
                           writable while the rest is read-only. extra_mounts are writable unless
-                          they are made read-only themselves. None (the default): 'none' with
-                          mounts='isolated', otherwise 'all'.
+                          they are made read-only themselves. None (the default): 'none' for a
+                          directory with mounts='isolated', otherwise 'all'.
     tmp: str              'private': an empty tmpfs on /tmp, new for each command, unless an extra
                           mount lies there; a root without a directory /tmp gets none. 'root': the
                           /tmp of the root. None (the default): 'private' with mounts='isolated',
@@ -143,6 +145,8 @@ class Sandbox(Spec):
             stdin: bytes, a file or a descriptor; None (the default) or DEVNULL: empty.
             stdout, stderr: CAPTURE (the default), a file, a descriptor, a function, Lines, Tee,
                 None or DEVNULL (discarded); stderr also STDOUT.
+            changes: 'drop' (the default), 'keep' or 'on-failure': Result.changes, where the root
+                is an Overlay.
             limits: Limits, over those of the Sandbox; None by default.
             timeout: float, seconds until every process is killed; None (the default): no limit.
             grace: float, seconds from SIGTERM to SIGKILL after the timeout; 0 by default.
@@ -353,7 +357,7 @@ class Sandbox(Spec):
 
 
 async def run_sandbox_async(
-    rootfs_path: _types.Path,
+    rootfs_path: _types.Path | Overlay | Layers,
     command: _types.Argv | Command,
     cwd: _types.Path | None = None,
     extra_env: _types.Env | None = None,

@@ -30,7 +30,12 @@ from ._executors import (
     trial,
 )
 from ._executors.base import Executor
-from ._executors.refusals import limits_refused, read_only_refused, single_id_refused
+from ._executors.refusals import (
+    limits_refused,
+    overlay_refused,
+    read_only_refused,
+    single_id_refused,
+)
 from ._host import green, machine
 from ._runs import explain, extras
 from ._runs.job import Job, job_of
@@ -54,7 +59,7 @@ CAPABILITIES = {
 
 
 def _promises_not(box: Spec) -> list[str]:
-    refused = []
+    refused = overlay_refused(box, "bwrap")
     if box.policy.nesting:
         refused.append("nesting=True: bwrap cannot make a sandbox in which commands make others")
     if not box.policy.no_new_privs:
@@ -184,7 +189,7 @@ def _check_format(box: Spec, command: Command, layout: bwrap_mounts.Layout) -> N
             with contextlib.suppress(PermissionError), open(host, "rb") as file:
                 start = file.read(4)
                 if not start.startswith((b"\x7fELF", b"#!")) and not machine.has_handlers():
-                    what = f"exec {path!r} in the root {box.root}"
+                    what = f"exec {path!r} in the root {box._root_name}"
                     hint = explain.hint("exec", 0, errno.ENOEXEC)
                     raise errors.setup_error(errno.ENOEXEC, path, "exec", what, hint)
             return
@@ -225,13 +230,13 @@ def _isolation(box: Spec) -> dict[str, str]:
 
 def _exec_failure(number: int, box: Spec, command: Command, cwd: str) -> errors.SetupError:
     program = command.argv[0]
-    what = f"exec {program!r} in the root {box.root}"
+    what = f"exec {program!r} in the root {box._root_name}"
     hint = explain.hint_of_exec(box, command.argv, job_of(command, box).paths, cwd, None, number)
     return errors.setup_error(number, program, "exec", what, hint)
 
 
 def _not_read(box: Spec, command: Command) -> errors.SetupError:
-    what = f"exec {command.argv[0]!r} in the root {box.root}: its words were not read"
+    what = f"exec {command.argv[0]!r} in the root {box._root_name}: its words were not read"
     hint = "a seccomp filter refuses mmap or fcntl, or the memory is at its limit; with less than "
     hint += "9,000 words bwrap needs neither"
     return errors.setup_error(errno.EIO, command.argv[0], "exec", what, hint)
@@ -258,7 +263,7 @@ def _failure(
     if "execvp" in text:
         return _exec_failure(number, box, command, cwd)
     if "chdir" in text:
-        what = f"Unable to set current working directory: {cwd!r} in the root {box.root}"
+        what = f"Unable to set current working directory: {cwd!r} in the root {box._root_name}"
         hint = explain.hint_of_cwd(box, cwd, number)
         return errors.setup_error(number, cwd, "cwd", what, hint)
     return failure

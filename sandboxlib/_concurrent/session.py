@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterable
 from time import monotonic
 
@@ -224,7 +223,7 @@ class Session:
 
     def __repr__(self) -> str:
         state = "over" if self._session.is_over else "open"
-        return f"<sandboxlib.Session in {os.fsdecode(self._session.box.root)!r}, {state}>"
+        return f"<sandboxlib.Session in {self._session.box.root!r}, {state}>"
 
 
 if TYPE_CHECKING:

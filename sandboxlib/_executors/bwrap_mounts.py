@@ -62,7 +62,9 @@ class Layout:
         self._descriptors = descriptors
         self._covers = covers
         self._entries = table()
-        self._root_fd = self._open(box.root, "root", f"Unable to chroot: open the root {box.root}")
+        self._root_fd = self._open(
+            box._directory, "root", f"Unable to chroot: open the root {box._directory}"
+        )
         root = self._place(self._root_fd)
         self._view = View(root.path)
         self._stubs = Stubs(root.path, deadline)

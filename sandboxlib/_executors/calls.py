@@ -11,6 +11,7 @@ from .._spec import spec
 from .._spec.command import Command, command_of, unknown_option
 from .._spec.limits import Limits
 from .._spec.mount import Mount
+from .._spec.overlay import Layers, Overlay
 from .._spec.policy import Policy, Seccomp
 from .._spec.spec import Spec
 from .._spec.streams import CAPTURE
@@ -59,7 +60,7 @@ class Api(compat.EarlierNames):
     def run_sandbox(
         self,
         /,
-        rootfs_path: _types.Path,
+        rootfs_path: _types.Path | Overlay | Layers,
         command: _types.Argv | Command,
         cwd: _types.Path | None = None,
         extra_env: _types.Env | None = None,
@@ -90,6 +91,7 @@ class Api(compat.EarlierNames):
         stdin: _types.Stdin = None,
         stdout: _types.Sink = CAPTURE,
         stderr: _types.Sink = CAPTURE,
+        changes: _types.Keep = "drop",
         timeout: float | None = None,
         grace: float = 0.0,
         max_output: int | str | None = None,
@@ -122,7 +124,8 @@ class Api(compat.EarlierNames):
         deterministic and personality. Three defaults differ: network is 'undefined', the whole
         root is writable, and /tmp is the root's. These are as in Policy, with its defaults:
         capabilities, no_new_privs, seccomp and nesting; give either policy, or some of them. These
-        are as in Command: executable, grace, max_output, on_overflow, pass_fds, pty, pty_stderr.
+        are as in Command: executable, changes, grace, max_output, on_overflow, pass_fds, pty,
+        pty_stderr. For rootfs_path an Overlay is taken as well.
 
         The function understands the form of sandboxlib 0.3 too (compat.py):
 
@@ -161,7 +164,7 @@ _DEFAULTS: Mapping[str, object] = Api.run_sandbox.__wrapped__.__kwdefaults__  # 
 
 def of_first_form(
     call: str,
-    rootfs_path: _types.Path,
+    rootfs_path: _types.Path | Overlay | Layers,
     command: _types.Argv | Command,
     cwd: _types.Path | None,
     extra_env: _types.Env | None,

@@ -57,7 +57,7 @@ def doubts(box: Spec) -> list[str]:
     """
     refused: list[str] = []
     with contextlib.suppress(OSError):
-        root = machine.real_path(box.root)
+        root = machine.real_path(box._directory)
         view = View(root)
         below = _mounts_below(root)
         wanted = [(f"writable path {path}", path) for path in holes_of(box)]
@@ -93,7 +93,7 @@ def takes_stage(box: Spec) -> bool:
     """
     sources = [mount for mount in box.extra_mounts if mount.source]
     with contextlib.suppress(OSError):
-        root = machine.real_path(box.root)
+        root = machine.real_path(box._directory)
         view = View(root)
         return root != "/" and any(_changeable(root, view.resolve(m.target)) for m in sources)
     return False
@@ -124,8 +124,8 @@ class Recipe:
     ) -> None:
         """staged: see takes_stage."""
         self.box, self.undo, self.staged = box, undo, staged
-        with doing(box.root, "root", f"open the root {box.root}"):
-            self.root = machine.real_path(box.root)
+        with doing(box._directory, "root", f"open the root {box._directory}"):
+            self.root = machine.real_path(box._directory)
             os.stat(os.path.join(self.root, "."))
         self.program_root = self.root  # the path that the program gets as its root
         self.view = View(self.root)

@@ -34,7 +34,7 @@ def refused(box: Spec, in_user_namespace: bool, euid: int) -> list[str]:
 
     in_user_namespace: bool, whether its commands are in a user namespace.
     """
-    if box.mounts != "isolated" and box.root != "/":
+    if box.mounts != "isolated" and box._directory != "/":
         return ["nesting=True: there are no user namespaces in a chroot; mounts='isolated' is none"]
     if box.policy.capabilities == "all" and not in_user_namespace:
         return ["nesting=True: capabilities='all' leads out of a sandbox without it"]

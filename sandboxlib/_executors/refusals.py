@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     pass
 
 
+def overlay_refused(box: Spec, name: str) -> list[str]:
+    """Why an executor cannot stack layers; [] if the root is a directory."""
+    return [] if box._overlay is None else [f"{name} has no root of layers (Overlay)"]
+
+
 def nesting_refused(box: Spec, in_user_namespace: bool) -> list[str]:
     """Why commands cannot have nesting; [] if they can, or need not."""
     if not box.policy.nesting:

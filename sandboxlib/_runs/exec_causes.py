@@ -114,7 +114,7 @@ def _not_found(call: Call, look: Look) -> Iterator[str]:
         yield "it is looked for inside the root"
     if found.hidden == "the private /tmp":
         yield f"{why}: tmp='root' leaves it, or bind the program"
-    if call.box.root != "/" and _is_outside(program):
+    if call.box._directory != "/" and _is_outside(program):
         yield f"{why}; it is there outside of the root: Mount.bind shows it inside"
     yield f"{why}; the path counts inside the root"
 

@@ -354,12 +354,12 @@ def _about(plan: Plan, step: str, index: int, job: Job) -> tuple[str, str | None
         return f"{mount.title}: {step}", mount.source if step == "source" else mount.target
     if step == "exec":
         path = job.paths[index] if index >= 0 else job.program
-        return f"exec {path!r} in the root {box.root}", path
+        return f"exec {path!r} in the root {box._root_name}", path
     if step == "cwd":
-        what = f"Unable to set current working directory: {job.cwd!r} in the root {box.root}"
+        what = f"Unable to set current working directory: {job.cwd!r} in the root {box._root_name}"
         return what, job.cwd
     if step in ("root", "read_only", "attach", "pivot", "chroot"):
-        return f"{_ROOT_STEPS[step]} {box.root}", box.root
+        return f"{_ROOT_STEPS[step]} {box._root_name}", box._root_name
     if step == "stdio":
         names = ("stdin", "stdout", "stderr", "status", "lifeline")
         return f"descriptor {names[index] if index < 5 else 'of pass_fds'}", None

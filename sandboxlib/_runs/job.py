@@ -64,7 +64,7 @@ def job_of(command: Command, box: Spec) -> Job:
     """
     cwd = command.cwd
     if cwd is None:
-        cwd = caller_directory() if box.root == "/" else "/"
+        cwd = caller_directory() if box._directory == "/" else "/"
     settings, search = command._settings, command._search
     if box.deterministic:
         extra_env = deterministic_environment(command.extra_env, command.env)

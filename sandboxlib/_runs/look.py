@@ -102,7 +102,7 @@ class Look:
     def _begin(self) -> None:
         """Opens the root and the sources: only once somebody looks at a file."""
         self._hanging = machine.hanging_mounts()
-        self._put("/", self._box.root, "")
+        self._put("/", self._box._directory or None, "")
         planned = _all_mounts(self._box) if self._mounts is None else self._mounts
         over = [mount for mount in planned if mount.is_over_the_root]
         for mount in over:

@@ -67,8 +67,8 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
         planned.append(PlannedMount(text, lib.SBX_HOLE, flags | cover, path, False))
     isolated = box.processes == box.mounts == "isolated"
     with_proc = any(mount.target == "/proc" for mount in box.extra_mounts)
-    if cover and box.mounts == "isolated":
-        planned += _seals(box.root, "/", () if isolated or with_proc else ("/proc",))
+    if cover and box.mounts == "isolated" and box._overlay is None:
+        planned += _seals(box._directory, "/", () if isolated or with_proc else ("/proc",))
     if isolated and not with_proc:
         flags = lib.SBX_OPTIONAL | (0 if box.policy.nesting else cover)
         planned.append(PlannedMount("proc on /proc", lib.SBX_PROC, flags, "/proc", False))

@@ -123,12 +123,12 @@ class Plan:
     @property
     def paths(self) -> list[str]:
         """The caller's paths that a run opens: the root and the sources."""
-        return [self.box.root, *(mount.source for mount in self.mounts if mount.source)]
+        return [self.box._directory, *(mount.source for mount in self.mounts if mount.source)]
 
     def may_hang(self) -> bool:
         """Whether the set-up of a run may take for ever."""
         hanging = machine.hanging_mounts()
-        return bool(hanging) and may_hang(self.box.root, self.paths, self.mounts, hanging)
+        return bool(hanging) and may_hang(self.box._directory, self.paths, self.mounts, hanging)
 
     def stub_flags(self, indices: Sequence[int]) -> Any:
         """The flags that tell the core which targets of mounts are stubs, held by the caller."""
@@ -175,8 +175,8 @@ def _place_values(box: Spec) -> dict[str, Any]:
         "cut_capabilities": int(box.policy.capabilities != "all"),
     }
     # Leave out chroot(2) to "/": it changes nothing, but takes CAP_SYS_CHROOT.
-    if box.root != "/" or isolated["mounts"]:
-        values["root"] = box.root
+    if box._directory != "/" or isolated["mounts"]:
+        values["root"] = box._directory
     if hostname is not None:
         values["hostname"] = hostname
     values["limits"] = _limits(box)

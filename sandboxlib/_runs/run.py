@@ -291,7 +291,7 @@ class Run:
     def _hold(self, index: int) -> None:
         mount = self.plan.mounts[index]
         if self._stubs is None:
-            self._stubs = Stubs(self.plan.box.root, self.deadline, self.plan.may_hang())
+            self._stubs = Stubs(self.plan.box._directory, self.deadline, self.plan.may_hang())
         try:
             if mount.source:
                 self._stubs.check("/", mount.source)

@@ -138,7 +138,7 @@ class Slots:
     def __init__(self, plan: Plan, cgroups: Any = None) -> None:
         self._idle: deque[Slot] = deque()
         self._lock = RLock()
-        self._root = plan.box.root
+        self._root = plan.box._directory
         self._paths = plan.paths
         self._shared = _Shared(self._root)
         self._wasted = self._rest = 0

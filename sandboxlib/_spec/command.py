@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         stdin: _types.Stdin
         stdout: _types.Sink
         stderr: _types.Sink
+        changes: _types.Keep
         limits: Limits | None
         timeout: float | None
         grace: float
@@ -114,6 +115,9 @@ class Command(Value):
         Lines(function): called with each line. Tee(file): copied there as it arrives.
         stderr=STDOUT: both go where stdout goes. An exception of a function ends the run.
         docs/streams.md has more.
+    changes: str, for a root that is an Overlay: whether Result.changes has what the run changed in
+        it. 'drop' (the default): no. 'keep': yes; whoever made the run has to close them.
+        'on-failure': only if the Result is not ok.
     limits: Limits, which replace those of the Sandbox field by field. With another oom_score_adj
         the run gets new namespaces. None (the default): the limits of the Sandbox.
     timeout: float, seconds from 0 to 1e9; then every process of the run is killed, and
@@ -145,8 +149,9 @@ class Command(Value):
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
 
     _fields = (
-        *("argv", "cwd", "extra_env", "env", "executable", "stdin", "stdout", "stderr", "limits"),
-        *("timeout", "grace", "max_output", "on_overflow", "pass_fds", "pty", "pty_stderr"),
+        *("argv", "cwd", "extra_env", "env", "executable", "stdin", "stdout", "stderr"),
+        *("changes", "limits", "timeout", "grace", "max_output", "on_overflow", "pass_fds", "pty"),
+        "pty_stderr",
     )
     # An instance keeps in its __dict__ only the fields that are not the default. Most have few of
     # them, and every run makes an instance.
@@ -157,6 +162,7 @@ class Command(Value):
     stdin: _types.Stdin = None
     stdout: _types.Sink = CAPTURE
     stderr: _types.Sink = CAPTURE
+    changes: _types.Keep = "drop"
     limits: Limits | None = None
     timeout: float | None = None
     grace: float = 0.0
@@ -183,6 +189,7 @@ class Command(Value):
         stdin: _types.Stdin = None,
         stdout: _types.Sink = CAPTURE,
         stderr: _types.Sink = CAPTURE,
+        changes: _types.Keep = "drop",
         limits: Limits | None = None,
         timeout: float | None = None,
         grace: float = 0.0,
@@ -205,8 +212,8 @@ class Command(Value):
             self._put_environment(extra_env, env)
         if not (stdin is None and stdout is CAPTURE and stderr is CAPTURE):
             self._put_streams(stdin, stdout, stderr)
-        if limits is not None:
-            put["limits"] = check_limits(limits)
+        if limits is not None or changes != "drop":
+            self._put_rare(limits, changes)
         if timeout is not None:
             put["timeout"] = check_seconds("timeout", timeout)
         if type(grace) is not float or grace:
@@ -219,6 +226,14 @@ class Command(Value):
             self._put_terminal(pty, pty_stderr, stdin, stdout, stderr)
         if grace or max_output is not None or pass_fds != () or pty is not False:
             put["_is_plain"] = False
+
+    def _put_rare(self, limits: Any, changes: Any) -> None:
+        put = self.__dict__
+        if limits is not None:
+            put["limits"] = check_limits(limits)
+        check_choice("changes", changes, ("drop", "keep", "on-failure"))
+        if changes != "drop":
+            put["changes"], put["_is_plain"] = changes, False
 
     def _put_streams(self, stdin: Any, stdout: Any, stderr: Any) -> None:
         put = self.__dict__

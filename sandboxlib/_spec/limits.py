@@ -31,7 +31,7 @@ _MOST_SECONDS = 1 << 32
 
 _SIZES = (
     *("address_space", "data", "stack", "core", "file_size", "locked_memory"),
-    *("memory", "swap"),
+    *("memory", "swap", "changes"),
 )
 #: The least and the most of each number; for the others 0 and _MOST.
 _RANGES = {
@@ -39,6 +39,7 @@ _RANGES = {
     "oom_score_adj": (-1000, 1000),
     "open_files": (3, _MOST),  # with less the reaper could not inspect itself
     "pids": (1, 1 << 22),
+    "changes": (1, _MOST),
     "cpu_weight": (1, 10000),
     "io_weight": (1, 10000),
 }
@@ -86,6 +87,11 @@ class Limits(Value):
         much the run used, and no process escapes from it, also with processes='undefined'. A path:
         a delegated directory of version 2 that gets the cgroups.
 
+    For a root that is an Overlay, with its upper in memory:
+
+    changes: a size, of all that the run writes to its root; a write beyond it fails (ENOSPC). It
+        bounds the number of files too, one for each 4 KiB, and 1,024 at least.
+
     Raises SpecError (a ValueError) if a value is wrong, and SpecTypeError for a value of the wrong
     type, or an unknown keyword argument. UnsupportedError comes from the run.
     """
@@ -95,7 +101,7 @@ class Limits(Value):
     _fields = (
         *RLIMITS,
         *("nice", "scheduler", "cpuset", "oom_score_adj"),
-        *("memory", "swap", "pids", "cpus", "cpu_weight", "io_weight", "cgroup"),
+        *("memory", "swap", "pids", "cpus", "cpu_weight", "io_weight", "cgroup", "changes"),
     )
     cpu_time: float | None
     file_size: int | None
@@ -113,6 +119,7 @@ class Limits(Value):
     cpu_weight: int | None
     io_weight: int | None
     cgroup: bool | str | None
+    changes: int | None
 
     def __init__(
         self,
@@ -137,6 +144,7 @@ class Limits(Value):
         cpu_weight: int | None = None,
         io_weight: int | None = None,
         cgroup: bool | _types.Path | None = None,
+        changes: int | str | None = None,
         **unknown: _types.NoReturn,
     ) -> None:
         if unknown:

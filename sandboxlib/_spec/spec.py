@@ -25,6 +25,7 @@ from ..errors import SpecError, SpecTypeError
 from .command import ELSEWHERE, OPTIONS, Command
 from .limits import Limits
 from .mount import Mount, _mount, as_call
+from .overlay import Layers, Overlay
 from .policy import DEFAULT, Policy
 from .user import User, check_user
 
@@ -83,7 +84,7 @@ class Spec(Value):
         *("filesystem_writable_paths", "devices", "policy", "init", "user"),
         *("umask", "limits", "deterministic", "tmp", "resolv_conf", "personality"),
     )
-    root: str
+    root: str | Overlay | Layers
     network: _types.Kind
     mounts: _types.Kind
     processes: _types.Kind
@@ -101,6 +102,8 @@ class Spec(Value):
     tmp: _types.Tmp
     resolv_conf: bool
     personality: _types.Literal["linux32"] | None
+    _directory: str  # the root, if it is a directory; "" if it is an overlay
+    _overlay: Overlay | None
     _left: frozenset[str]  # the names of arguments that were None, and got a default
     _user_kind: str  # 'caller', 'root' or 'ranges'
     _ids: tuple[int, int] | None  # uid and gid of the User
@@ -113,7 +116,7 @@ class Spec(Value):
 
     def __init__(
         self,
-        root: _types.Path,
+        root: _types.Path | Overlay | Layers,
         *,
         network: _types.Kind = "isolated",
         mounts: _types.Kind = "isolated",
@@ -139,7 +142,7 @@ class Spec(Value):
         put = self.__dict__.__setitem__  # a Value refuses setattr
         left = {"filesystem_writable_paths": filesystem_writable_paths, "tmp": tmp, "user": user}
         put("_left", frozenset(name for name, value in left.items() if value is None))
-        put("root", _root(root))
+        self._set_root(root)
         for name, value in (
             ("network", network),
             ("mounts", mounts),
@@ -171,6 +174,16 @@ class Spec(Value):
         self.__dict__.update(_plans={}, _executors={}, _limited={})
         self._check_together()
 
+    def _set_root(self, root: Any) -> None:
+        overlay = Overlay(root) if isinstance(root, Layers) else root
+        is_overlay = isinstance(overlay, Overlay)
+        directory = "" if is_overlay else _root(root)
+        self.__dict__.update(
+            root=root if is_overlay else directory,
+            _directory=directory,
+            _overlay=overlay if is_overlay else None,
+        )
+
     def _set_files(self, extra_mounts: Any, filesystem_writable_paths: Any, tmp: Any) -> None:
         put = self.__dict__.__setitem__
         if extra_mounts is not None and (
@@ -181,7 +194,8 @@ class Spec(Value):
         put("extra_mounts", tuple(_mount(mount) for mount in extra_mounts or ()))
         is_isolated = self.mounts == "isolated"
         if filesystem_writable_paths is None:
-            filesystem_writable_paths = "none" if is_isolated else "all"
+            is_read_only = is_isolated and self._overlay is None
+            filesystem_writable_paths = "none" if is_read_only else "all"
         put("filesystem_writable_paths", _writable(filesystem_writable_paths))
         tmp = ("private" if is_isolated else "root") if tmp is None else tmp
         check_choice("tmp", tmp, ("private", "root"))
@@ -195,6 +209,7 @@ class Spec(Value):
             ("resolv_conf", self.resolv_conf),
             ("a list of devices", isinstance(self.devices, tuple)),
             ("deterministic", self.deterministic),
+            ("a root of layers", self._overlay is not None),
         ):
             if is_asked_for and self.mounts == "undefined":
                 raise SpecError(f"{what} needs mounts='isolated'")
@@ -207,11 +222,29 @@ class Spec(Value):
             if f"{path}/".startswith("/tmp/"):
                 text = "lies in the private /tmp, where all is writable; tmp='root' leaves"
                 raise SpecError(f"the writable path {path} {text} the root's /tmp")
+        self._check_overlay()
         limits = self.limits
         if limits is not None and limits.swap is not None and limits.memory is None:
             raise SpecError("a limit of swap takes one of memory: Limits(memory=..., swap=...)")
         if self._ids is not None and (self.processes != "isolated" or not self.init):
             raise SpecError("user= with a uid needs processes='isolated' and init=True")
+
+    def _check_overlay(self) -> None:
+        overlay = self._overlay
+        if overlay is not None and overlay.upper is not None and self.processes != "isolated":
+            text = "a process that a run left behind would go on writing there"
+            raise SpecError(f"Overlay(upper=...) needs processes='isolated': {text}")
+        if self.limits is None or self.limits.changes is None:
+            return
+        if overlay is None:
+            raise SpecError("Limits(changes=...) takes a root that is an Overlay")
+        if overlay.upper is not None or overlay.storage != "memory":
+            raise SpecError("Limits(changes=...) bounds an upper in memory, and no other")
+
+    @property
+    def _root_name(self) -> str:
+        """The root, for people."""
+        return self._directory or repr(self._overlay)
 
     def isolation(self) -> dict[str, str]:
         """Returns network, mounts, processes and ipc of this Sandbox as a dict."""
@@ -240,6 +273,10 @@ class Spec(Value):
             fields["_user_kind"] = "ranges" if user.ranges else "caller"
             fields |= {"_ids": (user.uid, user.gid), "_groups": user.groups or ()}
         self.__dict__.update(fields)
+
+    def _changes_of(self, upper: Any) -> Any:
+        """What Result.changes is: Sandbox makes Changes of the Upper of a run."""
+        return upper
 
     def _for(self, command: Command) -> Spec:
         """The Sandbox in which a Command runs: this one, with the limits of the Command over its
@@ -331,7 +368,9 @@ def _policy_for(options: dict[str, Any]) -> Policy:
         return Policy(**given)
 
 
-def sandbox_for(root: Path, options: dict[str, Any], kind: type[Spec] = Spec) -> Spec:
+def sandbox_for(
+    root: Path | Overlay | Layers, options: dict[str, Any], kind: type[Spec] = Spec
+) -> Spec:
     """The Sandbox of a one-shot call; equal options give the same Sandbox, which has its plan once.
 
     One with a relative path is made anew each time, as the caller's directory may change.
