@@ -24,6 +24,7 @@ from ._executors import (
     bwrap_gate,
     bwrap_look,
     bwrap_mounts,
+    bwrap_overlay,
     bwrap_tool,
     bwrap_words,
     calls,
@@ -32,7 +33,6 @@ from ._executors import (
 from ._executors.base import Executor
 from ._executors.refusals import (
     limits_refused,
-    overlay_refused,
     read_only_refused,
     single_id_refused,
 )
@@ -59,7 +59,7 @@ CAPABILITIES = {
 
 
 def _promises_not(box: Spec) -> list[str]:
-    refused = overlay_refused(box, "bwrap")
+    refused = bwrap_overlay.refused(box)
     if box.policy.nesting:
         refused.append("nesting=True: bwrap cannot make a sandbox in which commands make others")
     if not box.policy.no_new_privs:
@@ -206,7 +206,7 @@ def _let_go(gate: bwrap_gate.Gate, layout: bwrap_mounts.Layout, run: Run) -> Non
         check_stop()
         gate.pause()
     if machine.is_root_of_the_machine():
-        bwrap_look.protect_devices(gate.pid() or 0, layout.wanted)
+        bwrap_look.protect_devices(gate.pid() or 0, layout.wanted, layout.hides_devices)
     fault = bwrap_look.find_fault(bwrap_look.table(gate.pid() or 0), layout.wanted)
     if fault and not gate.is_over():
         what = f"bwrap: {fault}"

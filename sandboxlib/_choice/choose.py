@@ -78,8 +78,8 @@ def choose(box: Spec, native: bool = False) -> Executor:
         executor = executor_named(name)
         reason = "; ".join(executor.refusals(box))
         if native and not isinstance(executor, NativeExecutor):
-            reason = "it drives a program: no grace, no executable=, no terminal, no Process, no"
-            reason += " session, no event loop"
+            reason = "it drives a program: no grace, no executable=, no terminal, no changes, no"
+            reason += " Process, no session, no event loop"
         if not reason:
             return executor
         reasons.append(f"{name}: {reason}")
@@ -95,7 +95,8 @@ def run_command(box: Spec, command: Command, fresh: bool = True) -> Result:
 
 def needs_native(command: Command) -> bool:
     """Whether a Command has options that need an executor which drives no program."""
-    return bool(command.pty or command.grace or command.executable)
+    asked = command.pty or command.grace or command.executable
+    return bool(asked or command.changes != "drop")
 
 
 def executor_of(box: Spec, native: bool = False) -> Executor:

@@ -167,6 +167,8 @@ def run_tool(
     if command.executable is not None:
         text = "executable, for an argv[0] of its own, takes an executor without a program"
         raise errors.UnsupportedError(f"{executor}: {text}")
+    if command.changes != "drop":
+        raise errors.UnsupportedError(f"{executor}: changes take an executor without a program")
     plan = plan_of_tool(box)
     run = Run(plan, job, command, moved=moved)
     return complete(run, True, executor, start, dict(isolation), began)

@@ -131,35 +131,44 @@ def find_fault(entries: Sequence[Entry], wanted: Sequence[Wanted]) -> str:
     return ""
 
 
-def protect_devices(pid: int, wanted: Sequence[Wanted]) -> None:
-    """Makes the mounts of device nodes read-only, which still lets commands use them.
+def protect_devices(pid: int, wanted: Sequence[Wanted], no_devices: bool) -> None:
+    """Makes the mounts of device nodes read-only, which still lets commands use them; and lets no
+    device of an overlay open.
 
     bwrap binds the host's own nodes, and cannot bind them read-only itself: commands of root could
-    change their modes and owners. SetupError.
+    change their modes and owners. It mounts an overlay without nodev. SetupError.
+
+    no_devices: bool, whether no device of the root may open.
     """
     devs = [one.target for one in wanted if one.type == "dev"]
-    nodes = [
-        entry.point
+    changes = [
+        (entry.point, _MOUNT_ATTR_RDONLY)
         for entry in table(pid)
         if entry.type not in ("tmpfs", "devpts") and any(is_below(entry.point, dev) for dev in devs)
     ]
+    if no_devices:
+        overlays = [one.target for one in wanted if one.type == "overlay"]
+        changes += [(target, _MOUNT_ATTR_NODEV) for target in overlays]
     failures: list[int] = []
-    if nodes:
+    if changes:
         # setns(2) needs a thread that shares its root with no other; this one ends afterwards.
-        thread = threading.Thread(target=_make_read_only, args=(pid, nodes, failures), daemon=True)
+        thread = threading.Thread(target=_change, args=(pid, changes, failures), daemon=True)
         thread.start()
         thread.join()
     if failures:
-        what = "bwrap: make the device nodes of its /dev read-only"
+        what = "bwrap: make the device nodes of its /dev read-only, and those of the root useless"
         hint = machine.closed_by_a_filter("read_only", failures[0])
         raise errors.setup_error(failures[0], None, "mount", what, hint)
 
 
-def _make_read_only(pid: int, paths: Sequence[str], failures: list[int]) -> None:
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NODEV = 1, 4  # linux/mount.h
+
+
+def _change(pid: int, changes: Sequence[tuple[str, int]], failures: list[int]) -> None:
+    """Sets an attribute of each of these mounts of a process; one errno in failures if it fails."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    attr = (ctypes.c_uint64 * 4)(1, 0, 0, 0)  # struct mount_attr: MOUNT_ATTR_RDONLY
     try:
         fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -167,7 +176,8 @@ def _make_read_only(pid: int, paths: Sequence[str], failures: list[int]) -> None
         return
     # unshare(CLONE_FS), setns(CLONE_NEWNS)
     result = libc.unshare(0x200) or libc.setns(fd, 0x20000)
-    for path in () if result else paths:  # mount_setattr(2), AT_FDCWD, AT_SYMLINK_NOFOLLOW
+    for path, flag in () if result else changes:  # mount_setattr(2), AT_FDCWD, AT_SYMLINK_NOFOLLOW
+        attr = (ctypes.c_uint64 * 4)(flag, 0, 0, 0)  # struct mount_attr
         name = ctypes.c_char_p(os.fsencode(path))
         size = ctypes.c_size_t(ctypes.sizeof(attr))
         result = result or libc.syscall(442, -100, name, 0x100, attr, size)

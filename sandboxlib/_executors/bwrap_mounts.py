@@ -30,6 +30,7 @@ from .._runs.mount_points import Stubs
 from .._spec.mount import Mount
 from .._spec.spec import Spec
 from ..errors import UnsupportedError
+from . import bwrap_overlay
 from .bwrap_look import BindSource, Wanted, table
 from .bwrap_tool import Descriptors, Tool
 from .view import View, doing
@@ -44,7 +45,10 @@ _HERE, _ROOT, _DEV = "\0here", "\0root", "\0dev"  # placeholders that options() 
 
 
 class Layout:
-    """The mounts of one run: the options for bwrap, and in `wanted` the mounts that must result."""
+    """The mounts of one run: the options for bwrap, and in `wanted` the mounts that must result.
+
+    hides_devices: bool, whether no device of the root may open.
+    """
 
     def __init__(
         self,
@@ -62,28 +66,26 @@ class Layout:
         self._descriptors = descriptors
         self._covers = covers
         self._entries = table()
-        self._root_fd = self._open(
-            box._directory, "root", f"Unable to chroot: open the root {box._directory}"
-        )
-        root = self._place(self._root_fd)
-        self._view = View(root.path)
-        self._stubs = Stubs(root.path, deadline)
-        undo.callback(self._stubs.release)
         self._options: list[str] = []  # the options whose targets bwrap resolves
         self._sources: dict[str, list[str]] = {}  # path: the option that binds it to _HERE
-        is_read_only = box.filesystem_writable_paths != "all"
-        hides_devices = box.mounts == "isolated" and box.devices != "root"
-        writable_root = "--bind" if hides_devices else "--dev-bind"
-        self._first = ["--ro-bind" if is_read_only else writable_root, root.path, "/"]
         self._unnamed: dict[str, list[str]] = {}  # the same for _ROOT and _DEV, which have no path
-        self.wanted = [Wanted("/", root, read_only=is_read_only)]
+        self._layers: dict[str, list[str]] = {}  # the same for layers, by their descriptors
+        self._first: list[str] = []  # those that mount the root, if it is no overlay
+        self._stubs: Stubs | None = None  # in a root of layers bwrap makes them, in the upper
+        self.wanted: list[Wanted] = []
+        self._is_read_only = box.filesystem_writable_paths != "all"
+        self.hides_devices = box.mounts == "isolated" and box.devices != "root"
+        if box._overlay is None:
+            self._put_directory(box._directory, deadline)
+        else:
+            self._put_overlay()
         for path in mounts.holes_of(box):
             self._add_hole(path)
-        if covers:
+        if covers and box._overlay is None:
             self._seal()
         if self._has_own_proc():
             self._add_proc("/proc")
-        if hides_devices and self._has_own_dev():
+        if self.hides_devices and self._has_own_dev():
             self._add_mount(Mount.dev(), "minimal")
         if self._has_own_tmp():
             self._add_mount(Mount.tmpfs("/tmp"), "private")
@@ -94,8 +96,9 @@ class Layout:
 
     def options(self) -> list[str]:
         """The options, in order: first those outside of the new root, then those inside."""
+        last = ["--remount-ro", "/"] if self._is_read_only and self._box._overlay else []
         if not self._tool.is_staged:
-            return [*self._first, *self._options]
+            return [*self._first, *self._options, *last]
         stage = f"/{os.urandom(16).hex()}"  # a name that no command can guess
         sources, aliases = self._staged()
         argv, links = [], []
@@ -104,13 +107,19 @@ class Layout:
             argv += [arg.replace(_HERE, f"/..{name}") for arg in option]
             links += ["--symlink", name, f"/../oldroot{path}"]
         options = [aliases.get(arg, arg) for arg in self._options]
-        return [*self._first, *argv, "--tmpfs", "/../oldroot", *links, *options]
+        return [*self._first, *argv, "--tmpfs", "/../oldroot", *links, *options, *last]
 
     def _staged(self) -> tuple[dict[str, list[str]], dict[str, str]]:
         """Paths of the host, each with the option that binds it to the stage; and the paths that
         replace the placeholders _ROOT and _DEV.
         """
-        named = _shared({path: opt for path, opt in self._sources.items() if path != "/"})
+        others = {
+            path: option
+            for path, option in self._sources.items()
+            if path != "/" and path not in self._layers
+        }
+        bwrap_overlay.check_places([*self._layers], [*others])
+        named = {**_shared(others), **self._layers}
         if not any(is_below(path, "/proc") for path in named):
             # bwrap looks up its own descriptors in /proc, and binds files of it over /proc itself.
             is_new = self._box.processes == "isolated"
@@ -157,6 +166,34 @@ class Layout:
         return False
 
     # -- the parts
+
+    def _put_directory(self, path: str, deadline: float | None) -> None:
+        self._root_fd = self._open(path, "root", f"Unable to chroot: open the root {path}")
+        root = self._place(self._root_fd)
+        self._view = View(root.path)
+        self._stubs = Stubs(root.path, deadline)
+        self._undo.callback(self._stubs.release)
+        writable = "--bind" if self.hides_devices else "--dev-bind"
+        self._first = ["--ro-bind" if self._is_read_only else writable, root.path, "/"]
+        self.wanted.append(Wanted("/", root, read_only=self._is_read_only))
+
+    def _put_overlay(self) -> None:
+        self._lowers = bwrap_overlay.stacked(self._box)  # kept for their leases
+        if not self._lowers:
+            self._view = View(None)
+            self._first = ["--perms", "755", "--tmpfs", "/"]
+            self.wanted.append(Wanted("/", type="tmpfs", read_only=self._is_read_only))
+            return
+        paths: list[str] = []
+        for lower in self._lowers:
+            fd = self._open(lower.path, "root", f"open the layer {lower.path}")
+            paths.append(self._place(fd).path)
+            if not self._descriptors.has_room():
+                raise UnsupportedError(f"bubblewrap: {len(self._lowers)} layers are too many")
+            self._layers[paths[-1]] = ["--bind-fd", self._descriptors.take(fd), _HERE]
+        self._options += bwrap_overlay.options(paths, fd)
+        self._view = View(paths[-1], paths[::-1])
+        self.wanted.append(Wanted("/", type="overlay", read_only=self._is_read_only))
 
     def _open(self, path: str, step: str, what: str) -> int:
         with doing(path, step, what):
@@ -271,7 +308,9 @@ class Layout:
                 raise OSError(errno.EBUSY, "the root itself")
             at = self._view.mount_of(point)
             host = self._view.host(point)
-            if at == "/":
+            if at == "/" and self._box._overlay is not None:
+                self._options += bwrap_overlay.missing_parents(self._view, point)
+            elif at == "/" and self._stubs is not None:
                 self._stubs.hold(path, is_directory)
             elif host is not None:
                 os.stat(host)  # ENOENT here: bwrap would create it in the source, and leave it

@@ -38,6 +38,7 @@ class Tool:
     def __init__(self, path: str, options: frozenset[str], is_staged: bool) -> None:
         self.path = path
         self.binds_descriptors = "--bind-fd" in options
+        self.takes_overlays = self.binds_descriptors and "--tmp-overlay" in options
         self.is_staged = is_staged
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 
 from .. import errors
 from .._host import machine
 from .._host.machine import is_below
 from .._runs import explain
 from .._spec.spec import Spec
+
+_NOWHERE = "/proc/0"  # no process has this number: nothing is below it
 
 # ---- paths -----------------------------------------------------------------------------------
 
@@ -63,6 +66,39 @@ def _mount_id(path: str) -> int:
         os.close(fd)
 
 
+def merged(layers: Sequence[str], path: str) -> str:
+    """The path on the host of a path, which has no symbolic links, in a stack of layers, the
+    uppermost first: that of the uppermost layer which has it. If none does, there is no such file.
+    """
+    found = list(layers)
+    for name in path.split("/"):
+        below: list[str] = []
+        for directory in found if name else ():
+            here = os.path.join(directory, name)
+            try:
+                status = os.lstat(here)
+            except OSError:
+                continue
+            if not stat.S_ISDIR(status.st_mode):
+                is_whiteout = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+                below += [] if below or is_whiteout else [here]
+                break
+            below.append(here)
+            if _is_opaque(here):
+                break
+        found = below if name else found
+    return found[0] if found else f"{_NOWHERE}/{path}"
+
+
+def _is_opaque(directory: str) -> bool:
+    """Whether a directory hides those of its name in the layers below, as bwrap's overlays have it
+    (userxattr in overlayfs.rst).
+    """
+    with contextlib.suppress(OSError):
+        return os.getxattr(directory, "user.overlay.opaque", follow_symlinks=False) == b"y"
+    return False
+
+
 class View:
     """The files that the command will see: the root, and over it the mounts so far.
 
@@ -70,8 +106,10 @@ class View:
     the run makes it itself (a tmpfs, a proc).
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str | None, layers: Sequence[str] = ()) -> None:
+        """layers: what the root is stacked of, the uppermost first; root is the uppermost then."""
         self.over: dict[str, str | None] = {"/": root}
+        self._layers = layers
 
     def put(self, target: str, host: str | None) -> None:
         """Mounts a path of the host on target; None: a file system that the run makes itself."""
@@ -88,6 +126,8 @@ class View:
         """The path on the host of a path inside, which has no symbolic links."""
         at = self.mount_of(path)
         base = self.over[at]
+        if at == "/" and self._layers:
+            return merged(self._layers, path)
         below = path[len(at) :].lstrip("/")
         return os.path.join(base, below) if base and below else base
 

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,12 @@ from lib.roots import make_rootfs
 
 import sandboxlib
 from sandboxlib import Limits, Mount, Policy, Sandbox, SetupError, UnsupportedError, bubblewrap
-from sandboxlib._executors import bwrap_tool, trial
 
-pytest_plugins = ["lib.setuid_tool"]
+pytest_plugins = ["lib.setuid_tool", "lib.bwraps"]
 
 HERE = Path(__file__).resolve().parents[1]
 PACKAGE = Path(sandboxlib.__file__).resolve().parent.parent
 NESTED = "SANDBOXLIB_TEST_NESTED" in os.environ
-#: A newer bwrap than the machine's own, from the package index.
 NEWER = os.environ.get("SANDBOXLIB_BWRAP_NEWER", "")
 
 SWAP = r"""
@@ -56,24 +53,6 @@ def swapper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     argv = ["cc", "-w", "-O1", "-static", "-o", str(place / "swap"), str(place / "swap.c")]
     subprocess.run(argv, check=True)
     return place / "swap"
-
-
-@pytest.fixture(params=["installed", "newer"])
-def bwrap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Each bwrap there is, the first of PATH."""
-    if request.param == "installed":
-        if reason := bubblewrap.why_not():
-            pytest.skip(reason)
-        yield bwrap_tool.find_tool().path
-        return
-    require(NEWER, "SANDBOXLIB_BWRAP_NEWER names no newer bwrap")
-    trial.trial.cache_clear()
-    monkeypatch.setenv("PATH", f"{os.path.dirname(NEWER)}:{os.environ['PATH']}")
-    if reason := bubblewrap.why_not():
-        pytest.skip(reason)
-    assert bwrap_tool.find_tool().path == os.path.realpath(NEWER)
-    yield NEWER
-    trial.trial.cache_clear()
 
 
 def run(box: Sandbox, *command: str, **words: Any) -> sandboxlib.Result:
