@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ._concurrent.pool import SandboxExecutor
     from ._concurrent.process import Process
     from ._concurrent.session import Session
+    from ._images.store import Store
     from ._runner import Runner
     from ._spec.command import CommandOptions
 
@@ -78,6 +79,7 @@ __all__ = [
     "SpecError",
     "SpecTypeError",
     "StatusLost",
+    "Store",
     "Tee",
     "Unkillable",
     "UnsupportedError",
@@ -112,6 +114,7 @@ _NAMES_LATER = {
     "Session": "_concurrent.session",
     "Runner": "_runner",
     "SandboxExecutor": "_concurrent.pool",
+    "Store": "_images.store",
 }
 
 

@@ -222,5 +222,13 @@ def caller_directory() -> str:
         raise setup_error(errno.ENOENT, None, "cwd", what) from None
 
 
+class AnyStore(Value):
+    """The base of Store, for those who check that something is one: see _store/storage.py."""
+
+    _fields = ("directory", "max_size")
+    directory: str
+    max_size: int | None
+
+
 class Output:
     """The base of Lines and Tee: outputs that _runs/sinks.py moves while the command runs."""

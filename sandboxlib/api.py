@@ -106,6 +106,8 @@ class Sandbox(Spec):
                           the command has others. Addresses are not randomised (personality(2)). It
                           takes mounts='isolated'. Limits.cpuset sets the number of CPUs. False is
                           the default.
+    store: Store          where layers, images and inputs are kept from run to run. None (the
+                          default): Store(), the caller's own cache directory.
 
     Raises SpecError (a ValueError) if a value is wrong, or two of them contradict each other, and
     SpecTypeError for a value of the wrong type, or an unknown keyword argument.

@@ -138,6 +138,8 @@ def _add_place(add: Callable[..., argparse.Action]) -> None:
     add(
         "--personality", choices=("linux32",), help="linux32: the machine looks like one of 32 bits"
     )
+    text = "where layers, images and inputs are kept (default: below XDG_CACHE_HOME, or ~/.cache)"
+    add("--store", metavar="DIRECTORY", help=text)
     text = "the command itself is pid 1, and no reaper is"
     add("--no-init", dest="init", action="store_false", help=text)
 
@@ -252,6 +254,7 @@ def sandbox_keywords(options: argparse.Namespace) -> dict[str, Any]:
         "policy": _policy(options),
         "limits": _limits(options),
         "user": _whole_user(options),
+        "store": _store(options),
     }
 
 
@@ -309,6 +312,14 @@ def _limits(options: argparse.Namespace) -> Limits | None:
     if options.cgroup or options.cgroup_parent is not None:
         values["cgroup"] = True if options.cgroup_parent is None else options.cgroup_parent
     return Limits(**values) if values else None
+
+
+def _store(options: argparse.Namespace) -> Any:
+    if options.store is None:
+        return None
+    from .._images.store import Store
+
+    return Store(options.store)
 
 
 def _whole_user(options: argparse.Namespace) -> str | User | None:

@@ -16,6 +16,7 @@ from .._spec.policy import Policy, Seccomp
 from .._spec.spec import Spec
 from .._spec.streams import CAPTURE
 from .._spec.user import User
+from .._values import AnyStore
 from ..result import Result
 
 TYPE_CHECKING = False
@@ -86,6 +87,7 @@ class Api(compat.EarlierNames):
         limits: Limits | None = None,
         deterministic: bool = False,
         personality: _types.Literal["linux32"] | None = None,
+        store: AnyStore | None = None,
         env: _types.Env | None = None,
         executable: _types.Path | bytes | None = None,
         stdin: _types.Stdin = None,
@@ -121,8 +123,8 @@ class Api(compat.EarlierNames):
 
         These are as in Sandbox: network, mounts, processes, ipc, hostname, extra_mounts,
         filesystem_writable_paths, tmp, devices, resolv_conf, policy, init, user, umask, limits,
-        deterministic and personality. Three defaults differ: network is 'undefined', the whole
-        root is writable, and /tmp is the root's. These are as in Policy, with its defaults:
+        deterministic, personality and store. Three defaults differ: network is 'undefined', the
+        whole root is writable, and /tmp is the root's. These are as in Policy, with its defaults:
         capabilities, no_new_privs, seccomp and nesting; give either policy, or some of them. These
         are as in Command: executable, changes, grace, max_output, on_overflow, pass_fds, pty,
         pty_stderr. For rootfs_path an Overlay is taken as well.

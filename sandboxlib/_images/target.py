@@ -9,9 +9,18 @@ import stat
 import time
 
 from ..errors import setup_error
-from .child import layers
+from .child import removal
 
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Existing:
+    """A directory of the caller's, in one that nobody else can write to, for a child to work in."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        at = os.stat(path, follow_symlinks=False)
+        self.identity = at.st_dev, at.st_ino
 
 
 class Target:
@@ -92,7 +101,7 @@ class Target:
         """Remove it and its content. Raises SetupError, also if it takes more than `seconds`."""
         try:
             os.fchmod(self.fd, 0o700)
-            layers.empty(self.fd, time.monotonic() + seconds)
+            removal.empty(self.fd, time.monotonic() + seconds)
             if self.is_there():
                 os.rmdir(self._name, dir_fd=self._parent)
         except OSError as error:

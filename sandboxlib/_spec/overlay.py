@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 
 from .. import _types
 from .._values import (
+    AnyStore,
     Value,
     absolute,
     check_choice,
@@ -62,9 +63,9 @@ class Layers(ABC):
     """What an Overlay can stack beside a directory: a Layer, an Image, a Tree."""
 
     @abstractmethod
-    def _lowers(self, owners: Owners) -> list[Lower]:
+    def _lowers(self, owners: Owners, store: AnyStore | None = None) -> list[Lower]:
         """The directories, bottom first. It unpacks or stages them if that is still to be done,
-        which may take long. Raises SandboxError.
+        which may take long. store: that of the Sandbox; None: the default one. Raises SandboxError.
         """
 
     @abstractmethod

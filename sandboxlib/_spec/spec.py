@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from .. import _types, errors
 from .._values import (
+    AnyStore,
     Value,
     absolute,
     check_choice,
@@ -83,6 +84,7 @@ class Spec(Value):
         *("root", "network", "mounts", "processes", "ipc", "hostname", "extra_mounts"),
         *("filesystem_writable_paths", "devices", "policy", "init", "user"),
         *("umask", "limits", "deterministic", "tmp", "resolv_conf", "personality"),
+        "store",
     )
     root: str | Overlay | Layers
     network: _types.Kind
@@ -104,6 +106,7 @@ class Spec(Value):
     personality: _types.Literal["linux32"] | None
     _directory: str  # the root, if it is a directory; "" if it is an overlay
     _overlay: Overlay | None
+    store: AnyStore | None
     _left: frozenset[str]  # the names of arguments that were None, and got a default
     _user_kind: str  # 'caller', 'root' or 'ranges'
     _ids: tuple[int, int] | None  # uid and gid of the User
@@ -135,6 +138,7 @@ class Spec(Value):
         limits: Limits | None = None,
         deterministic: bool = False,
         personality: _types.Literal["linux32"] | None = None,
+        store: AnyStore | None = None,
         **unknown: _types.NoReturn,
     ) -> None:
         if unknown:
@@ -168,9 +172,7 @@ class Spec(Value):
             put(name, flag)
         self._set_user(user, deterministic)
         put("umask", None if umask is None else check_number("umask", umask, 0, 0o777))
-        if limits is not None and not isinstance(limits, Limits):
-            raise SpecTypeError(f"limits is not a Limits: {limits!r}")
-        put("limits", limits)
+        self._set_values(limits, store)
         self.__dict__.update(_plans={}, _executors={}, _limited={})
         self._check_together()
 
@@ -183,6 +185,13 @@ class Spec(Value):
             _directory=directory,
             _overlay=overlay if is_overlay else None,
         )
+
+    def _set_values(self, limits: object, store: object) -> None:
+        if limits is not None and not isinstance(limits, Limits):
+            raise SpecTypeError(f"limits is not a Limits: {limits!r}")
+        if store is not None and not isinstance(store, AnyStore):
+            raise SpecTypeError(f"store is not a Store: {store!r}; Store(directory) makes one")
+        self.__dict__.update(limits=limits, store=store)
 
     def _set_files(self, extra_mounts: Any, filesystem_writable_paths: Any, tmp: Any) -> None:
         put = self.__dict__.__setitem__

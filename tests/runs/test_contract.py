@@ -38,6 +38,7 @@ from sandboxlib import (
     SpecError,
     SpecTypeError,
     StatusLost,
+    Store,
     UnsupportedError,
     User,
     run_sandbox,
@@ -446,6 +447,7 @@ def test_sandboxes_differ_by_every_word() -> None:
         **{"init": False, "user": "root"},
         **{"umask": 0, "limits": Limits(core=0), "deterministic": True, "devices": "root"},
         **{"tmp": "private", "resolv_conf": True, "personality": "linux32"},
+        "store": Store("/x"),
     }
     boxes = [open_box("/a"), open_box("/b"), *(open_box("/a", **{k: v}) for k, v in words.items())]
     users = (User(1), User(1, 2), User(1, 1, [3]), User(1, ranges=True))

@@ -53,6 +53,7 @@ TABLE: dict[str, tuple[object, object]] = {
     "limits": (None, None),
     "deterministic": (False, False),
     "personality": (None, None),
+    "store": (None, None),
 }
 
 

@@ -89,7 +89,11 @@ def graph() -> dict[str, set[str]]:
 
 
 def room_of(module: str) -> str:
-    """A folder is a room, and so is a file on top; the executors are one."""
+    """A folder is a room, and so is a file on top; the executors are one. The program that unpacks
+    is a room of its own, in the folder of another.
+    """
+    if module.startswith("_images.child"):
+        return "_images/child"
     top = module.split(".")[0]
     return "executors" if top in EXECUTORS else top
 

@@ -21,6 +21,7 @@ from sandboxlib import (
     SandboxExecutor,
     SpecError,
     SpecTypeError,
+    Store,
     User,
 )
 from sandboxlib._spec.spec import Spec
@@ -35,6 +36,8 @@ VALUES = (
     Policy(seccomp=PROFILE),
     Sandbox("/", user=5, limits=Limits(pids=3), extra_mounts=[Mount.tmpfs("/x")]),
     Sandbox("/", deterministic=True),
+    Store("/x", max_size="2G"),
+    Sandbox("/", store=Store("/x")),
 )
 
 

@@ -24,7 +24,7 @@ if not __package__:  # run by path
     _package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
     sys.modules[__package__] = _package
 
-from . import accounts, documents, layers
+from . import accounts, documents, layers, removal
 from .blobs import Counted, File, Part, Refused, decompressors, shown
 from .tar import Archive
 
@@ -124,7 +124,7 @@ def empty_target(settings: dict[str, Any]) -> None:
     """Remove everything in the target."""
     Roots(settings["target"]).enter_target()
     os.chown("/", 0, 0)
-    layers.empty(os.open("/", os.O_RDONLY | os.O_DIRECTORY))
+    removal.empty(os.open("/", os.O_RDONLY | os.O_DIRECTORY))
 
 
 def unpack_aci(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:

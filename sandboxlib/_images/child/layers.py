@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unpacks an archive into the root directory; and removes a tree, which the parent uses too.
+"""Unpacks an archive into the root directory.
 
 Part of the child, which has made the target its root directory. It changes its current directory to
 that of the member, so that the kernel looks up one name and not a path in each call.
@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 
 from .blobs import CHUNK, Refused, shown
+from .removal import empty
 from .tar import MAX_NAME, REGULAR, Archive, Member, parts_of
 
 TYPE_CHECKING = False
@@ -28,51 +28,6 @@ MAX_IMPLIED, IMPLIED_EACH = 1000, 4  # at the start, and so many more for each m
 #: and then it counts the same links a second time, so ELOOP may be false.
 TRIES = 10
 OPAQUE = b".wh..wh..opq"
-
-
-def empty(top: int, deadline: float = float("inf")) -> None:
-    """Remove everything in the directory `top`, at any depth and of any owner.
-
-    It moves each directory to the top before it enters it. So the depth does not matter, no link is
-    followed, and no mount point is entered, because the kernel does not move one.
-    deadline: a time of time.monotonic(). Raises TimeoutError after it.
-    """
-    token = os.urandom(8).hex()
-    todo = ["."]
-    count = 0
-    while todo:
-        name = todo.pop()
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
-        try:
-            with os.scandir(fd) as scan:
-                entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan]
-            for entry, is_directory in entries:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-                if not is_directory:
-                    os.unlink(entry, dir_fd=fd)
-                    continue
-                count += 1
-                todo.append(f".{token}-{count}")
-                if os.geteuid() != 0:
-                    make_accessible(entry, fd)
-                os.rename(entry, todo[-1], src_dir_fd=fd, dst_dir_fd=top)
-        finally:
-            os.close(fd)
-        if name != ".":
-            os.rmdir(name, dir_fd=top)
-
-
-def make_accessible(name: str, directory: int) -> None:
-    """Give a directory of ours mode 0700. It never follows a link, even if another process puts one
-    there meanwhile.
-    """
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-    fd = os.open(name, flags, dir_fd=directory)
-    try:
-        os.chmod(f"/proc/self/fd/{fd}", 0o700)
-    finally:
-        os.close(fd)
 
 
 class Budget:

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Store: a Storage that can also remove what ids of the caller's ranges own."""
+
+from __future__ import annotations
+
+from .._store.storage import New, Storage
+
+
+class Store(Storage):
+    """Where a caller keeps what is made once for many runs: unpacked layers, what is known of
+    images, inputs. A frozen value; any number of threads and processes may use one directory.
+
+    directory: str or path, made with mode 0700 if it is missing. It has to be the caller's, and
+        nobody else may be able to write it. None (the default): sandboxlib below XDG_CACHE_HOME, or
+        below ~/.cache.
+    max_size: int, bytes, or a str like "20G". What was used least recently is removed when the
+        store has grown by a sixteenth beyond that, except what is in use. None (the default): no
+        limit.
+
+    Raises SpecError (a ValueError) if a value is wrong, and SpecTypeError for a value of the wrong
+    type, or an unknown keyword argument. Those who use it raise SetupError (an OSError, of step
+    'store') if the directory cannot be used, as when the disk is full.
+    """
+
+    __module__ = "sandboxlib"  # as callers import it, and pickles name it
+
+    def _empty_foreign(self, new: New) -> int:
+        from .unpack import remove_foreign
+
+        return remove_foreign(new.path)
