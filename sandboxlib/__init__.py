@@ -7,6 +7,7 @@ from . import chroot
 from ._choice import choose
 from ._choice.choose import executor_for_platform, get_executor
 from ._spec.command import BASE_ENVIRONMENT, Command, environment_vars
+from ._spec.inputs import File
 from ._spec.limits import Limits
 from ._spec.mount import Mount
 from ._spec.overlay import Layers as Layers
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from ._concurrent.process import Process
     from ._concurrent.session import Session
     from ._images.store import Store
+    from ._inputs.tree import Tree
     from ._runner import Runner
     from ._spec.command import CommandOptions
 
@@ -59,6 +61,7 @@ __all__ = [
     "Command",
     "CommandFailed",
     "CommandOptions",
+    "File",
     "HostRootWarning",
     "ImageError",
     "Limits",
@@ -81,6 +84,7 @@ __all__ = [
     "StatusLost",
     "Store",
     "Tee",
+    "Tree",
     "Unkillable",
     "UnsupportedError",
     "Usage",
@@ -115,6 +119,7 @@ _NAMES_LATER = {
     "Runner": "_runner",
     "SandboxExecutor": "_concurrent.pool",
     "Store": "_images.store",
+    "Tree": "_inputs.tree",
 }
 
 

@@ -36,6 +36,7 @@ class Later:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import pathlib
     from typing import IO as IO
     from typing import Any as Any
     from typing import Literal as Literal
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     # of the type checkers; not installed by us
     from typing_extensions import Self as Self
     from typing_extensions import Unpack as Unpack
+
+    from ._spec.inputs import File, Input
 
     #: 'isolated': of the sandbox's own; 'undefined': the caller's.
     Kind: TypeAlias = Literal["isolated", "undefined"]
@@ -58,6 +61,10 @@ if TYPE_CHECKING:
     UserName: TypeAlias = Literal["caller", "root", "ranges"]
     FilterName: TypeAlias = Literal["default", "builds", "none"]
 
+    #: The inputs of a Command, as it takes and as it keeps them; the content of a File.
+    Inputs: TypeAlias = Mapping[str, File | os.PathLike[str] | bytes | Input]
+    KeptInputs: TypeAlias = Mapping[str, File | Input]
+    Content: TypeAlias = pathlib.Path | bytes
     Stdin: TypeAlias = int | IO[Any] | bytes | bytearray | memoryview | None
     Sink: TypeAlias = int | IO[Any] | Callable[[bytes], object] | Output | None
     #: The function that a map calls as each command ends.
@@ -84,6 +91,9 @@ else:
     _MADE = {
         "Stdin": lambda t: int | t.IO[t.Any] | bytes | bytearray | memoryview | None,
         "Sink": lambda t: int | t.IO[t.Any] | Callable[[bytes], object] | Output | None,
+        "Inputs": lambda t: Mapping[str, t.Any],
+        "KeptInputs": lambda t: Mapping[str, t.Any],
+        "Content": lambda t: os.PathLike[str] | bytes,
         "Progress": lambda t: Callable[[int, t.Any], object],
     }
     #: The names for choices: the words, and what may stand in their place.

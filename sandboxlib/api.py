@@ -147,6 +147,9 @@ class Sandbox(Spec):
             stdin: bytes, a file or a descriptor; None (the default) or DEVNULL: empty.
             stdout, stderr: CAPTURE (the default), a file, a descriptor, a function, Lines, Tee,
                 None or DEVNULL (discarded); stderr also STDOUT.
+            inputs: mapping from paths to File, Tree, a path (PathLike) or bytes, where the root is
+                an Overlay or an Image; {} by default.
+            outputs: iterable of patterns, for Result.outputs; () by default.
             changes: 'drop' (the default), 'keep' or 'on-failure': Result.changes, where the root
                 is an Overlay.
             limits: Limits, over those of the Sandbox; None by default.

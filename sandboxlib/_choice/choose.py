@@ -79,7 +79,7 @@ def choose(box: Spec, native: bool = False) -> Executor:
         reason = "; ".join(executor.refusals(box))
         if native and not isinstance(executor, NativeExecutor):
             reason = "it drives a program: no grace, no executable=, no terminal, no changes, no"
-            reason += " Process, no session, no event loop"
+            reason += " inputs, no outputs, no Process, no session, no event loop"
         if not reason:
             return executor
         reasons.append(f"{name}: {reason}")
@@ -95,8 +95,8 @@ def run_command(box: Spec, command: Command, fresh: bool = True) -> Result:
 
 def needs_native(command: Command) -> bool:
     """Whether a Command has options that need an executor which drives no program."""
-    asked = command.pty or command.grace or command.executable
-    return bool(asked or command.changes != "drop")
+    asked = command.pty or command.grace or command.executable or command.changes != "drop"
+    return bool(asked or command.inputs or command.outputs)
 
 
 def executor_of(box: Spec, native: bool = False) -> Executor:

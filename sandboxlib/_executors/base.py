@@ -169,6 +169,9 @@ def run_tool(
         raise errors.UnsupportedError(f"{executor}: {text}")
     if command.changes != "drop":
         raise errors.UnsupportedError(f"{executor}: changes take an executor without a program")
+    if command.inputs or command.outputs:
+        text = "inputs and outputs take an executor without a program"
+        raise errors.UnsupportedError(f"{executor}: {text}")
     plan = plan_of_tool(box)
     run = Run(plan, job, command, moved=moved)
     return complete(run, True, executor, start, dict(isolation), began)

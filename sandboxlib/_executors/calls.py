@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from .. import _types, compat
 from .._spec import command as _command
 from .._spec import spec
-from .._spec.command import Command, command_of, unknown_option
+from .._spec.command import _NO_INPUTS, Command, command_of, unknown_option
 from .._spec.limits import Limits
 from .._spec.mount import Mount
 from .._spec.overlay import Layers, Overlay
@@ -93,6 +93,8 @@ class Api(compat.EarlierNames):
         stdin: _types.Stdin = None,
         stdout: _types.Sink = CAPTURE,
         stderr: _types.Sink = CAPTURE,
+        inputs: _types.Inputs = _NO_INPUTS,
+        outputs: Iterable[_types.Path] = (),
         changes: _types.Keep = "drop",
         timeout: float | None = None,
         grace: float = 0.0,
@@ -126,8 +128,8 @@ class Api(compat.EarlierNames):
         deterministic, personality and store. Three defaults differ: network is 'undefined', the
         whole root is writable, and /tmp is the root's. These are as in Policy, with its defaults:
         capabilities, no_new_privs, seccomp and nesting; give either policy, or some of them. These
-        are as in Command: executable, changes, grace, max_output, on_overflow, pass_fds, pty,
-        pty_stderr. For rootfs_path an Overlay is taken as well.
+        are as in Command: executable, inputs, outputs, changes, grace, max_output, on_overflow,
+        pass_fds, pty, pty_stderr. For rootfs_path an Overlay is taken as well.
 
         The function understands the form of sandboxlib 0.3 too (compat.py):
 

@@ -58,6 +58,8 @@ class Extras:
         self._kills = command.on_overflow == "kill"
         self._passed_from = (*command.pass_fds, *moved.values())
         self._passed = (*command.pass_fds, *moved)
+        if (command.inputs or command.outputs) and plan.box._overlay is None:
+            raise errors.SpecError("inputs and outputs take a root that is an Overlay or an Image")
         check_passed(command.pass_fds)
         _check_room(self._passed, self._limits)
         self._pty = command.pty

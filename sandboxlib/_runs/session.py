@@ -115,6 +115,9 @@ class OpenSession:
     def run_of(self, command: Command, **extras: Any) -> RunInSession:
         """A Run of a Command in this session. UnsupportedError, SessionOver."""
         plan = self._plan
+        if command.inputs or command.outputs:
+            text = "the session has them: box.session(inputs=..., outputs=...)"
+            raise errors.UnsupportedError(f"inputs or outputs of a Command in a session: {text}")
         if command.limits is not None:
             _check_limits(command)
             plan = _in_session(self._plan_of(self.box._for(command)), self._plan)

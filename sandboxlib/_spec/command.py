@@ -22,6 +22,7 @@ from .._values import (
     unknown_keyword,
 )
 from ..errors import SpecError, SpecTypeError
+from .inputs import check_inputs, check_outputs
 from .limits import Limits
 from .streams import CAPTURE, STDOUT, is_capture, is_devnull, is_sink
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
         stdin: _types.Stdin
         stdout: _types.Sink
         stderr: _types.Sink
+        inputs: _types.Inputs
+        outputs: Iterable[_types.Path]
         changes: _types.Keep
         limits: Limits | None
         timeout: float | None
@@ -70,6 +73,7 @@ else:
         return options
 
 
+_NO_INPUTS: _types.KeptInputs = MappingProxyType({})
 MOST_PASSED = 32  # the same as SBX_MOST_PASSED in csrc/sandbox.h
 
 #: The environment of a command that has neither env nor extra_env.
@@ -115,6 +119,13 @@ class Command(Value):
         Lines(function): called with each line. Tee(file): copied there as it arrives.
         stderr=STDOUT: both go where stdout goes. An exception of a function ends the run.
         docs/streams.md has more.
+    inputs: mapping, for a root that is an Overlay or an Image: what the command sees at which path:
+        File, Tree, or a path (PathLike) or bytes, both short for a File. A relative path starts at
+        cwd. The command may change its copy, and nothing else. docs/inputs.md has more. {} by
+        default.
+    outputs: iterable of str or paths, for such a root: patterns of what Result.outputs has
+        afterwards. `*` and `?` stop at '/', `**` between two slashes does not, `[*]` is a star. The
+        directories above are made before the run. () by default.
     changes: str, for a root that is an Overlay: whether Result.changes has what the run changed in
         it. 'drop' (the default): no. 'keep': yes; whoever made the run has to close them.
         'on-failure': only if the Result is not ok.
@@ -150,8 +161,8 @@ class Command(Value):
 
     _fields = (
         *("argv", "cwd", "extra_env", "env", "executable", "stdin", "stdout", "stderr"),
-        *("changes", "limits", "timeout", "grace", "max_output", "on_overflow", "pass_fds", "pty"),
-        "pty_stderr",
+        *("inputs", "outputs", "changes", "limits", "timeout", "grace", "max_output"),
+        *("on_overflow", "pass_fds", "pty", "pty_stderr"),
     )
     # An instance keeps in its __dict__ only the fields that are not the default. Most have few of
     # them, and every run makes an instance.
@@ -162,6 +173,8 @@ class Command(Value):
     stdin: _types.Stdin = None
     stdout: _types.Sink = CAPTURE
     stderr: _types.Sink = CAPTURE
+    inputs: _types.KeptInputs = _NO_INPUTS
+    outputs: tuple[str, ...] = ()
     changes: _types.Keep = "drop"
     limits: Limits | None = None
     timeout: float | None = None
@@ -189,6 +202,8 @@ class Command(Value):
         stdin: _types.Stdin = None,
         stdout: _types.Sink = CAPTURE,
         stderr: _types.Sink = CAPTURE,
+        inputs: _types.Inputs = _NO_INPUTS,
+        outputs: Iterable[_types.Path] = (),
         changes: _types.Keep = "drop",
         limits: Limits | None = None,
         timeout: float | None = None,
@@ -212,8 +227,8 @@ class Command(Value):
             self._put_environment(extra_env, env)
         if not (stdin is None and stdout is CAPTURE and stderr is CAPTURE):
             self._put_streams(stdin, stdout, stderr)
-        if limits is not None or changes != "drop":
-            self._put_rare(limits, changes)
+        if limits is not None or changes != "drop" or inputs is not _NO_INPUTS or outputs != ():
+            self._put_rare(limits, changes, inputs, outputs)
         if timeout is not None:
             put["timeout"] = check_seconds("timeout", timeout)
         if type(grace) is not float or grace:
@@ -227,13 +242,17 @@ class Command(Value):
         if grace or max_output is not None or pass_fds != () or pty is not False:
             put["_is_plain"] = False
 
-    def _put_rare(self, limits: Any, changes: Any) -> None:
+    def _put_rare(self, limits: Any, changes: Any, inputs: Any, outputs: Any) -> None:
         put = self.__dict__
         if limits is not None:
             put["limits"] = check_limits(limits)
         check_choice("changes", changes, ("drop", "keep", "on-failure"))
         if changes != "drop":
             put["changes"], put["_is_plain"] = changes, False
+        if checked := check_inputs(inputs, self.cwd):
+            put["inputs"], put["_is_plain"] = MappingProxyType(checked), False
+        if patterns := check_outputs(outputs, self.cwd):
+            put["outputs"], put["_is_plain"] = patterns, False
 
     def _put_streams(self, stdin: Any, stdout: Any, stderr: Any) -> None:
         put = self.__dict__
@@ -328,13 +347,15 @@ class Command(Value):
 
     def __hash__(self) -> int:
         self._refuse_passing("hashed")
-        values = {**self._values(), "env": _items(self.env), "extra_env": _items(self.extra_env)}
+        values = self._values()
+        for name in values.keys() & _MAPPINGS:
+            values[name] = frozenset(values[name].items())
         return hash(tuple(values.get(name) for name in self._fields))
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_passing("pickled")
         values = self._values()
-        for name in values.keys() & {"env", "extra_env"}:
+        for name in values.keys() & _MAPPINGS:
             values[name] = dict(values[name])
         return values
 
@@ -361,6 +382,8 @@ class Command(Value):
                 text.append(f"{name}=<{', '.join(value)}>")
             elif type(value) is bytes:
                 text.append(f"{name}=<{len(value)} bytes>")
+            elif name == "inputs":
+                text.append(f"{name}={short(dict(value))}")
             elif name != "argv":
                 text.append(f"{name}={value!r}")
         return f"Command({', '.join(text)})"
@@ -368,6 +391,7 @@ class Command(Value):
 
 #: The arguments of Command, and the keyword arguments that every call takes.
 _NAMES = frozenset(Command._fields)
+_MAPPINGS = frozenset({"env", "extra_env", "inputs"})
 OPTIONS = _NAMES - {"argv"}
 
 
@@ -419,10 +443,6 @@ def _where_it_belongs(name: str) -> str:
     if name in Limits._fields:
         return f"Limits has it: limits=Limits({name}=...)"
     return ELSEWHERE.get(name, "")
-
-
-def _items(env: Mapping[str, str] | None) -> frozenset[tuple[str, str]] | None:
-    return None if env is None else frozenset(env.items())
 
 
 # ---- argv and environment --------------------------------------------------------------------

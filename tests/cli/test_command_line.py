@@ -329,6 +329,8 @@ WITHOUT_OPTION = {
     "stdout": "it is that of run-sandbox, or --json",
     "stderr": "it is that of run-sandbox, or --json",
     "extra_env": "--env sets it",
+    "inputs": "a program makes them",
+    "outputs": "a program takes them",
     "limits": "each limit has an option",
     "policy": "each part of it has an option",
     "uid": "--user sets it",

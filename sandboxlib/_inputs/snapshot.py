@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots: what a Tree consists of, by digests, and the Directory messages of that."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Mapping
+
+from .. import _reapi
+from .._spec.inputs import File, source_error
+from ..errors import SpecError
+from .globs import Globs, States
+from .hashes import digest_of_file, known_digest
+
+_DEEPEST = 400  # directories in each other; recursion takes a frame of Python for each
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Leaf:
+    """A regular file.
+
+    digest: str. is_executable: bool. source: where its content is: bytes, or the path of a file,
+    which may have changed since.
+    """
+
+    __slots__ = ("digest", "is_executable", "source")
+
+    def __init__(self, digest: str, is_executable: bool, source: bytes | str) -> None:
+        self.digest, self.is_executable, self.source = digest, is_executable, source
+
+
+class Link:
+    """A symbolic link, kept as it is. target: bytes."""
+
+    __slots__ = ("target",)
+
+    def __init__(self, target: bytes) -> None:
+        self.target = target
+
+
+class Folder(dict[bytes, "Leaf | Link | Folder"]):
+    """A directory: its entries by their names. That of a snapshot does not change."""
+
+    __slots__ = ()
+
+
+def leaf_of(file: File) -> Leaf:
+    """The Leaf of a File, which is read if its digest is not known. SetupError."""
+    content = file.content
+    if isinstance(content, bytes):
+        return Leaf(_reapi.digest_of(content), file.executable, content)
+    digest, status = digest_of_file(content)
+    bit = file._executable
+    is_executable = bool(status.st_mode & stat.S_IXUSR) if bit is None else bit
+    return Leaf(digest, is_executable, os.fspath(content))
+
+
+def read_folder(path: str, exclude: Globs) -> Folder:
+    """The directory of the caller's, as it is now. SetupError."""
+    fd = -1
+    try:
+        fd = os.open(path, _FOLDER & ~os.O_NOFOLLOW)
+        return _read(fd, path, exclude, exclude.start(), _DEEPEST)
+    except OSError as error:
+        raise source_error(error, path) from None
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _read(fd: int, path: str, exclude: Globs, states: States, room: int) -> Folder:
+    if not room:
+        raise OSError(errno.ELOOP, f"more than {_DEEPEST} directories in each other")
+    folder = Folder()
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            below, excluded = exclude.step(states, entry.name) if states else (states, set())
+            if not excluded:
+                place = os.path.join(path, entry.name)
+                try:
+                    folder[os.fsencode(entry.name)] = _entry(fd, entry, place, exclude, below, room)
+                except OSError as error:
+                    raise source_error(error, place) from None
+    return folder
+
+
+def _entry(
+    fd: int, entry: os.DirEntry[str], path: str, exclude: Globs, states: States, room: int
+) -> Leaf | Link | Folder:
+    status = entry.stat(follow_symlinks=False)
+    if stat.S_ISREG(status.st_mode):
+        digest = known_digest(status)
+        if not digest:
+            digest, status = digest_of_file(entry.name, fd, os.O_NOFOLLOW)
+        return Leaf(digest, bool(status.st_mode & stat.S_IXUSR), path)
+    if stat.S_ISLNK(status.st_mode):
+        return Link(os.fsencode(os.readlink(entry.name, dir_fd=fd)))
+    if not stat.S_ISDIR(status.st_mode):
+        raise SpecError(
+            f"{path} is neither a file, a directory nor a symbolic link, which are what a Tree has;"
+            " leave it out: exclude=[...]"
+        )
+    inner = os.open(entry.name, _FOLDER, dir_fd=fd)
+    try:
+        return _read(inner, path, exclude, states, room - 1)
+    finally:
+        os.close(inner)
+
+
+def put(root: Folder, path: str, node: Leaf | Link | Folder) -> None:
+    """Places a node in a Folder that nobody else has. Directories on the way are copied first, as
+    they may belong to a snapshot. SpecError if the way leads through a file or a link, or a file
+    would replace a directory.
+    """
+    *way, name = os.fsencode(path).strip(b"/").split(b"/")
+    at = root
+    for part in way:
+        below = at.get(part)
+        if below is not None and not isinstance(below, Folder):
+            kind = "a symbolic link" if isinstance(below, Link) else "a file"
+            raise SpecError(f"{path}: {os.fsdecode(part)!r} on the way there is {kind} of a Tree")
+        at[part] = at = Folder(below or {})
+    if isinstance(at.get(name), Folder) and not isinstance(node, Folder):
+        raise SpecError(f"{path}: a Tree has a directory there, which a File does not replace")
+    at[name] = node
+
+
+def merged(places: Mapping[str, object], node_of: Callable[[object], Leaf | Folder]) -> Folder:
+    """One Folder of all inputs: a longer path goes over a shorter one, and a Tree hides what a
+    shorter one has at its path.
+    """
+    root = Folder()
+    for path in sorted(places, key=lambda path: (path.count("/"), path)):
+        put(root, path, node_of(places[path]))
+    return root
+
+
+def without(folder: Folder, exclude: Globs, states: States) -> Folder:
+    """A Folder without what the patterns match."""
+    left = Folder()
+    for name, node in folder.items():
+        below, excluded = exclude.step(states, name)
+        if not excluded:
+            left[name] = without(node, exclude, below) if isinstance(node, Folder) else node
+    return left
+
+
+def encoded(folder: Folder, messages: dict[str, bytes] | None = None) -> str:
+    """The digest of the Directory message of a Folder.
+
+    messages: gets the messages of this and of all directories below, by their digests.
+    """
+    files, directories, links = {}, {}, {}
+    for name, node in folder.items():
+        if isinstance(node, Leaf):
+            files[name] = _reapi.file_node(name, node.digest, node.is_executable)
+        elif isinstance(node, Link):
+            links[name] = _reapi.symlink_node(name, node.target)
+        else:
+            directories[name] = _reapi.directory_node(name, encoded(node, messages))
+    message = _reapi.directory(files, directories, links)
+    digest = _reapi.digest_of(message)
+    if messages is not None:
+        messages[digest] = message
+    return digest
