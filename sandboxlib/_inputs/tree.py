@@ -10,7 +10,7 @@ from types import MappingProxyType
 from .. import _types
 from .._spec.inputs import File, Input, check_input, check_nesting, check_pattern, check_target
 from .._values import Value, absolute, check_path, is_several, short, unknown_keyword
-from ..errors import SpecError, SpecTypeError
+from ..errors import SpecError, SpecTypeError, UnsupportedError
 from .globs import Globs
 from .snapshot import Folder, Leaf, encoded, leaf_of, merged, read_folder, without
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .._spec.overlay import Lower, Owners
+    from .._values import AnyStore
 
 
 class Tree(Value, Input):
@@ -96,8 +97,8 @@ class Tree(Value, Input):
     def _key(self) -> str:
         return self.digest()
 
-    def _lowers(self, owners: Owners) -> list[Lower]:
-        raise NotImplementedError
+    def _lowers(self, owners: Owners, store: AnyStore | None = None) -> list[Lower]:
+        raise UnsupportedError("a Tree is not staged as a layer")
 
     def __hash__(self) -> int:
         content = self.content
