@@ -9,6 +9,7 @@ this module imports typing, and takes the names from there. Later stands for the
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ._values import Output
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack as Unpack
 
     from ._spec.inputs import File, Input
+    from .api import Sandbox as Sandbox
 
     #: 'isolated': of the sandbox's own; 'undefined': the caller's.
     Kind: TypeAlias = Literal["isolated", "undefined"]
@@ -95,6 +97,7 @@ else:
         "KeptInputs": lambda t: Mapping[str, t.Any],
         "Content": lambda t: os.PathLike[str] | bytes,
         "Progress": lambda t: Callable[[int, t.Any], object],
+        "Sandbox": lambda t: sys.modules["sandboxlib"].Sandbox,  # a room above all that use it
     }
     #: The names for choices: the words, and what may stand in their place.
     _CHOICES = {

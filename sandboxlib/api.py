@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from ._concurrent import aio, async_process, process
     from ._concurrent import map as _map
     from ._concurrent import session as _session
+    from ._digest import action as _action
+    from ._digest import hermetic as _hermetic
 else:
     aio, process = Later("_concurrent.aio"), Later("_concurrent.process")
     async_process, _session = Later("_concurrent.async_process"), Later("_concurrent.session")
     _map, _doctor = Later("_concurrent.map"), Later("_choice.doctor")
     _lacking = Later("_choice.lacking")
+    _action, _hermetic = Later("_digest.action"), Later("_digest.hermetic")
 
 
 class Sandbox(Spec):
@@ -345,6 +348,35 @@ class Sandbox(Spec):
         """
         reasons: list[str] = _lacking.lacks(self)
         return reasons
+
+    def not_hermetic(
+        self,
+        command: _types.Argv | Command,
+        /,
+        assume: Iterable[str] = (),
+        **options: _types.Unpack[_command.CommandOptions],
+    ) -> dict[str, str]:
+        """Returns what the result of a command in this Sandbox may depend on beside all that has a
+        digest: a dict of names and reasons, empty if there is nothing. Command.digest() refuses
+        these.
+
+            box.not_hermetic(["cc"])        {'user': "the ids are the caller's; ...", ...}
+
+        command: a Command, or its argv.
+        assume: iterable of str, names that are left out, because they stand for something that is
+            the same wherever digests are compared; () by default. SpecError for other names.
+        options: the keyword arguments of Command, as in run().
+
+        The names: network, mounts, processes, ipc ('undefined'); root, layers (plain directories);
+        upper; extra_mounts (binds); devices (all but 'minimal'); resolv_conf; user (the caller's
+        ids), umask and hostname (None); cwd (the caller's directory); stdin (a file), pass_fds,
+        pty.
+        """
+        made = command_of("not_hermetic", command, options, "assume")
+        return _hermetic.not_hermetic(made, self, assume)
+
+    def _digest_of(self, command: Command, assume: Iterable[str]) -> str:
+        return _action.digest(command, self, assume)
 
     def close(self) -> None:
         """Ends the slots, which keep namespaces from run to run, and removes the cgroups that wait

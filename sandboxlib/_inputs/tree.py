@@ -86,7 +86,7 @@ class Tree(Value, Input):
             if isinstance(content, str):
                 folder = read_folder(content, exclude)
             else:
-                folder = merged(content, _node)
+                folder = merged(content, node_of)
                 if self.exclude:
                     folder = without(folder, exclude, exclude.start())
             # Of two threads the first one counts.
@@ -118,7 +118,7 @@ class Tree(Value, Input):
         return f"Tree({text}{f', exclude={list(self.exclude)}' if self.exclude else ''})"
 
 
-def _node(value: object) -> Leaf | Folder:
+def node_of(value: object) -> Leaf | Folder:
     """The node of an input."""
     if isinstance(value, File):
         return leaf_of(value)

@@ -316,6 +316,27 @@ class Command(Value):
 
     __replace__ = replace  # copy.replace() of Python 3.13
 
+    def digest(self, box: _types.Sandbox, assume: Iterable[str] = ()) -> str:
+        """Returns the digest of all that the result of this command in a Sandbox depends on: two
+        machines find the same one. docs/digest.md lists what is in it.
+
+            key = Command(["cc", "-c", "a.c"], "/src", inputs={"a.c": Path("a.c")}).digest(box)
+
+        It is the digest of an Action of the Remote Execution API, "HASH/SIZE". It has the content
+        of the inputs as it is at the time of the call, and runs nothing.
+
+        box: Sandbox, where the command would run.
+        assume: iterable of str, names from box.not_hermetic(command) that stand for something that
+            is the same wherever the digest is compared; () by default. What they name is in the
+            digest as it is written: a bind by its two paths.
+
+        Raises SpecError, which names all of box.not_hermetic(command), for what has no digest;
+        SetupError if an input or a layer cannot be read.
+        """
+        if not hasattr(box, "_digest_of"):
+            raise SpecTypeError(f"digest: this is no Sandbox: {short(box)}")
+        return box._digest_of(self, assume)
+
     def _with_argv(self, argv: object) -> Command:
         """Returns a Command with another argv, without checking the other fields again."""
         command = object.__new__(Command)

@@ -34,7 +34,10 @@ BY_NAME = {
     "__init__.py": EXECUTORS,
     "load/__init__.py": set(),  # appc and oci, its own
     "_choice/choose.py": EXECUTORS,
-    "api.py": {"_choice.doctor", "_concurrent.aio", "_concurrent.map", "_concurrent.process"},
+    "api.py": {
+        *("_choice.doctor", "_concurrent.aio", "_concurrent.map", "_concurrent.process"),
+        *("_digest.action", "_digest.hermetic"),
+    },
     "_concurrent/session.py": {
         *("_concurrent.aio", "_concurrent.map", "_concurrent.process"),
         "_concurrent.async_process",
