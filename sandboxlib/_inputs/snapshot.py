@@ -41,9 +41,16 @@ class Link:
 
 
 class Folder(dict[bytes, "Leaf | Link | Folder"]):
-    """A directory: its entries by their names. That of a snapshot does not change."""
+    """A directory: its entries by their names. That of a snapshot does not change.
 
-    __slots__ = ()
+    digest: str, that of its message, once it was encoded; then it has to stay as it is.
+    """
+
+    __slots__ = ("digest",)
+
+    def __init__(self, entries: Mapping[bytes, Leaf | Link | Folder] | None = None) -> None:
+        super().__init__(entries or {})
+        self.digest = ""
 
 
 def leaf_of(file: File) -> Leaf:
@@ -109,10 +116,12 @@ def _entry(
         os.close(inner)
 
 
-def put(root: Folder, path: str, node: Leaf | Link | Folder) -> None:
-    """Places a node in a Folder that nobody else has. Directories on the way are copied first, as
-    they may belong to a snapshot. SpecError if the way leads through a file or a link, or a file
-    would replace a directory.
+def _put(root: Folder, path: str, node: Leaf | Link | Folder, own: set[int]) -> None:
+    """Places a node in a Folder that nobody else has. A directory on the way is copied first if it
+    may belong to a snapshot. SpecError if the way leads through a file or a link, or a file would
+    replace a directory.
+
+    own: the id() of each Folder that nobody else has; gets those of the copies.
     """
     *way, name = os.fsencode(path).strip(b"/").split(b"/")
     at = root
@@ -121,7 +130,10 @@ def put(root: Folder, path: str, node: Leaf | Link | Folder) -> None:
         if below is not None and not isinstance(below, Folder):
             kind = "a symbolic link" if isinstance(below, Link) else "a file"
             raise SpecError(f"{path}: {os.fsdecode(part)!r} on the way there is {kind} of a Tree")
-        at[part] = at = Folder(below or {})
+        if below is None or id(below) not in own:
+            at[part] = below = Folder(below)
+            own.add(id(below))
+        at = below
     if isinstance(at.get(name), Folder) and not isinstance(node, Folder):
         raise SpecError(f"{path}: a Tree has a directory there, which a File does not replace")
     at[name] = node
@@ -131,9 +143,9 @@ def merged(places: Mapping[str, object], node_of: Callable[[object], Leaf | Fold
     """One Folder of all inputs: a longer path goes over a shorter one, and a Tree hides what a
     shorter one has at its path.
     """
-    root = Folder()
+    root, own = Folder(), set[int]()
     for path in sorted(places, key=lambda path: (path.count("/"), path)):
-        put(root, path, node_of(places[path]))
+        _put(root, path, node_of(places[path]), own)
     return root
 
 
@@ -152,6 +164,8 @@ def encoded(folder: Folder, messages: dict[str, bytes] | None = None) -> str:
 
     messages: gets the messages of this and of all directories below, by their digests.
     """
+    if folder.digest and messages is None:
+        return folder.digest
     files, directories, links = {}, {}, {}
     for name, node in folder.items():
         if isinstance(node, Leaf):
@@ -161,7 +175,7 @@ def encoded(folder: Folder, messages: dict[str, bytes] | None = None) -> str:
         else:
             directories[name] = _reapi.directory_node(name, encoded(node, messages))
     message = _reapi.directory(files, directories, links)
-    digest = _reapi.digest_of(message)
+    folder.digest = digest = _reapi.digest_of(message)
     if messages is not None:
         messages[digest] = message
     return digest

@@ -342,10 +342,13 @@ def test_a_file_is_not_a_tree_that_hides_its_neighbours() -> None:
 
 
 def test_longer_paths_go_over_trees() -> None:
-    tree = Tree({"a.h": b"1", "b.h": b"2"})
-    assert key({"include": tree, "include/a.h": b"3"}) == key(
-        {"include": Tree({"a.h": b"3", "b.h": b"2"})}
-    )
+    tree = Tree({"a.h": b"1", "b.h": b"2", "sub/c.h": b"4"})
+    before = key({"include": tree})
+    over = {"include/a.h": b"3", "include/sub/d.h": b"5", "include/sub/e.h": b"6"}
+    same = {"a.h": b"3", "b.h": b"2", "sub/c.h": b"4", "sub/d.h": b"5", "sub/e.h": b"6"}
+    assert key({"include": tree, **over}) == key({"include": Tree(same)})
+    assert key({"include": tree}) == before  # the tree is what it was
+    assert key({"include": tree, **over}) == key({"include": Tree(same)})
 
 
 def test_a_path_that_is_relative_to_the_cwd_is_the_absolute_one() -> None:
