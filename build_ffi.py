@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the compiled module: csrc/sandbox.h and csrc/calls.h are the cdef, csrc/caller/ and
+"""Build the compiled module: csrc/sandbox.h, trace.h and calls.h are the cdef, csrc/caller/ and
 csrc/child/ are the code.
 
 The reaper is a program of its own, made from csrc/reaper/ and csrc/child/. It is compiled and
@@ -26,6 +26,7 @@ CSRC = HERE / "csrc"
 INIT = HERE / "sandboxlib" / "_init"
 INIT_SESSION = HERE / "sandboxlib" / "_init_session"
 INIT_CPU_TIME = HERE / "sandboxlib" / "_init_cpu_time"
+CONTRACT = ("sandbox.h", "trace.h", "calls.h")
 CALLER, CHILD, REAPER = (
     sorted((CSRC / folder).glob("*.c")) for folder in ("caller", "child", "reaper")
 )
@@ -66,10 +67,10 @@ def make_ffi() -> FFI:
     build_init()
     extra_flags = shlex.split(os.environ.get("SBX_CFLAGS", ""))
     ffi = FFI()
-    ffi.cdef((CSRC / "sandbox.h").read_text() + (CSRC / "calls.h").read_text())
+    ffi.cdef("".join((CSRC / name).read_text() for name in CONTRACT))
     ffi.set_source(
         "sandboxlib._sandbox",
-        '#include <stdint.h>\n#include "sandbox.h"\n#include "calls.h"',
+        "#include <stdint.h>\n" + "".join(f'#include "{name}"\n' for name in CONTRACT),
         sources=[str(path.relative_to(HERE)) for path in (*CALLER, *CHILD)],
         include_dirs=["csrc"],
         depends=[

@@ -132,5 +132,12 @@ int sbx_open_in_root(int directory, const char *path, int flags);
  * *FD is closed by its own destructor. Returns 0, or -errno. */
 int sbx_open_into(int *fd, int directory, const char *path, int flags, int in_root);
 
+/* Answers the path calls of a run until it is over, or TRACE->stop is readable, and records their
+ * paths. Returns 0 or -errno. The caller closes the descriptors afterwards. */
+int sbx_trace(struct sbx_trace *trace);
+
+/* Tells whether this process may read the memory of another, as a trace has to: 0 or -errno. */
+int sbx_may_trace(void);
+
 /* Closes *FD, if it is open, and sets it to -1. */
 void sbx_close(int *fd);

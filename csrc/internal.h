@@ -11,6 +11,8 @@
 
 #include "sandbox.h"
 
+#include "trace.h"
+
 #include "calls.h"
 
 struct raw_statx { /* statx(2); of its 256 bytes only these are read */

@@ -44,6 +44,7 @@ enum sbx_step {
     SBX_STEP_LIMITS, /* index: of rlimit, then of enum sbx_limit */
     SBX_STEP_NO_NEW_PRIVS,
     SBX_STEP_PARENT_KEYRING, /* no reaper: the caller's session keyring stays the caller's */
+    SBX_STEP_TRACE,          /* the filter of a trace */
     SBX_STEP_SECCOMP, /* the system call filter; SBX_FILTER_LAST: after USER, just before EXEC */
     SBX_STEP_CAPABILITIES,
     SBX_STEP_PARENT_DEATH, /* no reaper: the kernel kills the command when the caller dies */
@@ -166,6 +167,8 @@ struct sbx_job {
     int announce;                    /* 1: sbx_spawn waits until the command began */
     int64_t pump_ns;                 /* how long sbx_spawn goes on with sbx_pump; 0: not at all */
     int64_t setup_ns;                /* steps that take longer are ended: ETIMEDOUT; 0: never */
+    int tracer; /* a socket that holds the filter of a trace; the listener comes back by it; 0:
+                 * none. In a slot or session none */
     int mapper; /* user namespace without uid_map: a socket to the thread that writes the maps */
     const unsigned char *held; /* per mount: 1 where the caller holds the stub that is its target */
     int *sources;              /* per mount: room for a descriptor */

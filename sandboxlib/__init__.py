@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from ._inputs.tree import Tree
     from ._runner import Runner
     from ._spec.command import CommandOptions
+    from ._trace.trace import Trace
 
 __all__ = [
     "BASE_ENVIRONMENT",
@@ -84,6 +85,7 @@ __all__ = [
     "StatusLost",
     "Store",
     "Tee",
+    "Trace",
     "Tree",
     "Unkillable",
     "UnsupportedError",
@@ -119,6 +121,7 @@ _NAMES_LATER = {
     "Runner": "_runner",
     "SandboxExecutor": "_concurrent.pool",
     "Store": "_images.store",
+    "Trace": "_trace.trace",
     "Tree": "_inputs.tree",
 }
 

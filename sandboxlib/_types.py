@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     Devices: TypeAlias = Literal["minimal", "root"] | Iterable[Path]
     Keep: TypeAlias = Literal["drop", "keep", "on-failure"]
     Overflow: TypeAlias = Literal["truncate", "kill"]
+    Depth: TypeAlias = Literal["opens", "all"]
     Capabilities: TypeAlias = Literal["default", "all", "none"] | Iterable[str]
     UserName: TypeAlias = Literal["caller", "root", "ranges"]
     FilterName: TypeAlias = Literal["default", "builds", "none"]
@@ -107,6 +108,7 @@ else:
         "Devices": (("minimal", "root"), Iterable[Path]),
         "Keep": (("drop", "keep", "on-failure"), None),
         "Overflow": (("truncate", "kill"), None),
+        "Depth": (("opens", "all"), None),
         "Capabilities": (("default", "all", "none"), Iterable[str]),
         "UserName": (("caller", "root", "ranges"), None),
         "FilterName": (("default", "builds", "none"), None),

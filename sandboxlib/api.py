@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     from ._concurrent import session as _session
     from ._digest import action as _action
     from ._digest import hermetic as _hermetic
+    from ._trace import trace as _trace
 else:
     aio, process = Later("_concurrent.aio"), Later("_concurrent.process")
     async_process, _session = Later("_concurrent.async_process"), Later("_concurrent.session")
     _map, _doctor = Later("_concurrent.map"), Later("_choice.doctor")
-    _lacking = Later("_choice.lacking")
     _action, _hermetic = Later("_digest.action"), Later("_digest.hermetic")
+    _lacking, _trace = Later("_choice.lacking"), Later("_trace.trace")
 
 
 class Sandbox(Spec):
@@ -336,6 +337,32 @@ class Sandbox(Spec):
         bubblewrap); SetupError if the kernel refuses a step.
         """
         return _session.open_session(self, {"timeout": timeout, **unknown})
+
+    def trace(
+        self,
+        command: _types.Argv | Command,
+        /,
+        *,
+        paths: _types.Depth = "opens",
+        **options: _types.Unpack[_command.CommandOptions],
+    ) -> _trace.Trace:
+        """Runs a command, and sees which paths it asks for: to find the inputs that it takes.
+
+            trace = box.trace(["cc", "-c", "a.c"], cwd="/src")
+            print(trace.missing)
+
+        command: a Command, or its argv.
+        paths: str. 'opens' (the default): the calls that open or execute a file, change the
+            directory, or make a path. 'all': all calls that take a path, as stat(2).
+        options: the keyword arguments of Command, as in run().
+
+        The run always gets new namespaces. It does what it would do without being seen, but takes
+        longer; docs/trace.md says what is not seen. Returns a Trace, whatever the exit status.
+        Raises the errors of run(); SpecError with processes='undefined'; UnsupportedError if the
+        executor drives a program of its own (linux_user_chroot, bubblewrap), or if the kernel does
+        not let this process see the calls of others.
+        """
+        return _trace.trace(self, command_of("trace", command, options, "paths"), paths)
 
     def lacks(self) -> list[str]:
         """Returns what of this Sandbox the machine cannot give to this caller, and why, with the

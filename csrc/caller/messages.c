@@ -60,6 +60,7 @@ struct sbx_order order_of(const struct sbx_job *job, uint32_t run) {
     order.cpu_seconds = job->cpu_seconds;
     order.cpu_ns = job->cpu_ns;
     order.announce = job->announce;
+    order.traced = job->tracer != 0;
     return order;
 }
 

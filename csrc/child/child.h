@@ -19,6 +19,14 @@ enum { IN_REAPER = 1 };
 enum { IN_REAPER = 0 };
 #endif
 
+/* The programs that are kept small start no run that is traced: only that of a run whose CPU time
+ * is watched does. */
+#if defined(SBX_IN_REAPER) && !defined(SBX_WATCHES_CPU)
+enum { TRACES = 0 };
+#else
+enum { TRACES = 1 };
+#endif
+
 #define O_SEARCH_DIR (O_PATH | O_DIRECTORY | O_CLOEXEC)
 
 enum {
@@ -95,6 +103,10 @@ int sbx_cut_bounding_set(uint64_t keep);
  * returns 0 or -errno. */
 int sbx_install_filter(const struct sbx_place *place);
 
+/* Installs a filter whose answer may be to ask a listener: returns the listener's descriptor, or
+ * -errno. */
+long sbx_listen(const void *filter, size_t length);
+
 /* ---- the steps, of which steps.c has the order --------------------------------------------- */
 
 int do_ids(struct sbx_child *c);
@@ -118,6 +130,7 @@ int do_cgroup(struct sbx_child *c);
 int do_limits(struct sbx_child *c);
 int do_no_new_privs(struct sbx_child *c);
 int do_parent_keyring(struct sbx_child *c);
+int do_trace(struct sbx_child *c);
 int do_seccomp(struct sbx_child *c);
 int do_capabilities(struct sbx_child *c);
 int do_parent_death(struct sbx_child *c);

@@ -86,19 +86,21 @@ int put_descriptors(struct sbx_child *c, int *from, const int *to, int n) {
     return 0;
 }
 
-/* Places 0, 1 and 2; for a reaper also its socket, its lifeline, and what it passes on to the
- * command. The reaper's program and the cgroups are used later: they are moved away first if they
- * have one of these numbers. */
+/* Places 0, 1 and 2; for a reaper also its socket, its lifeline, what it passes on to the
+ * command, and the socket of its trace. The reaper's program and the cgroups are used later: they
+ * are moved away first if they have one of these numbers. */
 int place_stdio(struct sbx_child *c) {
     const struct sbx_job *job = c->job;
-    int from[REAPER_FDS + SBX_MOST_PASSED], to[REAPER_FDS + SBX_MOST_PASSED], n = 3;
+    int from[REAPER_FDS + SBX_MOST_PASSED + 1], to[REAPER_FDS + SBX_MOST_PASSED + 1], n = 3;
     const int first[REAPER_FDS] = {c->stdio[0], c->stdio[1], c->stdio[2], c->status, c->lifeline};
     if (c->place->reaper)
         n = REAPER_FDS + job->n_passed;
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++)
         from[i] = i < REAPER_FDS ? first[i] : job->passed[i - REAPER_FDS];
+    if (TRACES && c->place->reaper && job->tracer)
+        from[n++] = job->tracer;
+    for (int i = 0; i < n; i++)
         to[i] = i;
-    }
     for (int i = -1; i < job->n_cgroups; i++) {
         int *fd = i < 0 ? &c->init : &c->cgroups[i];
         if (i >= 0)

@@ -69,7 +69,8 @@ int do_reaper(struct sbx_child *c) {
     if (!c->place->reaper)
         return 0;
     const char *const argv[] = {"sandboxlib-init", NULL};
-    int first = c->place->reaper == SBX_RESIDENT ? RESIDENT_FDS : REAPER_FDS + c->job->n_passed;
+    int first = c->place->reaper == SBX_RESIDENT ? RESIDENT_FDS
+                                                 : REAPER_FDS + c->job->n_passed + !!c->job->tracer;
     long result = raw(RAW_close_range, first, ~0U, RAW_CLOSE_RANGE_CLOEXEC);
     if (result >= 0)
         result = raw(__NR_execveat, c->init, "", argv, argv + 1, EMPTY_PATH);

@@ -7,19 +7,33 @@
 
 #include <linux/keyctl.h>
 
-enum { SET_MODE_FILTER = 1, FILTER_SPEC_ALLOW = 4 }; /* seccomp(2) */
+/* seccomp(2), and linux/seccomp.h */
+enum { SET_MODE_FILTER = 1, FILTER_SPEC_ALLOW = 4, NEW_LISTENER = 8, WAIT_KILLABLE = 32 };
+
+struct filter_program {
+    unsigned short length;
+    const void *filter;
+};
 
 /* Without SPEC_ALLOW the kernel turns off Speculative Store Bypass on some machines, and with it
  * fast loads. */
 static int install_filter(const void *filter, size_t length) {
-    struct {
-        unsigned short length;
-        const void *filter;
-    } program = {(unsigned short)length, filter};
+    struct filter_program program = {(unsigned short)length, filter};
     long result = raw(__NR_seccomp, SET_MODE_FILTER, FILTER_SPEC_ALLOW, &program);
     if (result == -EINVAL)
         result = raw(__NR_seccomp, SET_MODE_FILTER, 0, &program);
     return (int)result;
+}
+
+/* With WAIT_KILLABLE (Linux 5.19) only the end of a process interrupts a call that the listener has
+ * received; otherwise a signal would, and a call that never fails with EINTR could. */
+long sbx_listen(const void *filter, size_t length) {
+    struct filter_program program = {(unsigned short)length, filter};
+    int flags = NEW_LISTENER | FILTER_SPEC_ALLOW | WAIT_KILLABLE;
+    long result = raw(__NR_seccomp, SET_MODE_FILTER, flags, &program);
+    if (result == -EINVAL)
+        result = raw(__NR_seccomp, SET_MODE_FILTER, flags & ~WAIT_KILLABLE, &program);
+    return result;
 }
 
 int sbx_install_filter(const struct sbx_place *place) {

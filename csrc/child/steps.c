@@ -39,6 +39,12 @@ static int do_terminal(struct sbx_child *c) {
 #define BEFORE_REAPER(name, act) {name, act},
 #endif
 
+#if defined(SBX_IN_REAPER) && !defined(SBX_WATCHES_CPU)
+#define WHERE_TRACED(name, act)
+#else
+#define WHERE_TRACED(name, act) {name, act},
+#endif
+
 /* The order of work: sources before the root changes, privilege before exec, signals last. */
 /* clang-format off */
 static const struct {
@@ -68,6 +74,7 @@ static const struct {
     {SBX_STEP_LIMITS, do_limits},
     {SBX_STEP_NO_NEW_PRIVS, do_no_new_privs},
     BEFORE_REAPER(SBX_STEP_PARENT_KEYRING, do_parent_keyring)
+    WHERE_TRACED(SBX_STEP_TRACE, do_trace)
     {SBX_STEP_SECCOMP, do_seccomp},
     {SBX_STEP_CAPABILITIES, do_capabilities},
     BEFORE_REAPER(SBX_STEP_PARENT_DEATH, do_parent_death)

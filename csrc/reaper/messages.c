@@ -96,6 +96,8 @@ void read_job(const struct sbx_order *order, struct sbx_job *job, struct sbx_chi
     job->limits = order->limits ? (const struct sbx_limits *)contents : NULL;
     job->passed = (const int *)(contents + order->limits);
     job->n_passed = order->n_passed;
+    if (TRACES && order->traced)
+        job->tracer = REAPER_FDS + order->n_passed;
     job->cwd = (const char *)(job->passed + order->n_passed);
     job->strings = job->cwd + order->cwd_size;
     job->vec = (const char **)(contents + ALIGNED(order->size));

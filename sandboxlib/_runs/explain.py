@@ -58,6 +58,7 @@ _STEPS = {
     "private": "make the mounts of the new namespace private",
     "capabilities": "cut the capabilities",
     "no_new_privs": "set no_new_privs",
+    "trace": "install the filter of a trace",
     "seccomp": "install the system call filter",
     "parent_keyring": "keep the caller's session keyring from the command",
     "parent_death": "tie the command's life to the caller's",

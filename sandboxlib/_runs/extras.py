@@ -39,7 +39,8 @@ class Extras:
 
     stdout, stderr: the outputs of the run; start() has replaced CAPTURE. announce: bool, whether
     the start fails if the command does not begin. moved: a mapping, more descriptors for a
-    run without a reaper: from their numbers in the command to the caller's.
+    run without a reaper: from their numbers in the command to the caller's. tracer: the socket of a
+    trace; 0: there is none.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Extras:
         stderr: Any,
         announce: bool = False,
         moved: Mapping[int, int] = MappingProxyType({}),
+        tracer: int = 0,
     ) -> None:
         self._plan = plan
         self.grace = command.grace
@@ -66,6 +68,7 @@ class Extras:
         self._is_apart = command.pty_stderr == "pipe"
         self._numbers = command._job_numbers()
         self._announce = announce
+        self._tracer = tracer
         is_merged = stderr == STDOUT or (self._pty and not self._is_apart)
         wanted = [stdout, None if is_merged else stderr]
         self._sinks = [
@@ -104,6 +107,11 @@ class Extras:
         """Whether cpu_time has a fraction, which the kernel does not count (setrlimit(2))."""
         return isinstance(self._cpu_time, float)
 
+    @property
+    def takes_larger_reaper(self) -> bool:
+        """Whether the program of the reaper is the one that can do more than start a command."""
+        return self.watches_cpu_time or self._tracer != 0
+
     def prepare(
         self, work: workspace.Workspace, stdio: tuple[int, int, int]
     ) -> tuple[int, int, int]:
@@ -115,7 +123,7 @@ class Extras:
             self._terminal = _open_pty(*self._pty)
             slave = self._terminal[1]
             stdio = slave, slave, stdio[2] if self._is_apart else slave
-        numbers = {**self._numbers, "announce": int(self._announce)}
+        numbers = {**self._numbers, "announce": int(self._announce), "tracer": self._tracer}
         if self._cpu_time is not None and self._cpu_time < 1 << 31:  # else the place has it
             numbers["cpu_seconds"] = int(-(-self._cpu_time // 1))  # rounded up
         if self._cpu_time is not None and self.watches_cpu_time:

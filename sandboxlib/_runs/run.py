@@ -247,7 +247,7 @@ class Run:
             work.job.setup_ns = int(self._setup_time() * 1e9)
         options = work, plan, self._job, self._stdio
         reaper = self.reaper
-        if reaper == _OF_RUN and self._extras is not None and self._extras.watches_cpu_time:
+        if reaper == _OF_RUN and self._extras is not None and self._extras.takes_larger_reaper:
             reaper = lib.SBX_OF_CPU_TIME
         while _spawn(*options, plan.stub_flags(stubs), reaper) != 0:
             step, index, error = _failure(work)

@@ -78,6 +78,11 @@ def from_profile(
     return compile_profile(profile, capabilities, _abis(machine or os.uname().machine))
 
 
+def abis() -> tuple[str, ...]:
+    """The ABIs of this machine: its own, the 32-bit one, and those that share a number with it."""
+    return _abis(os.uname().machine)
+
+
 def native_abi() -> str:
     """The ABI of this machine's own programs."""
     return _abis(os.uname().machine)[0]

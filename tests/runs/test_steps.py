@@ -516,7 +516,10 @@ def test_every_step_that_can_fail_does_so_in_a_test() -> None:
         if mark.name == "parametrize"
     )
     assert {row[2] for row in table.args[1]} == (
-        set(native.STEPS.values()) - CANNOT_FAIL - OF_A_SLOT - {"kill"}  # see test_bounded.py
+        set(native.STEPS.values())
+        - CANNOT_FAIL
+        - OF_A_SLOT
+        - {"kill", "trace"}  # see test_bounded.py, and tests/trace
     )
 
 

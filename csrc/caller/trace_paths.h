@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The paths of a trace: where a process looks them up, whether they are there, what is kept.
+ */
+#ifndef SBX_TRACE_PATHS_H
+#define SBX_TRACE_PATHS_H
+
+#include "caller.h"
+
+enum { LONGEST_PATH = 4096 /* PATH_MAX */, CURRENT = -100 /* AT_FDCWD */ };
+
+/* A path that a call named, as the sandbox names it, and what was seen. */
+struct sighting {
+    int flags;   /* SBX_ASKED to SBX_MISSING */
+    size_t size; /* 0: nothing was seen */
+    size_t
+        below; /* where in PATH the part begins that its process sees: what is before is its root */
+    size_t name_size; /* 0: it has no other name */
+    char path[2 * LONGEST_PATH + 2];
+    char name[LONGEST_PATH + 2]; /* of the file that it leads to */
+};
+
+/* Learns where the root of the run lies. */
+long begin_looking(struct sbx_trace *t);
+
+/* What is known of a process; its cwd and root, if it does not look them up where the run began,
+ * are asked for when a path needs them. */
+struct sbx_where *where_of(struct sbx_trace *t, int tid);
+/* Some process changes its directory or its root. */
+void forget_places(struct sbx_trace *t);
+
+/* Fills S with the path that TEXT is for a process, relative to a directory of its. -errno: it is
+ * not known. 0 without a size: there is nothing to see. */
+long find_path(struct sbx_trace *t, struct sbx_where *w, int directory, const char *text,
+               size_t size, struct sighting *s);
+
+/* Looks whether the path is there, unless that is known. */
+long sight(struct sbx_trace *t, struct sbx_where *w, int what, struct sighting *s);
+
+/* Records the program that a process executes: of a script it is the interpreter. */
+void sight_program(struct sbx_trace *t, struct sbx_where *w);
+
+/* Keeps what was seen, if there is room. */
+void record(struct sbx_trace *t, const struct sighting *s);
+
+#endif
