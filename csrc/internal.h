@@ -18,7 +18,7 @@
 struct raw_statx { /* statx(2); of its 256 bytes only these are read */
     uint32_t before[2];
     uint64_t attributes;
-    uint32_t ids[3];
+    uint32_t n_links, uid, gid;
     uint16_t mode, spare;
     uint64_t inode;
     uint64_t between[11];
@@ -48,9 +48,13 @@ struct sbx_child {
     int root;                      /* the root directory as the caller sees it */
     int tree;                      /* its copy, which becomes the root */
     int dev;                       /* a minimal /dev that is still to become read-only */
-    uint64_t own_mount;            /* a mount that the run made for itself; 0: none is known */
-    uint64_t open_files[2];        /* RLIMIT_NOFILE before it was raised; 0: it was not */
-    int index;                     /* which of several things a step was at */
+    int scratch; /* a tmpfs with the files and directories that the run adds to a root; -1: none */
+    uint32_t scratch_device[2]; /* of it */
+    int n_mirrors;              /* directories of the root that one of the scratch hides */
+    int on_the_root;            /* mounts that lie on the old root after pivot_root(2) */
+    uint64_t own_mount;         /* a mount that the run made for itself; 0: none is known */
+    uint64_t open_files[2];     /* RLIMIT_NOFILE before it was raised; 0: it was not */
+    int index;                  /* which of several things a step was at */
     const struct sbx_seen
         *template_seen;        /* a resident's: what lies at the targets before the run */
     struct sbx_seen *run_seen; /* a resident's: what lies there once all is mounted */

@@ -117,10 +117,12 @@ enum {
     RAW_fsopen = 430,
     RAW_fsconfig = 431,
     RAW_fsmount = 432,
+    RAW_fspick = 433,
     RAW_pidfd_open = 434,
     RAW_clone3 = 435,
     RAW_close_range = 436,
     RAW_openat2 = 437,
+    RAW_faccessat2 = 439,
     RAW_mount_setattr = 442
 };
 

@@ -58,7 +58,17 @@ enum sbx_step {
 
 /* A seal mounts nothing: if its target is a mount by which uid 0 commands the kernel (sysfs,
  * cgroup, the caller's proc), that mount becomes read-only, like one with SBX_COVER. */
-enum sbx_mount_kind { SBX_BIND, SBX_HOLE, SBX_TMPFS, SBX_PROC, SBX_DEV, SBX_SEAL };
+enum sbx_mount_kind {
+    SBX_BIND,
+    SBX_HOLE,
+    SBX_TMPFS,
+    SBX_PROC,
+    SBX_DEV,
+    SBX_SEAL,
+    SBX_DIRECTORY, /* is made, where there is none */
+    SBX_SYMLINK,   /* is made */
+    SBX_FILE       /* a read-only file, with a content of the caller's */
+};
 
 enum sbx_mount_flag {
     SBX_RECURSIVE = 1,  /* bind: with the mounts below the source */
@@ -74,12 +84,15 @@ enum sbx_mount_flag {
 
 struct sbx_mount {
     enum sbx_mount_kind kind;
-    int flags;          /* of enum sbx_mount_flag */
-    const char *source; /* bind: a path of the caller's */
-    const char *target; /* absolute, inside the root; a hole's source as well */
-    const char *size;   /* tmpfs: bytes in decimal, or NULL for the kernel's default */
-    const char *inodes; /* tmpfs, and the shm of a dev: how many, in decimal */
-    const char *mode;   /* tmpfs: octal */
+    int flags;           /* of enum sbx_mount_flag */
+    const char *source;  /* bind: a path of the caller's; symlink: where it leads */
+    const char *target;  /* absolute, inside the root; a hole's source as well */
+    const char *size;    /* tmpfs: bytes in decimal, or NULL for the kernel's default */
+    const char *inodes;  /* tmpfs, and the shm of a dev: how many, in decimal */
+    const char *mode;    /* tmpfs: octal */
+    const void *content; /* file */
+    uint64_t length;     /* of the content */
+    uint32_t bits;       /* directory, file: the permissions */
 };
 
 /* What pid 1 of a pid namespace is. */

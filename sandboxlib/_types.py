@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     Capabilities: TypeAlias = Literal["default", "all", "none"] | Iterable[str]
     UserName: TypeAlias = Literal["caller", "root", "ranges"]
     FilterName: TypeAlias = Literal["default", "builds", "none"]
+    MountType: TypeAlias = Literal["bind", "tmpfs", "proc", "dev", "directory", "symlink", "file"]
 
     #: The inputs of a Command, as it takes and as it keeps them; the content of a File.
     Inputs: TypeAlias = Mapping[str, File | os.PathLike[str] | bytes | Input]
@@ -112,6 +113,7 @@ else:
         "Capabilities": (("default", "all", "none"), Iterable[str]),
         "UserName": (("caller", "root", "ranges"), None),
         "FilterName": (("default", "builds", "none"), None),
+        "MountType": (("bind", "tmpfs", "proc", "dev", "directory", "symlink", "file"), None),
     }
 
     class _Unpack:

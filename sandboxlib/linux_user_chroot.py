@@ -32,7 +32,12 @@ from . import errors
 from ._executors import base, calls, trial
 from ._executors.base import Executor
 from ._executors.luc_mounts import Recipe, doubts, takes_stage
-from ._executors.refusals import limits_refused, overlay_refused, read_only_refused
+from ._executors.refusals import (
+    entries_refused,
+    limits_refused,
+    overlay_refused,
+    read_only_refused,
+)
 from ._executors.view import View
 from ._host import machine, tools
 from ._runs import explain, extras
@@ -410,7 +415,11 @@ class LinuxUserChroot(Executor):
         if isinstance(tool, str):
             return [tool]
         recent = tool.recent
-        refused = overlay_refused(box, NAME) + _of_the_policy(box.policy, recent)
+        refused = (
+            overlay_refused(box, NAME)
+            + entries_refused(box, NAME)
+            + _of_the_policy(box.policy, recent)
+        )
         if box.hostname is not None:
             refused.append("linux-user-chroot cannot set a hostname")
         if box._user_kind not in ("caller", "caller" if os.getuid() else "root"):

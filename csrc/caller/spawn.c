@@ -117,6 +117,7 @@ int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct s
     struct first_messages letter;
     child.stdio[0] = child.stdio[1] = child.stdio[2] = SBX_NULL;
     child.status = child.lifeline = child.root = child.tree = child.dev = -1;
+    child.scratch = -1;
     reset_run(run, place);
     if (job->size > INT32_MAX) /* too large for an order's size field, and for any exec */
         sbx_fail(run, SBX_STEP_EXEC, -1, -E2BIG);

@@ -43,6 +43,7 @@ enum {
     DONT_SYNC = 0x4000,  /* statx(2), AT_STATX_DONT_SYNC */
     FORCE_SYNC = 0x2000, /* AT_STATX_FORCE_SYNC */
     WANT_MODE = 2,       /* STATX_* */
+    WANT_OWNER = 0x18,
     WANT_INODE = 0x100,
     WANT_MOUNT_ID = 0x1000,
     WANT_UNIQUE_ID = 0x4000,
@@ -74,6 +75,31 @@ int check_mounts(struct sbx_child *c, const struct sbx_seen *expected, int only)
 /* Opens the mount point of mount I, and makes it first where that is allowed. */
 long open_target(struct sbx_child *c, int i, long source);
 int is_the_root(struct sbx_child *c, const struct raw_statx *target);
+
+/* Makes the missing parts of TARGET for the mount I, and returns it. MODE: that of the last name, a
+ * directory, if it is missing, or A_FILE. Only in a file system of the run's own, also where a
+ * symbolic link leads there; what is_entry() may be anywhere, see mirror(). -ENOENT: the target
+ * lies elsewhere. */
+enum { A_FILE = -1 };
+long make_target(struct sbx_child *c, int i, const char *target, int mode);
+
+/* Tells whether one of the mounts before I made the file system of a directory for this run. */
+int is_of_the_run(struct sbx_child *c, int i, long directory);
+
+/* ---- entries: what the run adds to a root -------------------------------------------------- */
+
+static inline int is_entry(const struct sbx_mount *m) {
+    return !IN_REAPER && m->kind >= SBX_DIRECTORY;
+}
+/* Prepares mount I, an entry, before the copy is attached. Returns a mount of it if it is a file.
+ */
+long make_entry(struct sbx_child *c, int i);
+/* Makes a directory or a symbolic link. */
+int add_entry(struct sbx_child *c, int i);
+/* Hides a directory of the caller's that lacks NAME, for the entry I. Returns the directory that
+ * the command sees in its place; -EOPNOTSUPP: the command may write to the caller's. */
+long mirror(struct sbx_child *c, int i, long parent, const char *name);
+int seal_scratch(struct sbx_child *c);
 
 int cover_proc(long proc, int is_new);
 int seal_tree(long tree);

@@ -15,7 +15,8 @@ static int is_device(long fd) {
 
 /* Opens the source of a bind or of a hole. A hole comes from the caller's root, because the copy is
  * read-only by now. */
-static long open_source(struct sbx_child *c, const struct sbx_mount *m) {
+static long open_source(struct sbx_child *c, int i) {
+    const struct sbx_mount *m = &c->place->mounts[i];
     int flags = O_CLOEXEC | TREE_CLONE | (m->flags & SBX_RECURSIVE ? RECURSIVE : 0);
     long hole = m->kind == SBX_HOLE ? sbx_open_in_root(c->root, m->target, O_PATH) : 0;
     if (hole < 0)
@@ -50,22 +51,34 @@ static long raise_open_files(struct sbx_child *c) {
     return error < 0 ? error : raw(__NR_prlimit64, 0, 7, raised, 0);
 }
 
-/* Opens all sources before the copy lies over the root. Later, a name with more ".." than there are
- * directories above it, or such a link, would lead into the copy. */
+/* Keeps the descriptor that OPEN gives for mount I. */
+static int take(struct sbx_child *c, int i, long (*open)(struct sbx_child *, int)) {
+    c->run->at.index = c->index = i;
+    long tree = open(c, i);
+    if (tree == -EMFILE && raise_open_files(c) >= 0)
+        tree = open(c, i);
+    c->job->sources[i] = (int)tree;
+    return (int)tree;
+}
+
+/* Opens all sources before anything lies over the root. Later, a name with more ".." than there are
+ * directories above it, or such a link, would lead there. */
 int do_sources(struct sbx_child *c) {
     for (int i = 0; i < c->place->n_mounts && !IN_REAPER; i++) {
         const struct sbx_mount *m = &c->place->mounts[i];
         if (m->kind != SBX_BIND && m->kind != SBX_HOLE)
             continue;
-        c->run->at.index = c->index = i;
-        long tree = open_source(c, m);
-        if (tree == -EMFILE && raise_open_files(c) >= 0)
-            tree = open_source(c, m);
-        int is_left_out = m->flags & SBX_MAY_LACK && (tree == -ENOENT || tree == -ENOTDIR);
-        if (tree < 0 && !is_left_out)
-            return (int)tree;
-        c->job->sources[i] = (int)tree;
+        int error = take(c, i, open_source);
+        int is_left_out = m->flags & SBX_MAY_LACK && (error == -ENOENT || error == -ENOTDIR);
+        if (error < 0 && !is_left_out)
+            return error;
     }
+    for (int i = 0; i < c->place->n_mounts && !IN_REAPER; i++)
+        if (is_entry(&c->place->mounts[i])) {
+            int error = take(c, i, make_entry);
+            if (error < 0)
+                return error;
+        }
     c->index = 0;
     return 0;
 }
@@ -76,20 +89,13 @@ static long take_source(struct sbx_child *c, int i) {
     const char *none[] = {NULL};
     const char *tmpfs[] = {"size", m->size, "nr_inodes", m->inodes, "mode", m->mode, NULL};
     static const char *const dev[] = {"size", "1048576", "nr_inodes", "1024", "mode", "755", NULL};
-    switch (m->kind) {
-    case SBX_BIND:
-    case SBX_HOLE:
-        return c->job->sources[i];
-    case SBX_TMPFS:
+    if (m->kind == SBX_TMPFS)
         return sbx_new_filesystem("tmpfs", tmpfs, ATTR_NOSUID | ATTR_NODEV);
-    case SBX_PROC:
+    if (m->kind == SBX_PROC)
         return sbx_new_filesystem("proc", none, ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
-    case SBX_DEV:
+    if (m->kind == SBX_DEV)
         return sbx_new_filesystem("tmpfs", dev, ATTR_NOSUID | ATTR_NOEXEC);
-    case SBX_SEAL:
-        break;
-    }
-    return -EINVAL;
+    return IN_REAPER ? -EINVAL : c->job->sources[i]; /* in a slot a run has no source */
 }
 
 static int do_mount(struct sbx_child *c, int i) {
@@ -99,6 +105,8 @@ static int do_mount(struct sbx_child *c, int i) {
     c->run->at.index = i;
     if (m->kind == SBX_SEAL)
         return do_seal(c, m);
+    if (is_entry(m) && m->kind != SBX_FILE)
+        return add_entry(c, i);
     if (!IN_REAPER && m->flags & SBX_MAY_LACK && c->job->sources[i] < 0)
         return 0;
     *step = SBX_STEP_TARGET;
@@ -173,6 +181,9 @@ int do_mounts(struct sbx_child *c) {
         if (error < 0)
             return error;
     }
+    int error = IN_REAPER ? 0 : seal_scratch(c);
+    if (error < 0)
+        return error;
     if (c->open_files[1])
         raw(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, c->open_files, 0);
     for (int i = 0; c->run_seen && i < c->place->n_mounts; i++) /* check_mounts leaves out seals */

@@ -52,14 +52,14 @@ int do_attach(struct sbx_child *c) {
 }
 
 /* pivot_root(".", ".") puts the old root on top of the new one (pivot_root(2), NOTES); then umount2
- * detaches it. */
+ * detaches it, after what lies on it: the scratch, and the copy if it got a mirror. */
 int do_pivot(struct sbx_child *c) {
     if (c->root < 0)
         return 0;
     long result = raw(__NR_fchdir, c->tree);
     if (result >= 0)
         result = raw(__NR_pivot_root, ".", ".");
-    if (result >= 0)
+    for (int i = 0; i <= c->on_the_root && result >= 0; i++)
         result = raw(__NR_umount2, ".", MNT_DETACH);
     if (result >= 0)
         result = raw(__NR_chdir, "/");

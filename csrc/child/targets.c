@@ -9,14 +9,18 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* Tells whether one of the mounts before I made the file system of a directory for this run. If
- * several have the same target, the last one hides the others. */
-static int is_of_the_run(struct sbx_child *c, int i, long directory) {
+/* If several mounts have the same target, the last one hides the others. */
+int is_of_the_run(struct sbx_child *c, int i, long directory) {
     struct raw_statx here, there;
     if (status_of(directory, &here) < 0)
         return 0;
+    if (!IN_REAPER && c->scratch >= 0 && here.device[0] == c->scratch_device[0]
+        && here.device[1] == c->scratch_device[1])
+        return 1;
     while (here.mount_id != c->own_mount && i-- > 0) {
         const struct sbx_mount *m = &c->place->mounts[i];
+        if (is_entry(m))
+            continue;
         long fd = sbx_open_in_root(c->tree, m->target, O_PATH);
         if (fd < 0)
             continue;
@@ -57,24 +61,26 @@ static int follow_link(long parent, const struct path *old, const char *rest, st
     return 1;
 }
 
-/* Opens a path, and makes its last name if it is missing in a file system of the run's own. */
+/* Opens a path, and makes its last name if it is missing in a file system of the run's own, or in
+ * a mirror of the caller's directory. */
 static long open_or_make(struct sbx_child *c, int i, long parent, const struct path *path,
-                         int is_directory) {
+                         int mode) {
     const char *text = path->text + path->begin, *name = path->text + path->start;
     long fd = sbx_open_in_root(c->tree, text, O_PATH);
-    if (fd != -ENOENT || !is_of_the_run(c, i, parent))
+    if (fd != -ENOENT)
         return fd;
-    long made = is_directory ? raw(__NR_mkdirat, parent, name, 0755)
-                             : raw(__NR_mknodat, parent, name, S_IFREG | 0644, 0);
+    long own = is_of_the_run(c, i, parent) ? parent : IN_REAPER ? fd : mirror(c, i, parent, name);
+    if (own < 0)
+        return own;
+    long made = mode != A_FILE ? raw(__NR_mkdirat, own, name, mode)
+                               : raw(__NR_mknodat, own, name, S_IFREG | 0644, 0);
+    if (!IN_REAPER && own != parent)
+        close_fd(own);
     return made < 0 && made != -EEXIST ? made : sbx_open_in_root(c->tree, text, O_PATH);
 }
 
-/* Makes the missing parts of the target of mount I, but only in a file system of the run's own,
- * also where a symbolic link leads there: directories, and at the end a file if the source is one.
- * -ENOENT: the target lies elsewhere. */
-static long make_target(struct sbx_child *c, int i, int is_directory) {
+long make_target(struct sbx_child *c, int i, const char *target, int mode) {
     struct path paths[2], *path = paths;
-    const char *target = c->place->mounts[i].target;
     memcpy(path->text, target, strlen(target) + 1); /* Python lets no longer one pass */
     path->begin = 0;
     path->start = path->at = 1;
@@ -84,7 +90,7 @@ static long make_target(struct sbx_child *c, int i, int is_directory) {
         if (end && end != '/')
             continue;
         path->text[path->at] = 0;
-        long found = open_or_make(c, i, parent, path, end || is_directory);
+        long found = open_or_make(c, i, parent, path, end ? 0755 : mode);
         struct path *other = &paths[path == paths];
         const char *rest = path->text + path->at + (end != 0);
         int is_link =
@@ -121,7 +127,7 @@ long open_target(struct sbx_child *c, int i, long source) {
         long error = status_of(source, &there);
         uint64_t mask =
             (uint64_t)raw(__NR_umask, 0); /* the caller's umask would keep other users out */
-        fd = error < 0 ? error : make_target(c, i, S_ISDIR(there.mode));
+        fd = error < 0 ? error : make_target(c, i, m->target, S_ISDIR(there.mode) ? 0755 : A_FILE);
         raw(__NR_umask, mask);
     }
     if (fd < 0 || c->job->held[i])
@@ -129,7 +135,7 @@ long open_target(struct sbx_child *c, int i, long source) {
     long error = status_of(fd, &there);
     if (error >= 0 && is_the_root(c, &there))
         error = -EBUSY;
-    else if (error >= 0 && sbx_is_stub(there.mode))
+    else if (error >= 0 && sbx_is_stub(there.mode) && (IN_REAPER || !is_of_the_run(c, i, fd)))
         error = -ESTALE;
     if (error >= 0)
         return fd;

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from math import ceil
 
 from .._host import machine
+from .._runs.mounts import ENTRIES
 from .._spec.limits import Limits
 from .._spec.policy import CAPABILITIES, DEFAULT_CAPABILITIES
 from .._spec.spec import Spec
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 def overlay_refused(box: Spec, name: str) -> list[str]:
     """Why an executor cannot stack layers; [] if the root is a directory."""
     return [] if box._overlay is None else [f"{name} has no root of layers (Overlay)"]
+
+
+def entries_refused(box: Spec, name: str) -> list[str]:
+    """Why an executor cannot add directories, links and files to a root; [] if there are none."""
+    kinds = {mount.type for mount in box.extra_mounts if mount.type in ENTRIES}
+    return [f"{name} has no Mount.{kind}()" for kind in sorted(kinds)]
 
 
 def nesting_refused(box: Spec, in_user_namespace: bool) -> list[str]:

@@ -66,6 +66,16 @@ _STEPS = {
     "fork": "fork the command in its namespaces",
     "user": "change the ids of the command",
 }
+#: Why an entry (Mount.directory, symlink, file) cannot be made.
+ENTRY_HINTS = {
+    errno.EOPNOTSUPP: "the command may write to the directory that it goes into, and what it writes"
+    " there would be lost: make it there beforehand, or take a root that is read-only, or"
+    " Overlay(root)",
+    errno.EEXIST: "the root has something else at this path, which an entry does not hide",
+    errno.E2BIG: "the directory that it goes into has more than 4,096 entries: make it there"
+    " beforehand, or take Overlay(root)",
+    errno.ENOTDIR: "the root has a file there, or on the way",
+}
 _LIMITS = "the limits of RLIMIT_NPROC (ulimit -u) and of the pids cgroup are the usual causes"
 _NO_FILTER = (
     "the kernel has no filters (CONFIG_SECCOMP_FILTER), or a filter of the host forbids them; "
@@ -324,6 +334,8 @@ def error_of(plan: Plan, step: int, index: int, error: int, job: Job) -> errors.
     if name == "exec":
         words = [job.program, *job.argv[1:]]
         remedy = hint_of_exec(plan.box, words, job.paths, job.cwd, index, error, plan.mounts)
+    elif name == "target" and error in ENTRY_HINTS and plan.mounts[index].is_entry:
+        remedy = ENTRY_HINTS[error]
     elif name == "target" and error == errno.ENOENT:
         remedy = hint_of_stub(error, plan.box, plan.mounts[index].target, plan.mounts)
     elif name == "capabilities":

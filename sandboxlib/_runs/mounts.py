@@ -9,21 +9,36 @@ from collections.abc import Sequence
 from .. import errors
 from .._core import native
 from .._host import machine
-from .._spec.mount import Mount
+from .._spec.inputs import File
+from .._spec.mount import Mount, check_content
 from .._spec.spec import Spec
+from .mount_points import Stubs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 lib = native.lib
-_KINDS = {"bind": lib.SBX_BIND, "tmpfs": lib.SBX_TMPFS, "proc": lib.SBX_PROC, "dev": lib.SBX_DEV}
+_KINDS = {
+    "bind": lib.SBX_BIND,
+    "tmpfs": lib.SBX_TMPFS,
+    "proc": lib.SBX_PROC,
+    "dev": lib.SBX_DEV,
+    "directory": lib.SBX_DIRECTORY,
+    "symlink": lib.SBX_SYMLINK,
+    "file": lib.SBX_FILE,
+}
+#: Mounts that the core makes in the root, or in a mirror of a directory of it.
+ENTRIES = ("directory", "symlink", "file")
 
 
 class PlannedMount:
     """One entry of the C array of mounts: its values, and its title for messages."""
 
     stays = False  # True: no run can change it, so a slot may keep it
+    #: Targets of earlier entries above this target: if the root lacks one, the mount point lies in
+    #: what the core makes there, and needs no stub.
+    made_above: tuple[str, ...] = ()
 
     def __init__(self, text: str, kind: int, flags: int, target: str, in_root: bool) -> None:
         self.title = text
@@ -42,7 +57,22 @@ class PlannedMount:
     @property
     def is_over_the_root(self) -> bool:
         """Whether it shows other files than the root has there."""
-        return self.values["kind"] not in (lib.SBX_HOLE, lib.SBX_SEAL)
+        return self.values["kind"] not in (lib.SBX_HOLE, lib.SBX_SEAL) and not self.is_made
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it is a directory or a symbolic link, which mounts nothing."""
+        return self.values["kind"] in (lib.SBX_DIRECTORY, lib.SBX_SYMLINK)
+
+    @property
+    def is_entry(self) -> bool:
+        """Whether the core makes it in the root, or in a mirror of a directory of it."""
+        return self.values["kind"] in (lib.SBX_DIRECTORY, lib.SBX_SYMLINK, lib.SBX_FILE)
+
+    def needs_stub(self, stubs: Stubs) -> bool:
+        """Whether the root lacks the mount point, and nothing but a stub gives it one."""
+        made = any(stubs.is_missing(path) for path in self.made_above)
+        return self.in_root and not made and stubs.is_missing(self.target)
 
     def needs_lender(self, in_user_namespace: bool) -> bool:
         """Whether it is a dev that lies in a new file system of the run."""
@@ -51,6 +81,8 @@ class PlannedMount:
 
     def is_directory(self) -> bool:
         """Whether the mount point has to be a directory."""
+        if self.values["kind"] == lib.SBX_FILE:
+            return False
         return self.source is None or bool(lib.sbx_is_directory(os.fsencode(self.source)))
 
 
@@ -83,7 +115,8 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
     for name, mount in (*own, *asked):
         # A user namespace is given a proc of its own only where it can see one that is whole.
         covers = 0 if box.policy.nesting and mount.type == "proc" else cover
-        planned.append(_planned(name, mount, _lies_in_one(mount.target, planned), covers))
+        planned.append(_planned(name, mount, _needs_no_stub(mount, planned), covers))
+        planned[-1].made_above = _made_above(mount.target, planned[:-1])
         if cover and mount.source and mount.recursive:
             planned += _seals(mount.source, mount.target, ())
     return planned
@@ -94,12 +127,29 @@ def holes_of(box: Spec) -> list[str]:
     root has there, and the root may lack it.
     """
     paths = box.filesystem_writable_paths
-    targets = [mount.target for mount in box.extra_mounts]
+    # A directory that the root has stays, and is no mount.
+    targets = [m.target for m in box.extra_mounts if m.type not in ("directory", "symlink")]
     return [
         path
         for path in (paths if isinstance(paths, tuple) else ())
         if not any(machine.is_below(path, target) for target in targets)
     ]
+
+
+def _needs_no_stub(mount: Mount, earlier: Sequence[PlannedMount]) -> bool:
+    """Whether the core makes the mount point where it is missing: for an entry, and if an earlier
+    mount of the run has the target, or lies above or below it.
+    """
+    target = mount.target
+    made = [other.target for other in earlier if other.is_entry]
+    below = any(machine.is_below(path, target) for path in made)
+    return mount.type in ENTRIES or below or _lies_in_one(target, earlier)
+
+
+def _made_above(target: str, earlier: Sequence[PlannedMount]) -> tuple[str, ...]:
+    """The targets of earlier directories and links that lie above a target."""
+    made = [mount.target for mount in earlier if mount.is_made]
+    return tuple(path for path in made if machine.is_below(target, path))
 
 
 def _lies_in_one(target: str, earlier: Sequence[PlannedMount]) -> bool:
@@ -240,9 +290,8 @@ def _planned(name: str, mount: Mount, is_in_mount: bool, cover: int) -> PlannedM
     flags = cover if mount.type in ("proc", "bind") else 0
     flags |= lib.SBX_RECURSIVE if mount.recursive else 0
     flags |= lib.SBX_READ_ONLY if mount.read_only else 0
-    what = f"bind {mount.source}" if mount.source else mount.type
-    text = f"{name}: {what} on {mount.target}"
-    planned = PlannedMount(text, _KINDS[mount.type], flags, mount.target, not is_in_mount)
+    title = f"{name}: {words_of(mount)}"
+    planned = PlannedMount(title, _KINDS[mount.type], flags, mount.target, not is_in_mount)
     if mount.source:
         planned.source = planned.values["source"] = mount.source
     if mount.type == "tmpfs":
@@ -250,7 +299,37 @@ def _planned(name: str, mount: Mount, is_in_mount: bool, cover: int) -> PlannedM
         planned.values["inodes"] = _inodes(mount.size)
         if mount.size:
             planned.values["size"] = str(mount.size)
+    if mount.type in ENTRIES:
+        planned.values |= entry_values(mount)
     return planned
+
+
+def words_of(mount: Mount) -> str:
+    """A mount as messages name it."""
+    if mount.type == "symlink":
+        return f"symlink {mount.target} to {mount.to}"
+    what = f"bind {mount.source}" if mount.source else mount.type
+    return f"{what} {mount.target}" if mount.type in ENTRIES else f"{what} on {mount.target}"
+
+
+def entry_values(mount: Mount) -> dict[str, Any]:
+    """What struct sbx_mount has for an entry. The content of a File is read here."""
+    if mount.type == "symlink":
+        return {"source": mount.to}
+    if mount.type == "directory":
+        return {"bits": mount.mode}
+    content, bits = content_of(mount)
+    return {"content": content, "length": len(content), "bits": bits}
+
+
+def content_of(mount: Mount) -> tuple[bytes, int]:
+    """What a file holds, and its permissions."""
+    file = mount.content
+    if not isinstance(file, File):
+        return file or b"", mount.mode
+    check_content(file.size)
+    bits = mount.mode | (mount.mode & 0o444) >> 2 if file.executable else mount.mode
+    return file.read_bytes(), bits
 
 
 def _inodes(size: int | None) -> str:

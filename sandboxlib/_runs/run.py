@@ -252,7 +252,7 @@ class Run:
         while _spawn(*options, plan.stub_flags(stubs), reaper) != 0:
             step, index, error = _failure(work)
             missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
-            if not missing or index in stubs or not plan.mounts[index].in_root:
+            if not missing or index in stubs or not self._may_be_stub(index):
                 raise error_of(plan, step, index, error, self._job)
             self._hold(index)
             stubs = (*stubs, index, *self._hold_missing(index + 1))
@@ -278,11 +278,23 @@ class Run:
         mounts, made = self.plan.mounts, []
         assert self._stubs is not None
         for index in range(first, len(mounts)):
-            if mounts[index].in_root and self._stubs.is_missing(mounts[index].target):
+            if mounts[index].needs_stub(self._stubs):
                 with contextlib.suppress(errors.SetupError):
                     self._hold(index)
                     made.append(index)
         return made
+
+    def _may_be_stub(self, index: int) -> bool:
+        """Whether the mount point of a mount, which the core did not find, is to be a stub."""
+        mount = self.plan.mounts[index]
+        if not mount.made_above:
+            return mount.in_root
+        return mount.needs_stub(self._all_stubs())
+
+    def _all_stubs(self) -> Stubs:
+        if self._stubs is None:
+            self._stubs = Stubs(self.plan.box._directory, self.deadline, self.plan.may_hang())
+        return self._stubs
 
     def _setup_time(self) -> float:
         """Seconds that the set-up may take; 0 means no limit."""
@@ -290,12 +302,11 @@ class Run:
 
     def _hold(self, index: int) -> None:
         mount = self.plan.mounts[index]
-        if self._stubs is None:
-            self._stubs = Stubs(self.plan.box._directory, self.deadline, self.plan.may_hang())
+        stubs = self._all_stubs()
         try:
             if mount.source:
-                self._stubs.check("/", mount.source)
-            self._stubs.hold(mount.target, mount.is_directory())
+                stubs.check("/", mount.source)
+            stubs.hold(mount.target, mount.is_directory())
         except OSError as error:
             what, number = f"{mount.title}: make the mount point", error.errno or 0
             hint = explain.SILENT

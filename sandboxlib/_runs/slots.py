@@ -20,6 +20,7 @@ from .._core import native
 from .._core.slot import OpenSlot, Watch
 from .._host import machine
 from .._spec.policy import DEFAULT_CAPABILITIES
+from .mirrors import Mirrored
 from .mount_points import Stubs
 from .mounts import PlannedMount
 from .plan import Plan, filter_values, may_hang
@@ -72,6 +73,7 @@ class _Shared:
         self.is_over = False
         self.hanging: frozenset[str] | None = None  # see _machine.hanging_mounts
         self.lacks: list[str] = []  # optional mount points that the root did not have
+        self.mirrored: Mirrored | None = None
         self._slots: list[ref[Slot]] = []
 
     @property
@@ -88,9 +90,13 @@ class _Shared:
         self._slots = [r for r in self._slots if (s := r()) is not None and s.is_open]
         self._slots.append(ref(slot))
 
-    def appeared(self) -> bool:
-        """Whether a mount point exists now that the root lacked when the slots were opened."""
-        return bool(self.lacks) and any(map(os.path.lexists, self.lacks))
+    def has_changed(self) -> bool:
+        """Whether slots that are opened now would have another root."""
+        if self.watch is None:
+            return False
+        appeared = bool(self.lacks) and any(map(os.path.lexists, self.lacks))
+        is_same = self.mirrored is None or self.mirrored.is_same()
+        return appeared or not is_same or not self.watch.is_same()
 
     def release(self) -> None:
         """Releases the mount points that were made, once no slot uses one."""
@@ -153,9 +159,13 @@ class Slots:
         self._values = plan.values
         self._policy = plan.box.policy
         self._in_user_namespace = plan.in_user_namespace
+        self._has_entries = any(mount.is_entry for mount in plan.mounts)
         # In a slot a run finds no path of the caller: no source, and no /dev that lends devices.
+        # Its program makes no entries.
         own = [plan.mounts[i] for i in self._own]
-        self._may_stay = not any(m.source or m.needs_lender(plan.in_user_namespace) for m in own)
+        self._may_stay = not any(
+            m.source or m.is_entry or m.needs_lender(plan.in_user_namespace) for m in own
+        )
         _all[id(self)] = ref(self)
 
     def take(self, setup: float | None = None, limits: Any = None) -> Slot:
@@ -169,7 +179,7 @@ class Slots:
         if not self._may_stay or self._is_resting() or (in_time and self._may_hang()):
             raise NoSlot
         shared = self._shared
-        if shared.watch is not None and (not shared.watch.is_same() or shared.appeared()):
+        if shared.has_changed():
             self._with_lock(setup, lambda: self._close_these(shared))
             if in_time and self._may_hang():
                 raise NoSlot
@@ -294,6 +304,7 @@ class Slots:
             if shared.watch is None:
                 shared.watch = Watch(self._paths)
                 shared.lacks = [p for p in self._optional if not os.path.lexists(p)]
+                shared.mirrored = Mirrored(self._root, self._mounts) if self._has_entries else None
             if shared.program is None:
                 shared.program = self._prepare(shared.stubs)
             slot = Slot(shared, shared.program, cgroup, setup)
@@ -322,7 +333,7 @@ class Slots:
 
     def _prepare(self, stubs: Stubs) -> tuple[Any, Any, bytes]:
         """The place of a resident, the flags of its stubs, and the packed place of each run."""
-        missing = [m.in_root and stubs.is_missing(m.target) for m in self._mounts]
+        missing = [m.needs_stub(stubs) for m in self._mounts]
         for mount, is_missing in zip(self._mounts, missing, strict=True):
             if is_missing:
                 stubs.hold(mount.target, mount.is_directory())
@@ -367,6 +378,9 @@ def _of_the_run(mounts: list[PlannedMount], root: str) -> list[int]:
     own: list[int] = []
     targets: list[str] = []
     straight = all(_real(real + m.target) == real + m.target for m in mounts)
+    # A link that the run itself makes is none of the root's.
+    links = [m.target for m in mounts if m.values["kind"] == lib.SBX_SYMLINK]
+    straight = straight and not any(link in m.made_above for m in mounts for link in links)
     for index, mount in enumerate(mounts):
         target = mount.target + "/"
         overlaps = any(target.startswith(t) or t.startswith(target) for t in targets)

@@ -21,6 +21,7 @@ from .._values import (
     unknown_keyword,
 )
 from ..errors import SpecChoiceError, SpecError, SpecTypeError
+from .inputs import File
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,24 +29,34 @@ if TYPE_CHECKING:
 
 
 _MOST_BYTES = (1 << 63) - 1
+#: How much a Mount.file may hold: it stays in the memory of the caller, and of each slot.
+MOST_CONTENT = 64 << 20
+_KINDS = ("bind", "tmpfs", "proc", "dev", "directory", "symlink", "file")
+#: The permissions that each type has by default, and the highest that it takes. A bind has those of
+#: its source. mkdir(2) gives a directory no other bits; set-user-ID would not work in a file.
+_MODES = {"tmpfs": (0o1777, 0o7777), "directory": (0o755, 0o1777), "file": (0o444, 0o777)}
 
 
 class Mount(Value):
-    """A mount inside the root, which only the command sees. A frozen value.
+    """What the command finds at a path of the root, and nobody else. A frozen value.
 
     target: str or path   absolute, inside the root. Its missing parts are made for the run, and
                       removed afterwards, also those to which a symbolic link leads. Links stay
                       inside the root.
     source: str or path   bind: a file or directory of the caller's. None (the default) otherwise.
-    type: str         'bind' (the default), 'tmpfs' (empty, private), 'proc' or 'dev' (a minimal
-                      /dev).
+    type: str         'bind' (the default), 'tmpfs' (empty, private), 'proc', 'dev' (a minimal
+                      /dev), 'directory', 'symlink' or 'file' (with a content of the caller's).
     read_only: bool   bind: True: read-only, with every mount below it. False (the default): as the
                       source is.
     recursive: bool   bind: True (the default): with the mounts below the source. False: without.
     size              tmpfs: int, bytes, or a str like "200M". None (the default): half of the
                       memory (tmpfs(5)). It holds one file or directory for each 4 KiB of its size,
                       but at least 1,024 and at most 1,048,576.
-    mode: int         tmpfs: the permissions of its root, 0o1777 by default.
+    mode: int         tmpfs, directory, file: the permissions; the umask does not matter. None (the
+                      default): 0o1777, 0o755 and 0o444.
+    content           file: bytes, or a File: what it holds, 64 MiB at most. None (the default)
+                      otherwise.
+    to: str or path   symlink: where it leads, inside the root. None (the default) otherwise.
 
     Raises SpecError (a ValueError) if a value is wrong, and SpecTypeError for a value of the wrong
     type, or an unknown keyword argument.
@@ -53,29 +64,36 @@ class Mount(Value):
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
 
-    _fields = ("target", "source", "type", "read_only", "recursive", "size", "mode")
+    _fields = (
+        *("target", "source", "type", "read_only", "recursive", "size", "mode"),
+        *("content", "to"),
+    )
     target: str
     source: str | None
-    type: _types.Literal["bind", "tmpfs", "proc", "dev"]
+    type: _types.MountType
     read_only: bool
     recursive: bool
     size: int | None
     mode: int
+    content: bytes | File | None
+    to: str | None
 
     def __init__(
         self,
         target: _types.Path,
         source: _types.Path | None = None,
-        type: _types.Literal["bind", "tmpfs", "proc", "dev"] = "bind",
+        type: _types.MountType = "bind",
         read_only: bool = False,
         recursive: bool = True,
         size: int | str | None = None,
-        mode: int = 0o1777,
+        mode: int | None = None,
+        content: bytes | File | None = None,
+        to: _types.Path | None = None,
         **unknown: _types.NoReturn,
     ) -> None:
         if unknown:
             raise unknown_keyword("Mount", unknown, self._fields)
-        check_choice("the type of a mount", type, ("bind", "tmpfs", "proc", "dev"))
+        check_choice("the type of a mount", type, _KINDS)
         target = check_inside("the target of a mount", target)
         if target == "/":
             raise SpecError("the target of a mount is the root itself")
@@ -88,8 +106,10 @@ class Mount(Value):
         if read_only and type != "bind":
             raise SpecError(f"a {type} mount cannot be asked to be read-only")
         size = _tmpfs_size(type, size)
-        check_number("the mode of a tmpfs", mode, 0, 0o7777)
-        values = (target, source, type, read_only, recursive, size, mode)
+        usual, _ = _MODES.get(type, _MODES["tmpfs"])
+        mode = usual if mode is None else _check_mode(type, mode)
+        content, to = _content(type, content), _link(type, to)
+        values = (target, source, type, read_only, recursive, size, mode, content, to)
         self.__dict__.update(zip(self._fields, values, strict=True))
 
     @classmethod
@@ -134,7 +154,7 @@ class Mount(Value):
         """
         if unknown:
             raise unknown_keyword("Mount.tmpfs", unknown, ("target", "size", "mode"))
-        return cls(target, None, "tmpfs", size=size, mode=mode)
+        return cls(target, None, "tmpfs", size=size, mode=_check_mode("tmpfs", mode))
 
     @classmethod
     def proc(cls, target: _types.Path = "/proc") -> Mount:
@@ -155,12 +175,63 @@ class Mount(Value):
         return cls(target, None, "dev")
 
     @classmethod
+    def directory(cls, target: _types.Path, mode: int = 0o755, **unknown: _types.NoReturn) -> Mount:
+        """Makes a directory for the run, and what is missing above it. A directory that the root
+        has there stays as it is.
+
+        It is part of the file system around it: of one that the run has for itself (a tmpfs, the
+        upper directory of an Overlay, an empty root) as any other directory there. Over a directory
+        of the caller's that the command may not write to, as in a read-only root, the command sees
+        another directory, with the same entries and the new one; nothing can be made or removed
+        right in it. Where the command may write to that directory, what it writes would be lost,
+        so the run fails (ENOTSUP).
+
+        target, mode: as in Mount. It belongs to the caller, or to the uid that the command has for
+        it. Raises the errors of Mount.
+        """
+        if unknown:
+            raise unknown_keyword("Mount.directory", unknown, ("target", "mode"))
+        return cls(target, None, "directory", mode=_check_mode("directory", mode))
+
+    @classmethod
+    def symlink(cls, to: _types.Path, target: _types.Path, **unknown: _types.NoReturn) -> Mount:
+        """Makes a symbolic link for the run, as Mount.directory makes a directory. If the root has
+        the same link there, it stays; something else there makes the run fail (EEXIST).
+
+        to: what the link says: a path inside the root, or one from the directory of the link; it
+        may lead to nothing. target: the link itself, as in Mount. Raises the errors of Mount.
+        """
+        if unknown:
+            raise unknown_keyword("Mount.symlink", unknown, ("to", "target"))
+        return cls(target, None, "symlink", to=to)
+
+    @classmethod
+    def file(
+        cls,
+        content: bytes | File,
+        target: _types.Path,
+        mode: int = 0o444,
+        **unknown: _types.NoReturn,
+    ) -> Mount:
+        """Shows a file with this content, which nobody can change or remove. It hides a file that
+        the root has there; otherwise it is made as Mount.directory makes a directory.
+
+        content: bytes, or a File, which is read when the first command runs. target, mode: as in
+        Mount; a File that is executable may also be executed by all who may read it. Raises the
+        errors of Mount.
+        """
+        if unknown:
+            raise unknown_keyword("Mount.file", unknown, ("content", "target", "mode"))
+        return cls(target, None, "file", mode=_check_mode("file", mode), content=content)
+
+    @classmethod
     def from_tuple(cls, fields: Sequence[object]) -> Mount:
         """Makes a Mount from the earlier form: (source, target, type[, options]).
 
         fields: list or tuple. A type of None, '' or 'none' needs the option 'bind' (without the
-            mounts below the source) or 'rbind'. More options, separated by commas: 'ro', 'rw', and
-            for tmpfs 'size=BYTES' (k, m, g) and 'mode=OCTAL'.
+            mounts below the source) or 'rbind'. 'symlink' has where it leads as its source, and
+            'file' its content, as bytes. More options, separated by commas: 'ro', 'rw', for tmpfs
+            'size=BYTES' (k, m, g), and for tmpfs, directory and file 'mode=OCTAL'.
 
         Raises SpecChoiceError, an AssertionError, for any other form or option, also for 'remount',
         which filesystem_writable_paths replaces; and the errors of Mount.
@@ -182,15 +253,25 @@ class Mount(Value):
                 values |= {"type": "bind", "source": source, "recursive": name == "rbind"}
             elif name == "ro":
                 values["read_only"] = True
-            elif name in ("size", "mode") and kind == "tmpfs" and value:
-                values[name] = value if name == "size" else _octal(value)
+            elif name == "size" and kind == "tmpfs" and value:
+                values[name] = value
+            elif name == "mode" and kind in _MODES and value:
+                values[name] = _octal(value)
             elif name not in ("", "rw"):
                 raise SpecChoiceError(f"unknown option {option!r} of the mount {tuple(fields)!r}")
-        if kind in ("tmpfs", "proc", "dev"):
+        if kind in _KINDS[1:]:
             values["type"] = kind
+            if kind in ("symlink", "file"):
+                values["to" if kind == "symlink" else "content"] = source
         elif kind or "type" not in values:
-            raise SpecChoiceError(f"neither tmpfs, proc, dev nor a bind: {tuple(fields)!r}")
+            kinds = ", ".join(_KINDS[1:])
+            raise SpecChoiceError(f"neither {kinds} nor a bind: {short(tuple(fields))}")
         return cls(target if target.startswith("/") else "/" + target, **values)
+
+
+def _check_mode(type: str, mode: int) -> int:
+    kind = type if type in _MODES else "tmpfs"
+    return check_number(f"the mode of a {kind}", mode, 0, _MODES[kind][1])
 
 
 def _tmpfs_size(type: str, size: object) -> int | None:
@@ -200,6 +281,46 @@ def _tmpfs_size(type: str, size: object) -> int | None:
     if type != "tmpfs":
         raise SpecError(f"a {type} mount has no size: {size}")
     return size
+
+
+def _content(type: str, content: object) -> bytes | File | None:
+    """Checks what a file holds."""
+    if type != "file":
+        if content is not None:
+            raise SpecError(f"a {type} mount has no content: {short(content)}")
+        return None
+    if isinstance(content, (bytearray, memoryview)):
+        content = bytes(content)
+    if isinstance(content, os.PathLike):
+        text = f"the content of a file is a path, {content!r}, and not what is there"
+        raise SpecTypeError(f"{text}: give File(path), or Mount.bind the path")
+    if not isinstance(content, (bytes, File)):
+        remedy = "; text is text.encode()" if isinstance(content, str) else ""
+        raise SpecTypeError(
+            f"the content of a file is neither bytes nor a File: {short(content)}{remedy}"
+        )
+    if isinstance(content, bytes):
+        check_content(len(content))
+    return content
+
+
+def check_content(size: int) -> None:
+    """SpecError if a Mount.file would hold too much."""
+    if size > MOST_CONTENT:
+        text = f"the content of a file has {size} bytes, and {MOST_CONTENT} at most"
+        raise SpecError(f"{text}: Mount.bind shows a file of any size")
+
+
+def _link(type: str, to: object) -> str | None:
+    """Checks where a symbolic link leads."""
+    if type != "symlink":
+        if to is not None:
+            raise SpecError(f"a {type} mount leads nowhere: to={short(to)}")
+        return None
+    to = check_path("where a symbolic link leads", to)
+    if len(os.fsencode(to)) > 4095:  # symlink(2)
+        raise SpecError("a symbolic link is longer than the 4,095 bytes of a path")
+    return to
 
 
 def _octal(text: str) -> int:

@@ -121,6 +121,22 @@ BAD_MOUNTS: list[dict[str, Any]] = [
     {"target": "/a", "type": "proc", "read_only": True},
     {"target": "/a", "source": "/src", "read_only": 1},
     {"target": 5, "source": "/src"},
+    {"target": "/a", "type": "directory", "source": "/src"},
+    {"target": "/a", "type": "directory", "mode": 0o2755},
+    {"target": "/a", "type": "directory", "size": 5},
+    {"target": "/a", "type": "directory", "read_only": True},
+    {"target": "/", "type": "directory"},
+    {"target": "/a", "type": "symlink"},
+    {"target": "/a", "type": "symlink", "to": ""},
+    {"target": "/a", "type": "symlink", "to": "x" * 5000},
+    {"target": "/a", "type": "symlink", "to": "a\0"},
+    {"target": "/a", "source": "/src", "to": "b"},
+    {"target": "/a", "type": "file"},
+    {"target": "/a", "type": "file", "content": "text"},
+    {"target": "/a", "type": "file", "content": Path("/etc/passwd")},
+    {"target": "/a", "type": "file", "content": bytes((64 << 20) + 1)},
+    {"target": "/a", "type": "file", "content": b"", "mode": 0o4755},
+    {"target": "/a", "source": "/src", "content": b""},
 ]
 
 
@@ -137,7 +153,7 @@ def test_a_run_that_makes_no_sense_is_not_begun(words: dict[str, Any]) -> None:
         run_sandbox("/none", **{"command": ["true"], **words})
 
 
-@pytest.mark.parametrize("words", BAD_MOUNTS, ids=repr)
+@pytest.mark.parametrize("words", BAD_MOUNTS, ids=name_of)
 def test_a_mount_that_makes_no_sense_is_not_made(words: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
         Mount(**words)
@@ -171,6 +187,9 @@ def test_a_good_value_in_the_cache_does_not_let_a_bad_one_pass() -> None:
         ((None, "/t", "tmpfs", "size=2k,mode=700"), Mount.tmpfs("/t", size=2048, mode=0o700)),
         (("proc", "/proc", "proc"), Mount.proc()),
         (["dev", "/dev", "dev", None], Mount.dev()),
+        (("", "/d", "directory", "mode=700"), Mount.directory("/d", mode=0o700)),
+        (("d", "/l", "symlink"), Mount.symlink("d", "/l")),
+        ((b"text", "/f", "file", "mode=644"), Mount.file(b"text", "/f", mode=0o644)),
     ],
 )
 def test_the_earlier_tuples_are_mounts(words: tuple[Any, ...], mount: Mount) -> None:
