@@ -55,11 +55,19 @@ class Folder(dict[bytes, "Leaf | Link | Folder"]):
 
 def leaf_of(file: File) -> Leaf:
     """The Leaf of a File, which is read if its digest is not known. SetupError."""
-    content = file.content
+    content, bit = file.content, file._executable
     if isinstance(content, bytes):
-        return Leaf(_reapi.digest_of(content), file.executable, content)
-    digest, status = digest_of_file(content)
-    bit = file._executable
+        leaf: Leaf | None = file.__dict__.get("_leaf")  # frozen, as the File is
+        if leaf is None:
+            leaf = file.__dict__["_leaf"] = Leaf(_reapi.digest_of(content), bool(bit), content)
+        return leaf
+    try:
+        status = os.stat(content)
+    except OSError as error:
+        raise source_error(error, content) from None
+    digest = known_digest(status)
+    if not digest:
+        digest, status = digest_of_file(content)
     is_executable = bool(status.st_mode & stat.S_IXUSR) if bit is None else bit
     return Leaf(digest, is_executable, os.fspath(content))
 

@@ -9,16 +9,19 @@ from types import MappingProxyType
 
 from .. import _types
 from .._spec.inputs import File, Input, check_input, check_nesting, check_pattern, check_target
+from .._spec.overlay import Lower
+from .._store.storage import Storage
 from .._values import Value, absolute, check_path, is_several, short, unknown_keyword
-from ..errors import SpecError, SpecTypeError, UnsupportedError
+from ..errors import SpecError, SpecTypeError
 from .globs import Globs
 from .snapshot import Folder, Leaf, encoded, leaf_of, merged, read_folder, without
+from .staging import Layer, Owner, source_date
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .._spec.overlay import Lower, Owners
+    from .._spec.overlay import Owners
     from .._values import AnyStore
 
 
@@ -98,7 +101,11 @@ class Tree(Value, Input):
         return self.digest()
 
     def _lowers(self, owners: Owners, store: AnyStore | None = None) -> list[Lower]:
-        raise UnsupportedError("a Tree is not staged as a layer")
+        folder, digest = self._snapshot()
+        owner = Owner(owners.uid, owners.gid, source_date())
+        storage = store if isinstance(store, Storage) else Storage()
+        lease = Layer(folder, digest, owner, {}).stage(storage)
+        return [Lower(lease.path, lease)]
 
     def __hash__(self) -> int:
         content = self.content

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Placing: the layers that the inputs and outputs of a Command add to its root."""
+
+from __future__ import annotations
+
+import os
+from _thread import allocate_lock
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from .._spec.command import Command
+from .._spec.inputs import inside, is_wild
+from .._spec.overlay import Lower, Owners
+from .._store.storage import Storage
+from ..errors import SpecError, UnsupportedError
+from .snapshot import Folder, Leaf, encoded, merged
+from .staging import Attributes, Layer, Owner, source_date
+from .targets import Targets
+from .tree import node_of
+
+_MOST_KNOWN = 64  # sets of inputs that stay ready; each holds the locks of its layers
+
+
+class Wanted:
+    """An output of a Command: a pattern, and where it is looked for.
+
+    pattern: as the Command has it. parent: the directory that no wildcard touches, absolute, as the
+    pattern names it. where: the same without links, as the root has it. rest: the pattern below.
+    """
+
+    __slots__ = ("parent", "pattern", "rest", "where")
+
+    def __init__(self, pattern: str, cwd: str | None) -> None:
+        self.pattern = pattern
+        *above, last = inside(pattern, cwd).split("/")
+        wild = next((number for number, part in enumerate(above) if is_wild(part)), len(above))
+        self.parent = "/".join(above[:wild]) or "/"
+        self.rest = "/".join([*above[wild:], last])
+        self.where = self.parent
+
+    @property
+    def fixed(self) -> str:
+        """The path up to the first wildcard."""
+        part = self.rest.partition("/")[0]
+        return self.parent if is_wild(part) else os.path.join(self.parent, part)
+
+
+class Ready:
+    """The layers of a set of inputs, bottom first, and the outputs of the same Command."""
+
+    __slots__ = ("lowers", "outputs")
+
+    def __init__(self, lowers: tuple[Lower, ...], outputs: tuple[Wanted, ...]) -> None:
+        self.lowers, self.outputs = lowers, outputs
+
+
+class Placer:
+    """Places the inputs of Commands in one root, and remembers what it placed. The links of the
+    root are looked up at the first use.
+
+    root: returns the layers of the root, bottom first. prefix: of the overlay's own attributes.
+    owners: as a run has them. ids: uid and gid of the command, if it has others than the caller.
+    hidden: paths on which the run mounts something.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        root: Callable[[], Sequence[Lower]],
+        prefix: bytes,
+        owners: Owners,
+        ids: tuple[int, int] | None,
+        hidden: Iterable[str],
+    ) -> None:
+        self._storage, self._root, self._prefix = storage, root, prefix
+        self._owners, self._ids, self._hidden = owners, ids, tuple(hidden)
+        self._lock = allocate_lock()
+        self._known: dict[object, Ready] = {}
+
+    def ready(self, command: Command) -> Ready:
+        """The layers of a Command. What is not in the store yet is staged. SandboxError."""
+        cwd = command.cwd
+        nodes = {inside(path, cwd): node_of(each) for path, each in command.inputs.items()}
+        owner = self._owner()
+        key = (
+            *(repr(owner), cwd, command.outputs),
+            tuple([(path, _key(node)) for path, node in nodes.items()]),
+        )
+        with self._lock:
+            ready = self._known.pop(key, None)
+        if ready is None:
+            outputs = tuple(Wanted(pattern, cwd) for pattern in command.outputs)
+            self._check_mounts([*nodes, *(each.fixed for each in outputs)])
+            ready = self._place(nodes, outputs, owner)
+        with self._lock:
+            self._known[key] = ready  # the last in order: it was used last
+            while len(self._known) > _MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+        return ready
+
+    def _owner(self) -> Owner:
+        owners, ids = self._owners, self._ids
+        uid, gid = owners.uid, owners.gid
+        if owners.kind == "real" and ids is not None:
+            uid, gid = ids
+        elif owners.kind == "ranges" and ids is not None and ids != (0, 0):
+            raise UnsupportedError(
+                f"inputs for uid {ids[0]} of the caller's ranges: files can be given to no other id"
+                " than 0 there"
+            )
+        return Owner(uid, gid, source_date())
+
+    def _check_mounts(self, paths: Iterable[str]) -> None:
+        """SpecError if a mount of the run would hide an input, or what becomes an output."""
+        for path in paths:
+            for target in self._hidden:
+                if f"{path}/".startswith(target.rstrip("/") + "/"):
+                    text = f"the input or output {path!r} lies below {target!r}"
+                    hint = "; tmp='root' leaves the root's" if target == "/tmp" else ""
+                    raise SpecError(f"{text}, where the run mounts something of its own{hint}")
+
+    def _place(
+        self, nodes: Mapping[str, Leaf | Folder], outputs: tuple[Wanted, ...], owner: Owner
+    ) -> Ready:
+        with Targets(self._root(), self._prefix) as targets:
+            placed: dict[str, Leaf | Folder] = {}
+            for path, node in nodes.items():
+                resolved = targets.resolve(path, isinstance(node, Folder))
+                if resolved in placed:
+                    raise SpecError(f"two inputs have the path {resolved!r} in this root")
+                placed[resolved] = node
+            for each in outputs:
+                each.where = targets.directory(each.parent)
+            self._check_mounts([*placed, *(each.where for each in outputs)])
+            layers = list(self._layers(placed, outputs, owner, targets))
+        leases = [layer.stage(self._storage) for layer in layers]
+        return Ready(tuple(Lower(lease.path, lease) for lease in leases), outputs)
+
+    def _layers(
+        self,
+        placed: Mapping[str, Leaf | Folder],
+        outputs: tuple[Wanted, ...],
+        owner: Owner,
+        targets: Targets,
+    ) -> Iterator[Layer]:
+        """One layer for each Tree, so that it is staged once for all sets of inputs that have it;
+        and above them one for all Files, and the directories for outputs.
+        """
+        merged(placed, _itself)  # for its errors: what lies on the way to a longer path
+        trees = {path: node for path, node in placed.items() if isinstance(node, Folder)}
+        for path in sorted(trees, key=_depth):
+            folder = merged({path: trees[path]}, _itself)
+            above = _above([path], trees, targets)
+            yield Layer(folder, encoded(folder), owner, above, os.fsencode(path), self._prefix)
+        small: dict[str, Leaf | Folder] = {
+            each.where: Folder()
+            for each in outputs
+            if not targets.exists(each.where) or _is_below(each.where, trees)
+        }
+        if clash := small.keys() & (placed.keys() - trees.keys()):
+            raise SpecError(f"an output lies below {min(clash)!r}, which is a File")
+        small = {path: node for path, node in small.items() if path not in trees}
+        small |= {path: node for path, node in placed.items() if isinstance(node, Leaf)}
+        if small:
+            folder = merged(small, _itself)
+            yield Layer(folder, encoded(folder), owner, _above(small, trees, targets))
+
+
+def _key(node: Leaf | Folder) -> tuple[str, bool | None]:
+    return (node.digest, None) if isinstance(node, Folder) else (node.digest, node.is_executable)
+
+
+def _itself(node: object) -> Leaf | Folder:
+    assert isinstance(node, Leaf | Folder)
+    return node
+
+
+def _depth(path: str) -> tuple[int, str]:
+    return path.count("/"), path
+
+
+def _is_below(path: str, trees: Iterable[str]) -> bool:
+    """Whether a path is that of a Tree, or lies below it."""
+    return any(f"{path}/".startswith(f"{tree}/") for tree in trees)
+
+
+def _above(paths: Iterable[str], trees: Iterable[str], targets: Targets) -> dict[bytes, Attributes]:
+    """The attributes of the directories above some paths, as the root has them: the topmost layer
+    tells those of a merged directory. A Tree hides what the root has.
+    """
+    found: dict[bytes, Attributes] = {}
+    for path in paths:
+        above = path
+        while above != "/":
+            above = os.path.dirname(above)
+            if (name := os.fsencode(above)) in found:
+                break
+            if not _is_below(above, trees) and (at := targets.status(above)) is not None:
+                found[name] = at.st_mode & 0o7777, at.st_uid, at.st_gid, at.st_mtime_ns
+    return found
