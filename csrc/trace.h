@@ -39,7 +39,7 @@ struct sbx_where {
     char cwd[4096];                 /* the same of its directory */
 };
 
-enum { SBX_MOST_WHERE = 16 };
+enum { SBX_MOST_WHERE = 16, SBX_MOST_MOUNTS = 32 };
 
 /* What is known of a path. Records lie one after the other, at multiples of 8. */
 struct sbx_record_of_path {
@@ -66,5 +66,7 @@ struct sbx_trace {
     uint32_t prefix_size;
     int sees_mounts; /* 1: some process of the run may have a root or mounts of its own */
     int may_wait;    /* 1: a file system of the run may be one that the run itself answers for */
+    int n_mounts;
+    int mounts[32]; /* SBX_MOST_MOUNTS; a number, and in bit 0 whether it waits for no process */
     struct sbx_where where[16]; /* SBX_MOST_WHERE */
 };

@@ -169,8 +169,10 @@ static void answer_one(struct sbx_trace *t) {
         w->executes = (what & SBX_EXECED) != 0;
         if (what & SBX_MOVES)
             forget_places(t);
-        if (what & SBX_MOUNTS)
+        if (what & SBX_MOUNTS) {
             t->sees_mounts = 1;
+            t->n_mounts = 0;
+        }
     } else {
         t->n_unknown++;
     }

@@ -13,12 +13,6 @@
 #include <stdio.h>
 #include <string.h>
 
-enum {
-    NO_MAGIC_LINKS = 2, /* openat2(2), RESOLVE_* */
-    IN_ROOT = 0x10,
-    CACHED = 0x20
-};
-
 /* ---- where a process is -------------------------------------------------------------------- */
 
 /* Reads a link of /proc that leads to a file of the run: returns the length of its path, as the
@@ -102,10 +96,14 @@ static long find_root(struct sbx_trace *t, struct sbx_where *w) {
 }
 
 static long find_directory(struct sbx_trace *t, struct sbx_where *w, int directory, char *path) {
-    char what[32];
     if (directory != CURRENT) {
-        snprintf(what, sizeof what, "fd/%d", directory);
-        return read_link_of(t, w->tid, what, path);
+        char link[64];
+        snprintf(link, sizeof link, "/proc/%d/fd/%d", w->tid, directory);
+        long fd = raw(__NR_openat, AT_FDCWD, link, O_PATH | O_DIRECTORY | O_CLOEXEC);
+        long n = fd < 0 ? fd : name_of(t, (int)fd, path);
+        if (fd >= 0)
+            close_fd(fd);
+        return n;
     }
     if (!w->cwd_size) {
         long n = read_link_of(t, w->tid, "cwd", w->cwd);
@@ -153,21 +151,9 @@ long find_path(struct sbx_trace *t, struct sbx_where *w, int directory, const ch
 
 /* ---- look-ups ------------------------------------------------------------------------------ */
 
-/* Opens PATH, without its content: a descriptor, or -errno. If a file system may wait for the run
- * itself, which waits for us, only what the kernel knows without asking it is known. */
-static long open_path(const struct sbx_trace *t, const struct sbx_where *w, const char *path,
-                      int flags) {
-    struct raw_open_how how = {(uint64_t)(O_PATH | O_CLOEXEC | flags), 0, IN_ROOT | NO_MAGIC_LINKS};
-    if (t->may_wait)
-        how.resolve |= CACHED;
-    int root = w->root >= 0 ? w->root : t->root;
-    return raw(RAW_openat2, root, path, &how, sizeof how);
-}
-
 static int is_missing(long error) { return error == -ENOENT || error == -ENOTDIR; }
 
-/* Cuts off the last component: returns the length that is left, without the slash. */
-static size_t parent_of(const char *path, size_t size) {
+size_t parent_of(const char *path, size_t size) {
     while (size > 0 && path[size - 1] == '/')
         size--;
     while (size > 0 && path[size - 1] != '/')
@@ -212,7 +198,7 @@ static void name_missing(struct sbx_trace *t, const struct sbx_where *w, struct 
 }
 
 /* /dev/stdin and its like are links into /proc, which lead nowhere for us. */
-static int leads_to_proc(const struct sbx_trace *t, const struct sbx_where *w, const char *path) {
+static int leads_to_proc(struct sbx_trace *t, const struct sbx_where *w, const char *path) {
     char target[8];
     if (strncmp(path, "/dev/", 5) != 0)
         return 0;
@@ -323,7 +309,7 @@ long sight(struct sbx_trace *t, struct sbx_where *w, int what, struct sighting *
         return 0;
     }
     if (fd < 0)
-        return fd == -EACCES || fd == -ENAMETOOLONG || fd == -ELOOP ? 0 : fd;
+        return fd == -ENAMETOOLONG || fd == -ELOOP ? 0 : fd;
     s->flags |= SBX_FOUND;
     if (what & uses) {
         long n = name_of(t, (int)fd, s->name);

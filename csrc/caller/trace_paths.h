@@ -37,6 +37,13 @@ long find_path(struct sbx_trace *t, struct sbx_where *w, int directory, const ch
 /* Looks whether the path is there, unless that is known. */
 long sight(struct sbx_trace *t, struct sbx_where *w, int what, struct sighting *s);
 
+/* Opens PATH in the root of a process, without its content: a descriptor, or -errno; -EAGAIN: a
+ * file system would have to be asked that may wait for the run. */
+long open_path(struct sbx_trace *t, const struct sbx_where *w, const char *path, int flags);
+
+/* Cuts off the last component: returns the length that is left, without the slash. */
+size_t parent_of(const char *path, size_t size);
+
 /* Records the program that a process executes: of a script it is the interpreter. */
 void sight_program(struct sbx_trace *t, struct sbx_where *w);
 

@@ -41,7 +41,7 @@ _OPENS: tuple[Call, ...] = (
     ("fchdir", MOVES, 0, 0, 0),
     ("chroot", ASKED | MOVES | MOUNTS, 0, 1, 0),
     *((name, MOVES | MOUNTS, 0, 0, 0) for name in ("pivot_root", "setns", "unshare")),
-    *((name, MOUNTS, 0, 0, 0) for name in ("mount", "move_mount")),
+    *((name, MOUNTS, 0, 0, 0) for name in ("mount", "move_mount", "umount2")),
     ("mkdir", MAKES, 0, 1, 0),
     ("mkdirat", MAKES, 1, 2, 0),
     ("mknod", MAKES, 0, 1, 0),
@@ -50,15 +50,15 @@ _OPENS: tuple[Call, ...] = (
     ("symlinkat", MAKES | OF_LINK, 2, 3, 0),
     ("link", MAKES | OF_LINK, 0, 2, 0),
     ("linkat", MAKES | OF_LINK, 3, 4, 0),
-    ("rename", MAKES | OF_LINK, 0, 2, 0),
-    ("renameat", MAKES | OF_LINK, 3, 4, 0),
-    ("renameat2", MAKES | OF_LINK, 3, 4, 0),
+    ("rename", MAKES | MOVES | OF_LINK, 0, 2, 0),
+    ("renameat", MAKES | MOVES | OF_LINK, 3, 4, 0),
+    ("renameat2", MAKES | MOVES | OF_LINK, 3, 4, 0),
 )
 _XATTR = ("setxattr", "getxattr", "listxattr", "removexattr")
 _OTHERS: tuple[Call, ...] = (
     *((name, ASKED, 0, 1, 0) for name in ("stat", "stat64", "access", "truncate", "truncate64")),
     *((name, ASKED, 0, 1, 0) for name in ("chmod", "chown", "chown32", "utime", "utimes", "acct")),
-    *((name, ASKED, 0, 1, 0) for name in ("statfs", "statfs64", "umount", "umount2", "swapon")),
+    *((name, ASKED, 0, 1, 0) for name in ("statfs", "statfs64", "umount", "swapon")),
     *((name, ASKED, 0, 1, 0) for name in (*_XATTR, "swapoff")),
     *((name, ASKED | OF_LINK, 0, 1, 0) for name in ("lstat", "lstat64", "readlink", "lchown")),
     *((name, ASKED | OF_LINK, 0, 1, 0) for name in ("lchown32", "unlink", "rmdir")),
@@ -73,11 +73,12 @@ _OTHERS: tuple[Call, ...] = (
     ("name_to_handle_at", ASKED | OF_LINK, 1, 2, 0),
     ("inotify_add_watch", ASKED, 0, 2, 0),
     ("mount", ASKED | MOUNTS, 0, 2, 0),
+    ("umount2", ASKED | MOUNTS, 0, 1, 0),
     ("link", ASKED | OF_LINK, 0, 1, 0, MAKES | OF_LINK, 0, 2),
     ("linkat", ASKED | OF_LINK, 1, 2, 0, MAKES | OF_LINK, 3, 4),
-    ("rename", ASKED | OF_LINK, 0, 1, 0, MAKES | OF_LINK, 0, 2),
-    ("renameat", ASKED | OF_LINK, 1, 2, 0, MAKES | OF_LINK, 3, 4),
-    ("renameat2", ASKED | OF_LINK, 1, 2, 0, MAKES | OF_LINK, 3, 4),
+    ("rename", ASKED | MOVES | OF_LINK, 0, 1, 0, MAKES | OF_LINK, 0, 2),
+    ("renameat", ASKED | MOVES | OF_LINK, 1, 2, 0, MAKES | OF_LINK, 3, 4),
+    ("renameat2", ASKED | MOVES | OF_LINK, 1, 2, 0, MAKES | OF_LINK, 3, 4),
 )
 #: Its 64-bit mask takes two arguments where they have 32 bits, so it is known in wide ABIs only.
 _WIDE: tuple[Call, ...] = (("fanotify_mark", ASKED, 4, 5, 0),)
