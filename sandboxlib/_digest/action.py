@@ -18,7 +18,7 @@ from .._inputs.snapshot import encoded, merged
 from .._inputs.tree import node_of
 from .._runs.job import deterministic_environment
 from .._spec.command import Command, whole_environment
-from .._spec.inputs import Input, inside
+from .._spec.inputs import File, Input, inside
 from .._spec.overlay import Layers
 from .._spec.policy import Profile
 from .._spec.spec import Spec
@@ -137,6 +137,8 @@ def _plain(value: Any) -> Any:
         return os.fsencode(value).decode("utf-8", "surrogateescape")
     if isinstance(value, bytes):
         return _reapi.digest_of(value)
+    if isinstance(value, File):  # that of a Mount.file
+        return [value.digest(), value.executable]
     if isinstance(value, Profile):
         value = (_reapi.digest_of(value.text.encode("utf-8", "surrogatepass")),)
     elif isinstance(value, Value):

@@ -16,6 +16,7 @@ from .. import errors
 from .._host import machine
 from .._host.machine import is_below
 from .._runs import explain
+from .._spec.mount import hidden
 from .._spec.spec import Spec
 
 _NOWHERE = "/proc/0"  # no process has this number: nothing is below it
@@ -164,7 +165,7 @@ class View:
         an extra mount goes into it; and no extra mount goes onto it.
         """
         targets = [mount.target for mount in box.extra_mounts]
-        if path in targets:
+        if path in hidden(box.extra_mounts):
             return False
         is_there = os.path.isdir(self.find(path) or "")
         return is_there or any(is_below(target, path) for target in targets)

@@ -10,7 +10,7 @@ from .. import errors
 from .._core import native
 from .._host import machine
 from .._spec.inputs import File
-from .._spec.mount import Mount, check_content
+from .._spec.mount import Mount, check_content, hidden
 from .._spec.spec import Spec
 from .mount_points import Stubs
 
@@ -98,21 +98,27 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
         text = f"writable path {path}"
         planned.append(PlannedMount(text, lib.SBX_HOLE, flags | cover, path, False))
     isolated = box.processes == box.mounts == "isolated"
-    with_proc = any(mount.target == "/proc" for mount in box.extra_mounts)
+    targets = hidden(box.extra_mounts)
+    with_proc = "/proc" in targets
+    # A directory for a mount of our own comes before that.
+    asked = sorted(enumerate(box.extra_mounts), key=lambda pair: not _is_for_ours(pair[1]))
+    for index, mount in asked:
+        if _is_for_ours(mount):
+            planned.append(_planned(f"mount {index}", mount, True, 0))
     if cover and box.mounts == "isolated" and box._overlay is None:
         planned += _seals(box._directory, "/", () if isolated or with_proc else ("/proc",))
     if isolated and not with_proc:
         flags = lib.SBX_OPTIONAL | (0 if box.policy.nesting else cover)
         planned.append(PlannedMount("proc on /proc", lib.SBX_PROC, flags, "/proc", False))
-    if _hides_devices(box) and all(mount.target != "/dev" for mount in box.extra_mounts):
+    if _hides_devices(box) and "/dev" not in targets:
         planned += _minimal_dev(box)
-    if box.tmp == "private" and all(mount.target != "/tmp" for mount in box.extra_mounts):
+    if box.tmp == "private" and "/tmp" not in targets:
         planned.append(_private_tmp(box))
     own = [("deterministic", mount) for mount in _accounts(box)]
     if (resolver := resolver_of(box)) is not None:
         own.append(("resolv_conf", resolver))
-    asked = [(f"mount {index}", mount) for index, mount in enumerate(box.extra_mounts)]
-    for name, mount in (*own, *asked):
+    own += [(f"mount {i}", mount) for i, mount in asked if not _is_for_ours(mount)]
+    for name, mount in own:
         # A user namespace is given a proc of its own only where it can see one that is whole.
         covers = 0 if box.policy.nesting and mount.type == "proc" else cover
         planned.append(_planned(name, mount, _needs_no_stub(mount, planned), covers))
@@ -122,13 +128,17 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
     return planned
 
 
+def _is_for_ours(mount: Mount) -> bool:
+    """Whether it is a directory for the sandbox's own /proc, /dev or /tmp."""
+    return mount.type == "directory" and mount.target in ("/proc", "/dev", "/tmp")
+
+
 def holes_of(box: Spec) -> list[str]:
     """The writable paths that need a mount: an extra mount on a path, or above it, hides what the
     root has there, and the root may lack it.
     """
     paths = box.filesystem_writable_paths
-    # A directory that the root has stays, and is no mount.
-    targets = [m.target for m in box.extra_mounts if m.type not in ("directory", "symlink")]
+    targets = hidden(box.extra_mounts)
     return [
         path
         for path in (paths if isinstance(paths, tuple) else ())

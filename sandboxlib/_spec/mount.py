@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .. import _types
 from .._values import (
@@ -281,6 +281,13 @@ def _tmpfs_size(type: str, size: object) -> int | None:
     if type != "tmpfs":
         raise SpecError(f"a {type} mount has no size: {size}")
     return size
+
+
+def hidden(mounts: Iterable[Mount]) -> list[str]:
+    """The targets at which a mount hides what the root has: all but those of directories, which
+    stay as they are, and of links.
+    """
+    return [mount.target for mount in mounts if mount.type not in ("directory", "symlink")]
 
 
 def _content(type: str, content: object) -> bytes | File | None:

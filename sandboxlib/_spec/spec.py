@@ -25,7 +25,7 @@ from .._values import (
 from ..errors import SpecError, SpecTypeError
 from .command import ELSEWHERE, OPTIONS, Command
 from .limits import Limits
-from .mount import Mount, _mount, as_call
+from .mount import Mount, _mount, as_call, hidden
 from .overlay import Layers, Overlay
 from .policy import DEFAULT, Policy
 from .user import User, check_user
@@ -222,7 +222,7 @@ class Spec(Value):
         ):
             if is_asked_for and self.mounts == "undefined":
                 raise SpecError(f"{what} needs mounts='isolated'")
-        if isinstance(self.devices, tuple) and any(m.target == "/dev" for m in self.extra_mounts):
+        if isinstance(self.devices, tuple) and "/dev" in hidden(self.extra_mounts):
             raise SpecError("devices by their paths go into a /dev that an extra mount hides")
         if self.resolv_conf and self.network == "isolated":
             raise SpecError("resolv_conf needs network='undefined': there is no name server")

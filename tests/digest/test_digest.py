@@ -215,6 +215,11 @@ MOUNTS: dict[str, list[tuple[Mount, Mount]]] = {
     "recursive": [(Mount.bind("/srv", "/a"), Mount.bind("/srv", "/a", recursive=False))],
     "size": [(Mount.tmpfs("/a"), Mount.tmpfs("/a", size="1M"))],
     "mode": [(Mount.tmpfs("/a"), Mount.tmpfs("/a", mode=0o700))],
+    "content": [
+        (Mount.file(b"1", "/a"), Mount.file(b"2", "/a")),
+        (Mount.file(File(b"1"), "/a"), Mount.file(File(b"1", executable=True), "/a")),
+    ],
+    "to": [(Mount.symlink("b", "/a"), Mount.symlink("c", "/a"))],
 }
 
 
@@ -529,3 +534,15 @@ def test_names_that_there_are_not_cannot_be_assumed() -> None:
 def test_a_digest_takes_a_sandbox() -> None:
     with pytest.raises(SpecTypeError, match="no Sandbox: '/'"):
         COMMAND.digest("/")  # type: ignore[arg-type]
+
+
+def test_a_file_among_the_mounts_counts_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    digests = []
+    for content, mode in ((b"a", 0o644), (b"b", 0o644), (b"a", 0o755), (b"a", 0o644)):
+        path.write_bytes(content)
+        path.chmod(mode)
+        box = Sandbox(Overlay(), extra_mounts=[Mount.file(File(path), "/f")], deterministic=True)
+        digests.append(Command(["/x"]).digest(box))
+    assert len(set(digests)) == 3
+    assert digests[0] == digests[3]

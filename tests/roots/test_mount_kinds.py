@@ -291,3 +291,26 @@ def test_a_file_may_be_a_file_of_the_callers(
     script.unlink()
     with pytest.raises(SetupError, match="script"):
         sh(run, rootfs, "true", extra_mounts=[Mount.file(File(script), "/run")])
+
+
+def test_a_directory_does_not_keep_the_sandboxs_own_mounts_away(
+    run: Callable[..., Result], rootfs: Path
+) -> None:
+    for name in ("proc", "dev", "tmp"):
+        os.rmdir(rootfs / name)
+    mounts = [Mount.directory(f"/{name}") for name in ("tmp", "proc", "dev")]
+    script = "echo > /dev/null && touch /tmp/x && ls -d /proc/self/exe && ! touch /dev/x"
+    assert sh(run, rootfs, script, extra_mounts=mounts) == ["/proc/self/exe"]
+    assert sh(run, rootfs, "ls", extra_mounts=mounts[:1]) == ["bin", "etc", "tmp"]
+    with pytest.raises(OSError, match="proc"):
+        os.stat(rootfs / "proc")
+    script = "! (: > /proc/sysrq-trigger) 2>/dev/null"
+    assert sh(run, "/", script, extra_mounts=mounts) == []
+
+
+def test_a_writable_path_stays_writable_below_a_directory(
+    run: Callable[..., Result], rootfs: Path
+) -> None:
+    mounts = [Mount.directory("/etc")]
+    options: dict[str, Any] = {"filesystem_writable_paths": ["/etc"], "extra_mounts": mounts}
+    assert sh(run, rootfs, "touch /etc/new && ls /etc", **options) == ["new"]
