@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ._concurrent.process import Process
     from ._concurrent.session import Session
     from ._images.store import Store
+    from ._inputs.outputs import Outputs
     from ._inputs.tree import Tree
     from ._runner import Runner
     from ._spec.command import CommandOptions
@@ -68,6 +69,7 @@ __all__ = [
     "Limits",
     "Lines",
     "Mount",
+    "Outputs",
     "Overlay",
     "Policy",
     "Process",
@@ -116,6 +118,7 @@ _LATER = ("bubblewrap", "linux_user_chroot", "load", "user_namespace", "utils")
 _NAMES_LATER = {
     "AsyncProcess": "_concurrent.async_process",
     "CommandOptions": "_spec.command",
+    "Outputs": "_inputs.outputs",
     "Process": "_concurrent.process",
     "Session": "_concurrent.session",
     "Runner": "_runner",

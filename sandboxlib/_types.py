@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self as Self
     from typing_extensions import Unpack as Unpack
 
+    from ._inputs.outputs import Outputs as Outputs
     from ._spec.inputs import File, Input
     from .api import Sandbox as Sandbox
 
@@ -97,6 +98,7 @@ else:
         "Sink": lambda t: int | t.IO[t.Any] | Callable[[bytes], object] | Output | None,
         "Inputs": lambda t: Mapping[str, t.Any],
         "KeptInputs": lambda t: Mapping[str, t.Any],
+        "Outputs": lambda t: Mapping[str, t.Any],
         "Content": lambda t: os.PathLike[str] | bytes,
         "Progress": lambda t: Callable[[int, t.Any], object],
         "Sandbox": lambda t: sys.modules["sandboxlib"].Sandbox,  # a room above all that use it

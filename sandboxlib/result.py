@@ -76,7 +76,8 @@ class Result(tuple[int, bytes | None, bytes | None]):
     """`(exit, out, err)`, a tuple with these attributes.
 
     exit: int     the exit status of the command; -n if signal n ended it. returncode is the same.
-    ok: bool      whether exit is 0 and timed_out is False; limits_hit does not count.
+    ok: bool      whether exit is 0, timed_out is False, and no declared output is missing;
+                  limits_hit does not count.
     out, err      the outputs of the command, bytes; None for one that was not captured.
     stdout, stderr   the same, but reading one that was not captured raises ValueError.
     out_size, err_size   int, how many bytes the command wrote, also if out and err hold fewer; None
@@ -93,6 +94,7 @@ class Result(tuple[int, bytes | None, bytes | None]):
     isolation     a mapping: network, mounts, processes and ipc of the run; and seccomp, its filter
                   of system calls: 'builds' (the filter of sandboxlib), 'profile' (a seccomp profile
                   of the caller), 'tool' (the filter of the executor's program) or 'none'.
+    outputs: Outputs   what the command declared with outputs= and left, a mapping of paths to File.
     number: int   from a map: the index of the command, from 0 on; otherwise -1.
     command       the Command that was run. It is None in a pickled copy if the Command holds files,
                   functions or descriptors.
@@ -108,6 +110,7 @@ class Result(tuple[int, bytes | None, bytes | None]):
     _rusage: bytes = b""
     _counts: _types.Any = None  # Counts of the cgroup
     _sizes: tuple[int | None, int | None] = (None, None)
+    _outputs: _types.Any = None
 
     def __new__(
         cls,
@@ -134,8 +137,21 @@ class Result(tuple[int, bytes | None, bytes | None]):
 
     @property
     def ok(self) -> bool:
-        """Whether exit is 0 and timed_out is False. A limit may have been hit all the same."""
-        return self[0] == 0 and not self.timed_out
+        """Whether exit is 0, timed_out is False, and no declared output is missing. A limit may
+        have been hit all the same.
+        """
+        return self[0] == 0 and not self.timed_out and not self._missing
+
+    @property
+    def _missing(self) -> tuple[str, ...]:
+        return () if self._outputs is None else self._outputs.missing
+
+    @property
+    def outputs(self) -> _types.Outputs:
+        """What the command declared with outputs= and left; empty if it declared none."""
+        from ._inputs.outputs import Outputs
+
+        return Outputs() if self._outputs is None else self._outputs
 
     @property
     def stdout(self) -> bytes:
@@ -211,7 +227,8 @@ class Result(tuple[int, bytes | None, bytes | None]):
     def __repr__(self) -> str:
         late = ", timed_out=True" if self.timed_out else ""
         hit = f", limits_hit={self.limits_hit!r}" if self.limits_hit else ""
-        return f"Result(exit={self[0]}, out={self[1]!r}, err={self[2]!r}{late}{hit})"
+        missing = f", missing={self._missing!r}" if self._missing else ""
+        return f"Result(exit={self[0]}, out={self[1]!r}, err={self[2]!r}{late}{hit}{missing})"
 
 
 _LAYOUT = "\n\t"  # these stay in the output of a command that a message quotes
@@ -237,6 +254,8 @@ class CommandFailed(SandboxError):
         hit = f" (limits: {', '.join(result.limits_hit)})" if result.limits_hit else ""
         name = "the command" if self.command is None else str(self.command)
         text = f"{name} ended with exit status {result.exit}{_signal(-result.exit)}{late}{hit}"
+        if result._missing:
+            text += f", and left no {', '.join(map(printable, result._missing[:10]))}"
         err = (self.result.err or b"").strip()[-1000:].decode(errors="replace")
         return f"{text}: {printable(err, _LAYOUT)}" if err else text
 

@@ -79,7 +79,7 @@ class Placer:
     def ready(self, command: Command) -> Ready:
         """The layers of a Command. What is not in the store yet is staged. SandboxError."""
         cwd = command.cwd
-        nodes = {inside(path, cwd): node_of(each) for path, each in command.inputs.items()}
+        nodes = {inside(path, cwd): _itself(node_of(each)) for path, each in command.inputs.items()}
         owner = self._owner()
         key = (
             *(repr(owner), cwd, command.outputs),

@@ -9,9 +9,9 @@ import stat
 from collections.abc import Callable, Mapping
 
 from .. import _reapi
+from .._changes.child.globs import Globs, States
 from .._spec.inputs import File, source_error
 from ..errors import SpecError
-from .globs import Globs, States
 from .hashes import digest_of_file, known_digest
 
 _DEEPEST = 400  # directories in each other; recursion takes a frame of Python for each
@@ -51,6 +51,9 @@ class Folder(dict[bytes, "Leaf | Link | Folder"]):
     def __init__(self, entries: Mapping[bytes, Leaf | Link | Folder] | None = None) -> None:
         super().__init__(entries or {})
         self.digest = ""
+
+
+Node = Leaf | Link | Folder
 
 
 def leaf_of(file: File) -> Leaf:
@@ -103,7 +106,7 @@ def _read(fd: int, path: str, exclude: Globs, states: States, room: int) -> Fold
 
 def _entry(
     fd: int, entry: os.DirEntry[str], path: str, exclude: Globs, states: States, room: int
-) -> Leaf | Link | Folder:
+) -> Node:
     status = entry.stat(follow_symlinks=False)
     if stat.S_ISREG(status.st_mode):
         digest = known_digest(status)
@@ -124,7 +127,7 @@ def _entry(
         os.close(inner)
 
 
-def _put(root: Folder, path: str, node: Leaf | Link | Folder, own: set[int]) -> None:
+def _put(root: Folder, path: str, node: Node, own: set[int]) -> None:
     """Places a node in a Folder that nobody else has. A directory on the way is copied first if it
     may belong to a snapshot. SpecError if the way leads through a file or a link, or a file would
     replace a directory.
@@ -147,7 +150,9 @@ def _put(root: Folder, path: str, node: Leaf | Link | Folder, own: set[int]) -> 
     at[name] = node
 
 
-def merged(places: Mapping[str, object], node_of: Callable[[object], Leaf | Folder]) -> Folder:
+def merged(
+    places: Mapping[str, object], node_of: Callable[[object], Leaf | Link | Folder]
+) -> Folder:
     """One Folder of all inputs: a longer path goes over a shorter one, and a Tree hides what a
     shorter one has at its path.
     """

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from .._changes.stack import Stack
+from .._changes.child.stack import Stack
 from .._spec.overlay import Lower
 from ..errors import setup_error
 

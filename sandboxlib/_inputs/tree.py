@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from .. import _types
+from .._changes.child.globs import Globs
 from .._spec.inputs import File, Input, check_input, check_nesting, check_pattern, check_target
 from .._spec.overlay import Lower
 from .._store.storage import Storage
 from .._values import Value, absolute, check_path, is_several, short, unknown_keyword
 from ..errors import SpecError, SpecTypeError
-from .globs import Globs
-from .snapshot import Folder, Leaf, encoded, leaf_of, merged, read_folder, without
+from .snapshot import Folder, Link, Node, encoded, leaf_of, merged, read_folder, without
 from .staging import Layer, Owner, source_date
 
 TYPE_CHECKING = False
@@ -125,10 +125,22 @@ class Tree(Value, Input):
         return f"Tree({text}{f', exclude={list(self.exclude)}' if self.exclude else ''})"
 
 
-def node_of(value: object) -> Leaf | Folder:
+class Symlink(Value):
+    """A symbolic link in a Tree of Outputs. target: str."""
+
+    _fields = ("target",)
+    target: str
+
+    def __init__(self, target: str) -> None:
+        self.__dict__.update(target=target)
+
+
+def node_of(value: object) -> Node:
     """The node of an input."""
     if isinstance(value, File):
         return leaf_of(value)
+    if isinstance(value, Symlink):
+        return Link(os.fsencode(value.target))
     assert isinstance(value, Tree)
     return value._snapshot()[0]
 
@@ -146,6 +158,7 @@ def _content(value: Any) -> str | Mapping[str, File | Input]:
             raise SpecError(f"a path of a Tree is relative to it: {name!r}")
         if path in entries:
             raise SpecError(f"a Tree has the path {path!r} twice")
-        entries[path] = check_input(path, content)
+        is_link = isinstance(content, Symlink)
+        entries[path] = content if is_link else check_input(path, content)
     check_nesting(entries)
     return MappingProxyType(entries)

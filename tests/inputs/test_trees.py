@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandboxlib import File, SetupError, SpecError, Tree, _reapi
-from sandboxlib._inputs.globs import Globs
+from sandboxlib._changes.child.globs import Globs
 from sandboxlib._inputs.snapshot import Folder, Link
 
 

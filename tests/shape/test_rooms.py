@@ -92,11 +92,12 @@ def graph() -> dict[str, set[str]]:
 
 
 def room_of(module: str) -> str:
-    """A folder is a room, and so is a file on top; the executors are one. The program that unpacks
-    is a room of its own, in the folder of another.
+    """A folder is a room, and so is a file on top; the executors are one. The programs that
+    unpack and read are rooms of their own, in the folders of others.
     """
-    if module.startswith("_images.child"):
-        return "_images/child"
+    for child in ("_images.child", "_changes.child"):
+        if module.startswith(child):
+            return child.replace(".", "/")
     top = module.split(".")[0]
     return "executors" if top in EXECUTORS else top
 

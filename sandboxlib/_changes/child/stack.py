@@ -47,6 +47,9 @@ class Entry:
     def is_directory(self) -> bool:
         return stat.S_ISDIR(self.status.st_mode)
 
+    def is_link(self) -> bool:
+        return stat.S_ISLNK(self.status.st_mode)
+
     def open(self) -> int:
         """Open a regular file for reading. Raises OSError (EINVAL) if it is none."""
         if not stat.S_ISREG(self.status.st_mode):

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import re
+    from collections.abc import Iterable
 
 #: How far each pattern has come: (number of the pattern, number of its next part).
 States = frozenset[tuple[int, int]]
@@ -38,7 +38,9 @@ class Globs:
 
     def step(self, states: States, name: bytes | str) -> tuple[States, set[int]]:
         """The states below a name, and the numbers of the patterns that it completes."""
-        text, found, done = os.fsdecode(name), set(), set()
+        text = os.fsdecode(name)
+        found: set[tuple[int, int]] = set()
+        done: set[int] = set()
         for number, at in states:
             parts = self._parts[number]
             part = parts[at]
@@ -50,6 +52,12 @@ class Globs:
                 else:
                     found.add((number, at + 1))
         return self._closed(found), done
+
+    def names(self, states: States) -> set[str] | None:
+        """The names that can match; None if a wildcard could match any."""
+        parts = {self._parts[number][at] for number, at in states}
+        names = {part for part in parts if isinstance(part, str) and part != "**"}
+        return names if len(names) == len(parts) else None
 
     def _closed(self, states: set[tuple[int, int]]) -> States:
         """With the states behind each `**`, which matches no directory at all as well."""
