@@ -233,6 +233,13 @@ def _add_output(add: Callable[..., argparse.Action]) -> None:
     text = "with --max-output: kill a command that writes more"
     how = {"dest": "on_overflow", "action": "store_const", "const": "kill"}
     add("--kill-on-overflow", default="truncate", help=text, **how)
+    text = (
+        "tell on stderr which paths the command asked for and did not find, in calls that open or"
+    )
+    text += " execute (docs/trace.md)"
+    add("--trace", action="store_const", const="opens", help=text)
+    # An option of its own, as one with a value that may be left out would take PATH for it.
+    add("--trace=all", dest="trace", action="store_const", const="all", help="in all such calls")
     text = "capture the output, and print one JSON object with all that is known of the run"
     add("--json", action="store_true", help=text)
     text = "write that object to FILE (/dev/fd/3 is descriptor 3), and pass on the output"

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
+    from .._trace.trace import Trace
     from ..result import Result
+
+    #: Writes the JSON record of a Result, and of its Trace, where the options want it.
+    Record = Callable[..., None]
 
 EXIT_TIMED_OUT = 124  # the same as that of timeout(1)
 EXIT_CANNOT_EXECUTE, EXIT_NOT_FOUND = 126, 127  # as a shell, env(1) and docker run have them
@@ -55,7 +59,7 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
         return EXIT_OURS
 
 
-def _run(options: argparse.Namespace, record: Callable[[Result], None]) -> int:
+def _run(options: argparse.Namespace, record: Record) -> int:
     """Do what the options ask for, and return the exit status."""
     # If a "--" comes before PATH, some versions of argparse leave it in.
     path, *argv = options.args[1:] if options.args[0] == "--" else options.args
@@ -73,11 +77,15 @@ def _run(options: argparse.Namespace, record: Callable[[Result], None]) -> int:
         box = Sandbox(root, **place)
         if options.check:
             return _check(box, options)
+        if options.trace and (options.session is not None or options.tty):
+            raise SpecError("--trace does not go with --session or --tty")
         if options.session is not None:
             return _status_of(_run_session(box, argv, options, words, record))
         argv = argv or image["argv"] or ["/bin/sh"]
         if options.tty:
             return _status_of(_run_on_terminal(box, argv, options, words))
+        if options.trace:
+            return _status_of(_run_traced(box, Command(argv, **words), options, record))
         executor = choose.get_executor(options.executor) if options.executor else choose.api
         result: Result = executor.run_in(box, Command(argv, **words))
         record(result)
@@ -92,12 +100,24 @@ def _check(box: Sandbox, options: argparse.Namespace) -> int:
     return EXIT_OURS if reasons else 0
 
 
+def _run_traced(
+    box: Sandbox, command: Command, options: argparse.Namespace, record: Record
+) -> Result:
+    if options.executor:
+        os.environ[choose.VARIABLE] = options.executor
+    trace = box.trace(command, paths=options.trace)
+    if not options.json:
+        print(trace, file=sys.stderr)
+    record(trace.result, trace)
+    return trace.result
+
+
 def _run_session(
     box: Sandbox,
     argv: list[str],
     options: argparse.Namespace,
     words: dict[str, Any],
-    record: Callable[[Result], None],
+    record: Record,
 ) -> Result:
     from . import session as _session
 
@@ -184,19 +204,19 @@ def _status_of_error(error: Exception) -> int:
 
 
 @contextlib.contextmanager
-def _record_of(options: argparse.Namespace) -> Iterator[Callable[[Result], None]]:
+def _record_of(options: argparse.Namespace) -> Iterator[Record]:
     """A function that writes the JSON record of a run where the options want it, or nowhere. The
     file is opened before the run, so that one that cannot be written is told in time.
     """
     if options.json_file is None:
-        yield _print_record if options.json else lambda result: None
+        yield _print_record if options.json else lambda *what: None
         return
     with open(options.json_file, "w", encoding="utf-8") as file:
-        yield lambda result: print(_json(result), file=file, flush=True)
+        yield lambda *what: print(_json(*what), file=file, flush=True)
 
 
-def _print_record(result: Result) -> None:
-    _write(_json(result) + "\n")
+def _print_record(result: Result, trace: Trace | None = None) -> None:
+    _write(_json(result, trace) + "\n")
 
 
 def _write(text: str) -> None:
@@ -206,7 +226,7 @@ def _write(text: str) -> None:
         data = data[os.write(1, data) :]
 
 
-def _json(result: Result) -> str:
+def _json(result: Result, trace: Trace | None = None) -> str:
     import json
 
     outputs = {
@@ -228,6 +248,8 @@ def _json(result: Result) -> str:
         "out_size": result.out_size,
         "err_size": result.err_size,
     }
+    if trace is not None:
+        record["trace"] = {n: value for n, value in vars(trace).items() if n != "result"}
     return json.dumps(record)
 
 
