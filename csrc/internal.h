@@ -47,6 +47,9 @@ struct sbx_child {
     int is_in_unified;             /* it was born in the last of them */
     int root;                      /* the root directory as the caller sees it */
     int tree;                      /* its copy, which becomes the root */
+    int upper_socket;              /* that of the job, moved likewise */
+    int upper;                     /* the directory above an overlay's upper, or -1 */
+    int overlay;                   /* the context of a new overlay (fsopen(2)) */
     int dev;                       /* a minimal /dev that is still to become read-only */
     int scratch; /* a tmpfs with the files and directories that the run adds to a root; -1: none */
     uint32_t scratch_device[2]; /* of it */

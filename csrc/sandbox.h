@@ -32,6 +32,9 @@ enum sbx_step {
     SBX_STEP_ROOT,      /* the root directory, or in a mount namespace a copy of its tree */
     SBX_STEP_READ_ONLY, /* the copy read-only, without devices: recursively, as far as asked for */
     SBX_STEP_SOURCE,    /* what is mounted; index: mount */
+    SBX_STEP_UPPER,     /* overlay: where the run's changes go */
+    SBX_STEP_LAYER,     /* overlay: the layers; index: which, from the bottom */
+    SBX_STEP_OVERLAY,   /* all of them as one file system */
     SBX_STEP_ATTACH,    /* the copy mounted over the old root */
     SBX_STEP_TARGET,    /* where; index: mount */
     SBX_STEP_MOUNT,     /* the mounting itself; index: mount */
@@ -111,6 +114,15 @@ enum sbx_filter {
 
 enum sbx_limit { SBX_NICE, SBX_SCHEDULER, SBX_CPUS, SBX_UMASK, SBX_PERSONALITY };
 
+/* How a root of layers is made. */
+enum sbx_overlay {
+    SBX_STACKED = 1,    /* the root is an overlay of job.lowers */
+    SBX_USER_XATTR = 2, /* in a user namespace: attributes of the overlay are user.overlay.* */
+    SBX_VOLATILE = 4,   /* nothing is written back when it is unmounted */
+    SBX_BY_NAME = 8 /* the kernel takes no layers by descriptor, or not before they are attached:
+                     * before Linux 6.15 */
+};
+
 struct sbx_limits {
     uint32_t rlimits;       /* bit N: resource N of setrlimit(2) is to be as rlimit[N] */
     uint32_t others;        /* bit N: N of enum sbx_limit is to be as below */
@@ -127,8 +139,11 @@ struct sbx_place {
     uint64_t namespaces; /* CLONE_NEW* */
     const char *uid_map; /* user namespace: as user_namespaces(7) has it; NULL: see job.mapper */
     const char *gid_map;
-    const char *root;     /* NULL: the caller's */
-    const char *hostname; /* NULL: unchanged */
+    const char *root;         /* NULL: the caller's */
+    const char *hostname;     /* NULL: unchanged */
+    int overlay;              /* of enum sbx_overlay; 0: `root` says what the root is */
+    const char *upper_size;   /* as sbx_mount.size, of an upper in memory */
+    const char *upper_inodes; /* as sbx_mount.inodes */
     const struct sbx_mount *mounts;
     int n_mounts;
     int read_only;
@@ -185,6 +200,10 @@ struct sbx_job {
     int mapper; /* user namespace without uid_map: a socket to the thread that writes the maps */
     const unsigned char *held; /* per mount: 1 where the caller holds the stub that is its target */
     int *sources;              /* per mount: room for a descriptor */
+    const char *lowers;        /* place.overlay: paths of the caller's, NUL-ended, the top first */
+    int n_lowers;
+    const char *upper; /* a directory of the caller's, with `upper` and `work`; NULL: in memory */
+    int upper_socket;  /* where the descriptor of the upper goes; 0: nobody asks for it */
 };
 
 enum { SBX_MOST_PASSED = 32, SBX_MOST_CGROUPS = 8, SBX_MOST_GROUPS = 32 };

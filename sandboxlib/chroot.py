@@ -11,7 +11,6 @@ from ._executors.refusals import (
     ids_refused,
     limits_refused,
     nesting_refused,
-    overlay_refused,
     read_only_refused,
 )
 from ._host import machine
@@ -28,7 +27,7 @@ CAPABILITIES = {
 
 
 def _promises_not(box: Spec) -> list[str]:
-    if refused := overlay_refused(box, NAME) or nesting_refused(box, False):
+    if refused := nesting_refused(box, False):
         return refused
     if box.user != "caller" and os.geteuid() != 0:
         return [f"user={box.user!r} takes a user namespace for a caller that is not root"]
@@ -58,7 +57,7 @@ class Chroot(NativeExecutor):
         is_plain = is_plain and (
             box.processes == "isolated" or box.filesystem_writable_paths == "all"
         )
-        is_plain = is_plain and not box.policy.nesting and box._overlay is None
+        is_plain = is_plain and not box.policy.nesting
         if not is_plain and (refused := _promises_not(box)):
             raise UnsupportedError(f"{NAME}: {refused[0]}")
         return plan.plan_for(box)

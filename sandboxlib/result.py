@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from . import _types
 from ._spec.command import Command
-from .errors import SandboxError, printable
+from .errors import SandboxError, SpecError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class Result(tuple[int, bytes | None, bytes | None]):
     _counts: _types.Any = None  # Counts of the cgroup
     _sizes: tuple[int | None, int | None] = (None, None)
     _outputs: _types.Any = None
+    _changes: _types.Any = None
 
     def __new__(
         cls,
@@ -131,6 +132,7 @@ class Result(tuple[int, bytes | None, bytes | None]):
 
     def __reduce__(self) -> tuple[object, ...]:
         state = {**self.__dict__, "isolation": dict(self.isolation)}
+        state.pop("_changes", None)  # they belong to this process
         if self.command is not None and self.command._passing:
             del state["command"]
         return (type(self), tuple(self), state)
@@ -217,6 +219,16 @@ class Result(tuple[int, bytes | None, bytes | None]):
     def _cgroup(self) -> Mapping[str, Any]:
         report: Mapping[str, Any] = {} if self._counts is None else self._counts.report()
         return report
+
+    @property
+    def changes(self) -> _types.Any:
+        """What the run changed in a root that is an Overlay. SpecError if that was not kept."""
+        if self._changes is None:
+            text = "the changes of this run were not kept: ask for them with changes='keep'"
+            if self.command is not None and self.command.changes == "on-failure":
+                text = "the run is ok, and changes='on-failure' keeps those of a failure"
+            raise SpecError(text)
+        return self._changes
 
     def check(self) -> Result:
         """Returns this Result if it is ok; otherwise raises CommandFailed, which has it."""

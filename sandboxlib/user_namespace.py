@@ -17,7 +17,6 @@ from ._executors.refusals import (
     ids_refused,
     limits_refused,
     nesting_refused,
-    overlay_refused,
     single_id_refused,
 )
 from ._host import machine
@@ -34,7 +33,7 @@ CAPABILITIES = {
 
 
 def _promises_not(box: Spec) -> list[str]:
-    if refused := overlay_refused(box, NAME) or nesting_refused(box, True) or ids_refused(box):
+    if refused := nesting_refused(box, True) or ids_refused(box):
         return refused
     if refused := single_id_refused(box):
         return refused
@@ -81,7 +80,7 @@ class UserNamespace(NativeExecutor):
         Raises UnsupportedError.
         """
         is_plain = box._ids is None and box.limits is None
-        is_plain = is_plain and not box.policy.nesting and box._overlay is None
+        is_plain = is_plain and not box.policy.nesting
         if not is_plain and (refused := _promises_not(box)):
             raise UnsupportedError(f"{NAME}: {refused[0]}")
         return plan.plan_for(box, (os.geteuid(), os.getegid()))

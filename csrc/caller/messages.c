@@ -71,6 +71,8 @@ void fill_first_messages(struct first_messages *l, const struct sbx_place *place
     l->place.namespaces = 0;
     l->place.uid_map = l->place.gid_map = l->place.root = l->place.hostname = NULL;
     l->place.mounts = NULL;
+    l->place.overlay = 0;
+    l->place.upper_size = l->place.upper_inodes = NULL;
     l->place.n_mounts = l->place.read_only = l->place.keyring = 0;
     l->place.limits.oom_score_adj = NULL;
     size_t filter = place->filter ? (size_t)place->filter_length * 8 : 0;

@@ -118,6 +118,8 @@ int sbx_spawn(const struct sbx_place *place, const struct sbx_job *job, struct s
     child.stdio[0] = child.stdio[1] = child.stdio[2] = SBX_NULL;
     child.status = child.lifeline = child.root = child.tree = child.dev = -1;
     child.scratch = -1;
+    child.upper = -1;
+    child.upper_socket = job->upper_socket;
     reset_run(run, place);
     if (job->size > INT32_MAX) /* too large for an order's size field, and for any exec */
         sbx_fail(run, SBX_STEP_EXEC, -1, -E2BIG);

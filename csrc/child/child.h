@@ -64,6 +64,12 @@ int clear_read_only(long mount);
  * server. */
 long status_of(long fd, struct raw_statx *status);
 
+/* Opens what holes show, as step SOURCE does it: for an overlay once it is attached. */
+int open_holes(struct sbx_child *c);
+
+/* Raises the soft limit on open files, which do_mounts lowers again. Below 0: it was raised. */
+long raise_open_files(struct sbx_child *c);
+
 /* ---- mounts -------------------------------------------------------------------------------- */
 
 /* Tells what is mounted at a path, which is absolute inside the root. */
@@ -147,6 +153,9 @@ int do_private(struct sbx_child *c);
 int do_root(struct sbx_child *c);
 int do_read_only(struct sbx_child *c);
 int do_sources(struct sbx_child *c);
+int do_upper(struct sbx_child *c);
+int do_layers(struct sbx_child *c);
+int do_overlay(struct sbx_child *c);
 int do_attach(struct sbx_child *c);
 int do_mounts(struct sbx_child *c);
 int do_pivot(struct sbx_child *c);

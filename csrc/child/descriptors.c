@@ -87,8 +87,8 @@ int put_descriptors(struct sbx_child *c, int *from, const int *to, int n) {
 }
 
 /* Places 0, 1 and 2; for a reaper also its socket, its lifeline, what it passes on to the
- * command, and the socket of its trace. The reaper's program and the cgroups are used later: they
- * are moved away first if they have one of these numbers. */
+ * command, and the socket of its trace. The reaper's program, the cgroups and the socket for the
+ * upper are used later: they are moved away first if they have one of these numbers. */
 int place_stdio(struct sbx_child *c) {
     const struct sbx_job *job = c->job;
     int from[REAPER_FDS + SBX_MOST_PASSED + 1], to[REAPER_FDS + SBX_MOST_PASSED + 1], n = 3;
@@ -101,11 +101,11 @@ int place_stdio(struct sbx_child *c) {
         from[n++] = job->tracer;
     for (int i = 0; i < n; i++)
         to[i] = i;
-    for (int i = -1; i < job->n_cgroups; i++) {
-        int *fd = i < 0 ? &c->init : &c->cgroups[i];
+    for (int i = IN_REAPER ? -1 : -2; i < job->n_cgroups; i++) {
+        int *fd = i < -1 ? &c->upper_socket : i < 0 ? &c->init : &c->cgroups[i];
         if (i >= 0)
             *fd = job->cgroups[i];
-        if (!is_among(*fd, to, n))
+        if (!*fd || !is_among(*fd, to, n))
             continue;
         *fd = (int)move_away(*fd, to, n);
         if (*fd < 0)

@@ -42,7 +42,7 @@ static long open_source(struct sbx_child *c, int i) {
 
 /* Each source takes a descriptor. This limit is the child's own: the caller keeps its limit, and
  * do_mounts gives the command the old one. */
-static long raise_open_files(struct sbx_child *c) {
+long raise_open_files(struct sbx_child *c) {
     uint64_t *limit = c->open_files;
     if (limit[1])
         return -EMFILE;
@@ -61,26 +61,34 @@ static int take(struct sbx_child *c, int i, long (*open)(struct sbx_child *, int
     return (int)tree;
 }
 
-/* Opens all sources before anything lies over the root. Later, a name with more ".." than there are
- * directories above it, or such a link, would lead there. */
-int do_sources(struct sbx_child *c) {
+static int open_sources(struct sbx_child *c, enum sbx_mount_kind kind) {
     for (int i = 0; i < c->place->n_mounts && !IN_REAPER; i++) {
         const struct sbx_mount *m = &c->place->mounts[i];
-        if (m->kind != SBX_BIND && m->kind != SBX_HOLE)
+        if (m->kind != kind)
             continue;
         int error = take(c, i, open_source);
         int is_left_out = m->flags & SBX_MAY_LACK && (error == -ENOENT || error == -ENOTDIR);
         if (error < 0 && !is_left_out)
             return error;
     }
-    for (int i = 0; i < c->place->n_mounts && !IN_REAPER; i++)
-        if (is_entry(&c->place->mounts[i])) {
-            int error = take(c, i, make_entry);
-            if (error < 0)
-                return error;
-        }
     c->index = 0;
     return 0;
+}
+
+int open_holes(struct sbx_child *c) { return open_sources(c, SBX_HOLE); }
+
+/* Opens all sources before anything lies over the root. Later, a name with more ".." than there are
+ * directories above it, or such a link, would lead there. */
+int do_sources(struct sbx_child *c) {
+    int error = open_sources(c, SBX_BIND);
+    if (error >= 0 && !c->place->overlay)
+        error = open_holes(c);
+    for (int i = 0; i < c->place->n_mounts && !IN_REAPER && error >= 0; i++)
+        if (is_entry(&c->place->mounts[i]))
+            error = take(c, i, make_entry);
+    if (error >= 0)
+        c->index = 0;
+    return error < 0 ? error : 0;
 }
 
 /* Returns what mount I mounts: a source that was opened before, or a new file system. */
@@ -174,6 +182,12 @@ int do_mounts(struct sbx_child *c) {
         int error = c->place->mounts[i].flags & SBX_KEPT ? 0 : do_mount(c, i);
         if (error < 0)
             return sbx_fail(c->run, c->run->at.step, i, error);
+    }
+    if (!IN_REAPER && c->place->overlay
+        && c->place->read_only) { /* only now, as mount points were made in it */
+        int error = sbx_add_flags(c->tree, ATTR_READ_ONLY, 0);
+        if (error < 0)
+            return sbx_fail(c->run, SBX_STEP_READ_ONLY, 0, error);
     }
     if (c->dev >= 0) {
         int error = sbx_add_flags(c->dev, ATTR_READ_ONLY, 0);

@@ -48,7 +48,10 @@ int do_read_only(struct sbx_child *c) {
 int do_attach(struct sbx_child *c) {
     if (c->root < 0)
         return 0;
-    return (int)raw(RAW_move_mount, c->tree, "", AT_FDCWD, "/", FROM_EMPTY_PATH);
+    int error = (int)raw(RAW_move_mount, c->tree, "", AT_FDCWD, "/", FROM_EMPTY_PATH);
+    if (error < 0 || !c->place->overlay || open_holes(c) >= 0)
+        return error;
+    return sbx_fail(c->run, SBX_STEP_SOURCE, c->index, error);
 }
 
 /* pivot_root(".", ".") puts the old root on top of the new one (pivot_root(2), NOTES); then umount2

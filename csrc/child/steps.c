@@ -63,6 +63,9 @@ static const struct {
     {SBX_STEP_ROOT, do_root},
     BEFORE_REAPER(SBX_STEP_READ_ONLY, do_read_only)
     BEFORE_REAPER(SBX_STEP_SOURCE, do_sources)
+    BEFORE_REAPER(SBX_STEP_UPPER, do_upper)
+    BEFORE_REAPER(SBX_STEP_LAYER, do_layers)
+    BEFORE_REAPER(SBX_STEP_OVERLAY, do_overlay)
     BEFORE_REAPER(SBX_STEP_ATTACH, do_attach)
     {SBX_STEP_MOUNT, do_mounts},
     BEFORE_REAPER(SBX_STEP_PIVOT, do_pivot)

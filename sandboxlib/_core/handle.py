@@ -82,6 +82,11 @@ class Handle:
         """Whether the reaper ended the run because a process of it had used its CPU time."""
         return bool(self.struct.run.over_cpu_time)
 
+    @property
+    def was_left_alone(self) -> bool:
+        """Whether nobody killed the run."""
+        return native.was_left_alone(self.struct.run)
+
     def usage(self) -> bytes:
         """As native.usage_of() returns it."""
         return native.usage_of(self.struct.run)

@@ -98,6 +98,11 @@ def usage_of(run: Any) -> bytes:
     return usage
 
 
+def was_left_alone(run: Any) -> bool:
+    """Whether nobody killed a run that is over: its command wrote all that it wanted to."""
+    return not (run.killed or run.asked or run.over_cpu_time)
+
+
 def new_limits(values: dict[str, Any]) -> Any:
     """Make a struct sbx_limits of values that have no oom_score_adj."""
     return ffi.new("struct sbx_limits *", values)

@@ -135,6 +135,7 @@ class Workspace:
         self.job = ffi.new("struct sbx_job *")
         # The arrays and the names of the fields that fill_extras() filled.
         self.extras: tuple[list[Any], tuple[str, ...]] | None = None
+        self.root: Any = None  # what fill_root() filled the job with
         self.out, self.err = OutputBuffer(self.run.out), OutputBuffer(self.run.err)
         self.vec = ffi.new("const char *[]", VEC_SIZE)
         self.sources = ffi.new("int[]", MOUNTS_SIZE)
@@ -224,6 +225,11 @@ def give_back(workspace: Workspace) -> None:
         workspace.job.limits = ffi.NULL
         for name in ("n_passed", "n_cgroups", "unified", *numbers):
             setattr(workspace.job, name, 0)
+    if workspace.root is not None:
+        workspace.root = None
+        job = workspace.job
+        job.lowers = job.upper = ffi.NULL
+        job.n_lowers = job.upper_socket = 0
     for stream in (workspace.out, workspace.err):
         if stream.is_long:
             stream.reset()
@@ -292,6 +298,21 @@ def fill_extras(
     for name, number in numbers.items():
         setattr(job, name, number)
     workspace.extras = arrays, tuple(numbers)
+
+
+def fill_root(
+    workspace: Workspace, lowers: Sequence[str], upper: str | None, upper_socket: int
+) -> None:
+    """Fill what a job says of its root of layers; give_back() clears it.
+
+    lowers: the directories, the top first. upper: as in struct sbx_job; None: in memory.
+    upper_socket: as in struct sbx_job.
+    """
+    job = workspace.job
+    names = ffi.from_buffer(b"".join(os.fsencode(path) + b"\0" for path in lowers))
+    above = ffi.NULL if upper is None else text(upper)
+    job.lowers, job.n_lowers, job.upper, job.upper_socket = names, len(lowers), above, upper_socket
+    workspace.root = names, above
 
 
 def fill_limits(workspace: Workspace, limits: Any) -> None:

@@ -42,6 +42,8 @@ _ROOT_STEPS = {
     "attach": "attach a copy of the root",
     "pivot": "pivot_root into",
     "chroot": "Unable to chroot: into",
+    "upper": "make the upper directory of",
+    "overlay": "mount",
 }
 _STEPS = {
     "pipe": "make the pipes of the run",
@@ -76,6 +78,10 @@ ENTRY_HINTS = {
     " beforehand, or take Overlay(root)",
     errno.ENOTDIR: "the root has a file there, or on the way",
 }
+_MOUNTS_BELOW = (
+    "the overlay does not take it as a layer: mounts of the caller's lie below it that a user"
+    " namespace may not uncover, or its file system can be no layer"
+)
 _LIMITS = "the limits of RLIMIT_NPROC (ulimit -u) and of the pids cgroup are the usual causes"
 _NO_FILTER = (
     "the kernel has no filters (CONFIG_SECCOMP_FILTER), or a filter of the host forbids them; "
@@ -136,6 +142,15 @@ _HINTS = {
     ("source", errno.ENOENT): "a source is looked up outside of the root, as the caller",
     ("root", errno.ENOENT): "the root is a directory of the caller's, and has to be there",
     ("root", errno.ENOTDIR): "the root is a file: an image is unpacked first (sandboxlib.load)",
+    ("layer", errno.ENOENT): "a layer is a directory of the caller's, and has to be there",
+    ("layer", errno.ENOTDIR): "it is a file: a layer is a directory, an Image or a Layer",
+    ("layer", errno.EINVAL): _MOUNTS_BELOW,
+    ("layer", errno.EMFILE): "the caller has too many open files (ulimit -n)",
+    ("overlay", errno.EINVAL): _MOUNTS_BELOW,
+    ("overlay", errno.ENODEV): "the kernel has no overlay file system: modprobe overlay",
+    ("overlay", errno.EPERM): "an overlay in a user namespace takes Linux 5.11",
+    ("overlay", errno.ELOOP): "two of the layers are the same directory, or one lies in another",
+    ("upper", errno.ENOSPC): "Limits(changes=...) is too small, or the machine has no memory left",
     ("source", errno.ENODEV): "it exists, but is no device",
     ("source", errno.EMFILE): "each bind takes a descriptor during the set-up (ulimit -Hn)",
     ("target", errno.ENOTDIR): "a part of the path is a file",
@@ -371,8 +386,16 @@ def _about(plan: Plan, step: str, index: int, job: Job) -> tuple[str, str | None
     if step == "cwd":
         what = f"Unable to set current working directory: {job.cwd!r} in the root {box._root_name}"
         return what, job.cwd
-    if step in ("root", "read_only", "attach", "pivot", "chroot"):
-        return f"{_ROOT_STEPS[step]} {box._root_name}", box._root_name
+    if step == "layer" and plan.overlay is not None:
+        path = plan.overlay.path_of(index)
+        return f"layer {index}, {path}, of {box._root_name}", path
+    if step in _ROOT_STEPS:
+        return f"{_ROOT_STEPS[step]} {box._root_name}", box._directory or None
+    return _about_the_rest(plan, step, index)
+
+
+def _about_the_rest(plan: Plan, step: str, index: int) -> tuple[str, str | None]:
+    box = plan.box
     if step == "stdio":
         names = ("stdin", "stdout", "stderr", "status", "lifeline")
         return f"descriptor {names[index] if index < 5 else 'of pass_fds'}", None

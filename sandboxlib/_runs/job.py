@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from .._spec.command import Command, encode_environment
 from .._spec.spec import Spec
 from .._values import ENCODING, caller_directory
+from ..errors import SpecError
 
 # ---- the job ---------------------------------------------------------------------------------
 
@@ -60,8 +61,11 @@ class Job:
 
 def job_of(command: Command, box: Spec) -> Job:
     """The Job of a Command in a Sandbox. SetupError if its cwd is the caller's directory, and that
-    was removed.
+    was removed; SpecError if it asks for changes, which the root does not have.
     """
+    if command.changes != "drop" and box._overlay is None:
+        text = "takes a root that is an Overlay: a directory is changed in place"
+        raise SpecError(f"changes={command.changes!r} {text}")
     cwd = command.cwd
     if cwd is None:
         cwd = caller_directory() if box._directory == "/" else "/"

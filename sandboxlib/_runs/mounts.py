@@ -47,7 +47,7 @@ class PlannedMount:
         self.in_root = in_root  # the target lies in the root itself, so a stub can be made for it
         self.values: dict[str, Any] = {"kind": kind, "flags": flags, "target": target}
         if kind in (lib.SBX_TMPFS, lib.SBX_DEV):
-            self.values["inodes"] = _inodes(None)
+            self.values["inodes"] = inodes_of(None)
 
     @property
     def is_optional(self) -> bool:
@@ -125,6 +125,9 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
         planned[-1].made_above = _made_above(mount.target, planned[:-1])
         if cover and mount.source and mount.recursive:
             planned += _seals(mount.source, mount.target, ())
+    if box._overlay is not None:  # mount points are made in the run's own upper
+        for each in planned:
+            each.in_root = False
     return planned
 
 
@@ -306,7 +309,7 @@ def _planned(name: str, mount: Mount, is_in_mount: bool, cover: int) -> PlannedM
         planned.source = planned.values["source"] = mount.source
     if mount.type == "tmpfs":
         planned.values["mode"] = f"{mount.mode:o}"
-        planned.values["inodes"] = _inodes(mount.size)
+        planned.values["inodes"] = inodes_of(mount.size)
         if mount.size:
             planned.values["size"] = str(mount.size)
     if mount.type in ENTRIES:
@@ -342,7 +345,7 @@ def content_of(mount: Mount) -> tuple[bytes, int]:
     return file.read_bytes(), bits
 
 
-def _inodes(size: int | None) -> str:
+def inodes_of(size: int | None) -> str:
     """How many inodes a tmpfs of that size gets: they take kernel memory beyond its size."""
     if size is None:
         size = (

@@ -11,6 +11,7 @@ from .. import errors
 from .._core import native
 from .._host import machine
 from .._spec.limits import RLIMITS, SCHEDULERS, Limits
+from .._spec.overlay import Overlay
 from .._spec.policy import (
     CAPABILITIES,
     DEFAULT_CAPABILITIES,
@@ -20,7 +21,8 @@ from .._spec.policy import (
     program_of,
 )
 from .._spec.spec import Spec
-from .mounts import PlannedMount, _all_mounts, _hides_devices
+from .mounts import PlannedMount, _all_mounts, _hides_devices, inodes_of
+from .overlay import StackedRoot, place_values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Plan:
         self.box = box
         self.mounts = _all_mounts(box)
         values = _place_values(box)
+        self.overlay = None if box._overlay is None else self._stack(box._overlay, ids, values)
         if ids is not None:
             values["namespaces"] |= NEWUSER
         elif box.policy.capabilities == "all":
@@ -76,6 +79,14 @@ class Plan:
         self.isolation = MappingProxyType(isolation)  # shared by all Results
         self._nothing_held = native.held_flags(len(self.mounts), ())
         self.stubs: tuple[int, ...] = ()  # the mounts whose target the last run had to make
+
+    def _stack(
+        self, overlay: Overlay, ids: tuple[int, int] | None, values: dict[str, Any]
+    ) -> StackedRoot:
+        """The root of layers, of which it fills the values of the place."""
+        changes = None if self.box.limits is None else self.box.limits.changes
+        values |= place_values(overlay, ids, changes, inodes_of(changes))
+        return StackedRoot(self.box, ids, tuple(mount.target for mount in self.mounts))
 
     def share(self, base: Plan) -> None:
         """Uses the slots of another plan, which differs in the limits alone, if they have cgroups
@@ -122,8 +133,11 @@ class Plan:
 
     @property
     def paths(self) -> list[str]:
-        """The caller's paths that a run opens: the root and the sources."""
-        return [self.box._directory, *(mount.source for mount in self.mounts if mount.source)]
+        """The caller's paths that a run opens: the root, or its layers, and the sources."""
+        sources = [mount.source for mount in self.mounts if mount.source]
+        if self.overlay is not None:
+            return [*(lower.path for lower in self.overlay.lowers()), *sources]
+        return [self.box._directory, *sources]
 
     def may_hang(self) -> bool:
         """Whether the set-up of a run may take for ever."""
@@ -175,7 +189,7 @@ def _place_values(box: Spec) -> dict[str, Any]:
         "cut_capabilities": int(box.policy.capabilities != "all"),
     }
     # Leave out chroot(2) to "/": it changes nothing, but takes CAP_SYS_CHROOT.
-    if box._directory != "/" or isolated["mounts"]:
+    if box._overlay is None and (box._directory != "/" or isolated["mounts"]):
         values["root"] = box._directory
     if hostname is not None:
         values["hostname"] = hostname
@@ -288,4 +302,5 @@ def _serves(base: Plan, plan: Plan) -> bool:
     slot share.
     """
     name = "oom_score_adj"
-    return bool(base.values["limits"].get(name) == plan.values["limits"].get(name))
+    is_same = base.values["limits"].get(name) == plan.values["limits"].get(name)
+    return bool(is_same and base.values.get("upper_size") == plan.values.get("upper_size"))

@@ -23,6 +23,7 @@ from .explain import error_of
 from .extras import SINK, Extras
 from .job import Job
 from .mount_points import LEAST_SETUP, Silent, Stubs
+from .overlay import RootOfRun
 from .plan import Plan
 from .slots import MOST_IDLE, NoSlot, Slot, Slots, can_stay
 
@@ -120,7 +121,7 @@ class Run:
     __slots__ = (
         *("plan", "_job", "_stdio", "_captures", "deadline", "_timed_out", "_content", "_extras"),
         "command",
-        *("_workspace", "_slots", "_slot", "_stubs", "unkillable"),
+        *("_workspace", "_slots", "_slot", "_stubs", "_root", "unkillable"),
     )
 
     reaper = lib.SBX_OF_RUN  # of enum sbx_program
@@ -144,6 +145,7 @@ class Run:
         self._slot: Slot | None = None
         self._stubs: Stubs | None = None
         self._extras: Extras | None = None
+        self._root = None if plan.overlay is None else RootOfRun(plan.overlay, command)
         self.unkillable: errors.Unkillable | None = None
         self._content = -1
         if stdout is CAPTURE and stderr is CAPTURE:  # most Commands: the shortest way
@@ -191,6 +193,9 @@ class Run:
         if self._extras is not None:
             self._stdio = self._extras.prepare(self._workspace, self._stdio)
             fresh = fresh or self._extras.needs_fresh
+        if self._root is not None:
+            self._root.prepare(self._workspace)
+            fresh = True
         if fresh or not self._start_in_slot():
             if self._extras is not None:
                 self._extras.lease(self._workspace)
@@ -409,10 +414,12 @@ class Run:
         result._rusage = native.usage_of(struct)
         if extras is not None:
             extras.complete(result, bool(struct.over_cpu_time))
+        if self._root is not None:
+            self._root.finish(result, native.was_left_alone(struct))
         result.wall = monotonic() - began
         return result
 
-    def hand_over(self) -> tuple[Handle, Extras | None, Stubs | None]:
+    def hand_over(self) -> tuple[Handle, Extras | None, Stubs | None, RootOfRun | None]:
         """Gives away a fresh run that has started, with what lasts as long as it does: whoever
         takes it has to end and release them. release() then gives back the rest.
         """
@@ -420,7 +427,8 @@ class Run:
 
         handle = Handle(self._workspace)
         extras, stubs, self._extras, self._stubs = self._extras, self._stubs, None, None
-        return handle, extras, stubs
+        root, self._root = self._root, None
+        return handle, extras, stubs, root
 
     def release(self) -> None:
         """Gives back the workspace, the slot and the mount points, after end()."""
@@ -431,6 +439,8 @@ class Run:
             self._stubs.release()
         if self._extras is not None:
             self._extras.release(self.unkillable is not None)
+        if self._root is not None:
+            self._root.release()
         give_back(self._workspace)
 
     def _give_slot(self) -> None:

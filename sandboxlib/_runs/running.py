@@ -37,7 +37,7 @@ class Running:
         self._isolation = dict(run.plan.isolation)
         self._unkillable: errors.Unkillable | None = None
         self._results: dict[int, Result] = {}  # the one at 0 is made once: see _settle()
-        self.handle, self._extras, stubs = run.hand_over()
+        self.handle, self._extras, stubs, self._root = run.hand_over()
         self._unsettled: list[Stubs | None] = [stubs]  # whoever pops it releases all
 
     @property
@@ -117,6 +117,8 @@ class Running:
         try:
             if self._extras is not None:
                 self._extras.release(self._unkillable is not None)
+            if self._root is not None:
+                self._root.release()
             if stubs is not None:
                 stubs.abandon() if self.is_foreign else stubs.release()
         except BaseException:  # of a signal handler: the rest is released the next time
@@ -131,5 +133,7 @@ class Running:
         result._rusage = self.handle.usage()
         if self._extras is not None:
             self._extras.complete(result, self.handle.is_over_cpu_time)
+        if self._root is not None:
+            self._root.finish(result, self.handle.was_left_alone)
         result.wall = monotonic() - self._began
         return result

@@ -115,6 +115,9 @@ class OpenSession:
     def run_of(self, command: Command, **extras: Any) -> RunInSession:
         """A Run of a Command in this session. UnsupportedError, SessionOver."""
         plan = self._plan
+        if command.changes != "drop":
+            text = "the session has the changes of all its commands"
+            raise errors.SpecError(f"changes={command.changes!r} of a Command: {text}")
         if command.inputs or command.outputs:
             text = "the session has them: box.session(inputs=..., outputs=...)"
             raise errors.UnsupportedError(f"inputs or outputs of a Command in a session: {text}")
@@ -306,7 +309,7 @@ def _in_session(plan: Plan, base: Plan | None = None) -> Plan:
     plan of the session, if this one may have other limits.
     """
     plan = copy.copy(plan)
-    plan.cgroups = plan.limits_in_slot = None
+    plan.cgroups = plan.limits_in_slot = plan.overlay = None
     if base is not None and (limits := plan.values["limits"]) != base.values["limits"]:
         plan.limits_in_slot = native.new_limits(limits)
     return plan

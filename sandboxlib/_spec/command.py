@@ -294,6 +294,11 @@ class Command(Value):
         """The program and its arguments; bytes are decoded as os.fsdecode does."""
         return tuple(map(os.fsdecode, self._argv))
 
+    @property
+    def _takes_upper(self) -> bool:
+        """Whether somebody looks at what the run left in its root."""
+        return self.changes != "drop" or bool(self.outputs)
+
     def _job_numbers(self) -> dict[str, int]:
         """The fields of struct sbx_job that this Command sets to a number that is not 0."""
         return {"terminal": 1} if self.pty else {}

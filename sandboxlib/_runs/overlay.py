@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The root of layers of a Plan, and that of one of its runs."""
+
+from __future__ import annotations
+
+import os
+from _thread import allocate_lock
+from sys import byteorder
+
+from .. import errors
+from .._core import native
+from .._core.workspace import Workspace, fill_root
+from .._host import machine
+from .._spec.command import Command
+from .._spec.overlay import MOST_LAYERS, Layers, Lower, Overlay, Owners
+from .._spec.spec import Spec
+from .upper import Upper
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from socket import socket
+    from typing import Any
+
+    from ..result import Result
+
+lib = native.lib
+
+
+def owners_of(box: Spec, ids: tuple[int, int] | None) -> Owners:
+    """Whose ids files have in the layers and uppers of a Sandbox. ids: as in Plan."""
+    uid, gid = os.geteuid(), os.getegid()
+    if ids is None:
+        return Owners("real", uid, gid)
+    return Owners("ranges" if box._user_kind == "ranges" else "single", uid, gid)
+
+
+def takes_user_attributes(ids: tuple[int, int] | None) -> bool:
+    """Whether the overlay keeps its attributes as user.*: trusted.* ones take CAP_SYS_ADMIN in the
+    machine's first user namespace (xattr(7)). ids: as in Plan.
+    """
+    return ids is not None or machine.is_in_user_namespace()
+
+
+def place_values(
+    overlay: Overlay, ids: tuple[int, int] | None, changes: int | None, inodes: str
+) -> dict[str, Any]:
+    """The values of struct sbx_place for a root of layers. changes: as in Limits. inodes: how many
+    files an upper in memory may have.
+    """
+    how = lib.SBX_STACKED
+    if takes_user_attributes(ids):
+        how |= lib.SBX_USER_XATTR
+    if machine.kernel_is_older_than(6, 15):
+        how |= lib.SBX_BY_NAME
+    values: dict[str, Any] = {"overlay": how, "upper_inodes": inodes}
+    return values if changes is None else {**values, "upper_size": str(changes)}
+
+
+class StackedRoot:
+    """The root of a Plan that is an Overlay: its layers, which it finds, unpacks or stages once.
+
+    ids: as in Plan. targets: of the mounts of a run.
+
+    owners, prefix, targets: as in Upper.
+    """
+
+    def __init__(self, box: Spec, ids: tuple[int, int] | None, targets: tuple[str, ...]) -> None:
+        assert box._overlay is not None
+        self.box = box
+        self.overlay = box._overlay
+        self.owners = owners_of(box, ids)
+        self.prefix = b"user.overlay." if takes_user_attributes(ids) else b"trusted.overlay."
+        self.targets = targets
+        self._lock = allocate_lock()
+        self._lowers: tuple[Lower, ...] | None = None
+
+    def lowers(self) -> tuple[Lower, ...]:
+        """The layers, bottom first. Raises SandboxError if one cannot be unpacked."""
+        if self._lowers is None:
+            with self._lock:
+                if self._lowers is None:
+                    self._lowers = self._find()
+        return self._lowers
+
+    def path_of(self, index: int) -> str:
+        """The directory of a layer, for people."""
+        known = self._lowers or ()
+        return known[index].path if index < len(known) else "of the inputs"
+
+    def _find(self) -> tuple[Lower, ...]:
+        found: list[Lower] = []
+        for layer in self.overlay.layers:
+            if isinstance(layer, Layers):
+                found += layer._lowers(self.owners)
+            else:
+                found.append(Lower(layer))
+        check_number(len(found))
+        return tuple(found)
+
+
+def check_number(number: int) -> None:
+    """UnsupportedError if the kernel does not stack so many layers."""
+    if number > MOST_LAYERS:
+        raise errors.UnsupportedError(f"{number} layers, and the kernel stacks {MOST_LAYERS}")
+
+
+class RootOfRun:
+    """The overlay of one run: call `prepare` before each start, `finish` once the run is over, and
+    `release` in any case.
+
+    command: of which `changes` and whatever else says whether somebody asks for the upper.
+    """
+
+    def __init__(self, root: StackedRoot, command: Command) -> None:
+        self._root, self._command = root, command
+        self._lowers: tuple[Lower, ...] | None = None
+        self._sockets: tuple[socket, socket] | None = None
+
+    def lowers(self) -> tuple[Lower, ...]:
+        """The layers of the root, bottom first, and above them those of the run's own, which
+        Spec._inputs_of() names.
+        """
+        if self._lowers is None:
+            command = self._command
+            inputs: tuple[Lower, ...] = ()
+            if command.inputs or command.outputs:
+                inputs = tuple(self._root.box._inputs_of(command, self._root))
+            self._lowers = (*self._root.lowers(), *inputs)
+            check_number(len(self._lowers))
+        return self._lowers
+
+    def prepare(self, work: Workspace) -> None:
+        """Fills the job of a fresh run."""
+        if self._sockets is None and self._command._takes_upper:
+            from socket import AF_UNIX, SOCK_SEQPACKET, socketpair
+
+            self._sockets = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        told = 0 if self._sockets is None else self._sockets[1].fileno()
+        fill_root(work, [lower.path for lower in reversed(self.lowers())], None, told)
+
+    def _take(self, complete: bool) -> Upper | None:
+        """The Upper, which the child sent before the command began. None: nobody asked for it."""
+        if self._sockets is None:
+            return None
+        from socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT
+
+        fds: list[int] = []
+        flags = MSG_CMSG_CLOEXEC | MSG_DONTWAIT
+        try:  # a run that was started a second time has sent two: the last one counts
+            while True:
+                for _, _, data in self._sockets[0].recvmsg(1, CMSG_SPACE(4), flags)[1]:
+                    fds.append(int.from_bytes(data[:4], byteorder))
+        except BlockingIOError:
+            pass
+        for fd in fds[:-1]:
+            os.close(fd)
+        if not fds:
+            return None
+        root = self._root
+        return Upper(fds[-1], root.prefix, self.lowers(), root.owners, complete, root.targets)
+
+    def finish(self, result: Result, complete: bool) -> None:
+        """Takes what the Command asks for out of the upper of a run that is over."""
+        upper = self._take(complete)
+        if upper is None:
+            return
+        keep = self._command.changes
+        if keep == "keep" or (keep == "on-failure" and not result.ok):
+            result._changes = self._root.box._changes_of(upper)
+        else:
+            upper.close()
+
+    def release(self) -> None:
+        """Closes the sockets."""
+        sockets, self._sockets = self._sockets, None
+        for end in sockets or ():
+            end.close()

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A root of layers: each run has a pristine copy, which it may change as it likes."""
+
+import os
+import stat
+import threading
+
+import pytest
+from lib.roots import make_rootfs
+
+from sandboxlib import Limits, Mount, Overlay, Sandbox, SandboxError, SetupError, SpecError
+
+pytest_plugins = ["lib.ways"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    root = make_rootfs(tmp_path_factory.mktemp("layers") / "base")
+    (root / "etc" / "name").write_text("base\n")
+    (root / "etc" / "gone").write_text("base\n")
+    (root / "lib").mkdir()
+    (root / "lib" / "one").write_text("1\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def top(tmp_path_factory):
+    layer = tmp_path_factory.mktemp("layers") / "top"
+    (layer / "etc").mkdir(parents=True)
+    (layer / "etc" / "name").write_text("top\n")
+    (layer / "lib").mkdir()
+    (layer / "lib" / "two").write_text("2\n")
+    layer.chmod(0o751)
+    return layer
+
+
+@pytest.fixture(params=["fresh", "slot", "map", "start", "async"])
+def run(request, executor):
+    """Runs a command in a Sandbox in one of the ways; a map yields its SandboxError."""
+
+    from lib.ways import WAYS  # a plugin, which pytest imports first
+
+    def call(box, command):
+        result = WAYS[request.param](box, command)
+        if isinstance(result, SandboxError):
+            raise result
+        return result
+
+    return call
+
+
+def listing(*roots):
+    """All names below some directories, with what changes if somebody writes to one."""
+    found = {}
+    for root in roots:
+        for where, _, files in os.walk(root):
+            for path in (where, *(os.path.join(where, name) for name in files)):
+                status = os.lstat(path)
+                found[path] = (
+                    status.st_mode,
+                    status.st_size,
+                    status.st_mtime_ns,
+                    status.st_ctime_ns,
+                )
+    return found
+
+
+def sh(line):
+    return ["sh", "-c", line]
+
+
+def test_a_later_layer_hides_the_files_of_an_earlier_one(run, base, top):
+    with Sandbox(Overlay(base, top)) as box:
+        assert run(box, sh("cat /etc/name; ls /lib")).stdout == b"top\none\ntwo\n"
+    with Sandbox(Overlay(top, base)) as box:
+        assert run(box, sh("cat /etc/name")).stdout == b"base\n"
+
+
+def test_each_run_begins_pristine_and_no_layer_is_written_to(run, base, top):
+    before = listing(base, top)
+    line = "cat /etc/name /etc/gone && echo new > /etc/name && rm /etc/gone /lib/one && ls /lib"
+    with Sandbox(Overlay(base, top)) as box:
+        for _ in range(3):
+            result = run(box, sh(line))
+            assert (result.exit, result.stdout) == (0, b"top\nbase\ntwo\n")
+    assert listing(base, top) == before
+
+
+def test_the_root_looks_as_that_of_the_top_layer(run, base, top):
+    with Sandbox(Overlay(base, top)) as box:
+        told = run(box, ["stat", "-c", "%a %u %Y", "/"]).stdout.split()
+    assert told == [b"751", b"%d" % os.getuid(), b"%d" % top.stat().st_mtime]
+
+
+def test_a_directory_of_a_layer_that_is_removed_and_made_again_is_empty(run, base):
+    with Sandbox(Overlay(base)) as box:
+        result = run(box, sh("rm -r /lib && mkdir /lib && ls -A /lib"))
+        assert (result.exit, result.stdout) == (0, b"")
+
+
+def test_root_renames_a_directory_of_a_layer(run, executor, base):
+    with Sandbox(Overlay(base)) as box:
+        result = run(box, sh("mv /lib /lab && cat /lab/one && test ! -e /lib"))
+        assert (result.exit, result.stdout) == (0, b"1\n")
+
+
+def test_a_write_beyond_limits_changes_fails(run, base):
+    with Sandbox(Overlay(base), limits=Limits(changes="1M")) as box:
+        result = run(box, sh("dd if=/dev/zero of=/big bs=1k count=900 && echo fits"))
+        assert result.stdout == b"fits\n"
+        result = run(box, sh("dd if=/dev/zero of=/big bs=1k count=2000"))
+        assert result.exit == 1
+        assert b"No space left" in result.stderr
+        result = run(box, sh("for i in $(seq 2000); do : > /lib/$i || exit 7; done"))
+        assert result.exit != 0
+        assert b"No space left" in result.stderr
+
+
+def test_a_root_that_is_read_only_has_the_mounts_that_it_lacks_and_holes(run, base, tmp_path):
+    (tmp_path / "given").write_text("given\n")
+    box = Sandbox(
+        Overlay(base),
+        filesystem_writable_paths=["/lib"],
+        extra_mounts=[Mount.bind(tmp_path, "/mnt/deep/er", read_only=True), Mount.tmpfs("/work")],
+    )
+    with box:
+        line = "cat /mnt/deep/er/given; : > /lib/x && : > /work/x && ls /lib; : > /etc/x"
+        result = run(box, sh(line))
+    assert result.stdout == b"given\none\nx\n"
+    assert result.exit != 0
+    assert b"Read-only" in result.stderr
+
+
+def test_a_device_node_of_a_layer_does_not_work(run, executor, base, tmp_path):
+    layer = tmp_path / "devices"
+    layer.mkdir()
+    if os.geteuid() == 0:
+        os.mknod(layer / "zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    else:
+        pytest.skip("only root makes device nodes")
+    with Sandbox(Overlay(base, layer)) as box:
+        result = run(box, sh("test -c /zero && head -c 1 /zero"))
+    assert result.exit != 0
+    assert b"Permission denied" in result.stderr
+
+
+def test_no_process_of_a_run_reaches_a_layer_or_the_upper(run, base, top):
+    """Neither by a descriptor, nor by a mount, nor by a name in /proc."""
+    line = (
+        "cat /proc/self/mountinfo /proc/mounts; ls -l /proc/self/fd /proc/1/fd 2>/dev/null;"
+        " ls -d /l /upper /work /empty /.. ; umount / ; umount -l /; ls -a /.."
+    )
+    with Sandbox(Overlay(base, top)) as box:
+        told = run(box, sh(line)).stdout.decode()
+    for path in (base, top, base.parent):
+        assert str(path) not in told
+    points = [line.split()[4] for line in told.splitlines() if " - " in line]
+    assert points.count("/") == told.count(" - overlay ") == 1
+    assert {point.split("/")[1] for point in points} == {"", "proc", "dev", "tmp"}
+
+
+def test_layers_must_be_directories_and_the_error_names_the_one_that_is_not(run, base, tmp_path):
+    (tmp_path / "file").write_text("")
+    missing = tmp_path / "none"
+    for path, text in ((missing, "has to be there"), (tmp_path / "file", "it is a file")):
+        with pytest.raises(SetupError, match=text) as caught, Sandbox(Overlay(base, path)) as box:
+            run(box, ["true"])
+        assert (caught.value.step, caught.value.filename) == ("layer", str(path))
+        assert f"layer 1, {path}" in str(caught.value)
+
+
+def test_the_same_directory_twice_is_refused(executor, base):
+    with pytest.raises(SetupError, match="the same directory"):
+        Sandbox(Overlay(base, base)).run(["true"], fresh=True)
+
+
+def test_two_threads_see_nothing_of_each_other(executor, base):
+    seen = []
+    with Sandbox(Overlay(base)) as box:
+
+        def work(name):
+            for _ in range(10):
+                line = f"echo {name} > /mine; cat /mine; ls /lib; : > /lib/{name}"
+                seen.append(box.run(sh(line)).stdout)
+
+        threads = [threading.Thread(target=work, args=(f"t{n}",)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(seen) == sorted(10 * [b"t%d\none\n" % n for n in range(4)])
+
+
+def test_an_upper_that_was_kept_is_what_the_run_wrote(executor, base):
+    with Sandbox(Overlay(base)) as box:
+        result = box.run(sh("echo kept > /lib/new; rm /lib/one"), changes="keep", fresh=True)
+        other = box.run(sh("exit 3"), changes="on-failure", fresh=True)
+        fine = box.run(["true"], changes="on-failure", fresh=True)
+        late = box.run(sh(": > /x; sleep 60"), changes="keep", timeout=1, fresh=True)
+    upper = result._changes
+    assert sorted(os.listdir(f"/proc/self/fd/{upper.fd}/lib")) == ["new", "one"]
+    assert stat.S_ISCHR(os.lstat(f"/proc/self/fd/{upper.fd}/lib/one").st_mode)
+    assert upper.complete
+    assert not late._changes.complete
+    assert [lower.path for lower in upper.lowers] == [str(base)]
+    assert fine._changes is None
+    assert other._changes is not None
+    with pytest.raises(SpecError, match="on-failure"):
+        _ = fine.changes
+    for each in (result, other, late):
+        each._changes.close()
+
+
+def test_a_command_of_a_root_that_is_a_directory_has_no_changes(executor, base):
+    with pytest.raises(SpecError, match="an Overlay"):
+        Sandbox(base).run(["true"], changes="keep")
+
+
+def test_no_descriptor_is_left(executor, base):
+    with Sandbox(Overlay(base)) as box:
+        box.run(["true"], fresh=True)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            box.run(["true"], changes="keep", fresh=True)._changes.close()
+            box.run(["true"], changes="on-failure", fresh=True)
+            with pytest.raises(SetupError):
+                box.run(["/none"], changes="keep", fresh=True)
+        assert len(os.listdir("/proc/self/fd")) == before
