@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from .._choice import choose
+from .._spec.inputs import File
 from .._spec.limits import SCHEDULERS, Limits
 from .._spec.mount import Mount
 from .._spec.policy import Policy
@@ -151,6 +153,9 @@ def _add_files(add: Callable[..., argparse.Action]) -> None:
         ("tmpfs", _tmpfs, "DST[:SIZE]", "an empty directory in memory"),
         ("proc", Mount.proc, "DST", "a proc(5); /proc has one without this"),
         ("dev", Mount.dev, "DST", "a minimal /dev that can be written to"),
+        ("dir", _directory, "DST[:MODE]", "a directory, made where the root has none"),
+        ("symlink", _symlink, "TO:DST", "a symbolic link at DST"),
+        ("file", _file, "SRC:DST", "a read-only file at DST, with the content of SRC"),
     ):
         how = {"action": "append", "type": _checked(make), "metavar": form, "help": text}
         add(f"--{name}", dest="extra_mounts", **how)
@@ -449,6 +454,25 @@ def _bind(text: str, read_only: bool = False) -> Mount:
 
 def _bind_read_only(text: str) -> Mount:
     return _bind(text, read_only=True)
+
+
+def _directory(text: str) -> Mount:
+    target, colon, mode = text.partition(":")
+    return Mount.directory(target, _octal(mode)) if colon else Mount.directory(target)
+
+
+def _symlink(text: str) -> Mount:
+    to, colon, target = text.rpartition(":")
+    if not colon:
+        raise SpecError(f"not of the form TO:DST: {text!r}")
+    return Mount.symlink(to, target)
+
+
+def _file(text: str) -> Mount:
+    source, colon, target = text.rpartition(":")
+    if not colon:
+        raise SpecError(f"not of the form SRC:DST: {text!r}")
+    return Mount.file(File(Path(source)), target)
 
 
 def _tmpfs(text: str) -> Mount:

@@ -135,6 +135,14 @@ def test_sizes_have_units(shared_rootfs: Path) -> None:
     assert out("--tmpfs", "/mnt:65536", shared_rootfs, "sh", "-c", script).split()[1] == "64"
 
 
+def test_directories_links_and_files_are_added(shared_rootfs: Path, tmp_path: Path) -> None:
+    (tmp_path / "script").write_text("#!/bin/sh\nstat -c %a /new /run\n")
+    (tmp_path / "script").chmod(0o755)
+    words = ("--dir", "/new:700", "--symlink", "/new:/link", "--file", f"{tmp_path}/script:/run")
+    assert out(*words, shared_rootfs, "/run").split() == ["700", "555"]
+    assert out(*words, shared_rootfs, "readlink", "/link").strip() == "/new"
+
+
 def test_a_descriptor_is_passed(shared_rootfs: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("passed\n")
     with open(tmp_path / "file") as file:
