@@ -32,7 +32,6 @@ from ._executors import (
 )
 from ._executors.base import Executor
 from ._executors.refusals import (
-    entries_refused,
     limits_refused,
     read_only_refused,
     single_id_refused,
@@ -60,7 +59,7 @@ CAPABILITIES = {
 
 
 def _promises_not(box: Spec) -> list[str]:
-    refused = bwrap_overlay.refused(box) + entries_refused(box, "bubblewrap")
+    refused = bwrap_overlay.refused(box)
     if box.policy.nesting:
         refused.append("nesting=True: bwrap cannot make a sandbox in which commands make others")
     if not box.policy.no_new_privs:

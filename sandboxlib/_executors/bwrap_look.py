@@ -96,6 +96,8 @@ class Wanted:
             return self.source.is_at(entry)
         if self.is_new and any(one.device == entry.device for one in host):
             return False
+        if self.type == "data":  # a file of bwrap's own tmpfs, which has no name by now
+            return bool(entry.type == "tmpfs" and entry.root != "/")
         kind = "tmpfs" if self.type == "dev" else self.type
         return bool(entry.type == kind and entry.root == "/")
 

@@ -27,10 +27,11 @@ from .._host import machine
 from .._host.machine import is_below
 from .._runs import explain, mounts
 from .._runs.mount_points import Stubs
-from .._spec.mount import Mount
+from .._spec.mount import Mount, hidden
 from .._spec.spec import Spec
 from ..errors import UnsupportedError
 from . import bwrap_overlay
+from .bwrap_entries import Entries
 from .bwrap_look import BindSource, Wanted, table
 from .bwrap_tool import Descriptors, Tool
 from .view import View, doing
@@ -83,6 +84,13 @@ class Layout:
             self._add_hole(path)
         if covers and box._overlay is None:
             self._seal()
+        self._made = Entries(box, self._view, descriptors, undo)
+        asked = sorted(
+            enumerate(box.extra_mounts), key=lambda pair: not mounts.is_for_ours(pair[1])
+        )
+        first = [pair for pair in asked if mounts.is_for_ours(pair[1])]
+        for index, mount in first:
+            self._add_mount(mount, f"mount {index}")
         if self._has_own_proc():
             self._add_proc("/proc")
         if self.hides_devices and self._has_own_dev():
@@ -91,8 +99,9 @@ class Layout:
             self._add_mount(Mount.tmpfs("/tmp"), "private")
         if (resolver := mounts.resolver_of(box)) is not None:
             self._add_mount(resolver, "resolv_conf")
-        for index, mount in enumerate(box.extra_mounts):
+        for index, mount in asked[len(first) :]:
             self._add_mount(mount, f"mount {index}")
+        self.wanted += self._made.wanted
 
     def options(self) -> list[str]:
         """The options, in order: first those outside of the new root, then those inside."""
@@ -252,10 +261,8 @@ class Layout:
                 self._bind("--ro-bind", self._place(fd), path)
 
     def _has_own_proc(self) -> bool:
-        asked = any(mount.target == "/proc" for mount in self._box.extra_mounts)
-        if self._box.processes != "isolated" or asked:
-            return False
-        return os.path.isdir(self._view.find("/proc") or "")
+        asked = "/proc" in hidden(self._box.extra_mounts)
+        return self._box.processes == "isolated" and not asked and self._view.has_directory("/proc")
 
     def _has_own_dev(self) -> bool:
         return self._view.gets_own("/dev", self._box)
@@ -274,7 +281,11 @@ class Layout:
                 self._options += ["--ro-bind", f"/proc/{name}", f"{point}/{name}"]
 
     def _add_mount(self, mount: Mount, name: str) -> None:
-        what = f"{name}: {f'bind {mount.source}' if mount.source else mount.type} on {mount.target}"
+        what = f"{name}: {mounts.words_of(mount)}"
+        if mount.type in mounts.ENTRIES:
+            with doing(mount.target, "target", f"{what}: target", self._box):
+                self._options += self._made.options(mount, what)
+            return
         if mount.type == "proc":
             self._add_proc(mount.target)
             return

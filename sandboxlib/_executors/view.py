@@ -104,18 +104,33 @@ class View:
     """The files that the command will see: the root, and over it the mounts so far.
 
     over: the paths inside on which something is mounted, each with its path on the host, or None if
-    the run makes it itself (a tmpfs, a proc).
+    the run makes it itself (a tmpfs, a proc). made: the directories (None) and the symbolic links
+    (their texts) that the run adds, by their paths without links.
     """
 
     def __init__(self, root: str | None, layers: Sequence[str] = ()) -> None:
         """layers: what the root is stacked of, the uppermost first; root is the uppermost then."""
         self.over: dict[str, str | None] = {"/": root}
+        self.made: dict[str, str | None] = {}
         self._layers = layers
 
     def put(self, target: str, host: str | None) -> None:
         """Mounts a path of the host on target; None: a file system that the run makes itself."""
         self.over = {at: source for at, source in self.over.items() if not is_below(at, target)}
         self.over[target] = host
+        self.made = {at: to for at, to in self.made.items() if not is_below(at, target)}
+
+    def exists(self, path: str) -> bool:
+        """Whether a path inside, whose parents have no symbolic links, is there. Of a file system
+        that the run makes only mount points and what was added are known.
+        """
+        host = self.host(path)
+        is_known = path in self.over or path in self.made
+        return is_known or (host is not None and os.path.lexists(host))
+
+    def link_at(self, path: str) -> str | None:
+        """The text of the symbolic link at such a path; None: there is none. OSError."""
+        return self.made[path] if path in self.made else _read_link(self.host(path))
 
     def mount_of(self, path: str) -> str:
         """The mount point, inside, of the mount that a path inside lies on."""
@@ -141,7 +156,7 @@ class View:
                 resolved = os.path.dirname(resolved) if name == ".." else resolved
                 continue
             here = os.path.join(resolved, name)
-            leads_to = _read_link(self.host(here))
+            leads_to = self.link_at(here)
             if leads_to is None:
                 resolved = here
                 continue
@@ -155,9 +170,12 @@ class View:
     def find(self, path: str) -> str | None:
         """The path on the host; "" if only the run has it, None if it does not exist."""
         with contextlib.suppress(OSError):
-            host = self.host(self.resolve(path))
-            if host is None or os.path.exists(host):
-                return host or ""
+            resolved = self.resolve(path)
+            host = self.host(resolved)
+            if host is None or resolved in self.made:
+                return ""
+            if os.path.exists(host):
+                return host
         return None
 
     def gets_own(self, path: str, box: Spec) -> bool:
@@ -167,8 +185,7 @@ class View:
         targets = [mount.target for mount in box.extra_mounts]
         if path in hidden(box.extra_mounts):
             return False
-        is_there = os.path.isdir(self.find(path) or "")
-        return is_there or any(is_below(target, path) for target in targets)
+        return self.has_directory(path) or any(is_below(target, path) for target in targets)
 
     def has_directory(self, path: str) -> bool:
         """Whether there is such a directory. In a file system that the run makes only the mount
@@ -179,6 +196,8 @@ class View:
             host = self.host(resolved)
         except OSError:
             return False
+        if resolved in self.made:
+            return True
         return os.path.isdir(host) if host else any(is_below(at, resolved) for at in self.over)
 
 

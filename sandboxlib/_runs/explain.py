@@ -303,6 +303,8 @@ def hint_of_stub(
     error: int, box: Spec, target: str, mounts: Sequence[PlannedMount] | None = None
 ) -> str:
     """The likely remedy if the mount point of a target cannot be made, or ""."""
+    if error == errno.EEXIST:
+        return ENTRY_HINTS[error]
     if error == errno.EROFS:
         return "the file system of the root is read-only, and has no such directory or file"
     is_explained = error in (errno.ENOENT, errno.EACCES, errno.EPERM)

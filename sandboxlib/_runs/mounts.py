@@ -101,9 +101,9 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
     targets = hidden(box.extra_mounts)
     with_proc = "/proc" in targets
     # A directory for a mount of our own comes before that.
-    asked = sorted(enumerate(box.extra_mounts), key=lambda pair: not _is_for_ours(pair[1]))
+    asked = sorted(enumerate(box.extra_mounts), key=lambda pair: not is_for_ours(pair[1]))
     for index, mount in asked:
-        if _is_for_ours(mount):
+        if is_for_ours(mount):
             planned.append(_planned(f"mount {index}", mount, True, 0))
     if cover and box.mounts == "isolated" and box._overlay is None:
         planned += _seals(box._directory, "/", () if isolated or with_proc else ("/proc",))
@@ -117,7 +117,7 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
     own = [("deterministic", mount) for mount in _accounts(box)]
     if (resolver := resolver_of(box)) is not None:
         own.append(("resolv_conf", resolver))
-    own += [(f"mount {i}", mount) for i, mount in asked if not _is_for_ours(mount)]
+    own += [(f"mount {i}", mount) for i, mount in asked if not is_for_ours(mount)]
     for name, mount in own:
         # A user namespace is given a proc of its own only where it can see one that is whole.
         covers = 0 if box.policy.nesting and mount.type == "proc" else cover
@@ -131,7 +131,7 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
     return planned
 
 
-def _is_for_ours(mount: Mount) -> bool:
+def is_for_ours(mount: Mount) -> bool:
     """Whether it is a directory for the sandbox's own /proc, /dev or /tmp."""
     return mount.type == "directory" and mount.target in ("/proc", "/dev", "/tmp")
 
