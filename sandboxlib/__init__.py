@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from ._concurrent.pool import SandboxExecutor
     from ._concurrent.process import Process
     from ._concurrent.session import Session
+    from ._images.image import Image
+    from ._images.layer import Layer
     from ._images.store import Store
     from ._inputs.outputs import Outputs
     from ._inputs.tree import Tree
@@ -65,7 +67,9 @@ __all__ = [
     "CommandOptions",
     "File",
     "HostRootWarning",
+    "Image",
     "ImageError",
+    "Layer",
     "Limits",
     "Lines",
     "Mount",
@@ -123,6 +127,8 @@ _NAMES_LATER = {
     "Session": "_concurrent.session",
     "Runner": "_runner",
     "SandboxExecutor": "_concurrent.pool",
+    "Image": "_images.image",
+    "Layer": "_images.layer",
     "Store": "_images.store",
     "Trace": "_trace.trace",
     "Tree": "_inputs.tree",

@@ -33,7 +33,7 @@ from ..errors import (
     printable,
     setup_error,
 )
-from .child import documents, extract
+from .child import documents, extract, roots, stored
 from .child.accounts import LAST_ID
 from .child.blobs import Refused
 from .target import Existing, Target
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
     from .._types import Path
 
+    Way = tuple[Any, _types.UserName]
+
 MAX_SIZE = 16 << 30  # bytes of content
 MAX_MEMBERS = 1_000_000
 TIMEOUT = 600.0  # seconds
@@ -51,7 +53,7 @@ MAX_ANSWER = 8 * documents.MAX_JSON  # bytes: a document in which each character
 MAX_ERROR = 2000  # characters of a message from the child
 #: The child's capabilities: to make the target its root, and to write files of other owners.
 _NEEDED = {"sys_chroot", "dac_override"}
-_FOR_OWNERS = {"chown", "fowner", "fsetid"}
+_FOR_OWNERS = {"chown", "fowner", "fsetid", "setfcap"}
 # Without it, an interpreter that was moved away from its libraries does not start.
 _LOADER = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
 
@@ -170,8 +172,9 @@ def _made(parent: str | Target, name: str, child: Child) -> Iterator[Target]:
 class Child:
     """The program that unpacks, in its sandbox. Raises UnsupportedError if none can confine it."""
 
-    def __init__(self, request: Request) -> None:
-        self._run, self.user = executor()
+    def __init__(self, request: Request, way: Way | None = None) -> None:
+        self._run, self.user = way or executor()
+        self.lowers: list[str] = []  # layers that it sees, bottom first
         self._name, self._path = request.name, request.path
         self.settings = dict(request.settings)
         self._timeout = request.timeout
@@ -179,7 +182,7 @@ class Child:
         self.stdin: int | None = None
         self._foreign = False  # True: ids of /etc/subuid may own files of the target
 
-    def run(self, target: Target | None) -> dict[str, Any]:
+    def run(self, target: Target | Existing | None) -> dict[str, Any]:
         """Run the job, and return the child's answer.
 
         Raises ImageError with the child's message; SetupError, also after the timeout.
@@ -187,8 +190,11 @@ class Child:
         self._foreign = self.user == "ranges"
         left = None if self._end is None else max(0.001, self._end - time.monotonic())
         answer = self._call(self.settings, target, left)
-        if answer.keys() == {"moved"} and target is not None:
+        if answer.keys() == {"moved"} and isinstance(target, Target):
             raise target.swapped()
+        if answer.keys() == {"full"}:
+            what = f"unpack {self._name}: {printable(str(answer['full'])[:MAX_ERROR])}"
+            raise setup_error(errno.ENOSPC, self._path, "unpack", what, "make room on that disk")
         if answer.keys() == {"error"} and isinstance(answer["error"], str):
             raise ImageError(f"{self._name}: {printable(answer['error'][:MAX_ERROR])}")
         if answer.keys() != {"value", "ids"}:
@@ -215,9 +221,11 @@ class Child:
         mounts = [Mount.dev("/dev")]
         if target is not None:
             settings = settings | {"target": target.identity}
-            mounts.append(Mount.bind(target.path, extract.TARGET))
+            mounts.append(Mount.bind(target.path, roots.TARGET))
+        for number, path in enumerate(self.lowers):
+            mounts.append(Mount.bind(path, f"{stored.LOWER}{number}", read_only=True))
         if settings.get("directory"):
-            mounts.append(Mount.bind(self._path, extract.SOURCE, read_only=True))
+            mounts.append(Mount.bind(self._path, roots.SOURCE, read_only=True))
         box = Spec(
             "/",
             tmp="root",  # Python or this package may be installed below /tmp
@@ -296,7 +304,7 @@ def holds_image(path: Path) -> bool:
     return value is True
 
 
-def executor() -> tuple[Any, _types.UserName]:
+def executor() -> Way:
     """The function that runs the child, and its user: (run_command, user). Raises UnsupportedError
     if this caller can confine no child.
     """
@@ -322,6 +330,13 @@ def _capabilities(user: str) -> list[str]:
 
 def _uncontained(reason: object) -> UnsupportedError:
     return UnsupportedError(f"an image cannot be unpacked safely by this caller: {reason}")
+
+
+def stack_directory() -> str:
+    """The folder of the module that merges layers, which the child imports."""
+    from .._changes.child import stack
+
+    return os.path.dirname(os.path.abspath(stack.__file__))
 
 
 def _zstandard() -> str | None:

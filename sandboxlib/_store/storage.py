@@ -145,8 +145,11 @@ class Storage(AnyStore):
         while True:
             path = self._path(_TMP, os.urandom(12).hex())
             os.mkdir(path, 0o700)
-            fd = os.open(path, _DIRECTORY)
             # Another process may take an unlocked one for a leftover, just before we lock it.
+            try:
+                fd = os.open(path, _DIRECTORY)
+            except FileNotFoundError:
+                continue
             if lock(fd, wait=False) and still_at(fd, path):
                 return New(path, fd)
             os.close(fd)
@@ -220,6 +223,11 @@ class Storage(AnyStore):
             os.close(fd)
             raise
         return Lease(os.path.join(path, "tree") if stat.S_ISDIR(at.st_mode) else path, fd)
+
+    def _forget(self, kind: str, name: str) -> None:
+        """Remove an entry that is a file, for a newer one in its place."""
+        with self._step("remove something from"), contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(kind, name))
 
     @contextlib.contextmanager
     def _making(self, kind: str, name: str, deadline: float | None = None) -> Iterator[None]:

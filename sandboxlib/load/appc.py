@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from .. import _types
 from .._images import unpack
-from .._images.child import documents
-from .._spec.command import BASE_ENVIRONMENT
+from .._images.config import of_aci
 from .._values import check_text
 from .command import Process
 
@@ -52,15 +50,5 @@ def process(manifest: dict[str, Any]) -> Process:
 
     manifest: dict, as unpack_app_container_image yields it.
     """
-    with unpack.refusals():
-        app = documents.checked(manifest.get("app") or {}, dict, "app")
-        name = documents.strings([manifest.get("name") or ""], "name")[0]
-        env = {**BASE_ENVIRONMENT, "AC_APP_NAME": name}
-        for setting in documents.checked(app.get("environment") or [], list, "environment"):
-            entry = documents.checked(setting, dict, "a variable of environment")
-            variable = [entry.get("name"), entry.get("value")]
-            unpack.set_variable(env, *documents.strings(variable, "environment"))
-        cwd = documents.strings([app.get("workingDirectory") or "/"], "app")[0]
-        argv = documents.strings(app.get("exec"), "exec")
-        account = documents.aci_account(manifest)
-    return Process(argv, os.path.join("/", cwd), env, account)
+    found = of_aci(manifest)
+    return Process(found.entrypoint, found.cwd, found.env, found.account)

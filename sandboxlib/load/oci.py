@@ -10,8 +10,7 @@ from typing import Any
 
 from .. import _types
 from .._images import unpack
-from .._images.child import documents
-from .._spec.command import BASE_ENVIRONMENT
+from .._images.config import of_oci
 from .._values import check_text
 from ..errors import ImageError, SetupError
 from .command import Process
@@ -79,14 +78,5 @@ def process(config: dict[str, Any]) -> Process:
 
     config: dict, as unpack_oci_image yields it.
     """
-    with unpack.refusals():
-        settings = documents.checked(config.get("config") or {}, dict, "config")
-        env = dict(BASE_ENVIRONMENT)
-        for setting in documents.strings(settings.get("Env"), "Env"):
-            name, equals, value = setting.partition("=")
-            unpack.set_variable(env, name if equals else "", value)
-        keys = ("Entrypoint", "Cmd")
-        argv = [text for key in keys for text in documents.strings(settings.get(key), key)]
-        cwd = documents.strings([settings.get("WorkingDir") or "/"], "config")[0]
-        account = documents.oci_account(config)
-    return Process(argv, os.path.join("/", cwd), env, account)
+    found = of_oci(config)
+    return Process([*found.entrypoint, *found.cmd], found.cwd, found.env, found.account)

@@ -548,7 +548,7 @@ if settings["job"] == "empty":
 package = types.ModuleType("unpacker")
 package.__path__ = [os.path.dirname(EXTRACT)]
 sys.modules["unpacker"] = package
-from unpacker import extract as _extract
+from unpacker import extract as _extract, roots as _roots
 import bz2, ctypes, lzma
 base = os.pread(0, 1 << 20, 0)
 wrong, costs, refused = [], [], 0
@@ -589,7 +589,7 @@ for seed in range(FIRST, FIRST + COUNT):
         os.dup2(image, 0)
         os.dup2(say, 1)
         at = os.stat(place)
-        _extract.TARGET = place
+        _roots.TARGET = place
         sys.argv[1] = json.dumps({**settings, "target": [at.st_dev, at.st_ino]})
         _extract.main()
         os._exit(0)

@@ -375,8 +375,8 @@ def _with_program(program: str, tmp_path: Path, image: Layout) -> None:
 
 def test_the_child_gives_up_leaving_its_root(tmp_path: Path) -> None:
     script = (
-        "from sandboxlib._images.child import extract as _extract\n"
-        "drop = _extract._dropper()\n"
+        "from sandboxlib._images.child import roots\n"
+        "drop = roots._dropper()\n"
         "drop()\n"
         "print([l for l in open('/proc/self/status') if l.startswith('CapEff')][0].split()[1])\n"
     )

@@ -31,6 +31,10 @@ class Refused(Exception):
     """The image is refused. The parent passes the message on to its caller."""
 
 
+class Full(Refused):
+    """The disk is full."""
+
+
 def shown(name: bytes | str) -> str:
     """A name for a message: short, and without control characters for the terminal."""
     if isinstance(name, bytes):
@@ -78,6 +82,26 @@ class Part:
         return data
 
 
+class Piped:
+    """A pipe as a stream, whose first bytes can be looked at."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._head = b""
+        while len(self._head) < 6 and (data := os.read(fd, 6 - len(self._head))):
+            self._head += data
+
+    def magic(self) -> bytes:
+        """As File.magic."""
+        return next((magic for magic in MAGIC if self._head.startswith(magic)), b"")
+
+    def read(self, size: int, /) -> bytes:
+        if self._head:
+            data, self._head = self._head[:size], self._head[size:]
+            return data
+        return os.read(self._fd, size)
+
+
 class Counted:
     """A stream that hashes, counts and limits the bytes of another one, a chunk at a time."""
 
@@ -117,9 +141,13 @@ class Counted:
         self._at = len(self._buffer)
         while self.read():
             self._at = len(self._buffer)
-        actual = f"sha256:{self._hash.hexdigest()}"
+        actual = self.digest()
         if digest and actual != digest:
             raise Refused(f"the {what} is not {digest}, but {actual}")
+
+    def digest(self) -> str:
+        """The digest of what was read."""
+        return f"sha256:{self._hash.hexdigest()}"
 
 
 class Gzip:

@@ -130,6 +130,17 @@ def aci_account(manifest: dict[str, Any]) -> str:
     return f"{user}:{group}"
 
 
+def aci_manifest(data: bytes | None) -> dict[str, Any]:
+    """Parse the manifest of an app container image; data: None if it has none."""
+    if data is None:
+        raise Refused("it has no manifest")
+    manifest: dict[str, Any] = checked(parse_json(data, "the manifest"), dict, "the manifest")
+    for key in ("dependencies", "pathWhitelist"):
+        if manifest.get(key):
+            raise Refused(f"the manifest has {key}, which are not supported")
+    return manifest
+
+
 # ---- files -----------------------------------------------------------------------------------
 
 

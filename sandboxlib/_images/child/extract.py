@@ -2,11 +2,12 @@
 """The program that unpacks an image, in a sandbox that the parent made before it reads a byte.
 
 The parent runs it by path. The image is its stdin or at SOURCE, its settings are JSON in argv[1],
-and it unpacks to TARGET. It imports no module of sandboxlib but those of its own folder. In the
-sandbox only the target is writable, and the program makes that its root directory, so nothing in an
-image can lead out of it. It refuses only images that no honest program makes.
+and it unpacks to TARGET; the jobs that fill a store are in stored.py. It imports no module of
+sandboxlib but those of its own folder. In the sandbox only the target is writable, and the program
+makes that its root directory, so nothing in an image can lead out of it. It refuses only images
+that no honest program makes.
 
-It writes one JSON document to stdout: {"error"}, {"moved"} or {"value", "ids"}; see
+It writes one JSON document to stdout: {"error"}, {"full"}, {"moved"} or {"value", "ids"}; see
 _images/unpack.py.
 """
 
@@ -24,88 +25,17 @@ if not __package__:  # run by path
     _package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
     sys.modules[__package__] = _package
 
-from . import accounts, documents, layers, removal
-from .blobs import Counted, File, Part, Refused, decompressors, shown
-from .tar import Archive
+from . import accounts, documents, layers, removal, stored
+from .blobs import File, Full, Refused, decompressors, shown
+from .roots import Moved, Roots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
-    from .blobs import Stream
-
-SOURCE, TARGET = "/dev/source", "/dev/target"
 MEMORY = 2 << 30  # bytes of address space
 DESCRIPTORS = 1024  # a layout takes one for each layer
 AGAIN = 8  # an image may repeat its layers so often; more would take long for a small file
-SLACK = 1 << 20  # bytes beyond a limit that are not worth a refusal
-_SYS_CHROOT = 18  # capabilities(7)
-_VERSION_3 = 0x20080522
-
-
-class Moved(Exception):
-    """The directory at TARGET is not the one that the parent made."""
-
-
-class Roots:
-    """The root directories of this process: that of the sandbox, later the image or the target.
-
-    While the root is one of the last two, imports are switched off, because Python would import
-    modules of the image.
-    """
-
-    def __init__(self, identity: list[int]) -> None:
-        self._finders = list(sys.meta_path)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._ours = os.open("/", flags)
-        self._target = os.open(TARGET, flags)
-        status = os.fstat(self._target)
-        if [status.st_dev, status.st_ino] != identity:
-            raise Moved
-
-    def enter_source(self) -> None:
-        sys.meta_path.clear()
-        os.chroot(SOURCE)
-        os.chdir("/")
-
-    def leave_source(self) -> None:
-        os.fchdir(self._ours)
-        os.chroot(".")
-        sys.meta_path[:] = self._finders
-
-    def enter_target(self) -> None:
-        """Make the target the root directory, and drop the capability that leads out of it."""
-        drop = _dropper()
-        sys.meta_path.clear()
-        os.fchdir(self._target)
-        os.chroot(".")
-        os.close(self._target)
-        os.close(self._ours)
-        drop()
-
-
-def _dropper() -> Callable[[], None]:
-    """A function that drops CAP_SYS_CHROOT, by which a process can leave its root directory. It is
-    made before the imports are switched off.
-    """
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    head = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable: the low words, the high
-
-    def call(function: Any) -> None:
-        if function(head, sets) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-    def drop() -> None:
-        call(libc.capget)
-        for at in range(3):
-            sets[at] &= ~(1 << _SYS_CHROOT)
-        call(libc.capset)
-
-    return drop
 
 
 # ---- the jobs --------------------------------------------------------------------------------
@@ -133,17 +63,12 @@ def unpack_aci(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
     file = File("it", 0, 0, os.fstat(0).st_size)
     known = decompressors({file.magic()}, settings["zstd"])
     roots.enter_target()
-    layer = _layer_of(settings, _budget(settings), b"rootfs")
-    archive = _apply(layer, known, file, _limit(settings["max_size"], settings["max_members"]))
+    layer = _layer_of(settings, stored.budget_of(settings), b"rootfs")
+    limit = stored.limit_of(settings["max_size"], settings["max_members"])
+    archive = stored.apply(layer, known, file, limit)
     if not archive.ended:
         raise Refused("it is truncated: the mark of its end is missing")
-    if layer.manifest is None:
-        raise Refused("it has no manifest")
-    manifest = documents.parse_json(layer.manifest, "the manifest")
-    documents.checked(manifest, dict, "the manifest")
-    for key in ("dependencies", "pathWhitelist"):
-        if manifest.get(key):
-            raise Refused(f"the manifest has {key}, which are not supported")
+    manifest = documents.aci_manifest(layer.manifest)
     return manifest, documents.aci_account(manifest) if settings["account"] else ""
 
 
@@ -161,51 +86,25 @@ def unpack_oci(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
     roots.leave_source()
     known = decompressors({file.magic() for file in files}, settings["zstd"])
     roots.enter_target()
-    budget = _budget(settings)
+    budget = stored.budget_of(settings)
     sizes: dict[str, int] = {}  # bytes of each layer, counted once
     repeated = 0  # bytes of the layers that came before already
     for number, (file, (blob, diff_id)) in enumerate(zip(files, layout.layers, strict=True)):
         try:
             layer = _layer_of(settings, budget)
-            limit = _limit(budget.size, budget.members)
-            size = _apply(layer, known, file, limit, blob.digest, diff_id).offset
+            limit = stored.limit_of(budget.size, budget.members)
+            size = stored.apply(layer, known, file, limit, blob.digest, diff_id).offset
         except Refused as error:
-            raise Refused(f"layer {number}, {shown(blob.name)}: {error}") from None
+            raise type(error)(f"layer {number}, {shown(blob.name)}: {error}") from None
         repeated += size if diff_id in sizes else 0
         sizes.setdefault(diff_id, size)
-        if repeated > AGAIN * sum(sizes.values()) + SLACK:
+        if repeated > AGAIN * sum(sizes.values()) + stored.SLACK:
             raise Refused("it repeats the same layers too often")
     return layout.config, account
 
 
-def _budget(settings: dict[str, Any]) -> layers.Budget:
-    return layers.Budget(settings["max_size"], settings["max_members"])
-
-
-def _limit(size: int, members: int) -> int:
-    """The highest size of an archive with `size` bytes of content and so many members."""
-    return size + 4096 * members + SLACK
-
-
 def _layer_of(settings: dict[str, Any], budget: layers.Budget, prefix: bytes = b"") -> Any:
     return layers.Layer(budget, settings["owners"], settings["set_ids"], prefix)
-
-
-def _apply(
-    layer: layers.Layer,
-    known: dict[bytes, Callable[[Any], Stream]],
-    file: File,
-    limit: int,
-    digest: str = "",
-    diff_id: str = "",
-) -> Archive:
-    blob = Counted(Part(file), limit + limit // 8)
-    content = Counted(known[file.magic()](blob), limit)
-    archive = Archive(content)
-    layer.extract(archive)
-    content.check(diff_id, "layer")
-    blob.check(digest, "blob")
-    return archive
 
 
 # ---- the program -----------------------------------------------------------------------------
@@ -224,6 +123,8 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
     if job == "empty":
         empty_target(settings)
         return {"value": True, "ids": None}
+    if job in stored.JOBS:
+        return {"value": stored.JOBS[job](settings), "ids": None}
     value, account = (unpack_aci if job == "aci" else unpack_oci)(settings)
     return {"value": value, "ids": accounts.resolve(account)}
 
@@ -232,6 +133,8 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     try:
         answer = run(settings)
+    except Full as error:
+        answer = {"full": str(error)}
     except Refused as error:
         answer = {"error": str(error)}
     except Moved:

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 
-from .blobs import CHUNK, Refused, shown
+from .blobs import CHUNK, Full, Refused, shown
 from .removal import empty
 from .tar import MAX_NAME, REGULAR, Archive, Member, parts_of
 
@@ -28,6 +28,10 @@ MAX_IMPLIED, IMPLIED_EACH = 1000, 4  # at the start, and so many more for each m
 #: and then it counts the same links a second time, so ELOOP may be false.
 TRIES = 10
 OPAQUE = b".wh..wh..opq"
+
+
+class NoFile(Refused):
+    """A hard link does not lead to a file."""
 
 
 class Budget:
@@ -50,9 +54,12 @@ class Budget:
             raise Refused(f"too many directories that no member names, as for {shown(name)}")
 
     def content(self, member: Member) -> None:
-        self.size -= member.size
+        self.content_of(member.size, member.name)
+
+    def content_of(self, size: int, name: bytes) -> None:
+        self.size -= size
         if self.size < 0:
-            raise Refused(f"{shown(member.name)} is larger than the rest of max_size")
+            raise Refused(f"{shown(name)} is larger than the rest of max_size")
 
     def _count(self, name: bytes) -> None:
         self.members -= 1
@@ -86,7 +93,8 @@ class Layer:
             try:
                 self._unpack(archive, member)
             except OSError as error:
-                raise Refused(f"{shown(member.name)}: {error.strerror or error}") from None
+                kind = Full if error.errno in (errno.ENOSPC, errno.EDQUOT) else Refused
+                raise kind(f"{shown(member.name)}: {error.strerror or error}") from None
         if self._prefix and not self._has_prefix:
             raise Refused("it has no rootfs")
         for path, member in self._directories.items():
@@ -159,13 +167,17 @@ class Layer:
         for part in parts[existing:]:
             real = self._checked(real + part + b"/", name)
             self._budget.implied(name)
-            try:
-                os.mkdir(part, 0o755)
-            except FileExistsError:  # a symbolic link whose target does not exist
-                raise _no_directory(name) from None
+            self._make_implied(part, real, name)
             os.chdir(part)
             self._here = real
         return real
+
+    def _make_implied(self, part: bytes, path: bytes, name: bytes) -> None:
+        """Make a directory that no member names. path: its real path. name: the member below it."""
+        try:
+            os.mkdir(part, 0o755)
+        except FileExistsError:  # a symbolic link whose target does not exist
+            raise no_directory(name) from None
 
     def _change_to(self, parts: list[bytes], name: bytes) -> bool:
         """Change to a directory. Returns False if it does not exist."""
@@ -179,7 +191,7 @@ class Layer:
                 if error.errno == errno.ELOOP and tries < TRIES - 1:
                     continue
                 if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                    raise _no_directory(name) from None
+                    raise no_directory(name) from None
                 raise
         self._here = os.getcwdb().rstrip(b"/") + b"/"
         return True
@@ -218,7 +230,7 @@ class Layer:
         """Make a member. path: its real path. name: its name in the current directory."""
         if member.kind in REGULAR:
             self._budget.content(member)
-            self._make(lambda: self._write(archive, member, name), name)
+            self._make(lambda: self._write(archive, member, name, path), name)
         elif member.kind == b"5":
             self._make_directory(member, name, path + b"/")
         elif member.kind == b"1":
@@ -278,14 +290,15 @@ class Layer:
         except FileNotFoundError:
             is_file = False
         if not is_file:
-            raise Refused(f"{shown(member.name)} is a hard link to {shown(member.link)}, no file")
+            raise NoFile(f"{shown(member.name)} is a hard link to {shown(member.link)}, no file")
         if source != path:
             self._make(lambda: os.link(source, name, follow_symlinks=False), name)
 
-    def _write(self, archive: Archive, member: Member, name: bytes) -> None:
+    def _write(self, archive: Archive, member: Member, name: bytes, path: bytes) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600)
         try:
+            self._begin_content()
             data, at = b"", 0  # what was read, and how much of it is written
             for start, size in ((0, member.size),) if member.map is None else member.map:
                 done = 0
@@ -295,6 +308,7 @@ class Layer:
                     part = data[at : at + size - done]
                     if os.pwrite(fd, part, start + done) != len(part):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    self._see_content(part)
                     done, at = done + len(part), at + len(part)
             if member.map is not None:
                 os.ftruncate(fd, member.size)
@@ -302,16 +316,24 @@ class Layer:
         finally:
             os.close(fd)
 
-    def _finish(self, member: Member, file: int, is_directory: bool = False) -> None:
+    def _begin_content(self) -> None:
+        """Called before the content of a file; see OverlayLayer."""
+
+    def _see_content(self, data: bytes) -> None:
+        """Called with each part of the content."""
+
+    def _finish(self, member: Member, file: int, is_directory: bool = False) -> bool:
         """Set the owner, the mode and the times; the owner first, because chown(2) clears the
         set-user-ID bit.
 
         A file keeps its set-user-ID bit only if it has its own owner. Otherwise it would run with
-        the ids of a user that it was never meant for.
+        the ids of a user that it was never meant for. Returns True if it has its owner.
         """
-        keeps_bits = (self._own(member, file) and self._set_ids) or is_directory
+        is_own = self._own(member, file)
+        keeps_bits = (is_own and self._set_ids) or is_directory
         os.chmod(file, member.mode if keeps_bits else member.mode & 0o1777)
         os.utime(file, ns=(member.mtime, member.mtime))
+        return is_own
 
     def _finish_directory(self, path: bytes, member: Member) -> None:
         try:
@@ -341,12 +363,8 @@ class Layer:
 
     def _white_out(self, member: Member, parts: list[bytes]) -> None:
         """Remove files of lower layers: one name, or all of a directory."""
-        name = parts[-1].removeprefix(b".wh.")
-        if any(part.startswith(b".wh..wh.") and part != OPAQUE for part in parts):
-            return  # aufs keeps its own records under such names
-        if any(part.startswith(b".wh.") for part in parts[:-1]) or name in (b"", b".", b".."):
-            raise Refused(f"a whiteout of no name: {shown(member.name)}")
-        if not self._change_to(parts[:-1], member.name):
+        name = whited_out(member, parts)
+        if not name or not self._change_to(parts[:-1], member.name):
             return
         here = self._here
         if parts[-1] == OPAQUE:
@@ -385,5 +403,17 @@ class Layer:
                     self._clear(directory + name)
 
 
-def _no_directory(name: bytes) -> Refused:
+def whited_out(member: Member, parts: list[bytes]) -> bytes:
+    """The name that a whiteout hides. Returns b"" if it is a record of aufs; raises Refused if it
+    is no name.
+    """
+    name = parts[-1].removeprefix(b".wh.")
+    if any(part.startswith(b".wh..wh.") and part != OPAQUE for part in parts):
+        return b""  # aufs keeps its own records under such names
+    if any(part.startswith(b".wh.") for part in parts[:-1]) or name in (b"", b".", b".."):
+        raise Refused(f"a whiteout of no name: {shown(member.name)}")
+    return name
+
+
+def no_directory(name: bytes) -> Refused:
     return Refused(f"{shown(name)} lies in something that is no directory")

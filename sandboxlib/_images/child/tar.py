@@ -34,6 +34,7 @@ OF_ALL = {b"uid", b"gid", b"mtime"}
 KNOWN = {*NAMES, *OF_ALL, b"size", b"GNU.sparse.major", b"GNU.sparse.map"}
 KNOWN |= {b"GNU.sparse.realsize", b"GNU.sparse.size"}
 SPARSE = b"GNU.sparse."
+ATTRIBUTE = b"SCHILY.xattr."  # before the name of an extended attribute
 
 _OCTAL = re.compile(rb" *([0-7]*) *(?:\0.*)?", re.DOTALL)
 MAX_DIGITS = 19  # decimal digits of a 63-bit number
@@ -58,6 +59,11 @@ class Member:
         self.stored = decimal(extra, b"size", number(block[124:136]))  # bytes in the archive
         self.size = self.stored  # bytes of the file
         self.map: list[tuple[int, int]] | None = None  # of a sparse file: (start, size)
+        self.attributes: dict[bytes, bytes] = {}  # extended attributes
+        if ATTRIBUTE in extra:
+            start = len(ATTRIBUTE)
+            names = [key for key in extra if key.startswith(ATTRIBUTE) and key != ATTRIBUTE]
+            self.attributes = {key[start:]: extra[key] for key in names}
         if self.kind in REGULAR and self.name.endswith(b"/"):
             self.kind = b"5"
         if self.kind not in REGULAR:
@@ -76,6 +82,7 @@ class Archive:
         self.offset = 0  # the position in the stream
         self.left = 0  # bytes of the content that are not read yet
         self.padding = 0  # bytes after the content
+        self.digest = ""  # of the whole stream, set by who reads it
         self.ended = False  # True: the mark of the end was read, not only the end of the stream
 
     def __iter__(self) -> Iterator[Member]:
@@ -117,6 +124,8 @@ class Archive:
             if len(values.get(key, b"")) > MAX_NAME:
                 raise Refused(f"name too long: {shown(values[key])}")
         # A long global value would be copied to each member: much work for a small archive.
+        if kind == b"g":
+            values = {key: value for key, value in values.items() if ATTRIBUTE not in key}
         if kind == b"g" and not values.keys() <= OF_ALL:
             raise Refused("a global header gives all members the same name, size or map")
         extra.update(values)
@@ -269,7 +278,7 @@ def number(field: bytes) -> int:
 
 def pax(data: bytes) -> dict[bytes, bytes]:
     """The records of a pax header, which look like 'LENGTH KEY=VALUE\\n'. The key SPARSE is added
-    if one of them is about a sparse file.
+    if one of them is about a sparse file, and ATTRIBUTE if one is an extended attribute.
     """
     values = {}
     start, size, count = 0, len(data), 0
@@ -286,6 +295,9 @@ def pax(data: bytes) -> dict[bytes, bytes]:
         key = data[space + 1 : equals]
         if key in KNOWN:
             values[key] = data[equals + 1 : end - 1]
+        elif key.startswith(ATTRIBUTE):
+            values[key] = data[equals + 1 : end - 1]
+            values[ATTRIBUTE] = b""
         if key.startswith(SPARSE):
             values[SPARSE] = b""
         start = end

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of layers in a store: the same layer has other owners for another kind of caller."""
+
+from __future__ import annotations
+
+import os
+
+from .._spec.overlay import Owners
+
+REAL, SINGLE, RANGES = "layers/real", "layers/single", "layers/ranges-"
+
+
+def kind_of(owners: Owners) -> str:
+    """The directory of the store in which the layers for these owners are.
+
+    'real': ids as they are; root has the same also in a user namespace of its own. 'single': all
+    files are the caller's. 'ranges': with the ids that /etc/subuid and /etc/subgid give now.
+    """
+    if owners.kind == "single":
+        return SINGLE
+    if owners.kind == "real" or os.geteuid() == 0:
+        return REAL
+    import hashlib
+
+    from .._runs import id_maps
+
+    maps = repr((os.geteuid(), os.getegid(), id_maps.ranges("uid"), id_maps.ranges("gid")))
+    return RANGES + hashlib.sha256(maps.encode()).hexdigest()[:16]

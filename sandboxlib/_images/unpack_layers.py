@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fills a store with layers: the parent's side. A confined child reads all that is foreign."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any, NamedTuple
+
+from .. import user_namespace
+from .._spec.overlay import Owners
+from .._spec.spec import Spec
+from .._store.locks import Lease
+from .._store.storage import New, Storage
+from ..errors import ImageError, UnsupportedError, printable
+from . import unpack
+from .child import overlay
+from .kinds import kind_of
+from .target import Existing
+
+_WALK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class NeedsLowers(ImageError):
+    """The layer can be unpacked only over those below it."""
+
+
+class Way(NamedTuple):
+    """How layers of a kind are unpacked. kind: of the entries. confined: see unpack.executor.
+    owners: whose files they are.
+    """
+
+    kind: str
+    confined: unpack.Way
+    owners: Owners
+
+
+class Unpacked(NamedTuple):
+    """A layer in the store. answer: what the child said of it; {} if it was there before."""
+
+    lease: Lease
+    digest: str
+    answer: dict[str, Any]
+
+
+def way_for(owners: Owners | None) -> Way:
+    """The Way for these owners; None: the one that keeps most. Raises UnsupportedError."""
+    confined = unpack.executor()
+    if owners is not None and owners.kind == "single" and confined[1] != "root":
+        confined = (user_namespace.EXECUTOR.run_command, "root")
+    if owners is not None and owners.kind == "ranges" and confined[1] == "root":
+        refused = user_namespace.EXECUTOR.refusals(Spec("/", user="ranges"))
+        raise UnsupportedError(f"a layer with the owners of ranges: {'; '.join(map(str, refused))}")
+    if owners is None:
+        kinds = {"caller": "real", "ranges": "ranges", "root": "single"}
+        owners = Owners(kinds[confined[1]], os.geteuid(), os.getegid())  # type: ignore[arg-type]
+    return Way(kind_of(owners), confined, owners)
+
+
+def from_tar(path: str, store: Storage, timeout: float | None) -> str:
+    """Unpack a tar into the store, and return its digest."""
+    request = unpack.Request("layer", path, timeout=timeout)
+    fd = unpack._open_archive(path)
+    try:
+        source = {"offset": 0, "size": os.fstat(fd).st_size}
+        made = unpacked(store, way_for(None), request, stdin=fd, source=source)
+    finally:
+        os.close(fd)
+    return _stackable(made, request)
+
+
+def from_stream(fd: int, name: str, store: Storage, timeout: float | None) -> str:
+    """Unpack the tar that comes out of a pipe, and return its digest."""
+    request = unpack.Request("layer", name, timeout=timeout)
+    made = unpacked(store, way_for(None), request, stdin=fd, source={"piped": True})
+    return _stackable(made, request)
+
+
+def _stackable(made: Unpacked, request: unpack.Request) -> str:
+    if made.answer["hides_all"]:
+        text = "an opaque whiteout of its root hides all layers below it, which an Image alone can"
+        raise ImageError(f"{request.name}: {text}")
+    made.lease.close()
+    return made.digest
+
+
+def unpacked(
+    store: Storage,
+    way: Way,
+    request: unpack.Request,
+    *,
+    stdin: int | None,
+    source: dict[str, Any],
+    lowers: tuple[Lease, ...] = (),
+    name: str | None = None,
+) -> Unpacked:
+    """Unpack one layer, and publish it.
+
+    source: where it is in what stdin or the request's path has; see stored.unpack of the child.
+    lowers: the layers below it, if they count. name: of the entry; None: its digest.
+    """
+    with store._new() as new:
+        child = unpack.Child(request, way.confined)
+        child.stdin, child.lowers = stdin, [lease.path for lease in lowers]
+        child.settings |= {
+            **{"piped": False, "name": request.name, "offset": 0, "size": 0, "prefix": ""},
+            **{"digest": "", "diff_id": "", "lowers": len(lowers), "zstd": unpack._zstandard()},
+            "stack": unpack.stack_directory(),
+            **{"owners": child.user != "root", "set_ids": True, "job": "layer"},
+            **source,
+        }
+        value = child.run(Existing(new.tree))["value"]
+        if isinstance(value, dict) and value.keys() == {"needs_lowers"}:
+            raise NeedsLowers(f"{request.name}: {printable(str(value['needs_lowers'])[:500])}")
+        answer = _checked(child, value)
+        _mark_opaque(new, answer["opaque"])
+        os.chmod(new.tree, 0o755)  # commands with other ids have it as their root
+        new.write("fingerprint", answer["fingerprint"].encode())
+        if answer["hides_all"]:
+            new.write("hides-all", b"")
+        if answer["implied"] and not lowers:
+            new.write("implied", b"")
+        digest: str = answer["digest"]
+        lease = store._publish(new, way.kind, name or digest[7:], answer["size"])
+    return Unpacked(lease, digest, answer)
+
+
+def _checked(child: unpack.Child, answer: Any) -> dict[str, Any]:
+    """The child's answer about a layer. Raises ImageError for one that no honest child gives."""
+    kinds = {
+        **{"digest": str, "fingerprint": str, "size": int, "opaque": list, "hides_all": bool},
+        "implied": bool,
+    }
+    if not isinstance(answer, dict) or not kinds.keys() <= answer.keys():
+        raise child.nonsense(answer)
+    if any(type(answer[name]) is not kind for name, kind in kinds.items()):
+        raise child.nonsense(answer)
+    digest, fingerprint = answer["digest"], answer["fingerprint"]
+    is_hex = not set(digest[7:] + fingerprint) - set("0123456789abcdef")
+    if not (is_hex and digest[:7] == "sha256:" and len(digest) == 71 and len(fingerprint) == 64):
+        raise child.nonsense(answer)
+    if not all(type(path) is str for path in answer["opaque"]) or answer["size"] < 0:
+        raise child.nonsense(answer)
+    return answer
+
+
+def _mark_opaque(new: New, paths: list[str]) -> None:
+    """Give opaque directories the attribute that root's overlays look at. The child has not the
+    capability for that. It names only directories that it marked itself, and no link is followed.
+    """
+    if os.geteuid() != 0:
+        return
+    for path in paths:
+        at = os.open(new.tree, _WALK)
+        try:
+            for part in path.strip("/").split("/"):
+                below = os.open(part, _WALK, dir_fd=at)
+                os.close(at)
+                at = below
+            if os.getxattr(at, overlay.MARK) == b"y":
+                with contextlib.suppress(PermissionError):  # uid 0 of a user namespace
+                    os.setxattr(at, "trusted.overlay.opaque", b"y")
+        except (OSError, ValueError) as error:
+            raise ImageError(f"an opaque directory, {printable(path[:200])}: {error}") from None
+        finally:
+            os.close(at)
+
+
+def converted(store: Storage, kind: str, owners: Owners, name: str) -> Lease | None:
+    """A layer that the store has for another kind of caller. Returns None if it has none."""
+    return None
