@@ -132,8 +132,12 @@ int sbx_open_in_root(int directory, const char *path, int flags);
  * *FD is closed by its own destructor. Returns 0, or -errno. */
 int sbx_open_into(int *fd, int directory, const char *path, int flags, int in_root);
 
+/* Waits until a run that is about to begin can be traced: 0; or -errno, -ECANCELED if it does not
+ * begin, or TRACE->stop is readable. The caller closes the descriptors in TRACE afterwards. */
+int sbx_begin_trace(struct sbx_trace *trace);
+
 /* Answers the path calls of a run until it is over, or TRACE->stop is readable, and records their
- * paths. Returns 0 or -errno. The caller closes the descriptors afterwards. */
+ * paths. Returns 0 or -errno. */
 int sbx_trace(struct sbx_trace *trace);
 
 /* Tells whether this process may read the memory of another, as a trace has to: 0 or -errno. */

@@ -184,13 +184,18 @@ static void answer_one(struct sbx_trace *t) {
             record(t, &seen[i]);
 }
 
-int sbx_trace(struct sbx_trace *t) {
+int sbx_begin_trace(struct sbx_trace *t) {
     uint64_t flags = SYNC_WAKE_UP; /* Linux 6.6: the waking one runs where the other slept */
     long error = receive_listener(t);
     if (error < 0)
-        return error == -ECANCELED ? 0 : (int)error;
+        return (int)error;
     raw(__NR_ioctl, t->listener, SET_FLAGS, flags);
     error = begin_looking(t);
+    return error < 0 ? (int)error : 0;
+}
+
+int sbx_trace(struct sbx_trace *t) {
+    long error = 0;
     while (error >= 0) {
         struct pollfd fds[] = {{t->listener, POLLIN, 0}, {t->stop, POLLIN, 0}};
         error = raw(__NR_ppoll, fds, 2, 0, 0, 0);

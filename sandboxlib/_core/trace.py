@@ -44,14 +44,26 @@ class TraceMemory:
         self.struct.table, self.struct.table_size = self._places, _PLACES
         self.struct.may_wait = may_wait
 
+    def begin(self) -> int:
+        """Waits until the run begins. Returns 0 or -errno: -ECANCELED if it does not begin."""
+        error: int = lib.sbx_begin_trace(self.struct)
+        return error
+
     def follow(self) -> int:
         """Sees the calls of a run until it is over, or `stop` is readable. 0 or -errno."""
-        try:
-            error: int = lib.sbx_trace(self.struct)
-            return error
-        finally:
-            lib.sbx_close(ffi.addressof(self.struct, "listener"))
-            lib.sbx_close(ffi.addressof(self.struct, "root"))
+        error: int = lib.sbx_trace(self.struct)
+        return error
+
+    def close(self) -> None:
+        """Lets the calls of the run fail that still come (ENOSYS)."""
+        lib.sbx_close(ffi.addressof(self.struct, "listener"))
+        lib.sbx_close(ffi.addressof(self.struct, "root"))
+
+    @property
+    def root(self) -> int:
+        """A descriptor of the root of the run, from begin() to close()."""
+        fd: int = self.struct.root
+        return fd
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """What is known of each path: flags, and the path as it was asked for."""

@@ -109,11 +109,14 @@ class NativeExecutor(Executor):
     def plan_of(self, box: Spec) -> Plan:
         """Returns how the C core runs commands in a Sandbox. Raises UnsupportedError."""
 
-    def run_command(self, box: Spec, command: Command, fresh: bool = True) -> Result:
-        """Runs a Command in a Sandbox; see Executor."""
+    def run_command(
+        self, box: Spec, command: Command, fresh: bool = True, tracer: int = 0
+    ) -> Result:
+        """Runs a Command in a Sandbox; see Executor. tracer: see Extras."""
         began = monotonic()
         plan = self.plan_of(box)
-        run = Run(plan, job_of(command, box), command)
+        more: dict[str, Any] = {"tracer": tracer} if tracer else {}
+        run = Run(plan, job_of(command, box), command, **more)
         return complete(run, fresh, self.name, began, plan.isolation)
 
     def maximum_possible_isolation(self) -> dict[str, str]:

@@ -7,10 +7,11 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from threading import Thread
 
 from .. import errors
+from .._core import native
 from .._core.trace import TraceMemory, may_trace
 from .._host import green, machine
 from .._seccomp.paths import tracing
@@ -24,15 +25,16 @@ _WHAT = "see the calls of the command"
 
 
 class Tracer:
-    """`with Tracer(every, may_wait) as fd`: sees the calls of the run that the block makes, whose
-    job has the socket fd as its tracer.
+    """`with Tracer(every, may_wait, declared) as fd`: sees the calls of the run that the block
+    makes, whose job has the socket fd as its tracer.
 
-    every, and the errors: as in _seccomp.paths.tracing. may_wait: see TraceMemory. UnsupportedError
-    if this process may not trace.
+    every, and the errors: as in _seccomp.paths.tracing. may_wait: see TraceMemory. declared: paths
+    whose names without links are wanted. UnsupportedError if this process may not trace.
     """
 
-    def __init__(self, every: bool, may_wait: bool) -> None:
+    def __init__(self, every: bool, may_wait: bool, declared: Iterable[str] = ()) -> None:
         _check()
+        self.declared = [(path, path) for path in declared]
         self._program, self._table, self._audits = tracing(every)
         self._may_wait = may_wait
         self._error = 0
@@ -60,8 +62,13 @@ class Tracer:
         return self._childs.fileno()
 
     def _follow(self, ours: socket.socket, stop: socket.socket) -> None:
-        with contextlib.closing(ours), contextlib.closing(stop):
-            self._error = self._memory.follow()
+        memory = self._memory
+        with contextlib.closing(ours), contextlib.closing(stop), contextlib.closing(memory):
+            error = memory.begin()
+            if error == 0:
+                self.declared = [(path, _name(memory.root, path)) for path, _ in self.declared]
+                error = memory.follow()
+            self._error = 0 if error == -errno.ECANCELED else error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
@@ -90,6 +97,18 @@ class Tracer:
     def n_unknown(self) -> int:
         """Of how many calls the path is not known."""
         return self._memory.n_unknown
+
+
+def _name(root: int, path: str) -> str:
+    """The path without links, as the root has it: the path itself if it is not there."""
+    try:
+        fd = native.open_in_root(root, path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return path
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
 
 
 def _check() -> None:

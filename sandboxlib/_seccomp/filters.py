@@ -78,9 +78,9 @@ def from_profile(
     return compile_profile(profile, capabilities, _abis(machine or os.uname().machine))
 
 
-def abis() -> tuple[str, ...]:
-    """The ABIs of this machine: its own, the 32-bit one, and those that share a number with it."""
-    return _abis(os.uname().machine)
+def abis(machine: str = "") -> tuple[str, ...]:
+    """The ABIs of a machine: its own, the 32-bit one, and x32. machine: as builds() has it."""
+    return _abis(machine or os.uname().machine)
 
 
 def native_abi() -> str:

@@ -59,7 +59,9 @@ _OTHERS: tuple[Call, ...] = (
     *((name, ASKED, 0, 1, 0) for name in ("stat", "stat64", "access", "truncate", "truncate64")),
     *((name, ASKED, 0, 1, 0) for name in ("chmod", "chown", "chown32", "utime", "utimes", "acct")),
     *((name, ASKED, 0, 1, 0) for name in ("statfs", "statfs64", "umount", "swapon")),
-    *((name, ASKED, 0, 1, 0) for name in (*_XATTR, "swapoff")),
+    *((name, ASKED, 0, 1, 0) for name in (*_XATTR, "swapoff", "oldstat")),
+    ("oldlstat", ASKED | OF_LINK, 0, 1, 0),
+    ("quotactl", ASKED, 0, 2, 0),
     *((name, ASKED | OF_LINK, 0, 1, 0) for name in ("lstat", "lstat64", "readlink", "lchown")),
     *((name, ASKED | OF_LINK, 0, 1, 0) for name in ("lchown32", "unlink", "rmdir")),
     *((f"l{name}", ASKED | OF_LINK, 0, 1, 0) for name in _XATTR),
@@ -100,15 +102,16 @@ def calls_of(every: bool) -> dict[str, tuple[int, ...]]:
     return {name: (*fields, 0, 0, 0)[:7] for name, *fields in listed}
 
 
-@lru_cache(maxsize=2)
-def tracing(every: bool) -> tuple[bytes, bytes, tuple[int, int]]:
-    """What a tracer of this machine's programs takes: the filter, as the bytes of an array of
-    struct sock_filter; the table, MOST entries of eight bytes for each of three ABIs (this
+@lru_cache(maxsize=4)
+def tracing(every: bool, machine: str = "") -> tuple[bytes, bytes, tuple[int, int]]:
+    """What a tracer of a machine's programs takes: the filter, as the bytes of an array of
+    struct sock_filter; the table, MOST entries of eight bytes for each of three ABIs (the
     machine's own, its 32-bit one, x32); and the AUDIT_ARCH_* of the first two.
 
-    Raises UnsupportedError if there are no tables for this machine.
+    every: see calls_of. machine: as uname(2) names it; "" (the default): this machine. Raises
+    UnsupportedError if there are no tables for it.
     """
-    names = filters.abis()
+    names = filters.abis(machine)
     table = bytearray(3 * MOST * 8)
     abis = []
     for position, name in enumerate(names):

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
-from time import monotonic
+from collections.abc import Iterable, Iterator
 
 from .. import _types
 from .._choice import choose
 from .._core import trace as flags_of
 from .._host import machine
 from .._runs.job import job_of
-from .._runs.run import Run, complete
 from .._runs.tracing import Tracer
 from .._spec.command import Command
+from .._spec.inputs import inside
 from .._spec.policy import Profile, names_of
 from .._spec.spec import Spec
 from .._values import check_choice
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _FOUND, _MISSING = flags_of.FOUND, flags_of.MISSING
+_USED = flags_of.OPENED | flags_of.EXECED
 _USES = ((flags_of.OPENED, "opened"), (flags_of.EXECED, "executed"))
 #: Why the kernel refuses the listener (seccomp(2)).
 _REFUSED = {
@@ -117,21 +117,18 @@ def trace(box: Spec, command: Command, paths: _types.Depth) -> Trace:
             " who answers its calls"
         )
     executor = choose.native_executor_of(box)
-    began = monotonic()
-    plan = executor.plan_of(box)
-    tracer = Tracer(paths == "all", _may_wait(box))
+    # The search for the program is ours. One that the command makes for the same paths is lost.
+    ours = frozenset(job_of(command, box).paths)
+    tracer = Tracer(paths == "all", _may_wait(box), _declared(command))
     try:
         with tracer as fd:
-            job = job_of(command, box)
-            run = Run(plan, job, command, tracer=fd)
-            result = complete(run, True, executor.name, began, plan.isolation)
+            result = executor.run_command(box, command, tracer=fd)
     except SetupError as error:
         if error.step == "trace" and error.errno in _REFUSED:
             text = f"trace: the kernel refuses a listener: {_REFUSED[error.errno]}"
             raise UnsupportedError(f"{text} ({errno.errorcode[error.errno]})") from error
         raise
-    # The search for the program is ours. One that the command makes for the same paths is lost.
-    return _trace_of(result, tracer, paths, frozenset(job.paths))
+    return _trace_of(result, tracer, paths, ours)
 
 
 def _may_wait(box: Spec) -> bool:
@@ -144,11 +141,35 @@ def _may_wait(box: Spec) -> bool:
     return "sys_admin" in names_of(policy) or bool(machine.hanging_mounts())
 
 
+def _declared(command: Command) -> list[str]:
+    """The paths of the inputs of a Command."""
+    return [inside(path, command.cwd) for path in command.inputs]
+
+
+def _unused(declared: Iterable[tuple[str, str]], used: Iterable[str]) -> Iterator[str]:
+    """The declared paths that were not used, and in which nothing was.
+
+    declared: (path, its name without links) of each. used: as the sandbox names them.
+    """
+    touched = set(used)
+    for path in used:
+        above = path.rpartition("/")[0]
+        while above and above not in touched:
+            touched.add(above)
+            above = above.rpartition("/")[0]
+    for path, name in declared:
+        if path not in touched and name not in touched:
+            yield path
+
+
 def _trace_of(result: Result, tracer: Tracer, paths: _types.Depth, ours: frozenset[str]) -> Trace:
     known: dict[str, int] = {}
+    used: set[str] = set()
     for flags, path in tracer.records():
+        name = _plain(path)
+        if flags & _FOUND and flags & _USED:
+            used.add(name)
         if not flags & flags_of.IS_NAMED:
-            name = _plain(path)
             known[name] = known.get(name, 0) | flags
     found: dict[str, Any] = {
         name: [path for path, flags in known.items() if flags & bit and flags & _FOUND]
@@ -158,6 +179,7 @@ def _trace_of(result: Result, tracer: Tracer, paths: _types.Depth, ours: frozens
     return Trace(
         result,
         missing - ours,
+        _unused(tracer.declared, used),
         **found,
         paths=paths,
         calls=tracer.n_calls,
