@@ -13,7 +13,7 @@ from ._spec.command import Command, command_of
 from ._spec.overlay import Layers, Overlay
 from ._spec.spec import Spec
 from ._types import Later, overload
-from .errors import SandboxError
+from .errors import SandboxError, SpecTypeError
 from .result import Result
 
 TYPE_CHECKING = False
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ._concurrent import session as _session
     from ._digest import action as _action
     from ._digest import hermetic as _hermetic
+    from ._reproduce import writing as _writing
     from ._trace import trace as _trace
 else:
     aio, process = Later("_concurrent.aio"), Later("_concurrent.process")
@@ -39,6 +40,7 @@ else:
     _map, _doctor = Later("_concurrent.map"), Later("_choice.doctor")
     _action, _hermetic = Later("_digest.action"), Later("_digest.hermetic")
     _lacking, _trace = Later("_choice.lacking"), Later("_trace.trace")
+    _writing = Later("_reproduce.writing")
 
 
 class Sandbox(Spec):
@@ -401,6 +403,35 @@ class Sandbox(Spec):
         """
         made = command_of("not_hermetic", command, options, "assume")
         return _hermetic.not_hermetic(made, self, assume)
+
+    def reproduce(
+        self, command: Command, file: _types.Path, *, result: Result | None = None
+    ) -> None:
+        """Writes a file with which `run-sandbox --reproduce FILE` gives a shell on a terminal where
+        the command ran: the same sandbox, layers, inputs, environment and directory.
+
+            result = box.run(command)
+            if not result.ok:
+                box.reproduce(command, "failed.json", result=result)
+
+        command: a Command.
+        file: str or path. It is JSON; its owner alone can read it, as it has the environment of the
+            command. It takes the place of an earlier one once it is whole.
+        result: Result of that run. If it kept its changes (Command(changes='on-failure')), the
+            shell runs over these: they are committed to the store. None (the default): the shell
+            runs where the command would begin.
+
+        Layers, inputs and changes are in the store, and the file has their digests; a plain
+        directory or a bind is in it by its path. `run-sandbox --reproduce FILE --run` runs the
+        command itself.
+
+        Raises SpecError, which names it, for a stdin, stdout or stderr that is a file, a function
+        or a descriptor, and for pass_fds: they mean something in this process alone. SetupError if
+        the file or the store cannot be written, or an input cannot be read.
+        """
+        if not isinstance(command, Command):
+            raise SpecTypeError(f"reproduce: this is no Command: {command!r}")
+        _writing.write(self, command, file, result)
 
     def _digest_of(self, command: Command, assume: Iterable[str]) -> str:
         return _action.digest(command, self, assume)

@@ -36,7 +36,8 @@ EXIT_STATUS = (
 )
 NOTES = (
     "A SIZE is a number of bytes, or has a unit as in 512K, 200M, 2G, 1T. "
-    "`run-sandbox doctor` shows what works on this machine."
+    "`run-sandbox doctor` shows what works on this machine, and `run-sandbox --reproduce FILE` "
+    "gives a shell where a command failed (see its --help)."
 )
 #: The options of Limits, each with what its value is called, its type, and a help text.
 LIMITS: tuple[tuple[str, str, Callable[[str], Any], str], ...] = (
@@ -108,6 +109,29 @@ def doctor_parser(prog: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print a JSON array of what it found")
+    return parser
+
+
+def reproduce_parser(prog: str) -> argparse.ArgumentParser:
+    """The parser of run-sandbox --reproduce."""
+    parser = _parser.Parser(
+        prog=prog,
+        usage="%(prog)s --reproduce FILE [--run | COMMAND ...]",
+        description="Run a shell where the command ran that Sandbox.reproduce() wrote to FILE: in "
+        "the same sandbox, with its layers and inputs, its environment and directory, and over its "
+        "changes if FILE has them. FILE says what runs and what it sees, as a script does: read it "
+        "before you run one of somebody else.",
+        epilog=EXIT_STATUS,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--reproduce", metavar="FILE", required=True, help="the file")
+    add("--run", action="store_true", help="run the command of FILE itself, with its timeout")
+    text = "what runs in place of the shell"
+    add("args", metavar="COMMAND", nargs=argparse.REMAINDER, help=text)
+    names = ", ".join(choose.EXECUTORS)
+    text = f"{names} (default: the first that can do it)"
+    add("-e", "--executor", type=_executor, metavar="NAME", help=text)
     return parser
 
 

@@ -41,12 +41,19 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
     args = sys.argv[1:] if argv is None else list(argv)
     if args[:1] == ["doctor"] and all(each.startswith("-") for each in args[1:]):
         return _doctor(args[1:], f"{prog} doctor")
+    if args[:1] and args[0].partition("=")[0] == "--reproduce":
+        given = _options.reproduce_parser(prog).parse_args(args)
+        return _guarded(prog, lambda: _reproduce(given, prog))
     parser = _options.run_parser(prog)
     _parser.complete(parser, _options.WORDS)
     options = parser.parse_args(args)
+    return _guarded(prog, lambda: _run_recorded(options))
+
+
+def _guarded(prog: str, run: Callable[[], int]) -> int:
+    """The exit status of a function, or that of its exception, which it prints."""
     try:
-        with _record_of(options) as record:
-            return _run(options, record)
+        return run()
     except (SandboxError, OSError) as error:
         print(f"{prog}: {printable(str(error), _LAYOUT)}", file=sys.stderr)
         return _status_of_error(error)
@@ -57,6 +64,17 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
 
         traceback.print_exc()
         return EXIT_OURS
+
+
+def _reproduce(options: argparse.Namespace, prog: str) -> int:
+    from . import reproduce
+
+    return _status_of(reproduce.run(options, prog))
+
+
+def _run_recorded(options: argparse.Namespace) -> int:
+    with _record_of(options) as record:
+        return _run(options, record)
 
 
 def _run(options: argparse.Namespace, record: Record) -> int:

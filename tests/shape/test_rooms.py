@@ -36,7 +36,7 @@ BY_NAME = {
     "_choice/choose.py": EXECUTORS,
     "api.py": {
         *("_choice.doctor", "_concurrent.aio", "_concurrent.map", "_concurrent.process"),
-        *("_digest.action", "_digest.hermetic"),
+        *("_digest.action", "_digest.hermetic", "_reproduce.writing"),
     },
     "_concurrent/session.py": {
         *("_concurrent.aio", "_concurrent.map", "_concurrent.process"),

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs what Sandbox.reproduce() wrote, for run-sandbox --reproduce: a shell, or the command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from .._choice import choose
+from .._images.store import Store
+from .._reproduce import reading
+from .._spec.command import Command
+from .._spec.streams import CAPTURE, Tee
+from ..api import Sandbox
+from ..errors import SpecError, printable
+from ..result import Result
+
+SHELL = "/bin/sh"
+#: What of the command the shell has as well.
+_OF_PLACE = ("cwd", "env", "extra_env", "inputs", "outputs", "limits")
+
+
+def run(options: argparse.Namespace, prog: str) -> Result:
+    """Runs a shell, a COMMAND of the user's, or the command of the file. SandboxError."""
+    if options.run and options.args:
+        raise SpecError("--run runs the command of FILE, and takes no COMMAND")
+    record = reading.read(options.reproduce, Sandbox, Store)
+    if record.source_date is not None:  # the time of inputs, and with deterministic a variable
+        os.environ["SOURCE_DATE_EPOCH"] = record.source_date
+    if options.executor:
+        os.environ[choose.VARIABLE] = options.executor
+    box: Sandbox = record.box
+    if options.run:
+        return box.run(_itself(record.command))
+    argv = options.args[1:] if options.args[:1] == ["--"] else options.args
+    kept = {name: getattr(record.command, name) for name in _OF_PLACE}
+    if not os.isatty(0):
+        return box.run(Command(argv or [SHELL], **kept, stdin=0, stdout=1, stderr=2))
+    from . import terminal as _terminal
+
+    env = dict(kept.pop("extra_env") or {})
+    if "TERM" in os.environ:
+        env.setdefault("TERM", os.environ["TERM"])
+    command = Command(argv or [SHELL], **kept, extra_env=env)
+    ended = f", and {record.ended}" if record.ended else ""
+    text = f"{command} where {record.command} ran{ended}"
+    print(f"{prog}: {printable(text)}", file=sys.stderr, flush=True)
+    return _terminal.run(box, command)
+
+
+def _itself(command: Command) -> Command:
+    """The command of the file, with our outputs."""
+    if command.pty or command.max_output is not None:  # somebody has to read and count
+        is_apart = not command.pty or command.pty_stderr == "pipe"
+        return command.replace(
+            stdout=Tee(1), stderr=Tee(2) if is_apart else CAPTURE, changes="drop"
+        )
+    return command.replace(stdout=1, stderr=2, changes="drop")

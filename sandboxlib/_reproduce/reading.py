@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the file that Sandbox.reproduce() wrote. It may come from anybody: nothing in it runs, and
+each value is checked by its class.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+from .._spec.command import Command
+from .._spec.limits import Limits
+from .._spec.mount import Mount
+from .._spec.overlay import Overlay
+from .._spec.policy import Policy, Profile
+from .._spec.spec import Spec
+from .._spec.user import User
+from .._store.storage import Storage
+from .._values import Value, short
+from ..errors import SpecError, setup_error
+from .record import decode
+from .writing import VERSION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_MOST_BYTES = 256 << 20  # of a file: the stdin of a command is in it
+_NAMES = frozenset("sandboxlib version command sandbox source_date_epoch ended".split())
+_VALUES: tuple[type[Value], ...] = (Limits, Mount, Overlay, Policy, Profile, User)
+
+
+class Record:
+    """What a file has.
+
+    box, command: Sandbox and Command. source_date: str or None, SOURCE_DATE_EPOCH of the process
+    that wrote it. ended: str, how the run ended, for people; "" if it is not known.
+    """
+
+    def __init__(self, box: Any, command: Command, source_date: str | None, ended: str) -> None:
+        self.box, self.command = box, command
+        self.source_date, self.ended = source_date, ended
+
+
+def read(path: str, kind: type[Spec], store: type[Storage]) -> Record:
+    """Reads the file. kind, store: Sandbox and Store. SetupError, SpecError."""
+    try:
+        return _parsed(_content(path), kind, store)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from None
+    except RecursionError:
+        raise SpecError(f"{path}: objects lie too deep in each other") from None
+
+
+def _content(path: str) -> bytes:
+    try:
+        # O_NONBLOCK: opening a FIFO would wait until its other end is open, perhaps for ever.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise SpecError("it is no regular file")
+            data = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise setup_error(error.errno or 0, path, "reproduce", f"read {path}") from None
+    if len(data) > _MOST_BYTES:
+        raise SpecError(f"it is longer than {_MOST_BYTES} bytes")
+    return data
+
+
+def _parsed(data: bytes, kind: type[Spec], store: type[Storage]) -> Record:
+    try:
+        content = json.loads(data, object_pairs_hook=_each_once)
+    except ValueError as error:  # also of UTF-8
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError(f"it is no JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("sandboxlib") != "reproduce":
+        raise SpecError("Sandbox.reproduce() did not write this")
+    if content.get("version") != VERSION or isinstance(content["version"], bool):
+        version = short(content.get("version"))
+        raise SpecError(f"it has version {version}, and this sandboxlib reads {VERSION}")
+    if content.keys() != _NAMES:
+        raise SpecError(f"it has the names {', '.join(content)}, and not {', '.join(_NAMES)}")
+    kinds = {each.__name__: each for each in (*_VALUES, Command, store)}
+    box = decode(content["sandbox"], {**kinds, "Sandbox": kind})
+    command = decode(content["command"], kinds)
+    if not isinstance(box, kind) or not isinstance(command, Command):
+        raise SpecError("it has no Sandbox or no Command")
+    if name := command._passing:
+        raise SpecError(f"{name} of the command is a descriptor, which no file can have")
+    date = content["source_date_epoch"]
+    if not (date is None or (isinstance(date, str) and date.isascii() and date.isdigit())):
+        raise SpecError(f"source_date_epoch is no number of seconds: {short(date)}")
+    return Record(box, command, date, _ended(content["ended"]))
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise SpecError(f"a name stands twice among {', '.join(name for name, _ in pairs)}")
+    return found
+
+
+def _ended(ended: Any) -> str:
+    """A sentence of what is said of the end of the run."""
+    if not isinstance(ended, dict) or type(ended.get("exit")) is not int:
+        return ""
+    text = f"it ended with {ended['exit']}"
+    return f"{text} after its timeout" if ended.get("timed_out") is True else text

@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sandbox.reproduce() and run-sandbox --reproduce: a shell where a command failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from lib.machine import python, require
+from lib.terminal import User as Person
+
+from sandboxlib import (
+    CAPTURE,
+    Command,
+    Limits,
+    Lines,
+    Mount,
+    Overlay,
+    Policy,
+    Sandbox,
+    SetupError,
+    SpecError,
+    SpecTypeError,
+    Store,
+    Tee,
+    User,
+)
+from sandboxlib._reproduce import reading
+
+
+@pytest.fixture
+def box(shared_rootfs: Path) -> Sandbox:
+    box = Sandbox(shared_rootfs)
+    reasons = box.lacks()
+    require(not reasons, f"no sandbox runs here: {reasons}")
+    return box
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "failed.json"
+
+
+def call(file: Path, *words: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    argv = [*python(), "-m", "sandboxlib", "run", "--reproduce", str(file), *map(str, words)]
+    return subprocess.run(argv, input=stdin, capture_output=True, check=False)
+
+
+def read(file: Path) -> tuple[Sandbox, Command]:
+    record = reading.read(str(file), Sandbox, Store)
+    return record.box, record.command
+
+
+# ---- the shell -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sit_down() -> Iterator[Any]:
+    people: list[Person] = []
+
+    def make(*words: object) -> Person:
+        people.append(Person(*words))
+        return people[-1]
+
+    yield make
+    for person in people:
+        person.close()
+
+
+def test_a_shell_on_a_terminal_where_the_command_ran(
+    box: Sandbox, file: Path, sit_down: Any
+) -> None:
+    box = box.replace(hostname="there", extra_mounts=[Mount.dev("/dev")])
+    command = Command(["sh", "-c", "exit 3"], "/tmp", extra_env={"NAME": "its value"}, timeout=9)
+    box.reproduce(command, file, result=box.run(command))
+    person = sit_down("--reproduce", file)
+    said = person.see(b"\r\n")
+    assert b"['/bin/sh'] where ['sh', '-c', 'exit 3'] ran, and it ended with 3" in said
+    person.type(b"echo $PWD $NAME $TERM; hostname; stty size; test -t 0 && echo terminal\r")
+    person.see(b"/tmp its value vt100\r\nthere\r\n30 100\r\nterminal\r\n")
+    person.type(b"sh -c 'echo u\"\"p; exec sleep 1000'\r")
+    person.see(b"up\r\n")
+    person.type(b"\x03")
+    person.type(b"exit 5\r")
+    assert person.leave() == 5
+
+
+def test_a_shell_that_reads_from_a_pipe(box: Sandbox, file: Path) -> None:
+    box.reproduce(Command(["true"], "/tmp"), file)
+    done = call(file, stdin=b"pwd; echo err >&2; exit 4")
+    assert (done.returncode, done.stdout, done.stderr) == (4, b"/tmp\n", b"err\n")
+
+
+def test_a_command_in_place_of_the_shell(box: Sandbox, file: Path) -> None:
+    box.reproduce(Command(["false"], executable="/bin/false"), file)
+    for words in (["echo", "-n", "--run"], ["--", "echo", "-n", "--run"]):
+        done = call(file, *words)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"--run", b"")
+
+
+def test_the_command_itself(box: Sandbox, file: Path) -> None:
+    script = "echo $0; cat; echo err >&2; exit 7"
+    command = Command(["ash", "-c", script], executable="/bin/sh", stdin=b"its input\xff")
+    box.reproduce(command, file)
+    done = call(file, "--run", stdin=b"another input")
+    assert (done.returncode, done.stdout) == (7, b"ash\nits input\xff")
+    assert done.stderr == b"err\n"
+
+
+def test_the_command_itself_with_its_timeout_its_limits_and_its_terminal(
+    box: Sandbox, file: Path
+) -> None:
+    box.reproduce(Command(["sleep", "60"], timeout=0.1), file)
+    assert call(file, "--run").returncode == 124
+    box.reproduce(Command(["yes"], max_output=10, on_overflow="kill"), file)
+    done = call(file, "--run")
+    assert (done.returncode, done.stdout) == (137, b"y\n" * 5)
+    limits = Limits(open_files=17)
+    box.reproduce(Command(["sh", "-c", "ulimit -n"], limits=limits, pty=True), file)
+    assert call(file, "--run").stdout == b"17\r\n"
+    assert call(file, stdin=b"ulimit -n").stdout == b"17\n"
+
+
+def test_the_clock_of_inputs_is_that_of_the_caller_who_wrote_the_file(
+    box: Sandbox, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = box.replace(deterministic=True)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    box.reproduce(Command(["sh", "-c", "echo $SOURCE_DATE_EPOCH"]), file)
+    monkeypatch.delenv("SOURCE_DATE_EPOCH")
+    done = call(file, "--run")
+    assert (done.stdout, done.stderr) == (b"86400\n", b"")
+
+
+def test_words_that_do_not_go_together(box: Sandbox, file: Path) -> None:
+    box.reproduce(Command(["true"]), file)
+    done = call(file, "--run", "echo")
+    assert done.returncode == 125
+    assert b"--run runs the command of FILE, and takes no COMMAND" in done.stderr
+    done = call(file, "-e", "no-such-executor")
+    assert done.returncode == 125
+    assert b"no-such-executor" in done.stderr
+
+
+def test_a_root_that_is_gone_is_told(file: Path) -> None:
+    Sandbox("/nowhere/root").reproduce(Command(["true"]), file)
+    done = call(file)
+    assert done.returncode == 125
+    assert b"/nowhere/root" in done.stderr
+
+
+# ---- the file --------------------------------------------------------------------------------
+
+
+def test_what_is_read_is_what_was_written(file: Path, tmp_path: Path) -> None:
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}
+    box = Sandbox(
+        Overlay("/srv/a", os.fsdecode(b"/srv/\xff"), storage=Path("/var/tmp")),
+        network="undefined",
+        resolv_conf=True,
+        hostname="box",
+        extra_mounts=[Mount.bind("a", "/a", read_only=True), Mount.tmpfs("/b", size="1M")],
+        filesystem_writable_paths=["/out"],
+        devices=["/dev/kvm"],
+        policy=Policy(capabilities=["chown"], seccomp=profile, no_new_privs=False),
+        user=User(1000, 1001, [27], ranges=True),
+        umask=0o077,
+        limits=Limits(memory="200M", cpus=1.5, cpuset=[0, 1]),
+        deterministic=True,
+        personality="linux32",
+        store=Store(tmp_path / "store"),
+    )
+    command = Command(
+        ["cc", b"\xff", "\u00e9"],
+        "/src",
+        {"@": "1", "A": os.fsdecode(b"\xff")},
+        env={"B": "2"},
+        executable="/bin/cc",
+        stdin=bytes(range(256)),
+        stdout=None,
+        limits=Limits(nice=5),
+        timeout=1.5,
+        grace=2,
+        max_output="1M",
+        on_overflow="kill",
+    )
+    box.reproduce(command, file)
+    assert read(file) == (box, command)
+    for plain in (Sandbox("/srv"), Sandbox(Overlay()), Sandbox("/srv", user=1000)):
+        plain.reproduce(Command(["true"], "/", env={"A": "1"}, pty=(30, 100)), file)
+        assert read(file) == (plain, Command(["true"], "/", env={"A": "1"}, pty=(30, 100)))
+
+
+def test_the_directory_of_the_caller_is_written(file: Path) -> None:
+    Sandbox("/").reproduce(Command(["true"]), file)
+    assert read(file)[1].cwd == os.getcwd()
+    Sandbox("/srv").reproduce(Command(["true"]), file)
+    assert read(file)[1].cwd is None
+
+
+def test_only_its_owner_can_read_the_file(file: Path) -> None:
+    before = os.umask(0)
+    try:
+        Sandbox("/").reproduce(Command(["true"]), file)
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_file_takes_the_place_of_an_earlier_one_or_of_nothing(file: Path) -> None:
+    file.write_text("an earlier one")
+    file.chmod(0o644)
+    file.with_name("hard link").hardlink_to(file)
+    Sandbox("/").reproduce(Command(["true"]), file)
+    assert json.loads(file.read_text())["version"] == 1
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.with_name("hard link").read_text() == "an earlier one"
+    for wrong in (file.parent / "missing" / "file", file.parent):
+        with pytest.raises(SetupError, match="reproduce"):
+            Sandbox("/").reproduce(Command(["true"]), wrong)
+    assert sorted(each.name for each in file.parent.iterdir()) == ["failed.json", "hard link"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stdin", 0),
+        ("stdout", print),
+        ("stdout", Lines(print)),
+        ("stderr", Tee(2)),
+        ("stderr", 2),
+        ("pass_fds", [5]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_means_something_in_one_process_alone_is_refused(
+    file: Path, name: str, value: Any
+) -> None:
+    with pytest.raises(SpecError, match=f"^{name} of the command is a file"):
+        Sandbox("/").reproduce(Command(["true"], **{name: value}), file)
+    assert not file.exists()
+
+
+def test_a_command_and_a_result_are_what_they_are(file: Path) -> None:
+    with pytest.raises(SpecTypeError, match="no Command"):
+        Sandbox("/").reproduce(["true"], file)  # type: ignore[arg-type]
+    with pytest.raises(SpecTypeError, match="no Result"):
+        Sandbox("/").reproduce(Command(["true"]), file, result=(1, b"", b""))  # type: ignore[arg-type]
+
+
+# ---- a file of somebody else's ---------------------------------------------------------------
+
+
+@pytest.fixture
+def content(file: Path) -> dict[str, Any]:
+    box = Sandbox(Overlay("/srv"), policy=Policy(), user=1000, limits=Limits(pids=5))
+    box.reproduce(Command(["true"], stdin=b"1", extra_env={"A": "1"}), file)
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["version"], 2, "version 2, and this sandboxlib reads 1"),
+        (["version"], True, "version True"),
+        (["sandboxlib"], "other", "did not write this"),
+        (["more"], 1, "it has the names"),
+        (["command"], None, "no Sandbox or no Command"),
+        (["sandbox"], {"@": "Limits"}, "what a Limits is made of"),
+        (["command", "argv"], [], "the command is empty"),
+        (["command", "argv"], [1], "argv"),
+        (["command", "more"], 1, "what a Command is made of"),
+        (["command", "timeout"], float("nan"), "timeout"),
+        (["command", "timeout"], "60", "timeout"),
+        (["command", "stdin"], 0, "stdin of the command is a descriptor"),
+        (["command", "stdin"], {"@": "bytes", "base64": "?"}, "base64"),
+        (["command", "stdin"], {"@": "bytes", "base64": 5}, "base64"),
+        (["command", "stdin"], {"@": "bytes"}, "bytes has the fields"),
+        (["command", "pass_fds"], [0], "pass_fds"),
+        (["command", "pass_fds"], [7], "pass_fds of the command is a descriptor"),
+        (["command", "extra_env"], {"@": "dict", "dict": 5}, "pairs"),
+        (["command", "extra_env"], {"@": "dict", "dict": [["A"]]}, "pairs"),
+        (["command", "extra_env"], {"A": 5}, "the value of the variable 'A'"),
+        (["sandbox", "root"], {"@": "os.system"}, "there is no 'os.system'"),
+        (["sandbox", "root"], {"@": ["x"]}, "there is no"),
+        (["sandbox", "root"], {"@": "Command", "argv": ["x"]}, "root"),
+        (["sandbox", "network"], "other", "network is 'other'"),
+        (["sandbox", "user", "uid"], -1, "uid is -1"),
+        (["sandbox", "policy", "seccomp"], {"@": "Profile", "text": "{"}, "JSON"),
+        (["sandbox", "policy", "seccomp"], {"@": "path", "path": "/etc/passwd"}, "seccomp"),
+        (["sandbox", "limits", "more"], 1, "what a Limits is made of"),
+        (["source_date_epoch"], "now", "source_date_epoch"),
+        (["source_date_epoch"], 5, "source_date_epoch"),
+    ],
+    ids=str,
+)
+def test_a_wrong_file_is_refused(
+    content: dict[str, Any], file: Path, path: list[str], value: Any, message: str
+) -> None:
+    at = content
+    for name in path[:-1]:
+        at = at[name]
+    at[path[-1]] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(SpecError, match=message) as caught:
+        read(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    done = call(file)
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no JSON"),
+        (b"\xff", "no JSON"),
+        (b"[]", "did not write this"),
+        (b"[" * 100_000, "deep"),
+        (b'{"sandboxlib": "reproduce", "sandboxlib": "reproduce"}', "a name stands twice"),
+    ],
+)
+def test_what_is_no_such_file_is_refused(file: Path, data: bytes, message: str) -> None:
+    file.write_bytes(data)
+    with pytest.raises(SpecError, match=message):
+        read(file)
+
+
+def test_objects_that_lie_too_deep_are_refused(content: dict[str, Any], file: Path) -> None:
+    deep: Any = []
+    for _ in range(500):
+        deep = [deep]
+    content["command"]["argv"] = deep
+    file.write_text(json.dumps(content))
+    with pytest.raises(SpecError, match="50 objects in each other"):
+        read(file)
+
+
+def test_a_file_that_is_none_is_not_waited_for(file: Path) -> None:
+    os.mkfifo(file)
+    with pytest.raises(SpecError, match="no regular file"):
+        read(file)
+    with pytest.raises(SetupError, match="ENOENT, step reproduce"):
+        read(file.with_name("missing"))
+    with pytest.raises(SetupError, match="EISDIR"):
+        read(file.parent)
+    assert call(file.with_name("missing")).returncode == 125
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["@", "path", "dict", "base64", "text", "A"]), inner)
+        | st.sampled_from(["Limits", "Overlay", "path", "bytes", "dict"]).map(lambda k: {"@": k})
+    ),
+    max_leaves=6,
+)
+
+
+@given(name=st.sampled_from(["command", "sandbox", "ended"]), value=ANYTHING, data=st.data())
+@example(name="sandbox", value=[], data=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_stands_in_a_file_is_refused_or_made(
+    content: dict[str, Any], file: Path, name: str, value: Any, data: Any
+) -> None:
+    content = json.loads(json.dumps(content))
+    if isinstance(content[name], dict) and data is not None:
+        field = data.draw(st.sampled_from(sorted(content[name])))
+        content[name][field] = value
+    else:
+        content[name] = value
+    file.write_text(json.dumps(content))
+    try:
+        box, command = read(file)
+    except SpecError:
+        return
+    assert isinstance(box, Sandbox)
+    assert isinstance(command, Command)
+    assert command.stdin is None or type(command.stdin) is bytes
+    assert command.stdout is CAPTURE
