@@ -42,6 +42,8 @@ def page() -> str:
         synopsis("run-sandbox", "[options] PATH [COMMAND ...]"),
         ".br",
         synopsis("run-sandbox doctor", "[--json]"),
+        ".br",
+        synopsis("run-sandbox --reproduce FILE", "[--run | COMMAND ...]"),
         *section("DESCRIPTION", text(options.DESCRIPTION)),
         ".PP",
         text(
@@ -56,6 +58,9 @@ def page() -> str:
         ".SH DOCTOR",
         text(options.doctor_parser("").description or ""),
         *of_group(options.doctor_parser("")._action_groups[1], title=""),
+        ".SH REPRODUCE",
+        text(options.reproduce_parser("").description or ""),
+        *(of_group(options.reproduce_parser("")._action_groups[1], title="")),
         *section("EXIT STATUS", text(options.EXIT_STATUS)),
         ".SH ENVIRONMENT",
         *(line for name, what in ENVIRONMENT.items() for line in (".TP", bold(name), text(what))),
