@@ -127,6 +127,8 @@ def reproduce_parser(prog: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--reproduce", metavar="FILE", required=True, help="the file")
     add("--run", action="store_true", help="run the command of FILE itself, with its timeout")
+    text = "where the layers and inputs are (default: the store that FILE names, or yours)"
+    add("--store", metavar="DIRECTORY", help=text)
     text = "what runs in place of the shell"
     add("args", metavar="COMMAND", nargs=argparse.REMAINDER, help=text)
     names = ", ".join(choose.EXECUTORS)

@@ -25,9 +25,9 @@ def run(options: argparse.Namespace, prog: str) -> Result:
     """Runs a shell, a COMMAND of the user's, or the command of the file. SandboxError."""
     if options.run and options.args:
         raise SpecError("--run runs the command of FILE, and takes no COMMAND")
-    record = reading.read(options.reproduce, Sandbox, Store)
-    if record.source_date is not None:  # the time of inputs, and with deterministic a variable
-        os.environ["SOURCE_DATE_EPOCH"] = record.source_date
+    record = reading.read(options.reproduce, Sandbox, Store, options.store)
+    # The time of inputs is from there, and a variable with deterministic=True.
+    os.environ["SOURCE_DATE_EPOCH"] = str(record.source_date)
     if options.executor:
         os.environ[choose.VARIABLE] = options.executor
     box: Sandbox = record.box

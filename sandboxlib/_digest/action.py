@@ -14,7 +14,8 @@ import os
 from collections.abc import Iterable, Iterator
 
 from .. import _reapi
-from .._inputs.snapshot import encoded, merged
+from .._inputs.snapshot import encoded, leaf_of, merged
+from .._inputs.staging import source_date
 from .._inputs.tree import node_of
 from .._runs.job import deterministic_environment
 from .._spec.command import Command, whole_environment
@@ -56,7 +57,9 @@ def action_message(command: Command, box: Spec) -> bytes:
     """The Action of a Command in a Sandbox."""
     places = {inside(path, command.cwd): value for path, value in command.inputs.items()}
     trees = sorted(path for path, value in places.items() if isinstance(value, Input))
-    fields = (*_of_sandbox(box), *_of_command(command), ("trees", tuple(trees)))
+    fields = [*_of_sandbox(box), *_of_command(command), ("trees", tuple(trees))]
+    if places or command.outputs or any(isinstance(each, Input) for each in _layers(box)):
+        fields.append(("mtime", source_date()))  # of the files and directories that are staged
     return _reapi.action(
         _reapi.digest_of(command_message(command, box)),
         encoded(merged(places, node_of)),
@@ -96,10 +99,14 @@ def _of_sandbox(box: Spec) -> Iterator[tuple[str, object]]:
         values["umask"] = 0o022 if box.umask is None else box.umask
     if (overlay := box._overlay) is not None:
         del values["root"]
-        values["layers"] = [_key(layer) for layer in overlay.layers]
+        values["layers"] = [_key(layer) for layer in _layers(box)]
         values["upper"] = overlay.upper
     yield from values.items()
     yield "machine", os.uname().machine
+
+
+def _layers(box: Spec) -> tuple[str | Layers, ...]:
+    return () if box._overlay is None else box._overlay.layers
 
 
 def _key(layer: str | Layers) -> object:
@@ -135,11 +142,10 @@ def _plain(value: Any) -> Any:
     """A value as JSON has it: of a Value the fields that are given, by their names."""
     if isinstance(value, str):  # as the bytes that the kernel gets, whatever the locale is
         return os.fsencode(value).decode("utf-8", "surrogateescape")
-    if isinstance(value, bytes):
-        return _reapi.digest_of(value)
-    if isinstance(value, File):  # that of a Mount.file
-        return [value.digest(), value.executable]
-    if isinstance(value, Profile):
+    if isinstance(value, (bytes, File)):  # the content of a Mount.file
+        leaf = leaf_of(value if isinstance(value, File) else File(value))
+        value = {"digest": leaf.digest, "executable": leaf.is_executable}
+    elif isinstance(value, Profile):
         value = (_reapi.digest_of(value.text.encode("utf-8", "surrogatepass")),)
     elif isinstance(value, Value):
         given = {name: getattr(value, name) for name in value._fields}

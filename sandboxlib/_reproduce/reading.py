@@ -9,6 +9,7 @@ import json
 import os
 import stat
 
+from .._reapi import check_digest
 from .._spec.command import Command
 from .._spec.limits import Limits
 from .._spec.mount import Mount
@@ -17,9 +18,10 @@ from .._spec.policy import Policy, Profile
 from .._spec.spec import Spec
 from .._spec.user import User
 from .._store.storage import Storage
-from .._values import Value, short
+from .._values import Value, check_number, short
 from ..errors import SpecError, setup_error
-from .record import decode
+from .contents import Read
+from .record import decode, made, only
 from .writing import VERSION
 
 TYPE_CHECKING = False
@@ -27,30 +29,38 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MOST_BYTES = 256 << 20  # of a file: the stdin of a command is in it
-_NAMES = frozenset("sandboxlib version command sandbox source_date_epoch ended".split())
+_NAMES = frozenset("sandboxlib version command sandbox source_date contents ended".split())
+_MOST_DATE = 10**11 - 1  # seconds, as SOURCE_DATE_EPOCH may have
 _VALUES: tuple[type[Value], ...] = (Limits, Mount, Overlay, Policy, Profile, User)
 
 
 class Record:
     """What a file has.
 
-    box, command: Sandbox and Command. source_date: str or None, SOURCE_DATE_EPOCH of the process
-    that wrote it. ended: str, how the run ended, for people; "" if it is not known.
+    box, command: Sandbox and Command. source_date: int, seconds, SOURCE_DATE_EPOCH of the process
+    that wrote it. ended: str, how the run ended, for people; "" if it is not known. contents: what
+    keeps the inputs in the store.
     """
 
-    def __init__(self, box: Any, command: Command, source_date: str | None, ended: str) -> None:
-        self.box, self.command = box, command
-        self.source_date, self.ended = source_date, ended
+    def __init__(
+        self, box: Any, command: Command, source_date: int, ended: str, contents: Read | None
+    ) -> None:
+        self.box, self.command, self.source_date = box, command, source_date
+        self.ended, self.contents = ended, contents
 
 
-def read(path: str, kind: type[Spec], store: type[Storage]) -> Record:
-    """Reads the file. kind, store: Sandbox and Store. SetupError, SpecError."""
+def read(path: str, kind: type[Spec], store: type[Storage], directory: str | None = None) -> Record:
+    """Reads the file. SetupError, SpecError.
+
+    kind, store: Sandbox and Store. directory: of a store in place of that of the Sandbox.
+    """
     try:
-        return _parsed(_content(path), kind, store)
+        record = _parsed(_content(path), kind, store, directory)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from None
     except RecursionError:
         raise SpecError(f"{path}: objects lie too deep in each other") from None
+    return record
 
 
 def _content(path: str) -> bytes:
@@ -68,7 +78,7 @@ def _content(path: str) -> bytes:
     return data
 
 
-def _parsed(data: bytes, kind: type[Spec], store: type[Storage]) -> Record:
+def _parsed(data: bytes, kind: type[Spec], store: type[Storage], directory: str | None) -> Record:
     try:
         content = json.loads(data, object_pairs_hook=_each_once)
     except ValueError as error:  # also of UTF-8
@@ -82,17 +92,27 @@ def _parsed(data: bytes, kind: type[Spec], store: type[Storage]) -> Record:
         raise SpecError(f"it has version {version}, and this sandboxlib reads {VERSION}")
     if content.keys() != _NAMES:
         raise SpecError(f"it has the names {', '.join(content)}, and not {', '.join(_NAMES)}")
-    kinds = {each.__name__: each for each in (*_VALUES, Command, store)}
-    box = decode(content["sandbox"], {**kinds, "Sandbox": kind})
-    command = decode(content["command"], kinds)
+    date = check_number("source_date", content["source_date"], 0, _MOST_DATE)
+    kinds = {each.__name__: made(each) for each in (*_VALUES, store)}
+    place = content["sandbox"]
+    if not isinstance(place, dict):
+        raise SpecError("it has no Sandbox")
+    own = store(directory) if directory is not None else decode(place.get("store"), kinds)
+    contents = None
+    if content["contents"] is not None:
+        digest = check_digest("contents", content["contents"])
+        contents = Read(own if isinstance(own, Storage) else store(), digest, date)
+        kinds["File"] = lambda fields: contents.file(only("File", fields))
+        kinds["Tree"] = lambda fields: contents.tree(only("Tree", fields))
+    box = decode(content["sandbox"], {**kinds, "Sandbox": made(kind)})
+    command = decode(content["command"], {**kinds, "Command": made(Command)})
     if not isinstance(box, kind) or not isinstance(command, Command):
         raise SpecError("it has no Sandbox or no Command")
     if name := command._passing:
         raise SpecError(f"{name} of the command is a descriptor, which no file can have")
-    date = content["source_date_epoch"]
-    if not (date is None or (isinstance(date, str) and date.isascii() and date.isdigit())):
-        raise SpecError(f"source_date_epoch is no number of seconds: {short(date)}")
-    return Record(box, command, date, _ended(content["ended"]))
+    if directory is not None:
+        box = box.replace(store=own)
+    return Record(box, command, date, _ended(content["ended"]), contents)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,12 +9,17 @@ import json
 import os
 
 from .. import _types
+from .._inputs.staging import source_date
+from .._inputs.tree import Tree
 from .._spec.command import Command
+from .._spec.inputs import File
 from .._spec.spec import Spec
+from .._store.storage import storage_of
 from .._values import caller_directory, check_path
 from ..errors import SpecError, SpecTypeError, setup_error
 from ..result import Result
-from .record import encode
+from .contents import Written
+from .record import KIND, encode, of_fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,23 +40,32 @@ def write(box: Spec, command: Command, file: _types.Path, result: Result | None)
 
 
 def content_of(box: Spec, command: Command, result: Result | None) -> dict[str, Any]:
-    """What the file has, as json.dumps takes it."""
+    """What the file has, as json.dumps takes it. Files and Trees are put into the store."""
     if name := command._passing:
         remedy = (
-            "stdin=BYTES is written" if name == "stdin" else f"replace({name}=...) leaves it out"
+            "stdin=BYTES is" if name == "stdin" else f"replace({name}=...) leaves it out, which is"
         )
         raise SpecError(
             f"{name} of the command is a file, a function or a descriptor, which means something in"
-            f" this process alone; {remedy}"
+            f" this process alone; {remedy} written"
         )
     if command.cwd is None and box._directory == "/":
         command = command.replace(cwd=caller_directory())
+    date = source_date()
+    contents = Written(storage_of(box), date)
+
+    def other(value: object) -> Any:
+        if isinstance(value, (File, Tree)):
+            return {KIND: type(value).__name__, "number": contents.add(value)}
+        return None
+
     return {
         "sandboxlib": "reproduce",
         "version": VERSION,
-        "command": encode("the command", command),
-        "sandbox": encode("the sandbox", box),
-        "source_date_epoch": os.environ.get("SOURCE_DATE_EPOCH"),
+        "command": encode("the command", command, other),
+        "sandbox": of_fields("Sandbox", box.__getstate__(), other),
+        "source_date": date,
+        "contents": contents.stage(),
         "ended": None if result is None else _ended(result),
     }
 

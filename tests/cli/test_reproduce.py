@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from lib.terminal import User as Person
 from sandboxlib import (
     CAPTURE,
     Command,
+    File,
     Limits,
     Lines,
     Mount,
@@ -30,9 +32,15 @@ from sandboxlib import (
     SpecTypeError,
     Store,
     Tee,
+    Tree,
     User,
 )
 from sandboxlib._reproduce import reading
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -225,7 +233,7 @@ def test_the_file_takes_the_place_of_an_earlier_one_or_of_nothing(file: Path) ->
     for wrong in (file.parent / "missing" / "file", file.parent):
         with pytest.raises(SetupError, match="reproduce"):
             Sandbox("/").reproduce(Command(["true"]), wrong)
-    assert sorted(each.name for each in file.parent.iterdir()) == ["failed.json", "hard link"]
+    assert sorted(each.name for each in file.parent.glob("*")) == ["failed.json", "hard link"]
 
 
 @pytest.mark.parametrize(
@@ -253,6 +261,128 @@ def test_a_command_and_a_result_are_what_they_are(file: Path) -> None:
         Sandbox("/").reproduce(["true"], file)  # type: ignore[arg-type]
     with pytest.raises(SpecTypeError, match="no Result"):
         Sandbox("/").reproduce(Command(["true"]), file, result=(1, b"", b""))  # type: ignore[arg-type]
+
+
+# ---- inputs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_inputs(tmp_path: Path) -> tuple[Sandbox, Command]:
+    """Files and Trees wherever there may be any."""
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "run").write_bytes(b"#!/bin/sh\n")
+    (source / "sub" / "run").chmod(0o755)
+    (source / "link").symlink_to("sub/run")
+    (source / os.fsdecode(b"\xff")).write_bytes(b"3")
+    (tmp_path / "one").write_bytes(b"1")
+    mounts = [
+        Mount.file(b"4", "/etc/a"),
+        Mount.file(File(tmp_path / "one", executable=True), "/etc/b"),
+    ]
+    inputs = {"a": tmp_path / "one", "/run": File(b"2", executable=True), "tree": Tree(source)}
+    box = Sandbox(Overlay(Tree({"base": b"5"})), deterministic=True, extra_mounts=mounts)
+    return box, Command(["true"], "/src", inputs=inputs, outputs=["out/*", "/x"])
+
+
+def remove_sources(tmp_path: Path) -> None:
+    (tmp_path / "one").unlink()
+    shutil.rmtree(tmp_path / "source")
+
+
+def test_inputs_come_from_the_store(
+    with_inputs: tuple[Sandbox, Command], file: Path, tmp_path: Path
+) -> None:
+    box, command = with_inputs
+    key = command.digest(box)
+    box.reproduce(command, file)
+    remove_sources(tmp_path)
+    record = reading.read(str(file), Sandbox, Store)
+    assert record.command.digest(record.box) == key
+    assert record.command.outputs == command.outputs
+    assert b"#!/bin/sh" not in file.read_bytes()
+
+
+def test_inputs_come_from_the_store_of_the_sandbox_or_from_one_that_is_named(
+    with_inputs: tuple[Sandbox, Command], file: Path, tmp_path: Path
+) -> None:
+    box, command = with_inputs
+    box = box.replace(store=Store(tmp_path / "its own"))
+    key = command.digest(box)
+    box.reproduce(command, file)
+    remove_sources(tmp_path)
+    assert not (tmp_path / "cache").exists()
+    record = reading.read(str(file), Sandbox, Store)
+    assert record.command.digest(record.box) == key
+    del record
+    (tmp_path / "its own").rename(tmp_path / "moved")
+    with pytest.raises(SetupError, match="find the inputs"):
+        reading.read(str(file), Sandbox, Store)
+    record = reading.read(str(file), Sandbox, Store, str(tmp_path / "moved"))
+    assert record.command.digest(record.box) == key
+    assert record.box.store == Store(tmp_path / "moved")
+
+
+def test_inputs_that_the_store_has_no_more_are_named_by_their_digest(
+    with_inputs: tuple[Sandbox, Command], file: Path
+) -> None:
+    box, command = with_inputs
+    box.reproduce(command, file)
+    digest = json.loads(file.read_text())["contents"]
+    record = reading.read(str(file), Sandbox, Store)
+    Store().prune()
+    assert record.command.digest(record.box)  # what is read holds a lock on them
+    del record
+    Store().prune()
+    done = call(file)
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert f"find the inputs {digest} in the store {Store().directory}".encode() in done.stderr
+
+
+def test_inputs_that_changed_in_the_store_are_refused(
+    with_inputs: tuple[Sandbox, Command], file: Path, tmp_path: Path
+) -> None:
+    box, command = with_inputs
+    box.reproduce(command, file)
+    for path in tmp_path.glob("cache/sandboxlib/inputs/*/tree/0"):
+        path.write_bytes(b"other")
+    with pytest.raises(SetupError, match=r"ESTALE, step store.*somebody changed them"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "message"),
+    [
+        ("File", "99", "no '99'"),
+        ("File", "../0", "no '../0'"),
+        ("File", "", "no ''"),
+        ("File", 0, "no 0"),
+        ("File", ["0"], "no "),
+        ("File", "4", "is no file"),
+        ("Tree", "0", "is no directory"),
+    ],
+)
+def test_inputs_that_there_are_not_are_refused(
+    with_inputs: tuple[Sandbox, Command], file: Path, kind: str, number: Any, message: str
+) -> None:
+    box, command = with_inputs
+    box.reproduce(command, file)
+    content = json.loads(file.read_text())
+    assert content["command"]["inputs"]["tree"] == {"@": "Tree", "number": "2"}
+    number = "2" if number == "4" else number
+    content["command"]["inputs"]["a"] = {"@": kind, "number": number}
+    file.write_text(json.dumps(content))
+    with pytest.raises(SpecError, match=message):
+        read(file)
+
+
+def test_an_input_that_is_gone_is_told_and_no_file_is_written(
+    with_inputs: tuple[Sandbox, Command], file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "one").unlink()
+    with pytest.raises(SetupError, match="one"):
+        with_inputs[0].reproduce(with_inputs[1], file)
+    assert not file.exists()
 
 
 # ---- a file of somebody else's ---------------------------------------------------------------
@@ -283,7 +413,8 @@ def content(file: Path) -> dict[str, Any]:
         (["command", "stdin"], 0, "stdin of the command is a descriptor"),
         (["command", "stdin"], {"@": "bytes", "base64": "?"}, "base64"),
         (["command", "stdin"], {"@": "bytes", "base64": 5}, "base64"),
-        (["command", "stdin"], {"@": "bytes"}, "bytes has the fields"),
+        (["command", "stdin"], {"@": "bytes"}, "a bytes has nothing"),
+        (["command", "stdin"], {"@": "bytes", "a": 1, "b": 2}, "a bytes has a, b"),
         (["command", "pass_fds"], [0], "pass_fds"),
         (["command", "pass_fds"], [7], "pass_fds of the command is a descriptor"),
         (["command", "extra_env"], {"@": "dict", "dict": 5}, "pairs"),
@@ -297,8 +428,12 @@ def content(file: Path) -> dict[str, Any]:
         (["sandbox", "policy", "seccomp"], {"@": "Profile", "text": "{"}, "JSON"),
         (["sandbox", "policy", "seccomp"], {"@": "path", "path": "/etc/passwd"}, "seccomp"),
         (["sandbox", "limits", "more"], 1, "what a Limits is made of"),
-        (["source_date_epoch"], "now", "source_date_epoch"),
-        (["source_date_epoch"], 5, "source_date_epoch"),
+        (["source_date"], "now", "source_date"),
+        (["source_date"], -1, "source_date"),
+        (["contents"], "sha256:1", "contents is no digest"),
+        (["contents"], f"{'a' * 64}/5", "find the inputs aaaa"),
+        (["command", "inputs"], {"a": {"@": "File", "number": "0"}}, "there is no 'File'"),
+        (["command", "inputs"], {"a": {"@": "Tree", "content": "/etc"}}, "there is no 'Tree'"),
     ],
     ids=str,
 )
@@ -310,9 +445,9 @@ def test_a_wrong_file_is_refused(
         at = at[name]
     at[path[-1]] = value
     file.write_text(json.dumps(content))
-    with pytest.raises(SpecError, match=message) as caught:
+    with pytest.raises((SpecError, SetupError), match=message) as caught:
         read(file)
-    assert str(caught.value).startswith(f"{file}: ")
+    assert str(caught.value).startswith(f"{file}: ") or isinstance(caught.value, SetupError)
     done = call(file)
     assert (done.returncode, done.stdout) == (125, b"")
     assert b"Traceback" not in done.stderr
@@ -381,7 +516,7 @@ def test_whatever_stands_in_a_file_is_refused_or_made(
     file.write_text(json.dumps(content))
     try:
         box, command = read(file)
-    except SpecError:
+    except (SpecError, SetupError):
         return
     assert isinstance(box, Sandbox)
     assert isinstance(command, Command)

@@ -217,9 +217,9 @@ MOUNTS: dict[str, list[tuple[Mount, Mount]]] = {
     "mode": [(Mount.tmpfs("/a"), Mount.tmpfs("/a", mode=0o700))],
     "content": [
         (Mount.file(b"1", "/a"), Mount.file(b"2", "/a")),
-        (Mount.file(File(b"1"), "/a"), Mount.file(File(b"1", executable=True), "/a")),
+        (Mount.file(b"1", "/a"), Mount.file(File(b"1", executable=True), "/a")),
     ],
-    "to": [(Mount.symlink("b", "/a"), Mount.symlink("c", "/a"))],
+    "to": [(Mount.symlink("/a", "/b"), Mount.symlink("/c", "/b"))],
 }
 
 
@@ -230,6 +230,16 @@ def test_each_field_of_a_mount_is_in_the_digest(name: str) -> None:
             COMMAND.digest(BOX.replace(extra_mounts=[mount]), ["extra_mounts"]) for mount in each
         )
         assert one != other
+
+
+def test_the_content_of_a_mount_is_what_it_is_wherever_it_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    contents = [b"1", File(b"1"), File(tmp_path / "file")]
+    boxes = [BOX.replace(extra_mounts=[Mount.file(each, "/a")]) for each in contents]
+    assert len({COMMAND.digest(box) for box in boxes}) == 1
+    key = COMMAND.digest(boxes[-1])
+    (tmp_path / "file").write_bytes(b"2")
+    assert COMMAND.digest(boxes[-1]) != key
 
 
 def test_the_order_of_mounts_and_layers_is_in_the_digest() -> None:
@@ -340,6 +350,21 @@ def test_a_tree_is_its_content_wherever_it_comes_from(tmp_path: Path) -> None:
         other = key({"include": Tree(tmp_path / "two")})
         assert other not in keys
         keys.add(other)
+
+
+def test_the_time_of_inputs_is_in_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = BOX.replace(root=Overlay(Tree({"a": b"1"})))
+
+    def keys() -> list[str]:
+        staged = [key({"a": b"1"}), key(outputs=["a"]), COMMAND.digest(tree)]
+        return [COMMAND.digest(BOX), *staged]
+
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    before = keys()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "315532800")
+    assert keys() == before
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
+    assert [one == other for one, other in zip(keys(), before, strict=True)] == [True, *[False] * 3]
 
 
 def test_a_file_is_not_a_tree_that_hides_its_neighbours() -> None:
