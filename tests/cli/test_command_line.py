@@ -336,6 +336,7 @@ WITHOUT_OPTION = {
     "extra_env": "--env sets it",
     "inputs": "a program makes them",
     "outputs": "a program takes them",
+    "changes": "a program looks at them, in a root of layers",
     "limits": "each limit has an option",
     "policy": "each part of it has an option",
     "uid": "--user sets it",
