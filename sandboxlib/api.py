@@ -176,7 +176,8 @@ class Sandbox(Spec):
         """
         if options or type(command) is not Command:
             command = command_of("run", command, options, "fresh", "check")
-        box = self if command.limits is None else self._for(command)
+        is_plain = command.limits is None and self._directory
+        box = self if is_plain else self._for(command)
         result = choose.run_command(box, command, fresh)
         return result.check() if check else result
 
@@ -338,7 +339,7 @@ class Sandbox(Spec):
         UnsupportedError if the executor drives a program of its own (linux_user_chroot,
         bubblewrap); SetupError if the kernel refuses a step.
         """
-        return _session.open_session(self, {"timeout": timeout, **unknown})
+        return _session.open_session(self._with_user(), {"timeout": timeout, **unknown})
 
     def trace(
         self,
@@ -402,7 +403,7 @@ class Sandbox(Spec):
         pty.
         """
         made = command_of("not_hermetic", command, options, "assume")
-        return _hermetic.not_hermetic(made, self, assume)
+        return _hermetic.not_hermetic(made, self._with_user(), assume)
 
     def reproduce(
         self, command: Command, file: _types.Path, *, result: Result | None = None

@@ -55,7 +55,7 @@ def digest(command: Command, box: Spec, assume: Iterable[str]) -> str:
 
 def action_message(command: Command, box: Spec) -> bytes:
     """The Action of a Command in a Sandbox."""
-    places = {inside(path, command.cwd): value for path, value in command.inputs.items()}
+    places = {inside(path, box._cwd_of(command)): value for path, value in command.inputs.items()}
     trees = sorted(path for path, value in places.items() if isinstance(value, Input))
     fields = [*_of_sandbox(box), *_of_command(command), ("trees", tuple(trees))]
     if places or command.outputs or any(isinstance(each, Input) for each in _layers(box)):
@@ -73,13 +73,13 @@ def command_message(command: Command, box: Spec) -> bytes:
     """The Command of the API that is in the Action."""
     extra_env = command.extra_env
     if box.deterministic:
-        extra_env = deterministic_environment(extra_env, command.env)
-    variables = whole_environment(extra_env, command.env)
+        extra_env = deterministic_environment(extra_env, box._env_of(command))
+    variables = whole_environment(extra_env, box._env_of(command))
     return _reapi.command(
         command._argv,
         {os.fsencode(name): os.fsencode(value) for name, value in variables.items()},
-        [os.fsencode(_output(pattern, command.cwd)) for pattern in command.outputs],
-        os.fsencode(command.cwd or "/").strip(b"/"),
+        [os.fsencode(_output(pattern, box._cwd_of(command))) for pattern in command.outputs],
+        os.fsencode(box._cwd_of(command) or "/").strip(b"/"),
     )
 
 

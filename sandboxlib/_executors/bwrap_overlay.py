@@ -62,7 +62,7 @@ def stacked(box: Spec) -> list[Lower]:
     owners = Owners(kind, os.geteuid(), os.getegid())  # type: ignore[arg-type]
     lowers: list[Lower] = []
     for layer in overlay.layers:
-        lowers += [Lower(layer)] if isinstance(layer, str) else layer._lowers(owners)
+        lowers += [Lower(layer)] if isinstance(layer, str) else layer._lowers(owners, box.store)
     return lowers
 
 

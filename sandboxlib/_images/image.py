@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from .. import _types
 from .._spec.command import Command
-from .._spec.overlay import Layers, Lower, Owners
+from .._spec.overlay import Defaults, Layers, Lower, Owners
 from .._spec.user import User
 from .._store.storage import Storage
 from .._values import AnyStore, Value, absolute, check_path, check_text, unknown_keyword
-from .kinds import kind_of
+from .kinds import default_user, kind_of
 from .known import Known, file_key, leased, recalled
 from .layer import _own
 
@@ -77,10 +77,11 @@ class Image(Value, Layers):
         layers = "\n".join(self._known(None).layers)
         return f"sha256:{hashlib.sha256(layers.encode()).hexdigest()}"
 
-    def _user(self, owners: Owners, store: AnyStore | None) -> User | None:
-        """The user of its command; None: uid 0 and gid 0."""
-        known = self._leases(owners, _own(store))[0]
-        return None if known.ids is None else User(*known.ids, ranges=owners.kind == "ranges")
+    def _defaults(self, store: AnyStore | None) -> Defaults:
+        known, user = self._known(store), default_user()
+        if known.ids is None:
+            return Defaults(known.env, known.cwd, user)
+        return Defaults(known.env, known.cwd, User(*known.ids, ranges=user == "ranges"))
 
     def _known(self, store: AnyStore | None) -> Known:
         """What the store knows of the image, which is unpacked if it knows nothing."""

@@ -7,6 +7,10 @@ import os
 
 from .._spec.overlay import Owners
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .. import _types
+
 REAL, SINGLE, RANGES = "layers/real", "layers/single", "layers/ranges-"
 
 
@@ -26,3 +30,14 @@ def kind_of(owners: Owners) -> str:
 
     maps = repr((os.geteuid(), os.getegid(), id_maps.ranges("uid"), id_maps.ranges("gid")))
     return RANGES + hashlib.sha256(maps.encode()).hexdigest()[:16]
+
+
+def default_user() -> _types.UserName:
+    """The user of the runs in an image that has none: the one with which most owners are kept."""
+    if os.geteuid() == 0:
+        return "caller"
+    from .. import user_namespace
+    from .._spec.spec import Spec
+
+    refused = user_namespace.EXECUTOR.refusals(Spec("/", user="ranges"))
+    return "root" if refused else "ranges"

@@ -22,6 +22,9 @@ IMAGES = "images"  # the entries of the store that remember images
 _FORMAT = "1"
 _TICK = 0.02  # seconds: the kernel's clock does not tell two changes of a file within one tick
 
+_MOST_READ = 64
+_read: dict[tuple[str, str], Known] = {}  # by store and key, which stand for one content
+
 
 class Known:
     """What the store remembers of an image.
@@ -73,6 +76,17 @@ def decoded(data: bytes) -> Known | None:
 
 def recalled(storage: Storage, key: str) -> Known | None:
     """What the store remembers of an image; None if it does not."""
+    known = _read.get((storage.directory, key))
+    if known is None:
+        known = _recall(storage, key)
+        if known is not None:
+            if len(_read) >= _MOST_READ:
+                _read.clear()
+            _read[storage.directory, key] = known
+    return known
+
+
+def _recall(storage: Storage, key: str) -> Known | None:
     lease = storage._lease(IMAGES, key)
     if lease is None:
         return None

@@ -68,11 +68,16 @@ def job_of(command: Command, box: Spec) -> Job:
         raise SpecError(f"changes={command.changes!r} {text}")
     cwd = command.cwd
     if cwd is None:
+        cwd = box._cwd_of(command)
+    if cwd is None:
         cwd = caller_directory() if box._directory == "/" else "/"
     settings, search = command._settings, command._search
-    if box.deterministic:
-        extra_env = deterministic_environment(command.extra_env, command.env)
-        settings, search = encode_environment(extra_env, command.env)
+    env = box._env_of(command)
+    if box.deterministic or env is not command.env:
+        extra_env = command.extra_env
+        if box.deterministic:
+            extra_env = deterministic_environment(extra_env, env)
+        settings, search = encode_environment(extra_env, env)
     program = None if command.executable is None else os.fsencode(command.executable)
     return Job(command._argv, cwd, settings, search, command.cwd is None, program)
 

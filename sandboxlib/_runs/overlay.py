@@ -91,7 +91,7 @@ class StackedRoot:
         found: list[Lower] = []
         for layer in self.overlay.layers:
             if isinstance(layer, Layers):
-                found += layer._lowers(self.owners)
+                found += layer._lowers(self.owners, self.box.store)
             else:
                 found.append(Lower(layer))
         check_number(len(found))

@@ -22,6 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .user import User
+
 MOST_LAYERS = 500  # OVL_MAX_STACK of fs/overlayfs/super.c
 
 
@@ -59,6 +61,17 @@ class Lower:
         self.path, self.lease = path, lease
 
 
+class Defaults:
+    """What an image says of its commands: the whole environment, the working directory, and the
+    value for Sandbox(user=).
+    """
+
+    __slots__ = ("cwd", "env", "user")
+
+    def __init__(self, env: dict[str, str], cwd: str, user: _types.UserName | User) -> None:
+        self.env, self.cwd, self.user = env, cwd, user
+
+
 class Layers(ABC):
     """What an Overlay can stack beside a directory: a Layer, an Image, a Tree."""
 
@@ -67,6 +80,12 @@ class Layers(ABC):
         """The directories, bottom first. It unpacks or stages them if that is still to be done,
         which may take long. store: that of the Sandbox; None: the default one. Raises SandboxError.
         """
+
+    def _defaults(self, store: AnyStore | None) -> Defaults | None:
+        """What runs in a Sandbox whose root it is have if nobody says otherwise. Raises
+        SandboxError.
+        """
+        return None
 
     @abstractmethod
     def _key(self) -> str:

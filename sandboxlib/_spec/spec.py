@@ -26,7 +26,7 @@ from ..errors import SpecError, SpecTypeError
 from .command import ELSEWHERE, OPTIONS, Command
 from .limits import Limits
 from .mount import Mount, _mount, as_call, hidden
-from .overlay import Layers, Lower, Overlay
+from .overlay import Defaults, Layers, Lower, Overlay
 from .policy import DEFAULT, Policy
 from .user import User, check_user
 
@@ -294,21 +294,65 @@ class Spec(Value):
         """
         return ()
 
+    def _defaults(self) -> Defaults | None:
+        """What the root says of commands, if it is an image. The image is unpacked for that.
+
+        Raises SandboxError.
+        """
+        if not isinstance(self.root, Layers):
+            return None
+        if "_of_image" not in self.__dict__:
+            self.__dict__["_of_image"] = self.root._defaults(self.store)
+        found: Defaults | None = self.__dict__["_of_image"]
+        return found
+
+    def _cwd_of(self, command: Command) -> str | None:
+        """The directory of a Command: its own, or that of the image; None if neither says one."""
+        if command.cwd is None and (defaults := self._defaults()) is not None:
+            return defaults.cwd
+        return command.cwd
+
+    def _env_of(self, command: Command) -> _types.Variables | None:
+        """The environment of a Command without extra_env: its own, or that of the image; None if
+        neither says one.
+        """
+        if command.env is None and (defaults := self._defaults()) is not None:
+            return defaults.env
+        return command.env
+
+    def _with_user(self) -> Spec:
+        """This Sandbox, or if it has no user of its own and its root is an image, the same with the
+        user of the image. It has the plans of this one, which has no other runs.
+        """
+        if "user" not in self._left or not isinstance(self.root, Layers):
+            return self
+        box: Spec | None = self.__dict__.get("_as_in_image")
+        if box is None:
+            defaults, box = self._defaults(), self
+            if defaults is not None and defaults.user != self.user:
+                box = self.replace(user=defaults.user)
+                box.__dict__.update(_plans=self._plans, _of_image=defaults)
+            self.__dict__["_as_in_image"] = box
+        return box
+
     def _for(self, command: Command) -> Spec:
         """The Sandbox in which a Command runs: this one, with the limits of the Command over its
-        own. Its runs use the slots of this one if they can (see plan_for in _runs/plan.py).
+        own, and with the user of the image that is its root. Its runs use the slots of this one if
+        they can (see plan_for in _runs/plan.py).
         """
+        if (box := self._with_user()) is not self:
+            return box._for(command)
         if command.limits is None:
             return self
-        box = self._limited.get(command.limits)
-        if box is None:
+        limited = self._limited.get(command.limits)
+        if limited is None:
             limits = command.limits if self.limits is None else self.limits | command.limits
-            box = self.replace(limits=limits)
-            box.__dict__["_base"] = self
+            limited = self.replace(limits=limits)
+            limited.__dict__["_base"] = self
             if len(self._limited) >= MOST_LIMITED:
                 self._limited.clear()
-            self._limited[command.limits] = box
-        return box
+            self._limited[command.limits] = limited
+        return limited
 
 
 ELSEWHERE.update({name: f"Sandbox has it: Sandbox(root, {name}=...)" for name in Spec._fields[1:]})
