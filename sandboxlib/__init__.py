@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from . import bubblewrap, linux_user_chroot, load, user_namespace, utils
+    from ._changes.change import Change
+    from ._changes.changes import Changes
     from ._concurrent.async_process import AsyncProcess
     from ._concurrent.pool import SandboxExecutor
     from ._concurrent.process import Process
@@ -62,6 +64,8 @@ __all__ = [
     "Argv",
     "AsyncProcess",
     "CallerError",
+    "Change",
+    "Changes",
     "Command",
     "CommandFailed",
     "CommandOptions",
@@ -121,6 +125,8 @@ __all__ = [
 _LATER = ("bubblewrap", "linux_user_chroot", "load", "user_namespace", "utils")
 _NAMES_LATER = {
     "AsyncProcess": "_concurrent.async_process",
+    "Change": "_changes.change",
+    "Changes": "_changes.changes",
     "CommandOptions": "_spec.command",
     "Outputs": "_inputs.outputs",
     "Process": "_concurrent.process",

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self as Self
     from typing_extensions import Unpack as Unpack
 
+    from ._changes.changes import Changes as Changes
+    from ._images.layer import Layer as Layer
     from ._inputs.outputs import Outputs as Outputs
     from ._spec.inputs import File, Input
     from .api import Sandbox as Sandbox
@@ -101,7 +103,10 @@ else:
         "Outputs": lambda t: Mapping[str, t.Any],
         "Content": lambda t: os.PathLike[str] | bytes,
         "Progress": lambda t: Callable[[int, t.Any], object],
-        "Sandbox": lambda t: sys.modules["sandboxlib"].Sandbox,  # a room above all that use it
+        # of rooms above all that use them
+        "Sandbox": lambda t: sys.modules["sandboxlib"].Sandbox,
+        "Changes": lambda t: sys.modules["sandboxlib"].Changes,
+        "Layer": lambda t: sys.modules["sandboxlib"].Layer,
     }
     #: The names for choices: the words, and what may stand in their place.
     _CHOICES = {

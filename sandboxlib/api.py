@@ -25,6 +25,7 @@ run_sandbox = choose.api.run_sandbox
 
 
 if TYPE_CHECKING:
+    from ._changes import changes as _changes
     from ._choice import doctor as _doctor
     from ._choice import lacking as _lacking
     from ._concurrent import aio, async_process, process
@@ -41,6 +42,7 @@ else:
     _action, _hermetic = Later("_digest.action"), Later("_digest.hermetic")
     _lacking, _trace = Later("_choice.lacking"), Later("_trace.trace")
     _writing = Later("_reproduce.writing")
+    _changes = Later("_changes.changes")
 
 
 class Sandbox(Spec):
@@ -436,6 +438,10 @@ class Sandbox(Spec):
 
     def _digest_of(self, command: Command, assume: Iterable[str]) -> str:
         return _action.digest(command, self, assume)
+
+    def _changes_of(self, upper: _types.Any) -> _types.Changes:
+        changes: _types.Changes = _changes.Changes(upper)
+        return changes
 
     def close(self) -> None:
         """Ends the slots, which keep namespaces from run to run, and removes the cgroups that wait

@@ -221,14 +221,17 @@ class Result(tuple[int, bytes | None, bytes | None]):
         return report
 
     @property
-    def changes(self) -> _types.Any:
-        """What the run changed in a root that is an Overlay. SpecError if that was not kept."""
+    def changes(self) -> _types.Changes:
+        """What the run changed in a root that is an Overlay, to be closed in the end. SpecError if
+        that was not kept.
+        """
         if self._changes is None:
             text = "the changes of this run were not kept: ask for them with changes='keep'"
             if self.command is not None and self.command.changes == "on-failure":
                 text = "the run is ok, and changes='on-failure' keeps those of a failure"
             raise SpecError(text)
-        return self._changes
+        changes: _types.Changes = self._changes
+        return changes
 
     def check(self) -> Result:
         """Returns this Result if it is ok; otherwise raises CommandFailed, which has it."""

@@ -7,6 +7,12 @@
 
 #include <fcntl.h>
 
+/* faccessat(2) looks with the real uid, and without capabilities if that is not 0; this does as
+ * execve(2) does (Linux 5.8). */
+static int is_there(const char *path) {
+    return raw(439 /* faccessat2 */, -100 /* AT_FDCWD */, path, 0, 0x200 /* AT_EACCESS */) == 0;
+}
+
 /* Runs the first of PATHS that can be run, like execvp(3): if a path does not exist, or may not be
  * run, it tries the next one. Unlike execvp it gives no text file to /bin/sh. Returns only on
  * failure: -errno, and in INDEX the path that failed, or -1. If a fork of another thread still
@@ -27,7 +33,7 @@ static int exec_first(const char *const *paths, int n, const char *const *argv,
         }
         int gone = error == -ENOENT || error == -ENOTDIR;
         /* ENOENT may also be about the interpreter of a program that exists. */
-        if (gone && raw(__NR_faccessat, -100 /* AT_FDCWD */, paths[i], 0) != 0)
+        if (gone && !is_there(paths[i]))
             continue;
         if (*index < 0 || !gone) {
             *index = i;
@@ -43,7 +49,7 @@ static int exec_first(const char *const *paths, int n, const char *const *argv,
  * looking at files. So first_there looks before for the first path that exists, or returns N. */
 static int first_there(const char *const *paths, int n) {
     int i = 0;
-    while (i < n && raw(__NR_faccessat, -100 /* AT_FDCWD */, paths[i], 0) != 0)
+    while (i < n && !is_there(paths[i]))
         i++;
     return i;
 }

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ TRUSTED, USER = b"trusted.overlay.", b"user.overlay."
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: O_NONBLOCK: a FIFO that took the place of a file would otherwise block the open(2).
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_CODEC = sys.getfilesystemencoding()
 MOST_LINKS = 40  # symbolic links in one look-up, as path_resolution(7) has it
 
 
@@ -54,11 +56,7 @@ class Entry:
         """Open a regular file for reading. Raises OSError (EINVAL) if it is none."""
         if not stat.S_ISREG(self.status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        fd = os.open(self.name, FILE, dir_fd=self.directory)
-        if not os.path.samestat(os.fstat(fd), self.status):
-            os.close(fd)
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return fd
+        return os.open(self.name, FILE, dir_fd=self.directory)
 
     def link(self) -> bytes:
         """The target of a symbolic link."""
@@ -66,14 +64,17 @@ class Entry:
 
 
 class Directory:
-    """A merged directory, as a context manager. parts: (layer, descriptor), top first; it owns the
-    descriptors.
+    """A merged directory, as a context manager.
+
+    parts: (layer, descriptor), top first; it owns the descriptors. continues: whether the layers
+    below the first part count, under the same name.
     """
 
-    __slots__ = ("parts", "stack")
+    __slots__ = ("continues", "parts", "stack")
 
     def __init__(self, stack: Stack, parts: list[tuple[int, int]]) -> None:
         self.stack, self.parts = stack, parts
+        self.continues = True
 
     def __enter__(self) -> Directory:
         return self
@@ -120,7 +121,7 @@ def names(fd: int) -> Iterator[bytes]:
     """The names in a directory, which may be millions: they are read as they are asked for."""
     with os.scandir(fd) as scan:
         for each in scan:
-            yield os.fsencode(each.name)
+            yield each.name.encode(_CODEC, "surrogateescape")
 
 
 class Found:
@@ -155,12 +156,13 @@ class Stack:
         self._opaque = os.fsdecode(prefix) + "opaque"
         self._redirect = os.fsdecode(prefix) + "redirect" if prefix == TRUSTED else None
 
-    def root(self) -> Directory:
-        """The root directory, merged of the roots of all layers."""
+    def root(self, below: int = -1) -> Directory:
+        """The root directory, merged of the roots of all layers. below: of those below that one."""
         made = Directory(self, [])
         try:
             for number, fd in enumerate(self._layers):
-                made.parts.append((number, os.open(".", DIRECTORY, dir_fd=fd)))
+                if number > below:
+                    made.parts.append((number, os.open(".", DIRECTORY, dir_fd=fd)))
         except BaseException:
             made.close()
             raise
@@ -222,9 +224,12 @@ class Stack:
             while at < len(where):
                 layer, fd = where[at]
                 at += 1
-                found, way, is_absolute, stops = self._walk(fd, way, root is not None)
+                found, below, is_absolute, stops = self._walk(fd, way, root is not None)
                 if found >= 0:
+                    if not made.parts:
+                        made.continues = below == way and not stops
                     made.parts.append((layer, found))
+                way = below
                 if stops:
                     break
                 if is_absolute and root is None:

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings changes into a directory: first all new files are made beside the old ones, then each
+takes its place by a rename, and if one cannot, those before it go back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+
+from ..errors import UnsupportedError, printable
+from .archive import MARKS
+from .stream import SAME
+from .writer import DIRECTORY, Staging, Writer, failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from .change import Change
+
+
+class Application(Writer):
+    """Makes the new files in a staging directory, under numbers: a directory that was added with
+    all that is in it, and every other file by itself. steps: what is left to do, in order: (the
+    change, the number of its file, or b"").
+    """
+
+    def __init__(self, top: int, owners: bool) -> None:
+        super().__init__(top, owners, set_ids=True)
+        self.steps: list[tuple[Change, bytes]] = []
+        self._inside = ""  # the path of the directory that is being made, with a slash
+
+    def place(self, change: Change) -> list[bytes]:
+        if self._inside and change.path.startswith(self._inside):
+            number, path = self.steps[-1][1], change.path[len(self._inside) :]
+            return [] if change.kind == "deleted" else [number, *os.fsencode(path).split(b"/")]
+        self._inside = ""
+        is_directory = change.type == "directory"
+        if change.kind == "deleted" or (is_directory and change.kind in (SAME, "metadata")):
+            self.steps.append((change, b""))
+            return []
+        number = b"%d" % len(self.steps)
+        self.steps.append((change, number))
+        if is_directory:
+            self._inside = f"{change.path}/"
+        return [number]
+
+
+class Exchange:
+    """Renames the staged files into a directory. undo() takes all of it back."""
+
+    def __init__(self, top: int, staged: int, owners: bool) -> None:
+        self._top, self._staged, self._owners = top, staged, owners
+        self._undo: list[Callable[[], object]] = []
+
+    def run(self, steps: Sequence[tuple[Change, bytes]]) -> None:
+        directories: list[Change] = []
+        for change, number in steps:
+            with failure(change.path):
+                if number or change.kind == "deleted":
+                    self._replace(change, number)
+                else:
+                    directories.append(change)
+        # Last, because the renames change the times of directories, and a mode may close one.
+        for change in reversed(directories):
+            with failure(change.path), opened(self._top, _names(change)) as fd:
+                self._set(change, fd)
+
+    def undo(self) -> None:
+        for back in reversed(self._undo):
+            back()
+
+    def _replace(self, change: Change, number: bytes) -> None:
+        """Put the staged file in the place of what is there, which moves aside."""
+        *above, name = _names(change)
+        old = b"old-%d" % len(self._undo)
+        with opened(self._top, above) as at:
+            try:
+                os.lstat(name, dir_fd=at)
+            except FileNotFoundError:
+                if change.kind != "added":
+                    raise
+            else:
+                os.rename(name, old, src_dir_fd=at, dst_dir_fd=self._staged)
+                self._undo.append(lambda: self._move_back(above, name, old))
+            if number:
+                os.rename(number, name, src_dir_fd=self._staged, dst_dir_fd=at)
+                self._undo.append(lambda: self._take_back(above, name, number))
+
+    def _move_back(self, above: list[bytes], name: bytes, old: bytes) -> None:
+        with opened(self._top, above) as at:
+            os.rename(old, name, src_dir_fd=self._staged, dst_dir_fd=at)
+
+    def _take_back(self, above: list[bytes], name: bytes, number: bytes) -> None:
+        with opened(self._top, above) as at:
+            os.rename(name, number, src_dir_fd=at, dst_dir_fd=self._staged)
+
+    def _set(self, change: Change, fd: int) -> None:
+        """Set what changed of a directory itself."""
+        was, had = os.fstat(fd), attributes_of(fd)
+        names = _names(change)
+        self._undo.append(lambda: self._set_back(names, was, had))
+        if change.kind == "metadata":
+            if self._owners:
+                os.fchown(fd, change.uid, change.gid)
+            set_attributes(fd, {name: value for name, value in change.xattrs if takes(name)})
+            os.fchmod(fd, change.mode & 0o7777)
+        os.utime(fd, ns=(change.mtime_ns, change.mtime_ns))
+
+    def _set_back(self, names: list[bytes], was: os.stat_result, had: dict[str, bytes]) -> None:
+        with opened(self._top, names) as fd:
+            if self._owners:
+                os.fchown(fd, was.st_uid, was.st_gid)
+            set_attributes(fd, had)
+            os.fchmod(fd, stat.S_IMODE(was.st_mode))
+            os.utime(fd, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+def takes(name: str) -> bool:
+    """Whether an attribute is one that apply() sets."""
+    return name.startswith(("user.", "security.capability")) and not name.startswith(MARKS)
+
+
+def attributes_of(fd: int) -> dict[str, bytes]:
+    return {name: os.getxattr(fd, name) for name in os.listxattr(fd) if takes(name)}
+
+
+def set_attributes(fd: int, attributes: dict[str, bytes]) -> None:
+    """Give an open directory these attributes, and take all others of their kind away."""
+    for name in attributes_of(fd).keys() - attributes.keys():
+        os.removexattr(fd, name)
+    for name, value in attributes.items():
+        os.setxattr(fd, name, value)
+
+
+def _names(change: Change) -> list[bytes]:
+    return os.fsencode(change.path[1:]).split(b"/") if change.path != "/" else []
+
+
+@contextlib.contextmanager
+def opened(top: int, names: list[bytes]) -> Iterator[int]:
+    """A directory below another one, open; no link is followed."""
+    at = os.open(".", DIRECTORY, dir_fd=top)
+    try:
+        for name in names:
+            below = os.open(name, DIRECTORY, dir_fd=at)
+            os.close(at)
+            at = below
+        yield at
+    finally:
+        os.close(at)
+
+
+def apply(
+    feed: Callable[[Writer], None], changes: Iterable[Change], directory: str, is_root: bool
+) -> None:
+    """Bring changes into a directory. is_root: whether the caller may give files away."""
+    for change in changes:
+        path = printable(change.path)
+        if change.kind == "deleted":
+            continue
+        if change.type == "device":
+            raise UnsupportedError(f"apply() makes no devices, and {path} is one")
+        if not is_root and (change.uid or change.gid):
+            owner = f"{change.uid}:{change.gid}"
+            text = f"{path} belongs to {owner}, and this caller cannot give files away"
+            raise UnsupportedError(f"{text}; commit() keeps owners")
+    with failure(directory):
+        top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with Staging(top) as staging:
+            writer = Application(staging.fd, is_root)
+            try:
+                feed(writer)
+                writer.close()
+            finally:
+                writer.abandon()
+            exchange = Exchange(top, staging.fd, is_root)
+            try:
+                exchange.run(writer.steps)
+            except BaseException:
+                exchange.undo()
+                raise
+    finally:
+        os.close(top)
