@@ -6,15 +6,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 from .._choice import choose
+from .._images.image import Image
+from .._images.layer import Layer
 from .._images.store import Store
 from .._reproduce import reading
 from .._spec.command import Command
+from .._spec.overlay import Layers, Lower
 from .._spec.streams import CAPTURE, Tee
 from ..api import Sandbox
 from ..errors import SpecError, printable
 from ..result import Result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 SHELL = "/bin/sh"
 #: What of the command the shell has as well.
@@ -25,7 +33,8 @@ def run(options: argparse.Namespace, prog: str) -> Result:
     """Runs a shell, a COMMAND of the user's, or the command of the file. SandboxError."""
     if options.run and options.args:
         raise SpecError("--run runs the command of FILE, and takes no COMMAND")
-    record = reading.read(options.reproduce, Sandbox, Store, options.store)
+    classes = reading.Classes(Sandbox, Store, Layer, Image)
+    record = reading.read(options.reproduce, classes, options.store)
     # The time of inputs is from there, and a variable with deterministic=True.
     os.environ["SOURCE_DATE_EPOCH"] = str(record.source_date)
     if options.executor:
@@ -34,6 +43,8 @@ def run(options: argparse.Namespace, prog: str) -> Result:
     if options.run:
         return box.run(_itself(record.command))
     argv = options.args[1:] if options.args[:1] == ["--"] else options.args
+    if record.changes is not None:
+        box = over(box, record.changes)
     kept = {name: getattr(record.command, name) for name in _OF_PLACE}
     if not os.isatty(0):
         return box.run(Command(argv or [SHELL], **kept, stdin=0, stdout=1, stderr=2))
@@ -47,6 +58,19 @@ def run(options: argparse.Namespace, prog: str) -> Result:
     text = f"{command} where {record.command} ran{ended}"
     print(f"{prog}: {printable(text)}", file=sys.stderr, flush=True)
     return _terminal.run(box, command)
+
+
+def over(box: Sandbox, changes: Layers) -> Sandbox:
+    """A Sandbox whose commands begin with what an earlier run had changed. That lies above the
+    inputs of a command, which the run may have changed too.
+    """
+
+    class Over(type(box)):  # type: ignore[misc]
+        def _inputs_of(self, command: Command, root: Any) -> Sequence[Lower]:
+            below: Sequence[Lower] = super()._inputs_of(command, root)
+            return (*below, *changes._lowers(root.owners, self.store))
+
+    return Over(**box.__getstate__())
 
 
 def _itself(command: Command) -> Command:

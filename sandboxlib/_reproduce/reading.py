@@ -5,15 +5,17 @@ each value is checked by its class.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
+from collections.abc import Callable
 
 from .._reapi import check_digest
 from .._spec.command import Command
 from .._spec.limits import Limits
 from .._spec.mount import Mount
-from .._spec.overlay import Overlay
+from .._spec.overlay import Layers, Overlay
 from .._spec.policy import Policy, Profile
 from .._spec.spec import Spec
 from .._spec.user import User
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MOST_BYTES = 256 << 20  # of a file: the stdin of a command is in it
-_NAMES = frozenset("sandboxlib version command sandbox source_date contents ended".split())
+_NAMES = "sandboxlib version command sandbox source_date contents changes ended".split()
 _MOST_DATE = 10**11 - 1  # seconds, as SOURCE_DATE_EPOCH may have
 _VALUES: tuple[type[Value], ...] = (Limits, Mount, Overlay, Policy, Profile, User)
 
@@ -38,24 +40,43 @@ class Record:
     """What a file has.
 
     box, command: Sandbox and Command. source_date: int, seconds, SOURCE_DATE_EPOCH of the process
-    that wrote it. ended: str, how the run ended, for people; "" if it is not known. contents: what
-    keeps the inputs in the store.
+    that wrote it. changes: the Layer of what the run had changed, or None. ended: str, how the run
+    ended, for people; "" if it is not known. contents: what keeps the inputs in the store.
     """
 
     def __init__(
-        self, box: Any, command: Command, source_date: int, ended: str, contents: Read | None
+        self,
+        box: Any,
+        command: Command,
+        source_date: int,
+        changes: Any,
+        ended: str,
+        contents: Read | None,
     ) -> None:
         self.box, self.command, self.source_date = box, command, source_date
-        self.ended, self.contents = ended, contents
+        self.changes, self.ended, self.contents = changes, ended, contents
 
 
-def read(path: str, kind: type[Spec], store: type[Storage], directory: str | None = None) -> Record:
+class Classes:
+    """The classes that a file may name, of rooms above this one: Sandbox, Store, Layer, Image."""
+
+    def __init__(
+        self,
+        sandbox: type[Spec],
+        store: type[Storage],
+        layer: type[Value],
+        image: Callable[..., Layers],
+    ) -> None:
+        self.sandbox, self.store, self.layer, self.image = sandbox, store, layer, image
+
+
+def read(path: str, classes: Classes, directory: str | None = None) -> Record:
     """Reads the file. SetupError, SpecError.
 
-    kind, store: Sandbox and Store. directory: of a store in place of that of the Sandbox.
+    directory: of a store in place of that of the Sandbox.
     """
     try:
-        record = _parsed(_content(path), kind, store, directory)
+        record = _parsed(_content(path), classes, directory)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from None
     except RecursionError:
@@ -78,7 +99,35 @@ def _content(path: str) -> bytes:
     return data
 
 
-def _parsed(data: bytes, kind: type[Spec], store: type[Storage], directory: str | None) -> Record:
+def _parsed(data: bytes, classes: Classes, directory: str | None) -> Record:
+    content = _checked(data)
+    date = check_number("source_date", content["source_date"], 0, _MOST_DATE)
+    kinds = {each.__name__: made(each) for each in (*_VALUES, classes.store, classes.layer)}
+    kinds["Image"] = lambda fields: _image(fields, classes.image)
+    own = None if directory is None else classes.store(directory)
+    if own is None and isinstance(content["sandbox"], dict):
+        own = decode(content["sandbox"].get("store"), kinds)
+    contents = None
+    if content["contents"] is not None:
+        digest = check_digest("contents", content["contents"])
+        contents = Read(own if isinstance(own, Storage) else classes.store(), digest, date)
+        kinds["File"] = lambda fields: contents.file(only("File", fields))
+        kinds["Tree"] = lambda fields: contents.tree(only("Tree", fields))
+    box = decode(content["sandbox"], {**kinds, "Sandbox": made(classes.sandbox)})
+    command = decode(content["command"], {**kinds, "Command": made(Command)})
+    changes = decode(content["changes"], kinds)
+    if not isinstance(box, classes.sandbox) or not isinstance(command, Command):
+        raise SpecError("it has no Sandbox or no Command")
+    if not (changes is None or isinstance(changes, classes.layer)):
+        raise SpecError("its changes are no Layer")
+    if name := command._passing:
+        raise SpecError(f"{name} of the command is a descriptor, which no file can have")
+    if directory is not None:
+        box = box.replace(store=own)
+    return Record(box, command, date, changes, _ended(content["ended"]), contents)
+
+
+def _checked(data: bytes) -> dict[str, Any]:
     try:
         content = json.loads(data, object_pairs_hook=_each_once)
     except ValueError as error:  # also of UTF-8
@@ -90,29 +139,20 @@ def _parsed(data: bytes, kind: type[Spec], store: type[Storage], directory: str 
     if content.get("version") != VERSION or isinstance(content["version"], bool):
         version = short(content.get("version"))
         raise SpecError(f"it has version {version}, and this sandboxlib reads {VERSION}")
-    if content.keys() != _NAMES:
+    if content.keys() != set(_NAMES):
         raise SpecError(f"it has the names {', '.join(content)}, and not {', '.join(_NAMES)}")
-    date = check_number("source_date", content["source_date"], 0, _MOST_DATE)
-    kinds = {each.__name__: made(each) for each in (*_VALUES, store)}
-    place = content["sandbox"]
-    if not isinstance(place, dict):
-        raise SpecError("it has no Sandbox")
-    own = store(directory) if directory is not None else decode(place.get("store"), kinds)
-    contents = None
-    if content["contents"] is not None:
-        digest = check_digest("contents", content["contents"])
-        contents = Read(own if isinstance(own, Storage) else store(), digest, date)
-        kinds["File"] = lambda fields: contents.file(only("File", fields))
-        kinds["Tree"] = lambda fields: contents.tree(only("Tree", fields))
-    box = decode(content["sandbox"], {**kinds, "Sandbox": made(kind)})
-    command = decode(content["command"], {**kinds, "Command": made(Command)})
-    if not isinstance(box, kind) or not isinstance(command, Command):
-        raise SpecError("it has no Sandbox or no Command")
-    if name := command._passing:
-        raise SpecError(f"{name} of the command is a descriptor, which no file can have")
-    if directory is not None:
-        box = box.replace(store=own)
-    return Record(box, command, date, _ended(content["ended"]), contents)
+    return content
+
+
+def _image(fields: Any, make: Callable[..., Layers]) -> Layers:
+    """The Image of a file, which still has to be the one that it was. SetupError."""
+    if fields.keys() != {"path", "ref", "key"}:
+        raise SpecError(f"an Image has {', '.join(fields)}")
+    image = make(fields["path"], fields["ref"])
+    if image._key() != fields["key"]:
+        what = f"use the image {fields['path']}, which has other layers than {fields['key']}"
+        raise setup_error(errno.ESTALE, fields["path"], "reproduce", what)
+    return image
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from .._inputs.staging import source_date
 from .._inputs.tree import Tree
 from .._spec.command import Command
 from .._spec.inputs import File
+from .._spec.overlay import Layers
 from .._spec.spec import Spec
 from .._store.storage import storage_of
-from .._values import caller_directory, check_path
+from .._values import Value, caller_directory, check_path
 from ..errors import SpecError, SpecTypeError, setup_error
 from ..result import Result
 from .contents import Written
@@ -57,7 +58,13 @@ def content_of(box: Spec, command: Command, result: Result | None) -> dict[str, 
     def other(value: object) -> Any:
         if isinstance(value, (File, Tree)):
             return {KIND: type(value).__name__, "number": contents.add(value)}
+        if isinstance(value, Layers) and isinstance(value, Value) and "path" in value._fields:
+            return {KIND: "Image", **value.__getstate__(), "key": value._key()}
         return None
+
+    changes = None
+    if result is not None and result._changes is not None:
+        changes = encode("the changes", result.changes.commit(box.store), other)
 
     return {
         "sandboxlib": "reproduce",
@@ -66,6 +73,7 @@ def content_of(box: Spec, command: Command, result: Result | None) -> dict[str, 
         "sandbox": of_fields("Sandbox", box.__getstate__(), other),
         "source_date": date,
         "contents": contents.stage(),
+        "changes": changes,
         "ended": None if result is None else _ended(result),
     }
 

@@ -21,6 +21,8 @@ from sandboxlib import (
     CAPTURE,
     Command,
     File,
+    Image,
+    Layer,
     Limits,
     Lines,
     Mount,
@@ -36,6 +38,8 @@ from sandboxlib import (
     User,
 )
 from sandboxlib._reproduce import reading
+
+CLASSES = reading.Classes(Sandbox, Store, Layer, Image)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +66,7 @@ def call(file: Path, *words: object, stdin: bytes = b"") -> subprocess.Completed
 
 
 def read(file: Path) -> tuple[Sandbox, Command]:
-    record = reading.read(str(file), Sandbox, Store)
+    record = reading.read(str(file), CLASSES)
     return record.box, record.command
 
 
@@ -297,7 +301,7 @@ def test_inputs_come_from_the_store(
     key = command.digest(box)
     box.reproduce(command, file)
     remove_sources(tmp_path)
-    record = reading.read(str(file), Sandbox, Store)
+    record = reading.read(str(file), CLASSES)
     assert record.command.digest(record.box) == key
     assert record.command.outputs == command.outputs
     assert b"#!/bin/sh" not in file.read_bytes()
@@ -312,13 +316,13 @@ def test_inputs_come_from_the_store_of_the_sandbox_or_from_one_that_is_named(
     box.reproduce(command, file)
     remove_sources(tmp_path)
     assert not (tmp_path / "cache").exists()
-    record = reading.read(str(file), Sandbox, Store)
+    record = reading.read(str(file), CLASSES)
     assert record.command.digest(record.box) == key
     del record
     (tmp_path / "its own").rename(tmp_path / "moved")
     with pytest.raises(SetupError, match="find the inputs"):
-        reading.read(str(file), Sandbox, Store)
-    record = reading.read(str(file), Sandbox, Store, str(tmp_path / "moved"))
+        reading.read(str(file), CLASSES)
+    record = reading.read(str(file), CLASSES, str(tmp_path / "moved"))
     assert record.command.digest(record.box) == key
     assert record.box.store == Store(tmp_path / "moved")
 
@@ -329,7 +333,7 @@ def test_inputs_that_the_store_has_no_more_are_named_by_their_digest(
     box, command = with_inputs
     box.reproduce(command, file)
     digest = json.loads(file.read_text())["contents"]
-    record = reading.read(str(file), Sandbox, Store)
+    record = reading.read(str(file), CLASSES)
     Store().prune()
     assert record.command.digest(record.box)  # what is read holds a lock on them
     del record
@@ -430,6 +434,15 @@ def content(file: Path) -> dict[str, Any]:
         (["sandbox", "limits", "more"], 1, "what a Limits is made of"),
         (["source_date"], "now", "source_date"),
         (["source_date"], -1, "source_date"),
+        (["changes"], {"@": "Overlay", "layers": [], "upper": None}, "what an Overlay is made of"),
+        (["changes"], ["x"], "its changes are no Layer"),
+        (["changes"], {"@": "Layer", "digest": "x", "store": None}, "digest is none"),
+        (["sandbox", "root"], {"@": "Image", "path": "/x"}, "an Image has path"),
+        (
+            ["sandbox", "root"],
+            {"@": "Image", "path": "/nowhere", "ref": None, "key": "x"},
+            "ENOENT",
+        ),
         (["contents"], "sha256:1", "contents is no digest"),
         (["contents"], f"{'a' * 64}/5", "find the inputs aaaa"),
         (["command", "inputs"], {"a": {"@": "File", "number": "0"}}, "there is no 'File'"),
