@@ -55,7 +55,8 @@ struct sbx_child {
     uint32_t scratch_device[2]; /* of it */
     int n_mirrors;              /* directories of the root that one of the scratch hides */
     int on_the_root;            /* mounts that lie on the old root after pivot_root(2) */
-    uint64_t own_mount;         /* a mount that the run made for itself; 0: none is known */
+    uint64_t own_root;          /* the root itself, if the run made it; 0: it did not */
+    uint64_t own_mount;         /* another that it made, which was found last; 0: none was */
     uint64_t open_files[2];     /* RLIMIT_NOFILE before it was raised; 0: it was not */
     int index;                  /* which of several things a step was at */
     const struct sbx_seen

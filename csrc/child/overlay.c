@@ -238,6 +238,6 @@ int do_overlay(struct sbx_child *c) {
     c->root = c->tree = (int)fd;
     struct raw_statx here;
     if (status_of(fd, &here) >= 0)
-        c->own_mount = here.mount_id;
+        c->own_root = here.mount_id;
     return c->upper_socket ? (int)send_upper(c) : 0;
 }
