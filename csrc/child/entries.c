@@ -18,7 +18,7 @@
 #include <sys/stat.h>
 
 enum {
-    MOST_ENTRIES = 4096, /* of a mirror: each is a mount, some 10 us */
+    MOST_ENTRIES = 4096, /* of a mirror: each is a mount */
     NAME_SIZE = 16,
     FS_SET_FLAG = 0, /* fsconfig(2) */
     FS_RECONFIGURE = 7,
