@@ -44,10 +44,10 @@ enum sbx_step {
     SBX_STEP_TERMINAL,  /* stdin becomes the terminal of the session */
     SBX_STEP_CWD,
     SBX_STEP_CGROUP, /* index: which; in a slot before ORDER */
+    SBX_STEP_TRACE,  /* the filter of a trace: what comes after it uses no path until the exec */
     SBX_STEP_LIMITS, /* index: of rlimit, then of enum sbx_limit */
     SBX_STEP_NO_NEW_PRIVS,
     SBX_STEP_PARENT_KEYRING, /* no reaper: the caller's session keyring stays the caller's */
-    SBX_STEP_TRACE,          /* the filter of a trace */
     SBX_STEP_SECCOMP, /* the system call filter; SBX_FILTER_LAST: after USER, just before EXEC */
     SBX_STEP_CAPABILITIES,
     SBX_STEP_PARENT_DEATH, /* no reaper: the kernel kills the command when the caller dies */

@@ -74,10 +74,10 @@ static const struct {
     {SBX_STEP_TERMINAL, do_terminal},
     {SBX_STEP_CWD, do_cwd},
     BEFORE_REAPER(SBX_STEP_CGROUP, do_cgroup)
+    WHERE_TRACED(SBX_STEP_TRACE, do_trace)
     {SBX_STEP_LIMITS, do_limits},
     {SBX_STEP_NO_NEW_PRIVS, do_no_new_privs},
     BEFORE_REAPER(SBX_STEP_PARENT_KEYRING, do_parent_keyring)
-    WHERE_TRACED(SBX_STEP_TRACE, do_trace)
     {SBX_STEP_SECCOMP, do_seccomp},
     {SBX_STEP_CAPABILITIES, do_capabilities},
     BEFORE_REAPER(SBX_STEP_PARENT_DEATH, do_parent_death)

@@ -32,16 +32,20 @@ static long send_listener(int socket, long listener, long root) {
     return raw(__NR_sendmsg, socket, &message, MSG_NOSIGNAL);
 }
 
-/* The caller has written the filter to the socket. It comes ahead of the policy's, which may close
- * the calls of this step; of two filters the kernel takes the stricter answer, whatever their
- * order. After it every path of this process is a wait for the caller's tracer, so nothing opens
- * one any more but the exec. The caller's own process may have such a filter, and the kernel allows
- * one listener in a tree of filters: EBUSY. */
+/* The caller has written the filter to the socket. It comes ahead of the limits, which may leave no
+ * descriptor, and of the policy's filter, which may close the calls of this step; of two filters
+ * the kernel takes the stricter answer, whatever their order. After it every path of this process
+ * is a wait for the caller's tracer, so nothing opens one any more but the exec. The caller's own
+ * process may have such a filter, and the kernel allows one listener in a tree of filters: EBUSY.
+ */
 int do_trace(struct sbx_child *c) {
     char program[SBX_MOST_TRACE];
     if (!TRACES || !c->job->tracer || c->place->reaper)
         return 0;
-    long n = raw(__NR_recvfrom, c->job->tracer, program, sizeof program, 0, 0, 0);
+    long n = do_no_new_privs(c); /* which a filter takes, or CAP_SYS_ADMIN */
+    if (n < 0)
+        return (int)n;
+    n = raw(__NR_recvfrom, c->job->tracer, program, sizeof program, 0, 0, 0);
     if (n < 8)
         return n < 0 ? (int)n : -ECANCELED;
     long root = raw(__NR_openat, AT_FDCWD, "/", O_SEARCH_DIR);
