@@ -132,8 +132,15 @@ class Placer:
                 each.where = targets.directory(each.parent)
             self._check_mounts([*placed, *(each.where for each in outputs)])
             layers = list(self._layers(placed, outputs, owner, targets))
-        leases = [layer.stage(self._storage) for layer in layers]
-        return Ready(tuple(Lower(lease.path, lease) for lease in leases), outputs)
+        lowers = []
+        for layer in layers:
+            lease = layer.stage(self._storage)
+            lowers.append(Lower(lease.path, lease))
+            tree = placed.get(layer.opaque)
+            if isinstance(tree, Folder) and tree.staged is None:
+                # The snapshot stays whole, whatever becomes of its source.
+                tree.staged = lease.path + layer.opaque, lease
+        return Ready(tuple(lowers), outputs)
 
     def _layers(
         self,
@@ -150,7 +157,7 @@ class Placer:
         for path in sorted(trees, key=_depth):
             folder = merged({path: trees[path]}, _itself)
             above = _above([path], trees, targets)
-            yield Layer(folder, encoded(folder), owner, above, os.fsencode(path), self._prefix)
+            yield Layer(folder, encoded(folder), owner, above, path, self._prefix)
         small: dict[str, Leaf | Folder] = {
             each.where: Folder()
             for each in outputs

@@ -22,13 +22,16 @@ class Leaf:
     """A regular file.
 
     digest: str. is_executable: bool. source: where its content is: bytes, or the path of a file,
-    which may have changed since.
+    which may have changed since. flags: O_NOFOLLOW, if the path does not end in a link.
     """
 
-    __slots__ = ("digest", "is_executable", "source")
+    __slots__ = ("digest", "flags", "is_executable", "source")
 
-    def __init__(self, digest: str, is_executable: bool, source: bytes | str) -> None:
+    def __init__(
+        self, digest: str, is_executable: bool, source: bytes | str, flags: int = 0
+    ) -> None:
         self.digest, self.is_executable, self.source = digest, is_executable, source
+        self.flags = flags
 
 
 class Link:
@@ -43,14 +46,16 @@ class Link:
 class Folder(dict[bytes, "Leaf | Link | Folder"]):
     """A directory: its entries by their names. That of a snapshot does not change.
 
-    digest: str, that of its message, once it was encoded; then it has to stay as it is.
+    digest: str, that of its message, once it was encoded; then it has to stay as it is. staged: the
+    path of a copy in the store, with what keeps it there; None: there is none yet.
     """
 
-    __slots__ = ("digest",)
+    __slots__ = ("digest", "staged")
 
     def __init__(self, entries: Mapping[bytes, Leaf | Link | Folder] | None = None) -> None:
         super().__init__(entries or {})
         self.digest = ""
+        self.staged: tuple[str, object] | None = None
 
 
 Node = Leaf | Link | Folder
@@ -112,7 +117,7 @@ def _entry(
         digest = known_digest(status)
         if not digest:
             digest, status = digest_of_file(entry.name, fd, os.O_NOFOLLOW)
-        return Leaf(digest, bool(status.st_mode & stat.S_IXUSR), path)
+        return Leaf(digest, bool(status.st_mode & stat.S_IXUSR), path, os.O_NOFOLLOW)
     if stat.S_ISLNK(status.st_mode):
         return Link(os.fsencode(os.readlink(entry.name, dir_fd=fd)))
     if not stat.S_ISDIR(status.st_mode):

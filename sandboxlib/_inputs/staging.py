@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 
 from .._spec.inputs import CHUNK, open_regular, source_error
 from .._store.locks import Lease
 from .._store.storage import Storage
 from ..errors import SpecError, setup_error
+from .collecting import clone, write_all
 from .snapshot import Folder, Leaf, Link
 
 _EPOCH = "315532800"  # 1980, the first year of a zip file, as with deterministic=True
-_KIND, _FILES = "inputs", "files"  # kinds of entries in the store
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_KIND = "inputs"  # the kind of entries in the store
+_LARGE = 1 << 16  # bytes: such a file shares its blocks with the source where that is possible
+_BLOCK = 4096
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: A version of what is staged, and how: with another one nothing of an earlier one is used.
 _SCHEMA = 1
 
@@ -57,8 +60,8 @@ class Layer:
 
     folder: Folder, from the root of the layer on. digest: that of the Directory message of all
     inputs in it. directories: the attributes of directories that lead to an input, by their paths;
-    all others are the owner's. opaque: the path of a directory that hides what lies below it.
-    prefix: of the overlay's own attributes.
+    all others are the owner's. opaque: the path of a Tree, which hides what the layers below have
+    there; "" in a layer of Files. prefix: of the overlay's own attributes.
     """
 
     def __init__(
@@ -67,11 +70,11 @@ class Layer:
         digest: str,
         owner: Owner,
         directories: Mapping[bytes, Attributes],
-        opaque: bytes = b"",
+        opaque: str = "",
         prefix: bytes = b"",
     ) -> None:
-        self.folder, self.owner = folder, owner
-        self.directories, self.opaque = directories, opaque
+        self._folder, self._owner = folder, owner
+        self._directories, self.opaque = directories, opaque
         self._attribute = os.fsdecode(prefix) + "opaque"
         key = (_SCHEMA, digest, repr(owner), sorted(directories.items()), opaque, prefix)
         self.name = sha256(repr(key).encode()).hexdigest()
@@ -85,34 +88,41 @@ class Layer:
             lease = storage._lease(_KIND, self.name)
             if lease is None:
                 with storage._new() as new:
-                    os.makedirs(storage._path(_FILES), 0o700, exist_ok=True)
-                    size = self._fill(storage, self.folder, new.tree, b"/")
+                    size = self._fill(self._folder, new.tree, b"/")
                     lease = storage._publish(new, _KIND, self.name, size)
             return lease
 
-    def _fill(self, storage: Storage, folder: Folder, path: str, inside: bytes) -> int:
-        """Fills a new directory, and then sets its attributes. Returns the bytes that it takes."""
-        size = 4096
-        for name, node in folder.items():
-            target = os.path.join(path, os.fsdecode(name))
+    def _fill(self, folder: Folder, path: str, inside: bytes, spare: str = "") -> int:
+        """Fills a new directory, and then sets its attributes. Returns the bytes that it takes.
+        spare: an earlier copy of the folder, if there is one.
+
+        Each file is a copy: of a hard link the command would see that it has others (gzip(1) leaves
+        such a file alone), and two files with one inode are one file to cp(1) and mv(1).
+        """
+        size = _BLOCK
+        if folder.staged is not None:
+            spare = folder.staged[0]
+        for encoded, node in folder.items():
+            name = os.fsdecode(encoded)
+            target, other = os.path.join(path, name), os.path.join(spare, name) if spare else ""
             if isinstance(node, Leaf):
-                size += place(storage, node, target, self.owner)
+                size += copy(node, target, self._owner, other)
             elif isinstance(node, Link):
                 os.symlink(node.target, target)
                 self._own(target)
             else:
                 os.mkdir(target, 0o700)
-                size += self._fill(storage, node, target, os.path.join(inside, name))
-        if self.opaque == inside:
+                size += self._fill(node, target, os.path.join(inside, encoded), other)
+        if self.opaque == os.fsdecode(inside):
             self._make_opaque(path)
-        mode, uid, gid, mtime = self.directories.get(inside, self.owner.directory)
+        mode, uid, gid, mtime = self._directories.get(inside, self._owner.directory)
         _own(path, uid, gid)
         os.chmod(path, mode)
         os.utime(path, ns=(mtime, mtime))
         return size
 
     def _own(self, link: str) -> None:
-        owner = self.owner
+        owner = self._owner
         _own(link, owner.uid, owner.gid)
         os.utime(link, (owner.mtime, owner.mtime), follow_symlinks=False)
 
@@ -131,64 +141,54 @@ def _own(path: str, uid: int, gid: int) -> None:
         os.chown(path, uid, gid, follow_symlinks=False)
 
 
-def place(storage: Storage, leaf: Leaf, target: str, owner: Owner) -> int:
-    """Places a file of the store, as another link: what runs see of it is below their upper, so
-    none can write to it. Its content is copied to the store first if it is not there. Returns its
-    size.
+def copy(leaf: Leaf, target: str, owner: Owner, spare: str = "") -> int:
+    """Makes a new file of the content. Returns the bytes that it takes. spare: a path that may have
+    the content too. SetupError (ESTALE) if nothing has the content that was hashed.
     """
-    hash, _, size = leaf.digest.partition("/")
-    blob = storage._path(_FILES, f"{hash}{'x' if leaf.is_executable else '-'}.{owner!r}")
-    try:
-        os.link(blob, target, follow_symlinks=False)
-        if os.lstat(target).st_size == int(size):
-            return int(size)
-        os.unlink(target)  # the machine stopped before the disk had it all
-        os.unlink(blob)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        if error.errno != errno.EMLINK:
-            raise
-    copy(leaf, target, owner)
-    try:
-        os.link(target, blob, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.EMLINK):
-            raise
-    return int(size)
-
-
-def copy(leaf: Leaf, target: str, owner: Owner) -> None:
-    """Makes a new file of the content. SetupError (ESTALE) if that is not what was hashed."""
     fd = os.open(target, _NEW, 0o600)
     try:
-        hash = sha256()
-        for chunk in _chunks(leaf):
-            hash.update(chunk)
-            unwritten = memoryview(chunk)
-            while unwritten:
-                unwritten = unwritten[os.write(fd, unwritten) :]
-        if f"{hash.hexdigest()}" != leaf.digest.partition("/")[0]:
+        if not _write(leaf, leaf.source, fd) and not (spare and _write(leaf, spare, fd)):
             name = leaf.source if isinstance(leaf.source, str) else "a content"
             what = f"stage the input {name}, which has changed since it was first looked at"
             raise setup_error(errno.ESTALE, None, "inputs", what, "a new Tree is a new snapshot")
-        if os.geteuid() == 0:
+        if (owner.uid, owner.gid) != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
             os.fchown(fd, owner.uid, owner.gid)
         os.fchmod(fd, 0o755 if leaf.is_executable else 0o644)
         os.utime(fd, (owner.mtime, owner.mtime))
     finally:
         os.close(fd)
+    return -(-int(leaf.digest.partition("/")[2]) // _BLOCK) * _BLOCK
 
 
-def _chunks(leaf: Leaf) -> Iterator[bytes]:
-    if isinstance(leaf.source, bytes):
-        yield leaf.source
-        return
-    fd = open_regular(leaf.source)
+def _write(leaf: Leaf, source: bytes | str, fd: int) -> bool:
+    """Writes a content to a new file, and compares what was written with the digest."""
+    hash = sha256()
+    if isinstance(source, bytes):
+        hash.update(source)
+        write_all(fd, source)
+    else:
+        try:
+            _write_file(leaf, source, fd, hash.update)
+        except FileNotFoundError:
+            return False
+    if hash.hexdigest() == leaf.digest.partition("/")[0]:
+        return True
+    os.ftruncate(fd, 0)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return False
+
+
+def _write_file(leaf: Leaf, path: str, fd: int, update: Callable[[bytes], object]) -> None:
+    source = open_regular(path, flags=leaf.flags)
     try:
-        while chunk := os.read(fd, CHUNK):
-            yield chunk
+        is_clone = os.fstat(source).st_size >= _LARGE and clone(source, fd)
+        while chunk := os.read(fd if is_clone else source, CHUNK):
+            update(chunk)
+            if not is_clone:
+                write_all(fd, chunk)
     except OSError as error:
-        raise source_error(error, leaf.source) from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of the store, whose caller says so
+        raise source_error(error, path) from None
     finally:
-        os.close(fd)
+        os.close(source)

@@ -105,6 +105,8 @@ class Tree(Value, Input):
         owner = Owner(owners.uid, owners.gid, source_date())
         storage = store if isinstance(store, Storage) else Storage()
         lease = Layer(folder, digest, owner, {}).stage(storage)
+        if folder.staged is None:
+            folder.staged = lease.path, lease  # the snapshot stays whole
         return [Lower(lease.path, lease)]
 
     def __hash__(self) -> int:

@@ -60,8 +60,8 @@ class Extras:
         self._kills = command.on_overflow == "kill"
         self._passed_from = (*command.pass_fds, *moved.values())
         self._passed = (*command.pass_fds, *moved)
-        if (command.inputs or command.outputs) and plan.box._overlay is None:
-            raise errors.SpecError("inputs and outputs take a root that is an Overlay or an Image")
+        if command.inputs or command.outputs:
+            _check_staged(command, plan)
         check_passed(command.pass_fds)
         _check_room(self._passed, self._limits)
         self._pty = command.pty
@@ -238,6 +238,16 @@ def _ran_out(result: Result, seconds: float, killed: bool) -> bool:
     # For the limit the kernel counts ticks: a process that runs at a tick is charged a whole one.
     # On a busy machine that may be far more than the time that getrusage(2) reports.
     return usage.user + usage.system >= seconds / 2
+
+
+def _check_staged(command: Command, plan: Plan) -> None:
+    """SpecError for inputs and outputs in a root that cannot have them."""
+    overlay = plan.box._overlay
+    if overlay is None:
+        raise errors.SpecError("inputs and outputs take a root that is an Overlay or an Image")
+    if command.inputs and overlay.upper is not None:
+        text = "what an earlier run left in the upper would hide them"
+        raise errors.SpecError(f"inputs with Overlay(upper=...): {text}")
 
 
 def check_passed(passed: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from .._host import machine
 from .._spec.command import Command
 from .._spec.overlay import MOST_LAYERS, Layers, Lower, Overlay, Owners
 from .._spec.spec import Spec
+from .._store.storage import storage_of
 from .upper import Upper
 
 TYPE_CHECKING = False
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from socket import socket
     from typing import Any
 
+    from .._inputs.outputs import Outputs
+    from .._inputs.placing import Placer, Ready
     from ..result import Result
 
 lib = native.lib
@@ -59,20 +62,40 @@ def place_values(
 class StackedRoot:
     """The root of a Plan that is an Overlay: its layers, which it finds, unpacks or stages once.
 
-    ids: as in Plan. targets: of the mounts of a run.
+    ids: as in Plan. targets: of the mounts of a run. hidden: those that show other files than the
+    layers have there.
 
     owners, prefix, targets: as in Upper.
     """
 
-    def __init__(self, box: Spec, ids: tuple[int, int] | None, targets: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        box: Spec,
+        ids: tuple[int, int] | None,
+        targets: tuple[str, ...],
+        hidden: tuple[str, ...],
+    ) -> None:
         assert box._overlay is not None
         self.box = box
         self.overlay = box._overlay
         self.owners = owners_of(box, ids)
         self.prefix = b"user.overlay." if takes_user_attributes(ids) else b"trusted.overlay."
-        self.targets = targets
+        self.targets, self._hidden = targets, hidden
         self._lock = allocate_lock()
         self._lowers: tuple[Lower, ...] | None = None
+        self._placer: Placer | None = None
+
+    @property
+    def placer(self) -> Placer:
+        """What places the inputs and outputs of Commands in this root."""
+        if self._placer is None:
+            from .._inputs.placing import Placer
+
+            box, store = self.box, storage_of(self.box)
+            made = Placer(store, self.lowers, self.prefix, self.owners, box._ids, self._hidden)
+            with self._lock:
+                self._placer = self._placer or made
+        return self._placer
 
     def lowers(self) -> tuple[Lower, ...]:
         """The layers, bottom first. Raises SandboxError if one cannot be unpacked."""
@@ -114,17 +137,18 @@ class RootOfRun:
     def __init__(self, root: StackedRoot, command: Command) -> None:
         self._root, self._command = root, command
         self._lowers: tuple[Lower, ...] | None = None
+        self._ready: Ready | None = None
+        self._failure: BaseException | None = None
         self._sockets: tuple[socket, socket] | None = None
 
     def lowers(self) -> tuple[Lower, ...]:
-        """The layers of the root, bottom first, and above them those of the run's own, which
-        Spec._inputs_of() names.
-        """
+        """The layers of the root, bottom first, and above them those of the inputs."""
         if self._lowers is None:
             command = self._command
             inputs: tuple[Lower, ...] = ()
             if command.inputs or command.outputs:
-                inputs = tuple(self._root.box._inputs_of(command, self._root))
+                self._ready = self._root.placer.ready(command)
+                inputs = self._ready.lowers
             self._lowers = (*self._root.lowers(), *inputs)
             check_number(len(self._lowers))
         return self._lowers
@@ -160,8 +184,20 @@ class RootOfRun:
         return Upper(fds[-1], root.prefix, self.lowers(), root.owners, complete, root.targets)
 
     def finish(self, result: Result, complete: bool) -> None:
-        """Takes what the Command asks for out of the upper of a run that is over."""
+        """Takes what the Command asks for out of the upper of a run that is over. Raises SetupError
+        if the outputs cannot be read, also if it is asked again.
+        """
+        if self._failure is not None:
+            raise self._failure
         upper = self._take(complete)
+        if self._command.outputs:
+            try:
+                result._outputs = self._outputs(upper)
+            except BaseException as failure:
+                self._failure = failure
+                if upper is not None:
+                    upper.close()
+                raise
         if upper is None:
             return
         keep = self._command.changes
@@ -169,6 +205,18 @@ class RootOfRun:
             result._changes = self._root.box._changes_of(upper)
         else:
             upper.close()
+
+    def _outputs(self, upper: Upper | None) -> Outputs:
+        """What the run left of its declared outputs; no upper came if it ended before it began."""
+        if upper is None or self._ready is None:
+            from .._inputs.outputs import Outputs
+
+            return Outputs(missing=self._command.outputs)
+        from .._inputs.reading import read_outputs
+
+        storage = storage_of(self._root.box)
+        wanted = self._ready.outputs
+        return read_outputs(upper.fd, upper.lowers, upper.prefix, wanted, storage)
 
     def release(self) -> None:
         """Closes the sockets."""

@@ -86,7 +86,9 @@ class Plan:
         """The root of layers, of which it fills the values of the place."""
         changes = None if self.box.limits is None else self.box.limits.changes
         values |= place_values(overlay, ids, changes, inodes_of(changes))
-        return StackedRoot(self.box, ids, tuple(mount.target for mount in self.mounts))
+        targets = tuple(mount.target for mount in self.mounts)
+        hidden = tuple(mount.target for mount in self.mounts if mount.is_over_the_root)
+        return StackedRoot(self.box, ids, targets, hidden)
 
     def share(self, base: Plan) -> None:
         """Uses the slots of another plan, which differs in the limits alone, if they have cgroups

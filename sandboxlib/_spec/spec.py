@@ -26,7 +26,7 @@ from ..errors import SpecError, SpecTypeError
 from .command import ELSEWHERE, OPTIONS, Command
 from .limits import Limits
 from .mount import Mount, _mount, as_call, hidden
-from .overlay import Defaults, Layers, Lower, Overlay
+from .overlay import Defaults, Layers, Overlay
 from .policy import DEFAULT, Policy
 from .user import User, check_user
 
@@ -286,13 +286,6 @@ class Spec(Value):
     def _changes_of(self, upper: Any) -> Any:
         """What Result.changes is: Sandbox makes Changes of the Upper of a run."""
         return upper
-
-    def _inputs_of(self, command: Command, root: Any) -> Sequence[Lower]:
-        """The layers that a Command adds on top of those of the root, below the upper of its run;
-        bottom first. root: a StackedRoot (_runs/overlay.py). It is asked once for each run of a
-        Command with inputs or outputs, before anything of the run is made.
-        """
-        return ()
 
     def _defaults(self) -> Defaults | None:
         """What the root says of commands, if it is an image. The image is unpacked for that.

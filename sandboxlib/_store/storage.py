@@ -100,21 +100,15 @@ class Storage(AnyStore):
         self._ready()
         with self._step("remove what nobody uses from"):
             freed = self._remove_leftovers()
-            while gone := self._prune(most):  # files that were links of what is gone are next
-                freed += gone
-        return freed
-
-    def _prune(self, most: int) -> int:
-        freed = 0
-        entries = sorted(self._entries(), key=lambda entry: entry.used)
-        left = sum(entry.size for entry in entries)
-        for entry in entries:
-            if left <= most:
-                break
-            gone = self._remove(entry)
-            if gone is not None:
-                left -= entry.size
-                freed += gone
+            entries = sorted(self._entries(), key=lambda entry: entry.used)
+            left = sum(entry.size for entry in entries)
+            for entry in entries:
+                if left <= most:
+                    break
+                gone = self._remove(entry)
+                if gone is not None:
+                    left -= entry.size
+                    freed += gone
         return freed
 
     # ---- for those who make and use entries ----
@@ -335,14 +329,13 @@ class Storage(AnyStore):
                 path = self._path(kind, name)
                 with contextlib.suppress(OSError, ValueError):  # it is gone, or no entry
                     at = os.stat(path, follow_symlinks=False)
-                    # A file that runs see keeps its mtime, but another link of it sets the ctime.
-                    size, used = at.st_blocks * 512, at.st_ctime
+                    size = at.st_blocks * 512
                     if stat.S_ISDIR(at.st_mode):
                         with open(os.path.join(path, "size"), "rb") as file:
-                            size, used = int(file.read(20)), at.st_mtime
-                    elif not stat.S_ISREG(at.st_mode) or at.st_nlink > 1:
-                        continue  # of a file with more links, an entry that has it counts the size
-                    yield Entry(kind, name, path, size, used)
+                            size = int(file.read(20))
+                    elif not stat.S_ISREG(at.st_mode):
+                        continue
+                    yield Entry(kind, name, path, size, at.st_mtime)
 
     def _remove(self, entry: Entry) -> int | None:
         """Remove an entry. Returns the bytes that are free now; None if somebody uses it, or it is

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Callable, Mapping
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from sandboxlib import Command, File, Overlay, SetupError, SpecError, Store, Tree, UnsupportedError
-from sandboxlib._inputs import hashes
+from sandboxlib._inputs import hashes, staging
 from sandboxlib._inputs.placing import Placer
 from sandboxlib._spec.overlay import Lower, Owners
 
@@ -137,9 +139,6 @@ def test_a_tree_is_staged_once_for_all_that_name_it(placer: Make, store: Store) 
     second = placer().ready(Command("y", inputs={"/a": b"2", "/src": Tree(tree.content)}))
     assert first.lowers[0].path == second.lowers[0].path
     assert first.lowers[1].path != second.lowers[1].path
-    other = placer().ready(Command("y", inputs={"/other": tree}))
-    paths = [Path(lower.path) for lower in (first.lowers[0], other.lowers[0])]
-    assert (paths[0] / "src/d/7").samefile(paths[1] / "other/d/7")
     same = placer()
     assert same.ready(Command("x", inputs={"/a": b"1"})) is same.ready(
         Command("z", inputs={"/a": File(b"1")})
@@ -256,17 +255,44 @@ def test_prune_leaves_what_is_in_use_and_takes_the_rest(placer: Make, store: Sto
     assert Path(ready.lowers[0].path, "src", "a").stat().st_size == 100_000
     del ready, made
     assert store.prune() >= 100_000
-    assert os.listdir(f"{store.directory}/inputs") == os.listdir(f"{store.directory}/files") == []
+    assert os.listdir(f"{store.directory}/inputs") == []
 
 
-def test_a_file_of_the_store_that_a_stopped_machine_cut_off_is_made_again(
-    placer: Make, store: Store
+def test_no_two_inputs_are_one_file(placer: Make) -> None:
+    tree = Tree({"a": b"same", "b": b"same"})
+    inputs = {"/x": tree, "/y": tree, "/c": b"same", "/d": b"same"}
+    lowers = placer().ready(Command("x", inputs=inputs)).lowers
+    files = [path for lower in lowers for path in Path(lower.path).rglob("*") if path.is_file()]
+    assert len({path.stat().st_ino for path in files}) == len(files) == 6
+    assert {path.stat().st_nlink for path in files} == {1}
+
+
+def test_a_snapshot_stays_whole_after_its_source_is_gone(
+    placer: Make, store: Store, tmp_path: Path
 ) -> None:
-    placer().ready(Command("x", inputs={"/a": b"content"}))
-    (blob,) = Path(store.directory, "files").iterdir()
-    os.truncate(blob, 0)
-    ready = placer().ready(Command("x", inputs={"/b": b"content"}))
-    assert Path(ready.lowers[0].path, "b").read_bytes() == b"content"
+    source = tmp_path / "source"
+    (source / "d").mkdir(parents=True)
+    (source / "d" / "a").write_bytes(b"1")
+    tree = Tree(source)
+    placer().ready(Command("x", inputs={"/src": tree}))
+    shutil.rmtree(source)
+    store.prune()
+    ready = placer().ready(Command("x", inputs={"/other": Tree({"sub": tree})}))
+    assert Path(ready.lowers[0].path, "other", "sub", "d", "a").read_bytes() == b"1"
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    placer: Make, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(staging, "write_all", full)
+    with pytest.raises(SetupError, match=r"Store\.prune\(\)"):
+        placer().ready(Command("x", inputs={"/a": b"1"}))
+    assert os.listdir(f"{store.directory}/tmp") == []
+    monkeypatch.undo()
+    assert placer().ready(Command("x", inputs={"/a": b"1"})).lowers
 
 
 def test_a_tree_is_a_layer(store: Store) -> None:
