@@ -234,7 +234,7 @@ def test_what_a_hostile_command_left_is_read_safely(run: Run, tmp_path: Path) ->
     outputs.collect(tmp_path / "to", below="/out")
     assert os.readlink(tmp_path / "to" / "shadow") == "/etc/shadow"
     with pytest.raises(SetupError, match="through a link"):
-        run("mkdir /out/top; echo 1 >/out/top/x", outputs=["/out"]).outputs.collect(
+        run("mkdir -p /out/top; echo 1 >/out/top/x", outputs=["/out"]).outputs.collect(
             tmp_path / "to", below="/out"
         )
     assert not Path("/x").exists()
