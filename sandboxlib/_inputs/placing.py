@@ -76,9 +76,12 @@ class Placer:
         self._lock = allocate_lock()
         self._known: dict[object, Ready] = {}
 
-    def ready(self, command: Command) -> Ready:
-        """The layers of a Command. What is not in the store yet is staged. SandboxError."""
-        cwd = command.cwd
+    def ready(self, command: Command, cwd: str | None = None) -> Ready:
+        """The layers of a Command. What is not in the store yet is staged. SandboxError.
+
+        cwd: the directory of the Command, if it names none.
+        """
+        cwd = cwd if command.cwd is None else command.cwd
         nodes = {inside(path, cwd): _itself(node_of(each)) for path, each in command.inputs.items()}
         owner = self._owner()
         key = (

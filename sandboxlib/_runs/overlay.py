@@ -147,7 +147,8 @@ class RootOfRun:
             command = self._command
             inputs: tuple[Lower, ...] = ()
             if command.inputs or command.outputs:
-                self._ready = self._root.placer.ready(command)
+                cwd = self._root.box._cwd_of(command)
+                self._ready = self._root.placer.ready(command, cwd)
                 inputs = self._ready.lowers
             self._lowers = (*self._root.lowers(), *inputs)
             check_number(len(self._lowers))
