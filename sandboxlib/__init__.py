@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from . import bubblewrap, linux_user_chroot, load, user_namespace, utils
     from ._changes.change import Change
     from ._changes.changes import Changes
+    from ._changes.layer import Layer
     from ._concurrent.async_process import AsyncProcess
     from ._concurrent.pool import SandboxExecutor
     from ._concurrent.process import Process
     from ._concurrent.session import Session
     from ._images.image import Image
-    from ._images.layer import Layer
     from ._images.store import Store
     from ._inputs.outputs import Outputs
     from ._inputs.tree import Tree
@@ -134,7 +134,7 @@ _NAMES_LATER = {
     "Runner": "_runner",
     "SandboxExecutor": "_concurrent.pool",
     "Image": "_images.image",
-    "Layer": "_images.layer",
+    "Layer": "_changes.layer",
     "Store": "_images.store",
     "Trace": "_trace.trace",
     "Tree": "_inputs.tree",

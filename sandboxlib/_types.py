@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack as Unpack
 
     from ._changes.changes import Changes as Changes
-    from ._images.layer import Layer as Layer
+    from ._changes.layer import Layer as Layer
     from ._inputs.outputs import Outputs as Outputs
     from ._spec.inputs import File, Input
     from .api import Sandbox as Sandbox

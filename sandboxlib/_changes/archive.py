@@ -30,10 +30,31 @@ WHITEOUT = ".wh."
 #: Whoever unpacks a layer as a lower directory would make marks of overlay of these.
 MARKS = ("trusted.overlay.", "user.overlay.")
 END = bytes(2 * BLOCK)
+PIECE = 1 << 18  # bytes that are hashed and written at once
 _MOST_OCTAL = {8: 0o7777777, 12: 0o77777777777}  # in fields of so many bytes, with a NUL at the end
 _FLAGS = {"file": b"0", "symlink": b"2", "directory": b"5", "fifo": b"6"}
 _TAIL = bytes(167)
 _NO_DEVICE = bytes(16)
+
+
+class Gathered:
+    """Passes bytes on in larger pieces."""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write = write
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size >= PIECE:
+            self.flush()
+
+    def flush(self) -> None:
+        data, self._parts, self._size = b"".join(self._parts), [], 0
+        if data:
+            self._write(data)
 
 
 class Archive:

@@ -15,7 +15,7 @@ from .. import _types
 from .._values import AnyStore, check_flag, check_number, check_path, check_size
 from ..errors import ImageError, SpecError, SpecTypeError, setup_error
 from .apply import apply
-from .archive import Archive
+from .archive import Archive, Gathered
 from .change import Change
 from .confined import STEP, Reader, nonsense
 from .stream import SAME, Nonsense, Stream
@@ -33,7 +33,6 @@ MOST_LIST = 1 << 28  # bytes of all paths and attributes
 #: What is kept in memory: bytes of contents, items, and bytes of the last archive.
 MOST_KEPT, MOST_ITEMS, MOST_ARCHIVED = 8 << 20, 10_000, 16 << 20
 MOST_READ = "64M"
-PIECE = 1 << 18  # bytes that are hashed and written at once
 _LIMITS = str(MOST_NAMES), str(MOST_LIST)
 _MOST_TIME = (1 << 33) - 1  # seconds, what the header of a tar holds
 
@@ -164,7 +163,7 @@ class Changes:
         check_mtime(mtime)
         import tempfile
 
-        from .._images.layer import Layer
+        from .layer import Layer
 
         try:
             with tempfile.TemporaryFile() as file:
@@ -336,26 +335,6 @@ class Changes:
         if self._upper is None:
             raise ValueError("the Changes are closed")
         return self._upper
-
-
-class Gathered:
-    """Passes bytes on in larger pieces."""
-
-    def __init__(self, write: Callable[[bytes], object]) -> None:
-        self._write = write
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def write(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size >= PIECE:
-            self.flush()
-
-    def flush(self) -> None:
-        data, self._parts, self._size = b"".join(self._parts), [], 0
-        if data:
-            self._write(data)
 
 
 class Listing:

@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .._changes.layer import Layer
 from .._choice import choose
 from .._images.image import Image
-from .._images.layer import Layer
 from .._images.store import Store
 from .._reproduce import reading
 from .._spec.command import Command

@@ -14,7 +14,7 @@ from .._store.storage import Storage
 from .._values import AnyStore, Value, absolute, check_path, check_text, unknown_keyword
 from .kinds import default_user, kind_of
 from .known import Known, file_key, leased, recalled
-from .layer import _own
+from .store import store_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Image(Value, Layers):
         return Command([*known.entrypoint, *(args or known.cmd)] or ["/bin/sh"])
 
     def _lowers(self, owners: Owners, store: AnyStore | None = None) -> list[Lower]:
-        return [Lower(lease.path, lease) for lease in self._leases(owners, _own(store))[1]]
+        return [Lower(lease.path, lease) for lease in self._leases(owners, store_of(store))[1]]
 
     def _key(self) -> str:
         import hashlib
@@ -85,7 +85,7 @@ class Image(Value, Layers):
 
     def _known(self, store: AnyStore | None) -> Known:
         """What the store knows of the image, which is unpacked if it knows nothing."""
-        storage = _own(store)
+        storage = store_of(store)
         known = recalled(storage, file_key(self.path, self.ref))
         if known is None:
             from .unpack_layers import way_for

@@ -10,6 +10,7 @@ from .._spec.overlay import Owners
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .. import _types
+    from .._store.locks import Lease
 
 REAL, SINGLE, RANGES = "layers/real", "layers/single", "layers/ranges-"
 
@@ -41,3 +42,8 @@ def default_user() -> _types.UserName:
 
     refused = user_namespace.EXECUTOR.refusals(Spec("/", user="ranges"))
     return "root" if refused else "ranges"
+
+
+def hides_all(lease: Lease) -> bool:
+    """Return True if nothing of the layers below this one is to be seen."""
+    return os.path.lexists(os.path.join(os.path.dirname(lease.path), "hides-all"))

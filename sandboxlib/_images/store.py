@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from .._store.storage import New, Storage
+from .._values import AnyStore
 
 
 class Store(Storage):
@@ -28,3 +29,8 @@ class Store(Storage):
         from .unpack import remove_foreign
 
         return remove_foreign(new.path)
+
+
+def store_of(store: AnyStore | None) -> Storage:
+    """The store that a caller names; None: the default one."""
+    return store if isinstance(store, Storage) else Store()

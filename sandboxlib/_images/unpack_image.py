@@ -13,8 +13,8 @@ from .._store.locks import Lease
 from .._store.storage import Storage
 from ..errors import ImageError
 from . import config, unpack
+from .kinds import hides_all
 from .known import IMAGES, Known, file_key, leased, recalled
-from .layer import hides_all
 from .unpack_layers import NeedsLowers, Unpacked, Way, way_for
 from .unpack_layers import unpacked as unpacked_layer
 

@@ -40,6 +40,7 @@ from sandboxlib import (
     SpecError,
     SpecTypeError,
     Store,
+    UnsupportedError,
     load,
 )
 from sandboxlib._images import known as known_module
@@ -234,10 +235,72 @@ def test_a_layer_in_use_is_not_pruned(store: Store, tmp_path: Path, owners: Owne
     assert kinds_left(store) == []
 
 
+# ---- directories ---
+
+
+def test_a_directory_is_a_layer(store: Store, tmp_path: Path, owners: Owners) -> None:
+    top = tmp_path / "top"
+    (top / "d").mkdir(parents=True)
+    (top / "d/a").write_bytes(b"x" * 100_000)
+    (top / "d/a").chmod(0o640)
+    os.utime(top / "d/a", (5, 6))
+    os.link(top / "d/a", top / "b")
+    os.symlink("../../out", top / "l")
+    os.setxattr(top / "d/a", "user.colour", b"red")
+    os.mkfifo(top / "fifo")
+    Path(os.fsdecode(os.fsencode(top) + b"/\xff")).write_bytes(b"")
+    (top / "d/closed").mkdir(mode=0o000)
+    with open(top / "sparse", "wb") as sparse:
+        sparse.truncate(5 << 20)
+    layer = Layer.from_directory(top, store)
+    (top / "d/a").write_text("changed")  # the layer is what it was
+    made = Path(layer._lowers(owners)[0].path)
+    assert (made / "d/a").read_bytes() == b"x" * 100_000
+    assert ((made / "d/a").stat().st_mtime, (made / "d/a").stat().st_mode & 0o7777) == (6, 0o640)
+    assert os.path.samefile(made / "d/a", made / "b")
+    assert os.readlink(made / "l") == "../../out"
+    assert os.getxattr(made / "d/a", "user.colour") == b"red"
+    assert sorted(map(os.fsencode, os.listdir(made))) == sorted(
+        [b"d", b"b", b"l", b"fifo", b"\xff", b"sparse"]
+    )
+    assert (made / "sparse").stat().st_size == 5 << 20
+    assert (made / "sparse").stat().st_blocks < 100
+    assert kinds_left(store) == ["layers"]
+
+
+def test_the_same_directory_has_the_same_digest(store: Store, tmp_path: Path) -> None:
+    digests = set()
+    for name, order in (("one", "abc"), ("two", "cab")):
+        (tmp_path / name).mkdir()
+        for letter in order:
+            (tmp_path / name / letter).write_text(letter)
+            os.utime(tmp_path / name / letter, (1, 1))
+        digests.add(Layer.from_directory(tmp_path / name, store).digest)
+    assert len(digests) == 1
+    (tmp_path / "two" / "c").chmod(0o600)
+    assert Layer.from_directory(tmp_path / "two", store).digest not in digests
+
+
+def test_a_directory_that_is_none_is_told(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Layer.from_directory(tmp_path / "none", store)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        Layer.from_directory(tmp_path / "file", store)
+
+
+def test_a_name_that_means_a_whiteout_is_refused(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / ".wh.x").touch()
+    with pytest.raises(UnsupportedError, match="the name means"):
+        Layer.from_directory(tmp_path / "top", store)
+
+
 # ---- hostile ones ----------------------------------------------------------------------------
 
 #: What a layer may have, though images that become one tree may not.
 HARMLESS = {"a character device", "a block device", "a FIFO"}
+HARMLESS |= {"a link that climbs out", "a deeper link out"}
 
 
 @pytest.mark.parametrize("mode", ["tar", "layout", "aci"])
@@ -261,7 +324,7 @@ def test_a_hostile_archive_reaches_nothing(
         Layout(file("good") + END, bad + end).directory(path)
     else:
         aci(path, file("rootfs/good", b"x" * 1000), bad, end=end)
-    with pytest.raises(ImageError, match=message):
+    with pytest.raises(ImageError, match=f"{message}|is a hard link to .*, no file"):
         use()
     assert [(path, path.lstat()) for path in (victim, victim / "file")] == before
     assert os.listdir(f"{store.directory}/tmp") == []

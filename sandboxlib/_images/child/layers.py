@@ -262,14 +262,20 @@ class Layer:
             raise Refused(f"the link {shown(member.name)} leads nowhere")
         if member.link.count(b"/") > MAX_FAR:
             raise Refused(f"the link {shown(member.name)} leads more than {MAX_FAR} names far")
+        self._check_inside(member, path)
+        self._make(lambda: os.symlink(member.link, name), name)
+        self._own(member, name)
+        os.utime(name, ns=(member.mtime, member.mtime), follow_symlinks=False)
+
+    def _check_inside(self, member: Member, path: bytes) -> None:
+        """Raise Refused if a symbolic link climbs out of the root, as a program that does not run
+        in it would see it.
+        """
         depth = path.count(b"/") - 1
         for part in () if member.link.startswith(b"/") else member.link.split(b"/"):
             depth += (part not in (b"", b".")) - 2 * (part == b"..")
             if depth < 0:
                 raise Refused(f"the link {shown(member.name)} leads out: {shown(member.link)}")
-        self._make(lambda: os.symlink(member.link, name), name)
-        self._own(member, name)
-        os.utime(name, ns=(member.mtime, member.mtime), follow_symlinks=False)
 
     def _make_link(self, member: Member, name: bytes, path: bytes) -> None:
         """Make a hard link to a file of the image. If that is a symbolic link, the new name is a

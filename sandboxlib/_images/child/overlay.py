@@ -115,12 +115,15 @@ class OverlayLayer(Layer):
         """With the layers below, their links are followed too."""
         if self.lowers is not None:
             try:
-                way = self.lowers.find(b"/".join(parts)).path
-                parts = [part for part in way.split(b"/") if part]
+                found = self.lowers.find(b"/".join(parts))
             except OSError as error:
                 if error.errno in (errno.ENOTDIR, errno.ELOOP):
                     raise no_directory(name) from None
                 raise
+            real = [part for part in found.path.split(b"/") if part]
+            if found.missing and real[-found.missing :] != parts[-found.missing :]:
+                raise no_directory(name)  # a link leads to what is not there
+            parts = real
         return super()._make_way(parts, name)
 
     def _make_implied(self, part: bytes, path: bytes, name: bytes) -> None:
@@ -185,6 +188,9 @@ class OverlayLayer(Layer):
                 os.close(copy)
         finally:
             os.close(source)
+
+    def _check_inside(self, member: Member, path: bytes) -> None:
+        """In a layer no link leads out: `..` at the top of a root stays there."""
 
     def _write(self, archive: Archive, member: Member, name: bytes, path: bytes) -> None:
         super()._write(archive, member, name, path)

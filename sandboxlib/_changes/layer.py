@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 
 from .. import _types
+from .._images.kinds import hides_all, kind_of
+from .._images.store import store_of
 from .._spec.overlay import Layers, Lower, Owners
-from .._store.storage import Storage
-from .._values import AnyStore, Value, check_text, unknown_keyword
+from .._values import AnyStore, Value, absolute, check_path, check_text, unknown_keyword
 from ..errors import SpecError, SpecTypeError, UnsupportedError, setup_error
-from .kinds import kind_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,18 +70,43 @@ class Layer(Value, Layers):
         store cannot be used, or after the timeout (ETIMEDOUT); UnsupportedError if this caller can
         confine no child.
         """
-        from . import unpack_layers
+        from .._images import unpack_layers
 
-        return cls(unpack_layers.from_tar(check_text("file", file), _own(store), timeout), store)
+        return cls(
+            unpack_layers.from_tar(check_text("file", file), store_of(store), timeout), store
+        )
+
+    @classmethod
+    def from_directory(
+        cls, directory: Path, store: AnyStore | None = None, *, timeout: float | None = 600.0
+    ) -> Self:
+        """Returns the Layer of a directory as it is now, and copies it into the store if it is not
+        there yet. The same content gives the same digest: that of a tar with all that is in it, in
+        the order of the names.
+
+        directory: str or path. store: Store; None (the default): Store(), the caller's cache
+        directory. timeout: float, seconds, 600 by default; None: no limit.
+
+        Files keep their modes, times, hard links, attributes `user.*`, and owners as far as this
+        caller can read and give them. Sockets and device nodes are left out. Raises SetupError if
+        the directory or the store cannot be used, UnsupportedError if a name begins with .wh.,
+        which means a whiteout in a layer, or if this caller can confine no child; and the errors
+        of from_tar.
+        """
+        from . import packing
+
+        path = absolute(check_path("directory", directory))
+        digest = packing.from_directory(path, store_of(store), timeout)
+        return cls(digest, store)
 
     @classmethod
     def _from_stream(
         cls, fd: int, name: str, store: AnyStore | None, timeout: float | None = 600.0
     ) -> Self:
         """The Layer of a tar that comes out of a pipe, until its end. name: for messages."""
-        from . import unpack_layers
+        from .._images import unpack_layers
 
-        return cls(unpack_layers.from_stream(fd, name, _own(store), timeout), store)
+        return cls(unpack_layers.from_stream(fd, name, store_of(store), timeout), store)
 
     def _lowers(self, owners: Owners, store: AnyStore | None = None) -> list[Lower]:
         lease = self._lease(owners, store)
@@ -93,10 +117,10 @@ class Layer(Value, Layers):
 
     def _lease(self, owners: Owners, store: AnyStore | None) -> Lease:
         """A lease of the layer, as a caller with these owners has it."""
-        kind, storage = kind_of(owners), _own(self.store or store)
+        kind, storage = kind_of(owners), store_of(self.store or store)
         lease = storage._lease(kind, self.digest[7:])
         if lease is None:
-            from . import unpack_layers
+            from .._images import unpack_layers
 
             lease = unpack_layers.converted(storage, kind, owners, self.digest[7:])
         if lease is None:
@@ -108,16 +132,3 @@ class Layer(Value, Layers):
 
     def _key(self) -> str:
         return self.digest
-
-
-def hides_all(lease: Lease) -> bool:
-    """Return True if nothing of the layers below this one is to be seen."""
-    return os.path.lexists(os.path.join(os.path.dirname(lease.path), "hides-all"))
-
-
-def _own(store: AnyStore | None) -> Storage:
-    if isinstance(store, Storage):
-        return store
-    from .store import Store
-
-    return Store()
