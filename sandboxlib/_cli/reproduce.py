@@ -14,7 +14,7 @@ from .._images.image import Image
 from .._images.store import Store
 from .._reproduce import reading
 from .._spec.command import Command
-from .._spec.overlay import Layers, Lower
+from .._spec.overlay import Layers, Lower, Overlay
 from .._spec.streams import CAPTURE, Tee
 from ..api import Sandbox
 from ..errors import SpecError, printable
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, prog: str) -> Result:
         return box.run(_itself(record.command))
     argv = options.args[1:] if options.args[:1] == ["--"] else options.args
     if record.changes is not None:
-        box = over(box, record.changes)
+        box = over(box, record.command, record.changes)
     kept = {name: getattr(record.command, name) for name in _OF_PLACE}
     if not os.isatty(0):
         return box.run(Command(argv or [SHELL], **kept, stdin=0, stdout=1, stderr=2))
@@ -60,12 +60,20 @@ def run(options: argparse.Namespace, prog: str) -> Result:
     return _terminal.run(box, command)
 
 
-def over(box: Sandbox, changes: Layers) -> Sandbox:
-    """A Sandbox whose commands begin with what an earlier run had changed. That lies above the
-    inputs of a command, which the run may have changed too.
+def over(box: Sandbox, command: Command, changes: Layers) -> Sandbox:
+    """A Sandbox whose commands begin with what an earlier run had changed. command: with its inputs
+    and outputs, whose layers lie below the changes, as the run may have changed these too.
     """
+    has_layers = bool(command.inputs or command.outputs)
 
     class Over(type(box)):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            if not has_layers:
+                overlay: Overlay = self._overlay
+                layers = (*overlay.layers, changes)
+                self.__dict__["_overlay"] = overlay.replace(layers=layers)
+
         def _inputs_of(self, command: Command, root: Any) -> Sequence[Lower]:
             below: Sequence[Lower] = super()._inputs_of(command, root)
             return (*below, *changes._lowers(root.owners, self.store))

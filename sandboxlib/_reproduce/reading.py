@@ -120,6 +120,8 @@ def _parsed(data: bytes, classes: Classes, directory: str | None) -> Record:
         raise SpecError("it has no Sandbox or no Command")
     if not (changes is None or isinstance(changes, classes.layer)):
         raise SpecError("its changes are no Layer")
+    if changes is not None and (box._overlay is None or box._overlay.upper is not None):
+        raise SpecError("it has changes, which take an Overlay without an upper of its own")
     if name := command._passing:
         raise SpecError(f"{name} of the command is a descriptor, which no file can have")
     if directory is not None:

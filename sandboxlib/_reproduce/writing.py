@@ -43,12 +43,9 @@ def write(box: Spec, command: Command, file: _types.Path, result: Result | None)
 def content_of(box: Spec, command: Command, result: Result | None) -> dict[str, Any]:
     """What the file has, as json.dumps takes it. Files and Trees are put into the store."""
     if name := command._passing:
-        remedy = (
-            "stdin=BYTES is" if name == "stdin" else f"replace({name}=...) leaves it out, which is"
-        )
         raise SpecError(
             f"{name} of the command is a file, a function or a descriptor, which means something in"
-            f" this process alone; {remedy} written"
+            f" this process alone: command.replace({name}=...) writes one without it"
         )
     if command.cwd is None and box._directory == "/":
         command = command.replace(cwd=caller_directory())
@@ -62,10 +59,11 @@ def content_of(box: Spec, command: Command, result: Result | None) -> dict[str, 
             return {KIND: "Image", **value.__getstate__(), "key": value._key()}
         return None
 
+    # What is in an upper of the Sandbox's own is seen by the shell in any case.
+    is_over = box._overlay is not None and box._overlay.upper is None
     changes = None
-    if result is not None and result._changes is not None:
+    if result is not None and result._changes is not None and is_over:
         changes = encode("the changes", result.changes.commit(box.store), other)
-
     return {
         "sandboxlib": "reproduce",
         "version": VERSION,

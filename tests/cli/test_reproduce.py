@@ -389,6 +389,53 @@ def test_an_input_that_is_gone_is_told_and_no_file_is_written(
     assert not file.exists()
 
 
+# ---- layers and changes ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def layered(shared_rootfs: Path) -> Sandbox:
+    box = Sandbox(Overlay(shared_rootfs))
+    reasons = box.lacks()
+    require(not reasons, f"no overlay is mounted here: {reasons}")
+    return box
+
+
+SCRIPT = """
+echo left > /left; rm /bin/tar; mv /etc /moved; mkdir -m 700 /etc; echo x > /etc/new
+exit 3
+"""
+LOOK = b"cat /left /etc/new; ls /etc /moved; test -e /bin/tar || echo no tar; stat -c %a /etc"
+SEEN = b"left\nx\n/etc:\nnew\n\n/moved:\nno tar\n700\n"
+
+
+def test_a_shell_over_what_the_command_left(layered: Sandbox, file: Path, sit_down: Any) -> None:
+    command = Command(["sh", "-c", SCRIPT], changes="on-failure")
+    result = layered.run(command)
+    with result.changes:
+        layered.reproduce(command, file, result=result)
+    done = call(file, stdin=LOOK)
+    assert (done.stdout, done.stderr) == (SEEN, b"")
+    assert call(file, stdin=b"echo more > /left").returncode == 0
+    assert call(file, "cat", "/left").stdout == b"left\n"  # each shell begins there
+    assert call(file, "--run").returncode == 3
+    person = sit_down("--reproduce", file)
+    person.type(b"cat /left; exit 4\r")
+    person.see(b"left\r\n")
+    assert person.leave() == 4
+
+
+def test_a_shell_where_the_command_began_if_no_changes_were_kept(
+    layered: Sandbox, file: Path
+) -> None:
+    command = Command(["sh", "-c", SCRIPT], changes="drop")
+    layered.reproduce(command, file, result=layered.run(command))
+    assert call(file, "test", "-e", "/left").returncode == 1
+    kept = layered.run(command.replace(changes="keep"))
+    with kept.changes:
+        layered.reproduce(command, file)
+    assert call(file, "test", "-e", "/left").returncode == 1
+
+
 # ---- a file of somebody else's ---------------------------------------------------------------
 
 
@@ -464,6 +511,16 @@ def test_a_wrong_file_is_refused(
     done = call(file)
     assert (done.returncode, done.stdout) == (125, b"")
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("box", [Sandbox("/srv"), Sandbox(Overlay("/srv", upper="/nowhere"))])
+def test_changes_of_a_root_that_has_none_are_refused(file: Path, box: Sandbox) -> None:
+    box.reproduce(Command(["true"], "/"), file)
+    content = json.loads(file.read_text())
+    content["changes"] = {"@": "Layer", "digest": f"sha256:{'a' * 64}", "store": None}
+    file.write_text(json.dumps(content))
+    with pytest.raises(SpecError, match="take an Overlay without an upper of its own"):
+        read(file)
 
 
 @pytest.mark.parametrize(
