@@ -405,7 +405,7 @@ class Sandbox(Spec):
         pty.
         """
         made = command_of("not_hermetic", command, options, "assume")
-        return _hermetic.not_hermetic(made, self._with_user(), assume)
+        return _hermetic.not_hermetic(made, self, assume)
 
     def reproduce(
         self, command: Command, file: _types.Path, *, result: Result | None = None

@@ -130,5 +130,5 @@ class Layer(Value, Layers):
             raise setup_error(errno.ENOENT, path, "store", what, hint)
         return lease
 
-    def _key(self) -> str:
+    def _key(self, store: AnyStore | None = None) -> str:
         return self.digest

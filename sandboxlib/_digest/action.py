@@ -25,7 +25,7 @@ from .._spec.policy import Profile
 from .._spec.spec import Spec
 from .._spec.streams import STDOUT
 from .._values import Value
-from .hermetic import refuse
+from .hermetic import refuse, user_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,12 +94,13 @@ def _output(pattern: str, cwd: str | None) -> str:
 
 def _of_sandbox(box: Spec) -> Iterator[tuple[str, object]]:
     values = {name: getattr(box, name) for name in box._fields if name not in OUT["Sandbox"]}
+    values["user"] = user_of(box)
     if box.deterministic:
         values["hostname"] = box.hostname or "sandbox"
         values["umask"] = 0o022 if box.umask is None else box.umask
     if (overlay := box._overlay) is not None:
         del values["root"]
-        values["layers"] = [_key(layer) for layer in _layers(box)]
+        values["layers"] = [_key(layer, box) for layer in _layers(box)]
         values["upper"] = overlay.upper
     yield from values.items()
     yield "machine", os.uname().machine
@@ -109,9 +110,9 @@ def _layers(box: Spec) -> tuple[str | Layers, ...]:
     return () if box._overlay is None else box._overlay.layers
 
 
-def _key(layer: str | Layers) -> object:
+def _key(layer: str | Layers, box: Spec) -> object:
     """The digest of a layer; of a plain directory, which was assumed to be known, its path."""
-    return layer._key() if isinstance(layer, Layers) else {"directory": layer}
+    return layer._key(box.store) if isinstance(layer, Layers) else {"directory": layer}
 
 
 def _of_command(command: Command) -> Iterator[tuple[str, object]]:

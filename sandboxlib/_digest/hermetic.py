@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from .._spec.command import Command
 from .._spec.overlay import Overlay
 from .._spec.spec import Spec
+from .._spec.user import User
 from .._values import short
 from ..errors import SpecChoiceError, SpecError, SpecTypeError
 
@@ -26,6 +27,17 @@ def not_hermetic(command: Command, box: Spec, assume: Iterable[str] = ()) -> dic
         if name not in assumed:
             reasons.setdefault(name, []).append(reason)
     return {name: "; ".join(each) for name, each in reasons.items()}
+
+
+def user_of(box: Spec) -> object:
+    """Whose ids the command has. Those of an image are its own, whoever the caller is: uid and gid
+    as the command sees them.
+    """
+    defaults = box._defaults() if "user" in box._left else None
+    if defaults is None:
+        return box.user
+    user = defaults.user
+    return {"image": [user.uid, user.gid] if isinstance(user, User) else [0, 0]}
 
 
 def refuse(command: Command, box: Spec, assume: Iterable[str]) -> None:
@@ -61,7 +73,7 @@ def _of_sandbox(box: Spec) -> Iterator[tuple[str, str]]:
         yield "devices", f"{text} the machine's"
     if box.resolv_conf:
         yield "resolv_conf", "the file is this machine's"
-    if box.user == "caller":
+    if user_of(box) == "caller":
         yield "user", "the ids are the caller's; user=1000 or 'root' names others"
     if box.deterministic:
         return

@@ -71,10 +71,10 @@ class Image(Value, Layers):
     def _lowers(self, owners: Owners, store: AnyStore | None = None) -> list[Lower]:
         return [Lower(lease.path, lease) for lease in self._leases(owners, store_of(store))[1]]
 
-    def _key(self) -> str:
+    def _key(self, store: AnyStore | None = None) -> str:
         import hashlib
 
-        layers = "\n".join(self._known(None).layers)
+        layers = "\n".join(self._known(store).layers)
         return f"sha256:{hashlib.sha256(layers.encode()).hexdigest()}"
 
     def _defaults(self, store: AnyStore | None) -> Defaults:

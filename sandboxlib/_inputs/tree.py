@@ -97,7 +97,7 @@ class Tree(Value, Input):
         taken: tuple[Folder, str] = self._taken
         return taken
 
-    def _key(self) -> str:
+    def _key(self, store: AnyStore | None = None) -> str:
         return self.digest()
 
     def _lowers(self, owners: Owners, store: AnyStore | None = None) -> list[Lower]:

@@ -103,14 +103,15 @@ def _parsed(data: bytes, classes: Classes, directory: str | None) -> Record:
     content = _checked(data)
     date = check_number("source_date", content["source_date"], 0, _MOST_DATE)
     kinds = {each.__name__: made(each) for each in (*_VALUES, classes.store, classes.layer)}
-    kinds["Image"] = lambda fields: _image(fields, classes.image)
     own = None if directory is None else classes.store(directory)
     if own is None and isinstance(content["sandbox"], dict):
         own = decode(content["sandbox"].get("store"), kinds)
+    storage = own if isinstance(own, Storage) else classes.store()
+    kinds["Image"] = lambda fields: _image(classes.image, storage, fields)
     contents = None
     if content["contents"] is not None:
         digest = check_digest("contents", content["contents"])
-        contents = Read(own if isinstance(own, Storage) else classes.store(), digest, date)
+        contents = Read(storage, digest, date)
         kinds["File"] = lambda fields: contents.file(only("File", fields))
         kinds["Tree"] = lambda fields: contents.tree(only("Tree", fields))
     box = decode(content["sandbox"], {**kinds, "Sandbox": made(classes.sandbox)})
@@ -146,12 +147,12 @@ def _checked(data: bytes) -> dict[str, Any]:
     return content
 
 
-def _image(fields: Any, make: Callable[..., Layers]) -> Layers:
+def _image(make: Callable[..., Layers], store: Storage, fields: Any) -> Layers:
     """The Image of a file, which still has to be the one that it was. SetupError."""
     if fields.keys() != {"path", "ref", "key"}:
         raise SpecError(f"an Image has {', '.join(fields)}")
     image = make(fields["path"], fields["ref"])
-    if image._key() != fields["key"]:
+    if image._key(store) != fields["key"]:
         what = f"use the image {fields['path']}, which has other layers than {fields['key']}"
         raise setup_error(errno.ESTALE, fields["path"], "reproduce", what)
     return image

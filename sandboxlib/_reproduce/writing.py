@@ -56,7 +56,7 @@ def content_of(box: Spec, command: Command, result: Result | None) -> dict[str, 
         if isinstance(value, (File, Tree)):
             return {KIND: type(value).__name__, "number": contents.add(value)}
         if isinstance(value, Layers) and isinstance(value, Value) and "path" in value._fields:
-            return {KIND: "Image", **value.__getstate__(), "key": value._key()}
+            return {KIND: "Image", **value.__getstate__(), "key": value._key(box.store)}
         return None
 
     # What is in an upper of the Sandbox's own is seen by the shell in any case.

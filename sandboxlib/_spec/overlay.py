@@ -88,8 +88,8 @@ class Layers(ABC):
         return None
 
     @abstractmethod
-    def _key(self) -> str:
-        """A digest of the content. Two with the same key have the same content."""
+    def _key(self, store: AnyStore | None = None) -> str:
+        """A digest of the content. Two with the same key have the same content. store: as above."""
 
 
 class Overlay(Value):

@@ -49,7 +49,7 @@ class Known(Layers):
     def _lowers(self, owners: object) -> Any:
         raise AssertionError("a digest unpacks nothing")
 
-    def _key(self) -> str:
+    def _key(self, store: object = None) -> str:
         return self._content
 
     def __repr__(self) -> str:
