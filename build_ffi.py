@@ -4,7 +4,8 @@ csrc/child/ are the code.
 
 The reaper is a program of its own, made from csrc/reaper/ and csrc/child/. It is compiled and
 linked first, without libc, into sandboxlib/_init. The same files make that of a session,
-sandboxlib/_init_session, and that of a run whose CPU time is watched, sandboxlib/_init_cpu_time.
+sandboxlib/_init_session, that of a run whose CPU time is watched, sandboxlib/_init_cpu_time, and
+that of a slot whose runs have a root of layers, sandboxlib/_init_layers.
 csrc/caller/host.c includes the bytes of all. The wheel has the files too, for machines that forbid
 running programs from memory (sysctl vm.memfd_noexec=2).
 
@@ -26,6 +27,7 @@ CSRC = HERE / "csrc"
 INIT = HERE / "sandboxlib" / "_init"
 INIT_SESSION = HERE / "sandboxlib" / "_init_session"
 INIT_CPU_TIME = HERE / "sandboxlib" / "_init_cpu_time"
+INIT_LAYERS = HERE / "sandboxlib" / "_init_layers"
 CONTRACT = ("sandbox.h", "trace.h", "calls.h")
 CALLER, CHILD, REAPER = (
     sorted((CSRC / folder).glob("*.c")) for folder in ("caller", "child", "reaper")
@@ -49,7 +51,8 @@ def build_init() -> None:
     subprocess.run([*command, "-o", str(INIT)], check=True)
     subprocess.run([*command, "-DSBX_IN_SESSION", "-o", str(INIT_SESSION)], check=True)
     subprocess.run([*command, "-DSBX_WATCHES_CPU", "-o", str(INIT_CPU_TIME)], check=True)
-    for program in (INIT, INIT_SESSION, INIT_CPU_TIME):
+    subprocess.run([*command, "-DSBX_STACKS", "-o", str(INIT_LAYERS)], check=True)
+    for program in (INIT, INIT_SESSION, INIT_CPU_TIME, INIT_LAYERS):
         drop_section_headers(program)
 
 
@@ -74,13 +77,14 @@ def make_ffi() -> FFI:
         sources=[str(path.relative_to(HERE)) for path in (*CALLER, *CHILD)],
         include_dirs=["csrc"],
         depends=[
-            *("build_ffi.py", str(INIT), str(INIT_SESSION), str(INIT_CPU_TIME)),
+            *("build_ffi.py", str(INIT), str(INIT_SESSION), str(INIT_CPU_TIME), str(INIT_LAYERS)),
             *map(str, CSRC.glob("**/*.[ch]")),
         ],
         define_macros=[
             ("SBX_INIT", f'"{INIT}"'),
             ("SBX_INIT_SESSION", f'"{INIT_SESSION}"'),
             ("SBX_INIT_CPU_TIME", f'"{INIT_CPU_TIME}"'),
+            ("SBX_INIT_LAYERS", f'"{INIT_LAYERS}"'),
         ],
         extra_compile_args=["-std=gnu11", "-fvisibility=hidden", *extra_flags],
         extra_link_args=["-Wl,-z,now", *extra_flags],

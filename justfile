@@ -55,11 +55,12 @@ warnings *compilers="gcc":
         for file in $(git ls-files 'csrc/*.c'); do
             "$compiler" {{warnings}} "-DSBX_INIT=\"$PWD/sandboxlib/_init\"" \
                 "-DSBX_INIT_SESSION=\"$PWD/sandboxlib/_init_session\"" \
-                "-DSBX_INIT_CPU_TIME=\"$PWD/sandboxlib/_init_cpu_time\"" -c "$file" -o /dev/null
+                "-DSBX_INIT_CPU_TIME=\"$PWD/sandboxlib/_init_cpu_time\"" \
+                "-DSBX_INIT_LAYERS=\"$PWD/sandboxlib/_init_layers\"" -c "$file" -o /dev/null
         done
         # In the programs of the reapers some of the code is another.
         for file in $(git ls-files 'csrc/child/*.c' 'csrc/reaper/*.c'); do
-            for program in RUN SBX_IN_SESSION SBX_WATCHES_CPU; do
+            for program in RUN SBX_IN_SESSION SBX_WATCHES_CPU SBX_STACKS; do
                 "$compiler" {{warnings}} -DSBX_IN_REAPER "-D$program" -c "$file" -o /dev/null
             done
         done

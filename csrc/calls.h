@@ -88,7 +88,12 @@ int sbx_set_dumpable(int dumpable);
 uint64_t sbx_file_of(int fd);
 
 /* The programs that may be job.init_fd. */
-enum sbx_program { SBX_OF_RUN, SBX_OF_SESSION, SBX_OF_CPU_TIME /* of a run with job.cpu_ns */ };
+enum sbx_program {
+    SBX_OF_RUN,
+    SBX_OF_SESSION,
+    SBX_OF_CPU_TIME, /* of a run with job.cpu_ns */
+    SBX_OF_LAYERS    /* of a slot whose runs have a root of layers */
+};
 
 /* Opens a reaper's program in a sealed memfd. Returns a descriptor, or -errno. */
 int sbx_open_init(enum sbx_program which);

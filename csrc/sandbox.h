@@ -78,10 +78,11 @@ enum sbx_mount_flag {
     SBX_READ_ONLY = 2,  /* bind: recursively; dev: once it has all that lies in it */
     SBX_OPTIONAL = 4,   /* no such directory: leave it out */
     SBX_NO_DEVICES = 8, /* hole: those of the root do not work */
-    SBX_COVER = 16,    /* proc, bind, hole, seal: read-only where uid 0 alone, without capabilities,
-                        * commands the kernel */
-    SBX_KEPT = 32,     /* of a run in a slot: it is mounted already */
-    SBX_DEVICE = 64,   /* bind: the source has to be a device */
+    SBX_COVER = 16,  /* proc, bind, hole, seal: read-only where uid 0 alone, without capabilities,
+                      * commands the kernel */
+    SBX_KEPT = 32,   /* of a run in a slot: it is mounted already; in a root of layers `source` says
+                      * where, and it is moved to its target */
+    SBX_DEVICE = 64, /* bind: the source has to be a device */
     SBX_MAY_LACK = 128 /* hole: it is left out if the root has no such path */
 };
 
@@ -119,6 +120,8 @@ enum sbx_overlay {
     SBX_STACKED = 1,    /* the root is an overlay of job.lowers */
     SBX_USER_XATTR = 2, /* in a user namespace: attributes of the overlay are user.overlay.* */
     SBX_VOLATILE = 4,   /* nothing is written back when it is unmounted */
+    SBX_TEMPLATE = 16,  /* instead: a new tmpfs, in which a resident keeps the layers, as /l/N, and
+                         * what its runs mount */
     SBX_BY_NAME = 8 /* the kernel takes no layers by descriptor, or not before they are attached:
                      * before Linux 6.15 */
 };
@@ -144,6 +147,7 @@ struct sbx_place {
     int overlay;              /* of enum sbx_overlay; 0: `root` says what the root is */
     const char *upper_size;   /* as sbx_mount.size, of an upper in memory */
     const char *upper_inodes; /* as sbx_mount.inodes */
+    int n_lowers;             /* overlay, of a run in a slot: how many layers the template has */
     const struct sbx_mount *mounts;
     int n_mounts;
     int read_only;

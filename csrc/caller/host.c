@@ -23,15 +23,20 @@ __asm__(".section .rodata\n"
         ".globl sbx_session_end\n.hidden sbx_session_end\n"
         ".globl sbx_cpu_time_start\n.hidden sbx_cpu_time_start\n"
         ".globl sbx_cpu_time_end\n.hidden sbx_cpu_time_end\n"
+        ".globl sbx_layers_start\n.hidden sbx_layers_start\n"
+        ".globl sbx_layers_end\n.hidden sbx_layers_end\n"
         "sbx_init_start:\n.incbin \"" SBX_INIT "\"\nsbx_init_end:\n"
         "sbx_session_start:\n.incbin \"" SBX_INIT_SESSION "\"\nsbx_session_end:\n"
-        "sbx_cpu_time_start:\n.incbin \"" SBX_INIT_CPU_TIME "\"\nsbx_cpu_time_end:\n.previous\n");
+        "sbx_cpu_time_start:\n.incbin \"" SBX_INIT_CPU_TIME "\"\nsbx_cpu_time_end:\n"
+        "sbx_layers_start:\n.incbin \"" SBX_INIT_LAYERS "\"\nsbx_layers_end:\n.previous\n");
 extern const char sbx_init_start[], sbx_init_end[], sbx_session_start[], sbx_session_end[];
 extern const char sbx_cpu_time_start[], sbx_cpu_time_end[];
+extern const char sbx_layers_start[], sbx_layers_end[];
 
 int sbx_open_init(enum sbx_program which) {
-    const char *const starts[] = {sbx_init_start, sbx_session_start, sbx_cpu_time_start};
-    const char *const ends[] = {sbx_init_end, sbx_session_end, sbx_cpu_time_end};
+    const char *const starts[] = {sbx_init_start, sbx_session_start, sbx_cpu_time_start,
+                                  sbx_layers_start};
+    const char *const ends[] = {sbx_init_end, sbx_session_end, sbx_cpu_time_end, sbx_layers_end};
     const char *program = starts[which];
     size_t written = 0;
     size_t size = (size_t)(ends[which] - program);

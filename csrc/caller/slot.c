@@ -71,7 +71,7 @@ static int is_ready(const struct sbx_slot *slot, int64_t most_ns) {
 }
 
 int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct sbx_run *run) {
-    int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[3], null = -1;
+    int stdio[] = {SBX_NULL, SBX_NULL, SBX_NULL}, fds[4], null = -1;
     int is_sent = 0;
     reset_run(run, NULL);
     if (job->size > INT32_MAX) { /* too large for an order's size field, and for any exec */
@@ -94,8 +94,9 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
         struct iovec parts[] = {{&order, sizeof order},
                                 {(void *)(uintptr_t)job->limits, order.limits},
                                 {(void *)(uintptr_t)job->cwd, job->size}};
-        order.n_fds = 3;
-        is_sent = send_all(slot->control, parts, 3, fds, 3, 0) == 0;
+        order.n_fds = job->upper_socket ? 4 : 3;
+        fds[3] = job->upper_socket;
+        is_sent = send_all(slot->control, parts, 3, fds, order.n_fds, 0) == 0;
     }
     close_outputs(job, stdio);
     sbx_close(&null);

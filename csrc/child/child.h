@@ -27,6 +27,13 @@ enum { TRACES = 0 };
 enum { TRACES = 1 };
 #endif
 
+/* Roots of layers: the resident of a slot has a program of its own for them. */
+#if defined(SBX_IN_REAPER) && !defined(SBX_STACKS)
+enum { STACKS = 0 };
+#else
+enum { STACKS = 1 };
+#endif
+
 #define O_SEARCH_DIR (O_PATH | O_DIRECTORY | O_CLOEXEC)
 
 enum {
@@ -94,9 +101,7 @@ int is_of_the_run(struct sbx_child *c, int i, long directory);
 
 /* ---- entries: what the run adds to a root -------------------------------------------------- */
 
-static inline int is_entry(const struct sbx_mount *m) {
-    return !IN_REAPER && m->kind >= SBX_DIRECTORY;
-}
+static inline int is_entry(const struct sbx_mount *m) { return STACKS && m->kind >= SBX_DIRECTORY; }
 /* Prepares mount I, an entry, before the copy is attached. Returns a mount of it if it is a file.
  */
 long make_entry(struct sbx_child *c, int i);
@@ -153,6 +158,7 @@ int do_private(struct sbx_child *c);
 int do_root(struct sbx_child *c);
 int do_read_only(struct sbx_child *c);
 int do_sources(struct sbx_child *c);
+int send_upper(struct sbx_child *c);
 int do_upper(struct sbx_child *c);
 int do_layers(struct sbx_child *c);
 int do_overlay(struct sbx_child *c);

@@ -94,6 +94,8 @@ int do_sources(struct sbx_child *c) {
 /* Returns what mount I mounts: a source that was opened before, or a new file system. */
 static long take_source(struct sbx_child *c, int i) {
     const struct sbx_mount *m = &c->place->mounts[i];
+    if (STACKS && m->flags & SBX_KEPT) /* the resident's template has it */
+        return raw(__NR_openat, AT_FDCWD, m->source, O_PATH | O_CLOEXEC);
     const char *none[] = {NULL};
     const char *tmpfs[] = {"size", m->size, "nr_inodes", m->inodes, "mode", m->mode, NULL};
     static const char *const dev[] = {"size", "1048576", "nr_inodes", "1024", "mode", "755", NULL};
@@ -135,7 +137,7 @@ static int do_mount(struct sbx_child *c, int i) {
     *step = SBX_STEP_MOUNT;
     long result = raw(RAW_move_mount, tree, "", target, "", FROM_EMPTY_PATH | TO_EMPTY_PATH);
     /* In a slot the resident's /dev lies below it, and lends its devices. */
-    if (result >= 0 && m->kind == SBX_DEV)
+    if (result >= 0 && m->kind == SBX_DEV && !(STACKS && m->flags & SBX_KEPT))
         result = sbx_fill_dev(m, tree, IN_REAPER ? target : -1);
     if (result >= 0 && m->flags & SBX_COVER)
         result = m->kind == SBX_PROC ? cover_proc(tree, 1) : seal_tree(tree);
@@ -179,11 +181,12 @@ int do_mounts(struct sbx_child *c) {
     if (c->template_seen && check_mounts(c, c->template_seen, SBX_KEPT) < 0)
         return -1;
     for (int i = 0; i < c->place->n_mounts; i++) {
-        int error = c->place->mounts[i].flags & SBX_KEPT ? 0 : do_mount(c, i);
+        int stays = c->place->mounts[i].flags & SBX_KEPT && !(STACKS && c->place->overlay);
+        int error = stays ? 0 : do_mount(c, i);
         if (error < 0)
             return sbx_fail(c->run, c->run->at.step, i, error);
     }
-    if (!IN_REAPER && c->place->overlay
+    if (STACKS && c->place->overlay
         && c->place->read_only) { /* only now, as mount points were made in it */
         int error = sbx_add_flags(c->tree, ATTR_READ_ONLY, 0);
         if (error < 0)

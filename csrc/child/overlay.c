@@ -26,7 +26,17 @@ enum {
     MOST_LAYERS = 500    /* OVL_MAX_STACK of fs/overlayfs/super.c */
 };
 
-static int is_by_name(const struct sbx_child *c) { return c->place->overlay & SBX_BY_NAME; }
+/* The layers of a run in a slot lie in the resident's template. */
+static int n_layers(const struct sbx_child *c) {
+    return IN_REAPER ? c->place->n_lowers : c->job->n_lowers;
+}
+
+/* What the child of a resident makes has no layers yet: its runs stack them. */
+static int is_stacked(const struct sbx_child *c) { return c->place->overlay & SBX_STACKED; }
+
+static int is_by_name(const struct sbx_child *c) {
+    return !IN_REAPER && c->place->overlay & SBX_BY_NAME;
+}
 
 /* A file system of its own: of the upper, if that is in memory, and of the mount points of layers.
  */
@@ -34,7 +44,7 @@ static long new_memory(const struct sbx_child *c) {
     const char *options[] = {
         "size", c->place->upper_size, "nr_inodes", c->place->upper_inodes, "mode", "700", NULL};
     static const char names[][8] = {"upper", "work", "empty", "l", "root", "disk"};
-    int n = is_by_name(c) ? 6 : c->job->n_lowers ? 2 : 3;
+    int n = is_by_name(c) ? 6 : n_layers(c) ? 2 : 3;
     long fd = sbx_new_filesystem("tmpfs", options, ATTR_NOSUID | ATTR_NODEV), error = 0;
     uint64_t mask = (uint64_t)raw(__NR_umask, 0);
     for (int i = 0; i < n && fd >= 0 && error >= 0; i++)
@@ -43,8 +53,26 @@ static long new_memory(const struct sbx_child *c) {
     return error < 0 ? error : fd;
 }
 
+/* Takes a new mount as the root. */
+static int take_root(struct sbx_child *c, long fd) {
+    struct raw_statx here;
+    if (fd < 0)
+        return (int)fd;
+    c->root = c->tree = (int)fd;
+    if (status_of(fd, &here) >= 0)
+        c->own_root = here.mount_id;
+    return 0;
+}
+
+static int new_template(struct sbx_child *c) {
+    static const char *const options[] = {"mode", "755", NULL};
+    return take_root(c, sbx_new_filesystem("tmpfs", options, ATTR_NOSUID | ATTR_NODEV));
+}
+
 int do_upper(struct sbx_child *c) {
-    if (!c->place->overlay)
+    if (!IN_REAPER && c->place->overlay & SBX_TEMPLATE)
+        return new_template(c);
+    if (!is_stacked(c))
         return 0;
     long error = 0;
     if (c->job->upper) {
@@ -122,24 +150,38 @@ static long add_layer(struct sbx_child *c, const char *path, int number) {
     return error;
 }
 
+static long add_kept_layer(struct sbx_child *c, int number) {
+    char name[16];
+    put_number(put_text(name, "/l/"), number);
+    long fd = raw(__NR_openat, AT_FDCWD, name, O_SEARCH_DIR);
+    if (fd < 0)
+        return fd;
+    if (number == 0)
+        look_like(c->upper, fd);
+    long error = raw(RAW_fsconfig, c->overlay, FS_SET_FD, "lowerdir+", 0, fd);
+    close_fd(fd);
+    return error;
+}
+
 int do_layers(struct sbx_child *c) {
-    if (!c->place->overlay)
+    if (!is_stacked(c))
         return 0;
     if (!is_by_name(c)) {
         c->overlay = (int)raw(RAW_fsopen, "overlay", 1 /* FSOPEN_CLOEXEC */);
         if (c->overlay < 0)
             return sbx_fail(c->run, SBX_STEP_OVERLAY, 0, c->overlay);
     }
-    if (c->job->n_lowers > MOST_LAYERS)
+    int n = n_layers(c);
+    if (n > MOST_LAYERS)
         return -E2BIG;
     const char *path = c->job->lowers;
-    for (int i = 0; i < c->job->n_lowers; i++) {
-        c->index = c->job->n_lowers - 1 - i;
+    for (int i = 0; i < n; i++) {
+        c->index = n - 1 - i;
         c->run->at.index = c->index;
-        long error = add_layer(c, path, i);
+        long error = IN_REAPER ? add_kept_layer(c, i) : add_layer(c, path, i);
         if (error < 0)
             return (int)error;
-        path += strlen(path) + 1;
+        path += IN_REAPER ? 0 : strlen(path) + 1;
     }
     c->index = 0;
     return 0;
@@ -168,7 +210,7 @@ static long overlay_by_descriptors(struct sbx_child *c) {
         error = raw(RAW_fsconfig, c->overlay, FS_SET_STRING, "redirect_dir", "on", 0);
     if (error >= 0 && how & SBX_VOLATILE)
         error = raw(RAW_fsconfig, c->overlay, FS_SET_FLAG, "volatile", 0, 0);
-    if (error >= 0 && !c->job->n_lowers)
+    if (error >= 0 && !n_layers(c))
         error = set_directory(c, "lowerdir+", "empty");
     if (error >= 0)
         error = set_directory(c, "upperdir", "upper");
@@ -187,7 +229,7 @@ static long overlay_by_descriptors(struct sbx_child *c) {
  * upper of the caller's lies over that in memory. */
 static long overlay_by_names(struct sbx_child *c) {
     char options[MOST_OPTIONS], *at = options;
-    int how = c->place->overlay, n = c->job->n_lowers;
+    int how = c->place->overlay, n = n_layers(c);
     long error = 0;
     for (const char *const *option = always; *option; option += 2)
         at = put_text(put_text(put_text(put_text(at, option[0]), "="), option[1]), ",");
@@ -211,7 +253,7 @@ static long overlay_by_names(struct sbx_child *c) {
 }
 
 /* Gives the caller the upper: what the run changed is read from this descriptor alone. */
-static long send_upper(struct sbx_child *c) {
+int send_upper(struct sbx_child *c) {
     union {
         struct cmsghdr head;
         char room[CMSG_SPACE(sizeof(int))];
@@ -222,22 +264,16 @@ static long send_upper(struct sbx_child *c) {
     message.msg_controllen = sizeof control;
     long fd = raw(__NR_openat, c->upper, "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
-        return fd;
+        return (int)fd;
     memcpy(CMSG_DATA(&control.head), &(int){(int)fd}, sizeof(int));
     long sent = raw(__NR_sendmsg, c->upper_socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     close_fd(fd);
-    return sent < 0 ? sent : 0;
+    return sent < 0 ? (int)sent : 0;
 }
 
 int do_overlay(struct sbx_child *c) {
-    if (!c->place->overlay)
+    if (!is_stacked(c))
         return 0;
-    long fd = is_by_name(c) ? overlay_by_names(c) : overlay_by_descriptors(c);
-    if (fd < 0)
-        return (int)fd;
-    c->root = c->tree = (int)fd;
-    struct raw_statx here;
-    if (status_of(fd, &here) >= 0)
-        c->own_root = here.mount_id;
-    return c->upper_socket ? (int)send_upper(c) : 0;
+    int error = take_root(c, is_by_name(c) ? overlay_by_names(c) : overlay_by_descriptors(c));
+    return error < 0 || !c->upper_socket ? error : send_upper(c);
 }

@@ -49,7 +49,7 @@ int do_attach(struct sbx_child *c) {
     if (c->root < 0)
         return 0;
     int error = (int)raw(RAW_move_mount, c->tree, "", AT_FDCWD, "/", FROM_EMPTY_PATH);
-    if (error < 0 || !c->place->overlay || open_holes(c) >= 0)
+    if (error < 0 || IN_REAPER || !c->place->overlay || open_holes(c) >= 0)
         return error;
     return sbx_fail(c->run, SBX_STEP_SOURCE, c->index, error);
 }

@@ -22,7 +22,7 @@ static int do_order(struct sbx_child *c) {
     int error = c->await_order(c);
     if (error == 0)
         error = place_stdio(c);
-    return error < 0 ? error : check_mounts(c, c->run_seen, 0);
+    return error < 0 || !c->run_seen ? error : check_mounts(c, c->run_seen, 0);
 }
 
 /* The command's session is new, so this cannot take a terminal from another session. */
@@ -45,6 +45,12 @@ static int do_terminal(struct sbx_child *c) {
 #define WHERE_TRACED(name, act) {name, act},
 #endif
 
+#if defined(SBX_IN_REAPER) && !defined(SBX_STACKS)
+#define WHERE_STACKED(name, act)
+#else
+#define WHERE_STACKED(name, act) {name, act},
+#endif
+
 /* The order of work: sources before the root changes, privilege before exec, signals last. */
 /* clang-format off */
 static const struct {
@@ -63,12 +69,12 @@ static const struct {
     {SBX_STEP_ROOT, do_root},
     BEFORE_REAPER(SBX_STEP_READ_ONLY, do_read_only)
     BEFORE_REAPER(SBX_STEP_SOURCE, do_sources)
-    BEFORE_REAPER(SBX_STEP_UPPER, do_upper)
-    BEFORE_REAPER(SBX_STEP_LAYER, do_layers)
-    BEFORE_REAPER(SBX_STEP_OVERLAY, do_overlay)
-    BEFORE_REAPER(SBX_STEP_ATTACH, do_attach)
+    WHERE_STACKED(SBX_STEP_UPPER, do_upper)
+    WHERE_STACKED(SBX_STEP_LAYER, do_layers)
+    WHERE_STACKED(SBX_STEP_OVERLAY, do_overlay)
+    WHERE_STACKED(SBX_STEP_ATTACH, do_attach)
     {SBX_STEP_MOUNT, do_mounts},
-    BEFORE_REAPER(SBX_STEP_PIVOT, do_pivot)
+    WHERE_STACKED(SBX_STEP_PIVOT, do_pivot)
     BEFORE_REAPER(SBX_STEP_CHROOT, do_chroot)
     {SBX_STEP_ORDER, do_order},
     {SBX_STEP_TERMINAL, do_terminal},

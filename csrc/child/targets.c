@@ -17,7 +17,7 @@ int is_of_the_run(struct sbx_child *c, int i, long directory) {
     if (!IN_REAPER && c->scratch >= 0 && here.device[0] == c->scratch_device[0]
         && here.device[1] == c->scratch_device[1])
         return 1;
-    if (here.mount_id == c->own_root)
+    if (STACKS && here.mount_id == c->own_root)
         return 1;
     while (here.mount_id != c->own_mount && i-- > 0) {
         const struct sbx_mount *m = &c->place->mounts[i];

@@ -122,6 +122,10 @@ long read_place(void) {
                 *strings[j] = start + (uintptr_t)*strings[j];
     }
     run_place.mounts = mounts;
+    if (STACKS && run_place.upper_size)
+        run_place.upper_size = start + (uintptr_t)run_place.upper_size;
+    if (STACKS && run_place.upper_inodes)
+        run_place.upper_inodes = start + (uintptr_t)run_place.upper_inodes;
     if (run_place.filter) { /* the next message may take its place */
         memcpy(filter, start + (uintptr_t)run_place.filter, (size_t)run_place.filter_length * 8);
         run_place.filter = filter;

@@ -8,8 +8,9 @@
 
 #include "../child/child.h"
 
-/* The same files make three programs: the reaper of one run, which may be a resident, that of a
- * session, and that of a run whose CPU time it watches. So the first stays small. */
+/* The same files make four programs: the reaper of one run, which may be a resident, that of a
+ * session, that of a run whose CPU time it watches, and the resident whose runs have a root of
+ * layers (SBX_STACKS). So the first stays small. */
 #ifdef SBX_IN_SESSION
 enum { IN_SESSION = 1, WATCHES_CPU = 1 };
 #elif defined(SBX_WATCHES_CPU)
@@ -141,10 +142,10 @@ void open_keyrings(void);
 int are_keyrings_same(void);
 long open_queues(void);
 
-/* Looks from now on at the dev that all runs share, which MOUNTED says where to find. Below 0: it
+/* Looks from now on at the dev that all runs share, at PATH, where MOUNTED lies. Below 0: it
  * does not. MOUNTS: all that lies in the template, some of it in that dev. */
-int sbx_watch_dev(const struct sbx_mount *m, struct sbx_seen mounted, const struct sbx_seen *mounts,
-                  int n_mounts);
+int sbx_watch_dev(const struct sbx_mount *m, const char *path, struct sbx_seen mounted,
+                  const struct sbx_seen *mounts, int n_mounts);
 /* Whether a run left nothing in it; what was used is replaced. 0: the dev is of no use any more. */
 int sbx_renew_dev(void);
 

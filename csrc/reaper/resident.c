@@ -29,6 +29,11 @@ static int cgroups[SBX_MOST_CGROUPS], n_cgroups;
 enum { REAPER_STACK_SIZE = 8192, COMMAND_STACK_SIZE = 32768 };
 static char stacks[REAPER_STACK_SIZE + COMMAND_STACK_SIZE] __attribute__((aligned(16)));
 
+/* Where the template has a mount. */
+static const char *kept_at(const struct sbx_mount *m) {
+    return STACKS && run_place.overlay ? m->source : m->target;
+}
+
 static void prepare_resident(void) {
     long error = read_place();
     with_reaper = run_place.reaper;
@@ -43,11 +48,12 @@ static void prepare_resident(void) {
     run_seen = template_seen + run_place.n_mounts;
     for (int i = 0; i < run_place.n_mounts; i++)
         if (run_place.mounts[i].flags & SBX_KEPT)
-            template_seen[i] = sbx_see_mount(run_place.mounts[i].target);
+            template_seen[i] = sbx_see_mount(kept_at(&run_place.mounts[i]));
     for (int i = 0; i < run_place.n_mounts; i++) {
         const struct sbx_mount *m = &run_place.mounts[i];
         if (m->kind == SBX_DEV && m->flags & SBX_KEPT && template_seen[i].inode
-            && sbx_watch_dev(m, template_seen[i], template_seen, run_place.n_mounts) < 0)
+            && sbx_watch_dev(m, kept_at(m), template_seen[i], template_seen, run_place.n_mounts)
+                   < 0)
             exit_reaper();
     }
     held = (const unsigned char *)(run_place.mounts + run_place.n_mounts);
@@ -79,13 +85,17 @@ static int await_order(struct sbx_child *c) {
     is_asked = 1;
     write_record(SBX_READY_MAGIC);
     error = receive_message(SBX_ORDER, &order, fds);
-    if (error < 0 || order.n_fds != 3)
+    int has_socket = STACKS && order.n_fds == 4;
+    if (error < 0 || order.n_fds != 3 + has_socket)
         return error < 0 ? (int)error : -ECANCELED;
     for (int i = 0; i < 3; i++)
         c->stdio[i] = fds[i];
     job = *c->job;
     job.n_cgroups = 0; /* it is in them */
     read_job(&order, &job, c);
+    c->upper_socket = has_socket ? fds[3] : 0;
+    if (has_socket && (error = send_upper(c)) < 0)
+        return (int)error;
     is_ordered = 1; /* from here on the command may have begun */
     return 0;
 }
@@ -212,9 +222,12 @@ static int serve_one_run(void) {
     c.job = &job;
     c.run = &run;
     c.await_order = await_order;
-    c.template_seen = template_seen;
-    c.run_seen = run_seen;
     c.root = c.tree = c.dev = -1;
+    c.scratch = c.upper = -1;
+    if (!STACKS || !run_place.overlay) { /* nobody else can rename anything in a root of its own */
+        c.template_seen = template_seen;
+        c.run_seen = run_seen;
+    }
     uint64_t flags = CLONE_NEWNS | (with_reaper ? CLONE_NEWPID : 0);
     long pid;
     do /* reapers that are still exiting count for limits on processes and namespaces */

@@ -113,12 +113,12 @@ static int open_pts(void) {
     return 0;
 }
 
-int sbx_watch_dev(const struct sbx_mount *m, struct sbx_seen mounted, const struct sbx_seen *mounts,
-                  int n_mounts) {
+int sbx_watch_dev(const struct sbx_mount *m, const char *path, struct sbx_seen mounted,
+                  const struct sbx_seen *mounts, int n_mounts) {
     kept.mount = m;
     kept.mounts = mounts;
     kept.n_mounts = n_mounts;
-    kept.dev = sbx_open_in_root(AT_FDCWD, m->target, O_PATH | O_DIRECTORY);
+    kept.dev = sbx_open_in_root(AT_FDCWD, path, O_PATH | O_DIRECTORY);
     struct sbx_seen there = seen_at(kept.dev);
     if (there.inode != mounted.inode || there.device != mounted.device)
         return -1;

@@ -38,6 +38,7 @@ _SHIPPED = {
     lib.SBX_OF_RUN: "_init",
     lib.SBX_OF_SESSION: "_init_session",
     lib.SBX_OF_CPU_TIME: "_init_cpu_time",
+    lib.SBX_OF_LAYERS: "_init_layers",
 }
 
 

@@ -22,8 +22,8 @@ class OpenSlot:
     place: what new_place() returns, for the resident. stubs: what held_flags() returns.
     run_place: what pack_place() returns; the resident sets this up anew for every run. cgroups:
     what the process of each command writes to, to join. setup_ns: the time limit of the set-up in
-    nanoseconds, 0 for none. Raises OSError if the kernel refuses. A Slot that is garbage closes
-    itself.
+    nanoseconds, 0 for none. reaper: of enum sbx_program. Raises OSError if the kernel refuses. A
+    Slot that is garbage closes itself.
     """
 
     def __init__(
@@ -33,12 +33,13 @@ class OpenSlot:
         run_place: bytes,
         cgroups: Sequence[int] = (),
         setup_ns: int = 0,
+        reaper: int = lib.SBX_OF_RUN,
     ) -> None:
         self._memory, self.struct = _ending("struct sbx_slot *", lib.sbx_close_slot)
         workspace = take_workspace()
         run, stdio = workspace.run, (lib.SBX_NULL,) * 3
         try:
-            init = init_descriptor()
+            init = init_descriptor(reaper)
             keep = fill_job(workspace, b"/\0", 2, (0, 0, 0, 0), stdio, init, stubs, -1)
             workspace.job.setup_ns, workspace.job.pump_ns = setup_ns, 0
             joined = ffi.new("int[]", cgroups)

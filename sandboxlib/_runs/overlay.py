@@ -105,6 +105,14 @@ class StackedRoot:
                     self._lowers = self._find()
         return self._lowers
 
+    @property
+    def may_stay(self) -> bool:
+        """Whether a slot can make the root ahead of a run: a new upper in memory, of layers that
+        the kernel takes by descriptor.
+        """
+        is_new = self.overlay.upper is None and self.overlay.storage == "memory"
+        return is_new and not machine.kernel_is_older_than(6, 15)
+
     def path_of(self, index: int) -> str:
         """The directory of a layer, for people."""
         known = self._lowers or ()
@@ -153,6 +161,11 @@ class RootOfRun:
             self._lowers = (*self._root.lowers(), *inputs)
             check_number(len(self._lowers))
         return self._lowers
+
+    @property
+    def needs_fresh(self) -> bool:
+        """Whether the run has layers of its own, which no slot has."""
+        return bool(self._command.inputs or self._command.outputs)
 
     def prepare(self, work: Workspace) -> None:
         """Fills the job of a fresh run."""

@@ -42,7 +42,10 @@ lib = native.lib
 LONGEST_WAIT = 100_000_000
 _SIGTERM = 15  # signal(7)
 _TARGET: int = lib.SBX_STEP_TARGET
-_OF_THE_ROOT = (lib.SBX_STEP_SOURCE, lib.SBX_STEP_TARGET, lib.SBX_STEP_MOUNT)
+_OF_THE_ROOT = (
+    *(lib.SBX_STEP_SOURCE, lib.SBX_STEP_TARGET, lib.SBX_STEP_MOUNT),
+    *(lib.SBX_STEP_UPPER, lib.SBX_STEP_LAYER, lib.SBX_STEP_OVERLAY),
+)
 _ORDER: int = lib.SBX_STEP_ORDER
 _KILL: int = lib.SBX_STEP_KILL
 #: Seconds that the kernel has to end processes that were killed.
@@ -195,7 +198,7 @@ class Run:
             fresh = fresh or self._extras.needs_fresh
         if self._root is not None:
             self._root.prepare(self._workspace)
-            fresh = True
+            fresh = fresh or self._root.needs_fresh
         if fresh or not self._start_in_slot():
             if self._extras is not None:
                 self._extras.lease(self._workspace)

@@ -14,7 +14,7 @@ import os
 from _thread import RLock, interrupt_main
 from _weakref import ref  # weakref itself takes as long as ten of our modules
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .._core import native
 from .._core.slot import OpenSlot, Watch
@@ -23,6 +23,7 @@ from .._spec.policy import DEFAULT_CAPABILITIES
 from .mirrors import Mirrored
 from .mount_points import Stubs
 from .mounts import PlannedMount
+from .overlay import StackedRoot
 from .plan import Plan, filter_values, may_hang
 
 TYPE_CHECKING = False
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     T = TypeVar("T")
+    #: The place of a resident, the flags of its stubs, the packed place of each run, and which of
+    #: enum sbx_program the resident is.
+    _Program = tuple[Any, Any, bytes, int]
 
 lib = native.lib
 
@@ -40,6 +44,10 @@ MOST_SPARE = min(os.cpu_count() or 1, 8) - 1
 # another.
 MOST_WASTED = 16
 REST = 1000
+#: Where a template of layers has a proc of the user namespace.
+_LENDER = "/k/proc"
+#: The values of a place that say how a run stacks its layers.
+_OF_LAYERS = ("overlay", "upper_size", "upper_inodes", "read_only", "no_devices")
 _OF_A_RUN = (lib.SBX_TMPFS, lib.SBX_PROC, lib.SBX_DEV)
 _all: dict[int, ref[Slots]] = {}
 
@@ -47,6 +55,8 @@ _all: dict[int, ref[Slots]] = {}
 def can_stay(plan: Plan) -> bool:
     """Whether runs may use a slot one after the other: only if none can change its namespaces."""
     box = plan.box
+    if plan.overlay is not None and not plan.overlay.may_stay:
+        return False
     if box.mounts != "isolated" or box.processes != "isolated" or box._user_kind == "ranges":
         return False
     # With nesting nothing covers parts of /proc, and uid 0 of the namespace writes its IPC sysctls.
@@ -68,7 +78,7 @@ class _Shared:
     def __init__(self, root: str) -> None:
         self.stubs = Stubs(root)
         self.watch: Watch | None = None
-        self.program: tuple[Any, Any, bytes] | None = None
+        self.program: _Program | None = None
         self.is_checked = False
         self.is_over = False
         self.hanging: frozenset[str] | None = None  # see _machine.hanging_mounts
@@ -114,10 +124,11 @@ class Slot(OpenSlot):
     runs = 0
 
     def __init__(
-        self, shared: _Shared, program: tuple[Any, Any, bytes], cgroup: Any, setup: float | None
+        self, shared: _Shared, program: _Program, cgroup: Any, setup: float | None
     ) -> None:
         procs = () if cgroup is None else cgroup.procs
-        super().__init__(*program, procs, int((setup or 0.0) * 1e9))
+        place, stubs, run_place, reaper = program
+        super().__init__(place, stubs, run_place, procs, int((setup or 0.0) * 1e9), reaper)
         self.shared = shared
         self.cgroup = cgroup  # a Cgroup, which the process of each command joins; or None
         shared.add(self)
@@ -153,7 +164,8 @@ class Slots:
         if cgroups is not None:  # atexit calls the last one first: slots end before their cgroups
             atexit.unregister(close_all)
             atexit.register(close_all)
-        self._own = _of_the_run(plan.mounts, self._root)
+        self._overlay = plan.overlay
+        self._own = _of_the_run(plan.mounts, self._root, plan.overlay is not None)
         optional = [m.target for m in plan.mounts if m.stays and m.is_optional]
         self._optional = [self._root.rstrip("/") + target for target in optional]
         self._values = plan.values
@@ -166,6 +178,9 @@ class Slots:
         self._may_stay = not any(
             m.source or m.is_entry or m.needs_lender(plan.in_user_namespace) for m in own
         )
+        if plan.overlay is not None:
+            self._optional, self._has_entries = [], False  # no run shows a root of the caller's
+            self._may_stay = _may_stay_in_layers(own, plan.in_user_namespace)
         _all[id(self)] = ref(self)
 
     def take(self, setup: float | None = None, limits: Any = None) -> Slot:
@@ -326,13 +341,17 @@ class Slots:
         the network there, and a later run would see them.
         """
         owns = [self._mounts[i].target for i in self._own]
+        if self._overlay is not None:  # no run sees more of the template than what it keeps
+            owns = [_LENDER]
         for mount in machine.mounts(slot.pid):
             is_own = any(machine.is_below(mount.point, own) for own in owns)
             if mount.type == "proc" and not is_own:
                 self._may_stay = False
 
-    def _prepare(self, stubs: Stubs) -> tuple[Any, Any, bytes]:
-        """The place of a resident, the flags of its stubs, and the packed place of each run."""
+    def _prepare(self, stubs: Stubs) -> _Program:
+        """What a slot is opened with."""
+        if self._overlay is not None:
+            return self._prepare_template(self._overlay)
         missing = [m.needs_stub(stubs) for m in self._mounts]
         for mount, is_missing in zip(self._mounts, missing, strict=True):
             if is_missing:
@@ -346,6 +365,47 @@ class Slots:
             own_values = [self._mounts[i].values for i in self._own]
             lenders = [v for v in own_values if v["kind"] in (lib.SBX_PROC, lib.SBX_DEV)]
             mounts += [{**v, "flags": v["flags"] & ~lib.SBX_COVER} for v in lenders]
+        values, for_run = self._split_values()
+        place = native.new_place(values, mounts)
+        flags = native.held_flags(len(mounts), [n for n, i in enumerate(in_slot) if missing[i]])
+        of_a_run = [
+            mount.values if i in self._own else {**mount.values, "flags": lib.SBX_KEPT}
+            for i, mount in enumerate(self._mounts)
+        ]
+        return place, flags, native.pack_place(for_run, of_a_run, bytes(missing)), lib.SBX_OF_RUN
+
+    def _prepare_template(self, overlay: StackedRoot) -> _Program:
+        """As _prepare(), for runs with a root of layers. The resident's root is a template, which
+        has the layers, the top first, and what the runs mount. A run moves that to its targets.
+        """
+        flags = lib.SBX_READ_ONLY
+        lowers = [lower.path for lower in reversed(overlay.lowers())]
+        mounts: list[dict[str, Any]] = [
+            {"kind": lib.SBX_BIND, "flags": flags, "source": path, "target": f"/l/{number}"}
+            for number, path in enumerate(lowers)
+        ]
+        of_a_run = []
+        for index, mount in enumerate(self._mounts):
+            if index in self._own:
+                of_a_run.append(mount.values)
+                continue
+            place, optional = f"/k/{index}", mount.values["flags"] & lib.SBX_OPTIONAL
+            kept_flags = mount.values["flags"] & ~lib.SBX_OPTIONAL
+            mounts.append({**mount.values, "target": place, "flags": kept_flags})
+            kept = {k: v for k, v in mount.values.items() if k not in ("content", "length")}
+            of_a_run.append({**kept, "source": place, "flags": lib.SBX_KEPT | optional})
+        if self._in_user_namespace:  # see _prepare()
+            mounts.append({"kind": lib.SBX_PROC, "flags": 0, "target": _LENDER})
+        values, for_run = self._split_values()
+        values |= {"overlay": lib.SBX_TEMPLATE, "read_only": 1}
+        for_run |= {name: self._values[name] for name in _OF_LAYERS if name in self._values}
+        for_run["n_lowers"] = len(lowers)
+        held = native.held_flags(len(mounts), ())
+        packed = native.pack_place(for_run, of_a_run, bytes(len(of_a_run)))
+        return native.new_place(values, mounts), held, packed, lib.SBX_OF_LAYERS
+
+    def _split_values(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What is done once, for the resident; and what is done for each run."""
         limits = dict(self._values["limits"])
         values = {
             **self._values,
@@ -359,21 +419,32 @@ class Slots:
         for_run = {name: self._values[name] for name in names.split() if name in self._values}
         for_run |= filter_values(self._policy, in_slot=True)
         for_run |= {"session": 1, "namespaces": int(self._in_user_namespace), "limits": limits}
-        place = native.new_place(values, mounts)
-        flags = native.held_flags(len(mounts), [n for n, i in enumerate(in_slot) if missing[i]])
-        of_a_run = [
-            mount.values if i in self._own else {**mount.values, "flags": lib.SBX_KEPT}
-            for i, mount in enumerate(self._mounts)
-        ]
-        return place, flags, native.pack_place(for_run, of_a_run, bytes(missing))
+        return values, for_run
 
 
-def _of_the_run(mounts: list[PlannedMount], root: str) -> list[int]:
+def _may_stay_in_layers(own: Sequence[PlannedMount], in_user_namespace: bool) -> bool:
+    """Whether a slot can serve runs with a root of layers: a hole is a part of the run's own root,
+    and in a user namespace a dev of the run's own would have to borrow its devices.
+    """
+    kinds = {mount.values["kind"] for mount in own}
+    return lib.SBX_HOLE not in kinds and not (in_user_namespace and lib.SBX_DEV in kinds)
+
+
+def _of_the_run(mounts: list[PlannedMount], root: str, is_stacked: bool) -> list[int]:
     """The indices of the mounts that every run makes anew: new file systems, and the mounts that
     lie in or over one of them.
 
     If targets have symbolic links, we cannot tell that, and take all mounts after the first one.
+
+    is_stacked: the root is one of layers: a run mounts all, in order, and makes those anew which
+    bring nothing of the caller's.
     """
+    if is_stacked:
+        return [
+            index
+            for index, mount in enumerate(mounts)
+            if not mount.stays and mount.values["kind"] not in (lib.SBX_BIND, lib.SBX_FILE)
+        ]
     real = _real(root).rstrip("/")
     own: list[int] = []
     targets: list[str] = []

@@ -8,7 +8,7 @@ import threading
 import pytest
 from lib.roots import make_rootfs
 
-from sandboxlib import Limits, Mount, Overlay, Sandbox, SandboxError, SetupError, SpecError
+from sandboxlib import Limits, Mount, Overlay, Policy, Sandbox, SandboxError, SetupError, SpecError
 
 pytest_plugins = ["lib.ways"]
 
@@ -197,11 +197,11 @@ def test_an_upper_that_was_kept_is_what_the_run_wrote(executor, base):
         other = box.run(sh("exit 3"), changes="on-failure", fresh=True)
         fine = box.run(["true"], changes="on-failure", fresh=True)
         late = box.run(sh(": > /x; sleep 60"), changes="keep", timeout=1, fresh=True)
-    upper = result._changes
+    upper = result.changes._upper
     assert sorted(os.listdir(f"/proc/self/fd/{upper.fd}/lib")) == ["new", "one"]
     assert stat.S_ISCHR(os.lstat(f"/proc/self/fd/{upper.fd}/lib/one").st_mode)
     assert upper.complete
-    assert not late._changes.complete
+    assert not late.changes.complete
     assert [lower.path for lower in upper.lowers] == [str(base)]
     assert fine._changes is None
     assert other._changes is not None
@@ -226,3 +226,101 @@ def test_no_descriptor_is_left(executor, base):
             with pytest.raises(SetupError):
                 box.run(["/none"], changes="keep", fresh=True)
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_slot_moves_what_it_keeps_into_the_root_of_each_run(executor, base, tmp_path):
+    """Binds, files, /dev, and mounts that lie in others, in their order."""
+    (tmp_path / "given").write_text("given\n")
+    box = Sandbox(
+        Overlay(base),
+        extra_mounts=[
+            Mount.tmpfs("/work"),
+            Mount.bind(tmp_path, "/work/in"),
+            Mount.directory("/made", mode=0o750),
+            Mount.symlink("/work/in/given", "/made/link"),
+            Mount.file(b"content\n", "/made/file"),
+        ],
+    )
+    line = "cat /made/link /made/file; stat -c %a /made; echo x > /dev/null; : > /work/x; ls /work"
+    with box:
+        for _ in range(3):
+            result = box.run(sh(line))
+            assert result.stdout == b"given\ncontent\n750\nin\nx\n", result
+        assert slots_of(box) >= 1
+
+
+def slots_of(box):
+    """How many slots a Sandbox has open."""
+    return sum(slots._shared.slots for plan in box._plans.values() for slots in plan.all_slots)
+
+
+def test_a_run_in_a_slot_hands_over_its_upper(executor, base):
+    with Sandbox(Overlay(base)) as box:
+        box.run(["true"])
+        results = [box.run(sh(f"echo {n} > /n"), changes="keep") for n in range(3)]
+        assert slots_of(box) >= 1
+        for number, result in enumerate(results):
+            upper = result.changes._upper
+            with open(f"/proc/self/fd/{upper.fd}/n") as file:
+                assert file.read() == f"{number}\n"
+            result.changes.close()
+
+
+def test_nothing_carries_over_in_a_slot(executor, base):
+    """Neither files, nor times, nor the mode of the root, nor what lies in /dev/shm and /tmp."""
+    look = "stat -c '%a %Y %Z' / /lib /etc | cut -d' ' -f1,2; ls -a / /lib /tmp /dev/shm /dev/pts"
+    spoil = (
+        "chmod 700 / /lib; touch -d 2001-01-01 /etc /lib; touch /x /lib/x /tmp/x /dev/shm/x;"
+        " rm -rf /etc; mkfifo /fifo"
+    )
+    with Sandbox(Overlay(base)) as box:
+        before = box.run(sh(look)).stdout
+        for _ in range(3):
+            assert box.run(sh(spoil)).ok
+            assert box.run(sh(look)).stdout == before
+        assert slots_of(box) >= 1
+
+
+def test_a_process_that_a_run_leaves_keeps_no_later_run_from_a_pristine_root(executor, base):
+    with Sandbox(Overlay(base)) as box:
+        for _ in range(3):
+            line = (
+                "(while :; do echo x > /lib/later; done) & exec 3> /lib/held; sleep 0.05; ls /lib"
+            )
+            assert b"one" in box.run(sh(line)).stdout
+            assert box.run(["ls", "/lib"]).stdout == b"one\n"
+
+
+def test_a_changed_layer_directory_gets_new_slots(executor, base, tmp_path):
+    layer = tmp_path / "layer"
+    layer.mkdir()
+    (layer / "first").touch()
+    with Sandbox(Overlay(base, layer)) as box:
+        assert box.run(["ls", "/first"]).ok
+        layer.rename(tmp_path / "old")
+        layer.mkdir()
+        (layer / "second").touch()
+        assert box.run(["ls", "/second"]).ok
+        assert not box.run(["ls", "/first"]).ok
+
+
+def test_a_command_with_capabilities_cannot_undo_its_root(executor, base):
+    """Root with sys_admin unmounts, moves and pivots: it finds no layer, and no other run does."""
+    policy = Policy(capabilities=["sys_admin", "sys_chroot", "dac_override"], seccomp="none")
+    line = (
+        "mkdir /a /a/old; mount -o bind / /a; mount -t tmpfs none /b; umount -l /proc;"
+        " umount -l /; cd /a && pivot_root . old; ls -a / /old /..; ls /l /k /upper"
+    )
+    with Sandbox(Overlay(base), policy=policy) as box:
+        for _ in range(2):
+            told = box.run(sh(line)).stdout.split()
+            assert not {b"work", b"upper", b"empty", b"l", b"k"} & set(told)
+            assert box.run(["ls", "/lib"]).stdout == b"one\n"
+
+
+def test_a_user_of_its_own_runs_in_layers(run, executor, base):
+    if os.geteuid() != 0 or executor != "chroot":
+        pytest.skip("only root gives a command other ids")
+    with Sandbox(Overlay(base), user=1234) as box:
+        result = run(box, sh("id -u; touch /tmp/x /x; echo $?"))
+    assert result.stdout == b"1234\n1\n"
