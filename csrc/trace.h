@@ -31,9 +31,10 @@ enum {
 
 /* Where a process looks up its paths. */
 struct sbx_where {
-    int tid;      /* 0: none */
-    int root;     /* -1: that of the trace */
-    int executes; /* 1: its last call was an exec, whose program is not known yet */
+    int tid;          /* 0: none */
+    int root;         /* -1: that of the trace */
+    int executes;     /* 1: its last call was an exec, whose program is not known yet */
+    uint32_t program; /* a hash of the name of the program before that; 0: not known */
     uint32_t prefix_size, cwd_size; /* 0: not known */
     char prefix[4096];              /* its root as the sandbox names it; "": the sandbox's own */
     char cwd[4096];                 /* the same of its directory */
@@ -66,6 +67,7 @@ struct sbx_trace {
     uint32_t prefix_size;
     int sees_mounts; /* 1: some process of the run may have a root or mounts of its own */
     int may_wait;    /* 1: a file system of the run may be one that the run itself answers for */
+    uint32_t n_programs; /* how often a process was to execute one */
     int n_mounts;
     int mounts[32]; /* SBX_MOST_MOUNTS; a number, and in bit 0 whether it waits for no process */
     struct sbx_where where[16]; /* SBX_MOST_WHERE */

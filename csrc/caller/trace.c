@@ -166,7 +166,8 @@ static void answer_one(struct sbx_trace *t) {
             sight_program(t, w);
         look_at(t, &n, w, what, call->directory, call->path, &seen[0]);
         look_at(t, &n, w, call->what_second, call->second_directory, call->second_path, &seen[1]);
-        w->executes = (what & SBX_EXECED) != 0;
+        if (what & SBX_EXECED)
+            expect_program(t, w);
         if (what & SBX_MOVES)
             forget_places(t);
         if (what & SBX_MOUNTS) {

@@ -37,7 +37,7 @@ static long open_beneath(long directory, const char *path, int flags, uint64_t r
     return raw(RAW_openat2, directory, path, &how, sizeof how);
 }
 
-static long read_whole(const char *name, char *text, size_t size) {
+long read_whole(const char *name, char *text, size_t size) {
     long fd = raw(__NR_openat, AT_FDCWD, name, O_RDONLY | O_CLOEXEC), n = 1;
     size_t got = 0;
     if (fd < 0)

@@ -15,20 +15,17 @@
 
 /* ---- where a process is -------------------------------------------------------------------- */
 
-/* Reads a link of /proc that leads to a file of the run: returns the length of its path, as the
- * sandbox names it. -ENOENT: it leads elsewhere, or the file has no name any more. */
-static long read_link(const struct sbx_trace *t, const char *link, char *path, size_t room) {
+/* Turns a path of /proc into the one that the sandbox has: returns its length. -ENOENT: it leads
+ * elsewhere, or the file has no name any more. */
+static long strip(const struct sbx_trace *t, char *path, size_t size) {
     static const char gone[] = " (deleted)";
-    long n = raw(__NR_readlinkat, AT_FDCWD, link, path, room);
-    if (n < 0)
-        return n;
-    size_t size = (size_t)n, skip = t->prefix_size;
-    if (size >= room || path[0] != '/')
+    size_t skip = t->prefix_size;
+    if (path[0] != '/')
         return -ENOENT;
     if (size > sizeof gone && memcmp(path + size - sizeof gone + 1, gone, sizeof gone - 1) == 0)
         return -ENOENT;
     if (skip == 0)
-        return n;
+        return (long)size;
     if (size < skip || memcmp(path, t->prefix, skip) != 0 || (size > skip && path[skip] != '/'))
         return -ENOENT;
     if (size == skip) {
@@ -37,6 +34,13 @@ static long read_link(const struct sbx_trace *t, const char *link, char *path, s
     }
     memmove(path, path + skip, size - skip);
     return (long)(size - skip);
+}
+
+static long read_link(const struct sbx_trace *t, const char *link, char *path, size_t room) {
+    long n = raw(__NR_readlinkat, AT_FDCWD, link, path, room);
+    if (n < 0)
+        return n;
+    return (size_t)n < room ? strip(t, path, (size_t)n) : -ENOENT;
 }
 
 static long read_link_of(const struct sbx_trace *t, int tid, const char *what, char *path) {
@@ -291,6 +295,14 @@ void record(struct sbx_trace *t, const struct sighting *s) {
     }
 }
 
+/* Whether an exec of it may work, as far as the kernel knows without asking a server. */
+static int is_executable(long fd) {
+    struct raw_statx status;
+    const int flags = AT_EMPTY_PATH | 0x4000 /* AT_STATX_DONT_SYNC */;
+    long error = raw(__NR_statx, fd, "", flags, 2 /* STATX_MODE */, &status);
+    return error < 0 || status.mode & 0111;
+}
+
 long sight(struct sbx_trace *t, struct sbx_where *w, int what, struct sighting *s) {
     const int uses = SBX_OPENED | SBX_EXECED;
     if (!s->size)
@@ -311,6 +323,8 @@ long sight(struct sbx_trace *t, struct sbx_where *w, int what, struct sighting *
     if (fd < 0)
         return fd == -ENAMETOOLONG || fd == -ELOOP ? 0 : fd;
     s->flags |= SBX_FOUND;
+    if (what & SBX_EXECED && !is_executable(fd))
+        s->flags = SBX_ASKED | SBX_FOUND;
     if (what & uses) {
         long n = name_of(t, (int)fd, s->name);
         s->name_size = n > 0 ? (size_t)n : 0;
@@ -319,11 +333,38 @@ long sight(struct sbx_trace *t, struct sbx_where *w, int what, struct sighting *
     return 0;
 }
 
+static uint32_t program_of(const struct sbx_trace *t, const struct sbx_where *w) {
+    char path[LONGEST_PATH];
+    long n = read_link_of(t, w->tid, "exe", path);
+    return n > 0 ? hash_of(path, (size_t)n) : 0;
+}
+
+void expect_program(struct sbx_trace *t, struct sbx_where *w) {
+    w->program = t->n_programs++ ? program_of(t, w) : 0;
+    w->executes = 1;
+}
+
+/* The kernel opened the program, and its dynamic loader (ld.so(8)), before the first call of the
+ * program: they are all the files that are mapped by then. If the program is the same as before,
+ * the exec failed, or what it opened is known. A name with a backslash is left out, as it may be an
+ * escape (proc(5)). */
 void sight_program(struct sbx_trace *t, struct sbx_where *w) {
     struct sighting s = {.flags = SBX_EXECED | SBX_FOUND};
-    long n = read_link_of(t, w->tid, "exe", s.path);
-    if (n <= 0)
+    char name[64], text[LONGEST_PATH];
+    snprintf(name, sizeof name, "/proc/%d/maps", w->tid);
+    w->executes = 0;
+    if (program_of(t, w) == w->program || read_whole(name, text, sizeof text) < 0)
         return;
-    s.size = (size_t)n;
-    record(t, &s);
+    for (char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
+        *end = 0;
+        const char *path = strchr(line, '/');
+        if (!path || strchr(path, '\\'))
+            continue;
+        s.size = (size_t)(end - path);
+        memcpy(s.path, path, s.size + 1);
+        long n = strip(t, s.path, s.size);
+        s.size = n > 0 ? (size_t)n : 0;
+        if (s.size)
+            record(t, &s);
+    }
 }

@@ -41,10 +41,15 @@ long sight(struct sbx_trace *t, struct sbx_where *w, int what, struct sighting *
  * file system would have to be asked that may wait for the run. */
 long open_path(struct sbx_trace *t, const struct sbx_where *w, const char *path, int flags);
 
+/* Reads a file of /proc, as far as there is room: returns how much it is, or -errno. */
+long read_whole(const char *name, char *text, size_t size);
+
 /* Cuts off the last component: returns the length that is left, without the slash. */
 size_t parent_of(const char *path, size_t size);
 
-/* Records the program that a process executes: of a script it is the interpreter. */
+/* Before an exec: remembers what the process executes now. */
+void expect_program(struct sbx_trace *t, struct sbx_where *w);
+/* Records the program that a process executes, of a script the interpreter, and its loader. */
 void sight_program(struct sbx_trace *t, struct sbx_where *w);
 
 /* Keeps what was seen, if there is room. */

@@ -49,7 +49,8 @@ class Trace:
         here if nothing in it was opened.
     opened: tuple of str, files and directories that were opened, also to be written. They have the
         names of the files that links lead to.
-    executed: tuple of str, the same of programs; of a script its interpreter too.
+    executed: tuple of str, the same of programs; of a script its interpreter too, and of a program
+        its dynamic loader (ld.so(8)).
     paths: str, 'opens' or 'all', which calls were seen.
     calls: int, how many.
     unknown: int, of how many the path or its file is not known: the caller may not look there.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from lib.machine import needs_root, require
 from sandboxlib import CommandFailed, Sandbox, SetupError, SpecError, SpecTypeError, Trace
 
 pytest_plugins = ["lib.ways"]
+
+
+def is_dynamic(program: str | None) -> bool:
+    assert program
+    return b"ld-" in Path(program).read_bytes()[:65536]
 
 
 def traced(root: Path, line: str, paths: Any = "opens", **options: Any) -> Trace:
@@ -79,6 +85,22 @@ def test_programs_are_told_and_the_interpreters_of_scripts(executor: str, rootfs
     trace = traced(rootfs, "script; nothing-like-that")
     assert {"/bin/sh", "/bin/script", "/bin/ash"} <= set(trace.executed)
     assert trace.missing == ("/etc/nowhere",)
+
+
+def test_the_dynamic_loader_is_told_with_the_program(executor: str) -> None:
+    trace = Sandbox("/").trace(["cat", "/etc/passwd"])
+    assert "cat" in [os.path.basename(path) for path in trace.executed]
+    assert any("/ld-" in path for path in trace.executed) == is_dynamic(shutil.which("cat"))
+
+
+def test_an_exec_that_fails_tells_no_program(executor: str) -> None:
+    require(shutil.which("env"), "there is no env")
+    trace = Sandbox("/").trace(["env", "/etc/passwd"])
+    assert trace.result.exit == 126
+    names = {os.path.basename(path) for path in trace.executed}
+    assert "env" in names
+    assert "passwd" not in names
+    assert not any(name.startswith("libc.") for name in names)
 
 
 def test_the_search_for_the_program_itself_is_not_told(executor: str, rootfs: Path) -> None:
@@ -202,7 +224,6 @@ def test_it_tells_people_what_it_saw(rootfs: Path) -> None:
 
 
 def test_programs_of_i386_are_seen(executor: str, rootfs: Path) -> None:
-    import shutil
     import subprocess
 
     require(shutil.which("cc"), "there is no compiler")
