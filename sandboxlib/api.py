@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 from . import _types
 from ._choice import choose
@@ -26,6 +26,7 @@ run_sandbox = choose.api.run_sandbox
 
 if TYPE_CHECKING:
     from ._changes import changes as _changes
+    from ._changes import outputs as _confined
     from ._choice import doctor as _doctor
     from ._choice import lacking as _lacking
     from ._concurrent import aio, async_process, process
@@ -42,7 +43,7 @@ else:
     _action, _hermetic = Later("_digest.action"), Later("_digest.hermetic")
     _lacking, _trace = Later("_choice.lacking"), Later("_trace.trace")
     _writing = Later("_reproduce.writing")
-    _changes = Later("_changes.changes")
+    _changes, _confined = Later("_changes.changes"), Later("_changes.outputs")
 
 
 class Sandbox(Spec):
@@ -442,6 +443,12 @@ class Sandbox(Spec):
     def _changes_of(self, upper: _types.Any) -> _types.Changes:
         changes: _types.Changes = _changes.Changes(upper)
         return changes
+
+    def _outputs_of(
+        self, upper: _types.Any, wanted: Sequence[_types.Any], storage: _types.Any
+    ) -> _types.Outputs:
+        outputs: _types.Outputs = _confined.read_confined(upper, wanted, storage)
+        return outputs
 
     def close(self) -> None:
         """Ends the slots, which keep namespaces from run to run, and removes the cgroups that wait

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .._spec.inputs import CHUNK, File, open_regular
 from ..errors import setup_error
@@ -122,8 +122,14 @@ def write(fd: int, file: File) -> None:
     try:
         if clone(source, fd):
             return
-        while chunk := os.read(source, CHUNK):
-            write_all(fd, chunk)
+        size = os.fstat(source).st_size
+        os.ftruncate(fd, size)
+
+        def write(at: int, data: bytes) -> None:
+            os.lseek(fd, at, os.SEEK_SET)
+            write_all(fd, data)
+
+        copy_data(source, size, write)
     finally:
         os.close(source)
 
@@ -143,3 +149,24 @@ def write_all(fd: int, content: bytes) -> None:
     unwritten = memoryview(content)
     while unwritten:
         unwritten = unwritten[os.write(fd, unwritten) :]
+
+
+def copy_data(fd: int, size: int, write: Callable[[int, bytes], object]) -> None:
+    """Copies the data of a file, and leaves its holes: a command can make one of any size. It reads
+    no more than `size`: a process that is left may write on.
+    """
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                break
+            raise
+        end = min(size, os.lseek(fd, at, os.SEEK_HOLE))
+        os.lseek(fd, at, os.SEEK_SET)
+        while at < end and (chunk := os.read(fd, min(end - at, CHUNK))):
+            write(at, chunk)
+            at += len(chunk)
+        if at < end:  # it became shorter
+            break

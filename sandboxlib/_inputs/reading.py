@@ -15,18 +15,18 @@ from collections.abc import Iterator, Sequence
 
 from .._changes.child.outputs import Group, Search
 from .._changes.child.stack import Entry, Stack
-from .._spec.inputs import CHUNK, File
+from .._spec.inputs import File
 from .._spec.overlay import Lower
 from .._store.storage import New, Storage
 from ..errors import setup_error
-from .collecting import clone, write_all
+from .collecting import clone, copy_data, write_all
 from .outputs import Outputs
 from .placing import Wanted
 
 _SMALL = 1 << 18  # bytes: such a file is kept in memory
 _MOST_IN_MEMORY = 1 << 24  # bytes of all files of a run; then small ones go to the store too
-_MOST = 200_000  # files, directories and links of a run
-_MOST_NAMES = 2_000_000  # that it may come by, in all directories with outputs
+MOST = 200_000  # files, directories and links of a run
+MOST_NAMES = 2_000_000  # that it may come by, in all directories with outputs
 _KIND = "outputs"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -45,10 +45,15 @@ def read_outputs(
     try:
         for lower in reversed(lowers):
             layers.append(os.open(lower.path, _DIRECTORY))
+        search = Search(Stack(layers, prefix), MOST_NAMES)
         with contextlib.ExitStack() as stack:
-            return _read(
-                Search(Stack(layers, prefix), _MOST_NAMES), outputs, _Reader(storage, stack)
-            )
+            taker = Taker(storage, stack)
+            for parent, wanted in _groups(outputs):
+                group = Group(os.fsencode(wanted[0].where), [each.rest for each in wanted])
+                for path, entry, numbers in search.find(group):
+                    taker.take(os.path.join(parent, os.fsdecode(path)), entry)
+                    taker.found |= {wanted[number].pattern for number in numbers}
+            return taker.finish(outputs)
     except PermissionError:
         raise
     except OSError as error:
@@ -62,17 +67,6 @@ def read_outputs(
             os.close(fd)
 
 
-def _read(search: Search, outputs: Sequence[Wanted], reader: _Reader) -> Outputs:
-    for parent, wanted in _groups(outputs):
-        group = Group(os.fsencode(wanted[0].where), [each.rest for each in wanted])
-        for path, entry, numbers in search.find(group):
-            reader.take(os.path.join(parent, os.fsdecode(path)), entry)
-            reader.found |= {wanted[number].pattern for number in numbers}
-    missing = [each.pattern for each in outputs if each.pattern not in reader.found]
-    files = reader.finish()
-    return Outputs(files, reader.links, tuple(reader.directories), tuple(missing))
-
-
 def _groups(outputs: Sequence[Wanted]) -> Iterator[tuple[str, list[Wanted]]]:
     """The patterns that begin in the same directory, under the same name of it."""
     groups: dict[str, list[Wanted]] = {}
@@ -81,55 +75,96 @@ def _groups(outputs: Sequence[Wanted]) -> Iterator[tuple[str, list[Wanted]]]:
     yield from groups.items()
 
 
-class _Reader:
-    """Takes the outputs one by one. stack: an ExitStack that is closed after finish()."""
+class Taker:
+    """Takes the outputs one by one, and makes Files of them: what is small in memory, as long as
+    there is room, and the rest in one entry of the store, which stays as long as one of its Files.
+    Nobody looks for that by its content, so it has no digest.
+
+    found: the patterns that have matched, which the caller fills. stack: an ExitStack that is
+    closed after finish().
+    """
 
     def __init__(self, storage: Storage, stack: contextlib.ExitStack) -> None:
+        self.found: set[str] = set()
         self._storage, self._stack = storage, stack
         self._new: New | None = None
         self._room = _MOST_IN_MEMORY
         self._files: dict[str, tuple[bytes | str, bool]] = {}  # content, or its name in the store
-        self.links: dict[str, str] = {}
-        self.directories: dict[str, None] = {}
-        self.found: set[str] = set()
+        self._links: dict[str, str] = {}
+        self._directories: dict[str, None] = {}
+        self._names: list[str] = []  # of the file that is being written
+        self._bit = False
+        self._content: bytearray | None = None
+        self._fd = -1
 
     def take(self, path: str, entry: Entry) -> None:
+        """An output that is read here."""
         if path in self._files:
             return
-        if len(self._files) + len(self.links) + len(self.directories) >= _MOST:
-            raise OSError(errno.E2BIG, f"more than {_MOST} outputs")
         if entry.is_directory():
-            self.directories[path] = None
+            self.directory(path)
         elif entry.is_link():
-            self.links[path] = os.fsdecode(entry.link())
+            self.link(path, os.fsdecode(entry.link()))
         else:
-            self._files[path] = self._content(entry), bool(entry.status.st_mode & 0o100)
-
-    def _content(self, entry: Entry) -> bytes | str:
-        size = entry.status.st_size
-        fd = entry.open()
-        try:
-            if size <= min(_SMALL, self._room):
-                self._room -= size
-                return _content(fd, size)
-            if self._new is None:
-                self._new = self._stack.enter_context(self._storage._new())
-            name = str(len(self._files))
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            copy = os.open(os.path.join(self._new.tree, name), flags, 0o600)
+            fd = entry.open()
             try:
-                if not clone(fd, copy):
-                    _copy(fd, copy, size)
+                size = entry.status.st_size
+                self.begin([path], size, bool(entry.status.st_mode & 0o100))
+                if self._content is not None or not clone(fd, self._fd):
+                    copy_data(fd, size, self.write)
+                self.end()
             finally:
-                os.close(copy)
-            return name
-        finally:
+                os.close(fd)
+
+    def directory(self, path: str) -> None:
+        self._check_number()
+        self._directories[path] = None
+
+    def link(self, path: str, target: str) -> None:
+        self._check_number()
+        self._links[path] = target
+
+    def begin(self, names: list[str], size: int, is_executable: bool) -> None:
+        """A file, under one name or several: what write() is not called for is a hole."""
+        self._check_number()
+        self._names, self._bit = names, is_executable
+        if size <= min(_SMALL, self._room):
+            self._content = bytearray(size)
+            self._room -= size
+            return
+        if self._new is None:
+            self._new = self._stack.enter_context(self._storage._new())
+        path = os.path.join(self._new.tree, str(len(self._files)))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._fd = os.open(path, flags, 0o600)
+        self._stack.callback(self._close)
+        os.ftruncate(self._fd, size)
+
+    def write(self, at: int, data: bytes) -> None:
+        if self._content is not None:
+            self._content[at : at + len(data)] = data
+        else:
+            os.lseek(self._fd, at, os.SEEK_SET)
+            write_all(self._fd, data)
+
+    def end(self) -> None:
+        made = str(len(self._files)) if self._content is None else bytes(self._content)
+        self._content = None
+        self._close()
+        for name in self._names:
+            self._files[name] = made, self._bit
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
             os.close(fd)
 
-    def finish(self) -> dict[str, File]:
-        """The Files. Those in the store share one entry, which stays as long as one of them does.
-        Nobody looks for it by its content, so it has no digest.
-        """
+    def _check_number(self) -> None:
+        if len(self._files) + len(self._links) + len(self._directories) >= MOST:
+            raise OSError(errno.E2BIG, f"more than {MOST} outputs")
+
+    def finish(self, outputs: Sequence[Wanted]) -> Outputs:
+        """All of it, and what is missing."""
         from pathlib import Path
 
         lease = None
@@ -143,34 +178,5 @@ class _Reader:
                 assert lease is not None
                 files[path] = File(Path(lease.path, content), executable=is_executable)
                 files[path].__dict__["_lease"] = lease
-        return files
-
-
-def _content(fd: int, size: int) -> bytes:
-    """At most so many bytes: a process that is left may write on."""
-    chunks = []
-    while size > 0 and (chunk := os.read(fd, min(size, CHUNK))):
-        chunks.append(chunk)
-        size -= len(chunk)
-    return b"".join(chunks)
-
-
-def _copy(fd: int, copy: int, size: int) -> None:
-    """Copies the data of a file, and leaves its holes: a command can make one of any size."""
-    os.ftruncate(copy, size)
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                break
-            raise
-        end = min(size, os.lseek(fd, at, os.SEEK_HOLE))
-        os.lseek(fd, at, os.SEEK_SET)
-        os.lseek(copy, at, os.SEEK_SET)
-        while at < end and (chunk := os.read(fd, min(end - at, CHUNK))):
-            write_all(copy, chunk)
-            at += len(chunk)
-        if at < end:  # it became shorter
-            break
+        missing = tuple(each.pattern for each in outputs if each.pattern not in self.found)
+        return Outputs(files, self._links, tuple(self._directories), missing)

@@ -19,6 +19,7 @@ _EPOCH = "315532800"  # 1980, the first year of a zip file, as with deterministi
 _KIND = "inputs"  # the kind of entries in the store
 _LARGE = 1 << 16  # bytes: such a file shares its blocks with the source where that is possible
 _BLOCK = 4096
+_ZEROS = bytes(CHUNK)
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: A version of what is staged, and how: with another one nothing of an earlier one is used.
 _SCHEMA = 1
@@ -184,7 +185,12 @@ def _write_file(leaf: Leaf, path: str, fd: int, update: Callable[[bytes], object
         is_clone = os.fstat(source).st_size >= _LARGE and clone(source, fd)
         while chunk := os.read(fd if is_clone else source, CHUNK):
             update(chunk)
-            if not is_clone:
+            if is_clone:
+                continue
+            if chunk == _ZEROS:  # it may be a hole, and of any size
+                os.lseek(fd, len(chunk), os.SEEK_CUR)
+                os.ftruncate(fd, os.lseek(fd, 0, os.SEEK_CUR))
+            else:
                 write_all(fd, chunk)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -287,6 +287,13 @@ class Spec(Value):
         """What Result.changes is: Sandbox makes Changes of the Upper of a run."""
         return upper
 
+    def _outputs_of(self, upper: Any, wanted: Sequence[Any], storage: Any) -> Any:
+        """The outputs of a run that this process may not read: Sandbox has a confined reader. It
+        takes what _inputs/reading.py has.
+        """
+        text = "the outputs of the run belong to other ids"
+        raise errors.UnsupportedError(f"{text}: a Sandbox reads them, and no executor of its own")
+
     def _defaults(self) -> Defaults | None:
         """What the root says of commands, if it is an image. The image is unpacked for that.
 

@@ -169,10 +169,10 @@ def test_what_a_hostile_command_left_is_bounded(
         deep.mkdir()
     with pytest.raises(SetupError, match="more than 200 directories"):
         read("/out/**")
-    monkeypatch.setattr(reading, "_MOST_NAMES", 5)
+    monkeypatch.setattr(reading, "MOST_NAMES", 5)
     with pytest.raises(SetupError, match="too many names"):
         read("/out/*")
-    monkeypatch.setattr(reading, "_MOST", 1)
+    monkeypatch.setattr(reading, "MOST", 1)
     with pytest.raises(SetupError, match="more than 1 outputs"):
         read("/out/a.o", "/out/run")
 

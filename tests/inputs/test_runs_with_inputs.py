@@ -217,22 +217,35 @@ def test_outputs_that_are_missing_count_as_a_failure_for_changes(box: Sandbox) -
 HOSTILE = """
 ln -s /etc/shadow /out/shadow; ln -s . /out/loop; mkfifo /out/fifo; ln -s / /out/top
 echo secret >/out/closed; chmod 000 /out/closed
-mkdir /out/dark; echo 1 >/out/dark/x; chmod 000 /out/dark
+mkdir -p /out/dark/e; echo 1 >/out/dark/x; head -c 400000 /dev/zero | tr '\\0' y >/out/dark/big
+truncate -s 3G /out/dark/hole; echo end >>/out/dark/hole; ln -s x /out/dark/l; : >/out/dark/empty
+chmod 700 /out/dark/empty; chmod 000 /out/dark/big /out/dark/e /out/dark
 """
 
 
 def test_what_a_hostile_command_left_is_read_safely(run: Run, tmp_path: Path) -> None:
-    result = run(HOSTILE, outputs=["/out/*", "/out/fifo", "/out/t*/etc/conf"])
+    patterns = ["/out/*", "/out/fifo", "/out/t*/etc/conf", "/out/d*/big", "/out/dark/x"]
+    result = run(HOSTILE, outputs=patterns)
     assert result.exit == 0, result.err
     outputs = result.outputs
     assert outputs.missing == ("/out/fifo", "/out/t*/etc/conf")
-    assert {path: file.read_bytes() for path, file in outputs.items()} == {
+    hole = outputs["/out/dark/hole"]
+    assert hole.size == (3 << 30) + 4
+    assert os.stat(hole.content).st_blocks < 100
+    small = {path: file.read_bytes() for path, file in outputs.items() if file is not hole}
+    assert small == {
         "/out/closed": b"secret\n",
         "/out/dark/x": b"1\n",
+        "/out/dark/big": b"y" * 400_000,
+        "/out/dark/empty": b"",
     }
-    assert outputs.links == {"/out/shadow": "/etc/shadow", "/out/loop": ".", "/out/top": "/"}
+    assert [path for path, file in outputs.items() if file.executable] == ["/out/dark/empty"]
+    links = {"/out/shadow": "/etc/shadow", "/out/loop": ".", "/out/top": "/", "/out/dark/l": "x"}
+    assert outputs.links == links
+    assert set(outputs.directories) == {"/out/dark", "/out/dark/e"}
     outputs.collect(tmp_path / "to", below="/out")
     assert os.readlink(tmp_path / "to" / "shadow") == "/etc/shadow"
+    assert (tmp_path / "to" / "dark" / "hole").stat().st_blocks < 100
     with pytest.raises(SetupError, match="through a link"):
         run("mkdir -p /out/top; echo 1 >/out/top/x", outputs=["/out"]).outputs.collect(
             tmp_path / "to", below="/out"

@@ -281,6 +281,16 @@ def test_a_snapshot_stays_whole_after_its_source_is_gone(
     assert Path(ready.lowers[0].path, "other", "sub", "d", "a").read_bytes() == b"1"
 
 
+def test_a_hole_takes_no_space_in_the_store(placer: Make, tmp_path: Path) -> None:
+    with open(tmp_path / "sparse", "wb") as file:
+        file.seek(100 << 20)
+        file.write(b"end")
+    ready = placer().ready(Command("x", inputs={"/a": tmp_path / "sparse"}))
+    at = Path(ready.lowers[0].path, "a").stat()
+    assert at.st_size == (100 << 20) + 3
+    assert at.st_blocks * 512 <= 2 << 20
+
+
 def test_a_full_disk_is_told_and_leaves_nothing(
     placer: Make, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

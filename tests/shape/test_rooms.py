@@ -37,7 +37,7 @@ BY_NAME = {
     "api.py": {
         *("_choice.doctor", "_concurrent.aio", "_concurrent.map", "_concurrent.process"),
         *("_digest.action", "_digest.hermetic", "_reproduce.writing"),
-        *("_digest.action", "_digest.hermetic", "_changes.changes"),
+        *("_digest.action", "_digest.hermetic", "_changes.changes", "_changes.outputs"),
     },
     "_concurrent/session.py": {
         *("_concurrent.aio", "_concurrent.map", "_concurrent.process"),

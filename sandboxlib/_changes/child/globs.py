@@ -53,6 +53,15 @@ class Globs:
                     found.add((number, at + 1))
         return self._closed(found), done
 
+    def matches(self, path: str) -> bool:
+        """Whether a pattern matches a path, or a directory above it."""
+        states = self.start()
+        for name in path.split("/"):
+            states, done = self.step(states, name)
+            if done:
+                return True
+        return False
+
     def names(self, states: States) -> set[str] | None:
         """The names that can match; None if a wildcard could match any."""
         parts = {self._parts[number][at] for number, at in states}

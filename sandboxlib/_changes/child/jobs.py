@@ -18,8 +18,9 @@ import os
 import resource
 import stat
 
+from .outputs import Group, Search
 from .stack import Stack
-from .walk import CHUNK, DELETED, Item, TooMuch, Walk, data_of, with_parents
+from .walk import CHUNK, DELETED, SAME, Item, TooMuch, Walk, data_of, with_parents
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,14 +89,17 @@ class Changes:
 
     def write(self, walk: Walk, points: Sequence[bytes]) -> None:
         for item in with_parents(walk.items(), points):
-            status = item.entry.status
-            is_file = stat.S_ISREG(status.st_mode)
-            if is_file and status.st_size and item.kind != DELETED and item.link is None:
-                self._file(item)
-            else:
-                self._record(item, b"")
+            self.item(item)
         self._output.record(b"")
         self._output.flush()
+
+    def item(self, item: Item) -> None:
+        status = item.entry.status
+        is_file = stat.S_ISREG(status.st_mode)
+        if is_file and status.st_size and item.kind != DELETED and item.link is None:
+            self._file(item)
+        else:
+            self._record(item, b"")
 
     def _file(self, item: Item) -> None:
         if self._budget <= 0:
@@ -171,6 +175,27 @@ def write_content(stack: Stack, path: bytes, most: int) -> None:
     output.flush()
 
 
+def write_outputs(stack: Stack, args: Sequence[str]) -> None:
+    """The job `outputs`, in the form of `changes`: what patterns find.
+
+    args: how many names it may come by, bytes of records, and then pairs of a directory and a
+    pattern that begins there.
+    """
+    most_names, most_bytes, *wanted = args
+    search, output = Search(stack, int(most_names)), Output(int(most_bytes))
+    changes = Changes(output, None, 1 << 62)
+    seen: set[tuple[bytes, ...]] = set()
+    for where, pattern in zip(wanted[::2], wanted[1::2], strict=True):
+        above = tuple(name for name in os.fsencode(where).split(b"/") if name)
+        for path, entry, _ in search.find(Group(os.fsencode(where), [pattern])):
+            names = (*above, *path.split(b"/"))
+            if names not in seen:
+                seen.add(names)
+                changes.item(Item(names, SAME, entry, None, {}))
+    output.record(b"")
+    output.flush()
+
+
 def run(args: Sequence[str]) -> None:
     """args: the job; the descriptor of the upper; how many layers there are below; the prefix of
     overlay's attributes; and what the job takes.
@@ -187,6 +212,9 @@ def run(args: Sequence[str]) -> None:
     stack = Stack(layers, prefix)
     if job == "read":
         write_content(stack, os.fsencode(rest[1]), int(rest[2]))
+        return
+    if job == "outputs":
+        write_outputs(stack, rest[1:])
         return
     _, owner, most_names, most_bytes, budget, *points = rest
     ids = tuple(map(int, owner.split())) if owner else None
