@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 
 from .._changes.layer import Layer
 from .._choice import choose
@@ -14,7 +13,7 @@ from .._images.image import Image
 from .._images.store import Store
 from .._reproduce import reading
 from .._spec.command import Command
-from .._spec.overlay import Layers, Lower, Overlay
+from .._spec.overlay import Layers, Overlay
 from .._spec.streams import CAPTURE, Tee
 from ..api import Sandbox
 from ..errors import SpecError, printable
@@ -67,16 +66,14 @@ def over(box: Sandbox, command: Command, changes: Layers) -> Sandbox:
     has_layers = bool(command.inputs or command.outputs)
 
     class Over(type(box)):  # type: ignore[misc]
+        _over = (changes,) if has_layers else ()
+
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             if not has_layers:
                 overlay: Overlay = self._overlay
                 layers = (*overlay.layers, changes)
                 self.__dict__["_overlay"] = overlay.replace(layers=layers)
-
-        def _inputs_of(self, command: Command, root: Any) -> Sequence[Lower]:
-            below: Sequence[Lower] = super()._inputs_of(command, root)
-            return (*below, *changes._lowers(root.owners, self.store))
 
     return Over(**box.__getstate__())
 

@@ -158,6 +158,8 @@ class RootOfRun:
                 cwd = self._root.box._cwd_of(command)
                 self._ready = self._root.placer.ready(command, cwd)
                 inputs = self._ready.lowers
+                for layer in self._root.box._over:
+                    inputs += tuple(layer._lowers(self._root.owners, self._root.box.store))
             self._lowers = (*self._root.lowers(), *inputs)
             check_number(len(self._lowers))
         return self._lowers

@@ -115,6 +115,7 @@ class Spec(Value):
     _executors: dict[object, _types.Any]  # the Executor that was chosen, for each kind of caller
     _limited: dict[Limits, Spec]  # Sandboxes for Commands with limits, by these limits
     _base: Spec | None = None  # in one of _limited: the Sandbox from which it was made
+    _over: tuple[Layers, ...] = ()  # layers above those of inputs: what an earlier run had changed
     _may_lack_paths = False  # True: a writable path that the root lacks is left out, and no error
 
     def __init__(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -434,6 +435,50 @@ def test_a_shell_where_the_command_began_if_no_changes_were_kept(
     with kept.changes:
         layered.reproduce(command, file)
     assert call(file, "test", "-e", "/left").returncode == 1
+
+
+def test_changes_over_inputs(layered: Sandbox, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a").write_bytes(b"1\n")
+    (tmp_path / "tree" / "b").write_bytes(b"2\n")
+    inputs = {"tree": Tree(tmp_path / "tree"), "/file": b"3\n", "/same": b"4\n"}
+    script = "echo 5 > tree/a; rm tree/b; echo 6 >> /file; mkdir made; test -d /out; exit $?0"
+    command = Command(
+        *(["sh", "-c", script], "/src"), inputs=inputs, outputs=["/out/*"], changes="keep"
+    )
+    result = layered.run(command)
+    with result.changes:
+        layered.reproduce(command, file, result=result)
+    shutil.rmtree(tmp_path / "tree")
+    look = b"pwd; ls . tree; cat tree/a /file /same; ls -d /out"
+    done = call(file, stdin=look)
+    assert done.stdout == b"/src\n.:\nmade\ntree\n\ntree:\na\n5\n3\n6\n4\n/out\n", done.stderr
+    assert call(file, "--run").returncode == 0
+    layered.reproduce(command.replace(inputs={**inputs, "tree": Tree({"c": b"7"})}), file)
+    assert call(file, stdin=b"ls tree; cat /file").stdout == b"c\n3\n"
+
+
+def test_layers_come_from_the_store(layered: Sandbox, file: Path, shared_rootfs: Path) -> None:
+    layer = Layer.from_directory(shared_rootfs)
+    box = layered.replace(root=Overlay(layer))
+    command = Command(["sh", "-c", "echo 1 > /left; exit 3"], changes="keep")
+    result = box.run(command)
+    with result.changes:
+        box.reproduce(command, file, result=result)
+    del box, result
+    gc.collect()  # the Sandbox holds a lock of its layers
+    assert json.loads(file.read_text())["sandbox"]["root"]["layers"][0]["digest"] == layer.digest
+    assert call(file, "cat", "/left").stdout == b"1\n"
+    changes = json.loads(file.read_text())["changes"]["digest"]
+    assert Store().prune()
+    done = call(file, "cat", "/left")
+    assert done.returncode == 125
+    assert layer.digest.encode() in done.stderr
+    Layer.from_directory(shared_rootfs)
+    done = call(file, "cat", "/left")
+    assert done.returncode == 125
+    assert changes.encode() in done.stderr
+    assert call(file, "--run").returncode == 3
 
 
 # ---- a file of somebody else's ---------------------------------------------------------------
