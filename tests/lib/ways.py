@@ -44,6 +44,15 @@ WAYS: dict[str, Callable[[Sandbox, list[str]], Result]] = {
 }
 
 
+def _in_session(box: Sandbox, command: list[str]) -> Result:
+    with box.session() as session:
+        return session.run(command, cwd="/")
+
+
+#: Where a root keeps what a run writes only as long as the place that it runs in.
+ROOT_WAYS = {**WAYS, "session": _in_session}
+
+
 def _started(box: Sandbox, command: Command) -> Result:
     with box.start(command) as process:
         outputs = [file and file.read() for file in (process.stdout, process.stderr)]
@@ -72,6 +81,11 @@ def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     require(not reason, f"{request.param}: {reason}")
     monkeypatch.setenv("SANDBOXLIB_BACKEND", request.param)
     return str(request.param)
+
+
+@pytest.fixture(params=ROOT_WAYS)
+def way(request: pytest.FixtureRequest) -> Callable[[Sandbox, list[str]], Result]:
+    return ROOT_WAYS[request.param]
 
 
 @pytest.fixture(params=WAYS)
