@@ -327,7 +327,13 @@ class Sandbox(Spec):
         return _map.start(_map.each_in(self, commands), jobs, ordered, on_failure, progress, given)
 
     def session(
-        self, *, timeout: float | None = None, **unknown: _types.NoReturn
+        self,
+        *,
+        timeout: float | None = None,
+        inputs: _types.Inputs = _command._NO_INPUTS,
+        outputs: Iterable[_types.Path] = (),
+        changes: _types.Keep = "drop",
+        **unknown: _types.NoReturn,
     ) -> _session.Session:
         """Opens a session: a place in which several commands run, one after the other or at once,
         that see each other.
@@ -336,13 +342,16 @@ class Sandbox(Spec):
                 s.run(["redis-cli", "ping"])
 
         timeout: float, seconds that opening may take. None (the default): no limit.
+        inputs, outputs, changes: as in Command, for the session as a whole; relative paths start at
+            '/'. Session.outputs and Session.changes have what is left when it is over.
 
         The cgroup limits of the Sandbox hold for the session as a whole, its other limits for each
         command. Raises SpecError if the Sandbox has processes='undefined' or init=False;
         UnsupportedError if the executor drives a program of its own (linux_user_chroot,
         bubblewrap); SetupError if the kernel refuses a step.
         """
-        return _session.open_session(self._with_user(), {"timeout": timeout, **unknown})
+        options = {"timeout": timeout, "inputs": inputs, "outputs": outputs, "changes": changes}
+        return _session.open_session(self._with_user(), {**options, **unknown})
 
     def trace(
         self,

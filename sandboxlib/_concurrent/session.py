@@ -14,7 +14,7 @@ from .._spec import command as _command
 from .._spec.command import Command, command_of
 from .._spec.spec import Spec
 from .._types import Later, overload
-from .._values import check_seconds, unknown_keyword
+from .._values import unknown_keyword
 from ..errors import SandboxError, SpecError
 from ..result import Result
 
@@ -31,15 +31,13 @@ else:
 
 def open_session(box: Spec, options: dict[str, Any]) -> Session:
     """Opens a session; see Sandbox.session."""
-    if unknown := options.keys() - {"timeout"}:
-        raise unknown_keyword("session", sorted(unknown), ("timeout",), "")
-    timeout = options.get("timeout")
-    if timeout is not None:
-        timeout = check_seconds("timeout", timeout)
+    known = ("timeout", "inputs", "outputs", "changes")
+    if unknown := options.keys() - known:
+        raise unknown_keyword("session", sorted(unknown), known, "")
     if box.processes != "isolated" or not box.init:
         raise SpecError("a session takes processes='isolated' and init=True")
     executor = choose.native_executor_of(box)
-    return Session(OpenSession(box, executor.plan_of, executor.name, timeout))
+    return Session(OpenSession(box, executor.plan_of, executor.name, options))
 
 
 class Session:
@@ -187,6 +185,31 @@ class Session:
         """
         calls = _map.each_in(self._session, commands)
         return _map.start(calls, jobs, ordered, on_failure, progress, {**options})
+
+    @property
+    def outputs(self) -> _types.Outputs:
+        """What the session left of the outputs that session(outputs=...) declared. Raises SpecError
+        before the session is over, and SetupError if they cannot be read.
+        """
+        return self._left("outputs").outputs
+
+    @property
+    def changes(self) -> _types.Changes:
+        """What all commands of the session changed in a root that is an Overlay, with
+        session(changes='keep'). Raises SpecError before the session is over, or if the changes were
+        not kept.
+        """
+        return self._left("changes").changes
+
+    def _left(self, what: str) -> Result:
+        session = self._session
+        if session.failure is not None:
+            raise session.failure
+        if session.left is None:
+            if session.is_over:
+                raise SpecError(f"the session has no {what}: its root is no Overlay")
+            raise SpecError(f"the {what} of a session are there when it is over: session.close()")
+        return session.left
 
     def close(self) -> None:
         """Ends the session: kills everything in it, and waits until it is gone. Does nothing the

@@ -70,12 +70,23 @@ class _Keeper(Run):
 class OpenSession:
     """A session: pid 1 in its namespaces, and how commands are started there.
 
-    plan_of: how the executor makes the Plan of a Sandbox. executor: its name. timeout: float,
-    seconds that the set-up may take, or None. Raises the errors of a run.
+    plan_of: how the executor makes the Plan of a Sandbox. executor: its name. options: of Command:
+    timeout, seconds that the set-up may take, inputs, outputs and changes. Raises the errors of a
+    run.
+
+    left: a Result with the outputs and the changes, once the session is over. failure: the
+    exception that came in its place.
     """
 
+    left: Result | None = None
+    failure: Exception | None = None
+
     def __init__(
-        self, box: Spec, plan_of: Callable[[Spec], Plan], executor: str, timeout: float | None
+        self,
+        box: Spec,
+        plan_of: Callable[[Spec], Plan],
+        executor: str,
+        options: Mapping[str, Any],
     ) -> None:
         self.box = box
         self.executor = executor
@@ -83,7 +94,7 @@ class OpenSession:
         self._lock = RLock()
         self._over = ""  # why no command can be started any more
         self._plan = _in_session(plan_of(box))
-        command = Command("/", stdout=None, stderr=None, timeout=timeout)
+        command = Command("/", stdout=None, stderr=None, **options)
         job = Job([b"/"], "/", [], [])  # of which nothing is executed
         self._run: Run | None = None
         run = _Keeper(plan_of(box), job, command, announce=True)
@@ -180,12 +191,20 @@ class OpenSession:
 
     def _close(self, run: Run) -> None:
         struct = run.struct
-        if struct.owner == os.getpid():
+        is_ours = struct.owner == os.getpid()
+        if is_ours:
             # A host may have closed or replaced the descriptors: they are not ours any more.
             files = lib.sbx_file_of(struct.status), lib.sbx_file_of(struct.pidfd)
             struct.status = struct.status if files[0] == self._files[0] else -1
             struct.pidfd = struct.pidfd if files[1] == self._files[1] else -1
         run.end()
+        if is_ours and run._root is not None and run.unkillable is None:
+            try:
+                left = Result(0, None, None)
+                run._root.finish(left, self._over == _CLOSED)
+                self.left = left
+            except Exception as failure:
+                self.failure = failure
         run.release()
 
     def close(self) -> None:

@@ -330,11 +330,33 @@ def test_threads_share_one_staged_tree(box: Sandbox, store: Store) -> None:
     assert sorted(outs) == sorted(b"%d50\n" % number for number in range(12))  # type: ignore[type-var]
 
 
-def test_a_session_refuses_those_of_a_command(box: Sandbox) -> None:
-    with box.session() as session:
+def test_a_session_has_inputs_and_outputs_of_its_own(box: Sandbox) -> None:
+    session = box.session(inputs={"/i": b"1\n"}, outputs=["/o/*", "/none"], changes="keep")
+    with session:
         with pytest.raises(UnsupportedError, match=r"box\.session\(inputs"):
             session.run(["true"], inputs={"/a": b"1"})
+        assert session.run(["sh", "-c", "cat /i; echo 2 >>/i; echo a >/o/a"]).out == b"1\n"
+        assert session.run(["cat", "/i", "/o/a"]).out == b"1\n2\na\n"
+        with pytest.raises(SpecError, match="when it is over"):
+            assert session.outputs
+    assert {path: file.read_bytes() for path, file in session.outputs.items()} == {"/o/a": b"a\n"}
+    assert session.outputs.missing == ("/none",)
+    with session.changes as changes:
+        assert {change.path for change in changes if change.type == "file"} == {"/i", "/o/a"}
+
+
+def test_a_session_without_outputs_has_none(box: Sandbox) -> None:
+    with box.session() as session:
         assert session.run(["true"]).ok
+    assert not session.outputs
+    with pytest.raises(SpecError, match="not kept"):
+        assert session.changes
+    with box.replace(root="/").session() as plain:
+        pass
+    with pytest.raises(SpecError, match="no Overlay"):
+        assert plain.outputs
+    with pytest.raises(SpecError, match="an Overlay"):
+        box.replace(root="/").session(outputs=["/x"])
 
 
 def test_a_source_that_is_missing_is_named_before_anything_runs(run: Run, store: Store) -> None:
