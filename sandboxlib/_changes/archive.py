@@ -154,7 +154,8 @@ class Archive:
     ) -> None:
         """Write the header of a member. change: None for a whiteout."""
         records = more or {}
-        uid = gid = mode = time = 0
+        uid = gid = time = 0
+        mode = 0o600
         if change is not None:
             uid, gid, mode, time = change.uid, change.gid, change.mode & 0o7777, change.mtime_ns
         if self._mtime is not None:

@@ -163,7 +163,9 @@ def test_what_a_command_did_is_told_and_makes_the_same_tree(
         assert len(changes) == len(expected)
         digest = changes.save(tmp_path / "layer.tar")
         assert digest == changes.digest() == digest_of(tmp_path / "layer.tar")
-        if os.geteuid() == 0 or case not in ("closed", "chmod_root"):
+        if os.geteuid() != 0 and case == "closed":
+            return  # the test cannot read what is there
+        if os.geteuid() == 0 or case != "chmod_root":
             copy = shutil.copytree(merged, tmp_path / "applied", symlinks=True)
             times_of(merged, copy)
             changes.apply(copy)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from lib.image_maker import aci, directory, file
 from lib.machine import require
-from lib.roots import find_busybox
+from lib.roots import find_busybox, make_rootfs
 
 TOP = Path(__file__).resolve().parents[2]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -100,6 +100,8 @@ def test_what_a_page_shows_is_what_happens(
     monkeypatch.chdir(tmp_path)
     if page.name == "images.md":
         make_image(tmp_path / "box.aci")
+    if page.name == "changes.md":
+        make_rootfs(tmp_path / "rootfs")
     variables: dict[str, object] = {}
     for kind, source, line in blocks(page):
         if kind == "python":

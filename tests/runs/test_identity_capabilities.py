@@ -160,6 +160,22 @@ def escape(box: Sandbox, tmp_path: Path, uid: int) -> str:
     return file.read_text()
 
 
+@pytest.mark.parametrize("seccomp", ["builds", {"defaultAction": "SCMP_ACT_ALLOW"}])
+def test_a_uid_finds_the_programs_that_its_capabilities_let_it_find(
+    tmp_path: Path, seccomp: Any
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    program = closed / "program"
+    program.write_bytes(Path("/bin/true").read_bytes())
+    program.chmod(0o755)
+    closed.chmod(0o700)
+    policy = Policy(capabilities=["dac_read_search"], seccomp=seccomp)
+    box = Sandbox("/", user=User(65534), policy=policy, tmp="root")
+    assert box.run([program]).exit == 0
+    assert box.run(["program"], env={"PATH": f"/none:{closed}"}).exit == 0
+
+
 @pytest.mark.parametrize("paths", ["none", ["/tmp"]])
 def test_a_read_only_root_with_shared_processes_is_refused(paths: Any) -> None:
     needs_ids()

@@ -311,6 +311,11 @@ def _ids(directory: Directory) -> list[tuple[int, int, int]]:
     return found
 
 
+def _is_stub(status: os.stat_result) -> bool:
+    """Return True for what a run makes at a mount point: an empty file, or the link of a Mount."""
+    return stat.S_ISLNK(status.st_mode) or (stat.S_ISREG(status.st_mode) and not status.st_size)
+
+
 def with_parents(items: Iterable[Item], points: Iterable[bytes] = ()) -> Iterator[Item]:
     """The items, without directories that hold no other item and did not change themselves.
 
@@ -327,7 +332,7 @@ def with_parents(items: Iterable[Item], points: Iterable[bytes] = ()) -> Iterato
         if item.entry.is_directory() and (item.kind == SAME or is_point):
             waiting.append(item)
             continue
-        if is_point and item.path in targets and not item.entry.status.st_size:
+        if is_point and item.path in targets and _is_stub(item.entry.status):
             continue
         yield from (each for each in waiting if each.path)
         waiting.clear()
