@@ -24,7 +24,11 @@ enum { /* openat2(2), RESOLVE_* */
        CACHED = 0x20
 };
 
-enum { MOST_LINKS = 40 /* of a path, as in the kernel */, MOST_MOUNTINFO = 1 << 20 };
+enum {
+    MOST_LINKS = 40 /* of a path, as in the kernel */,
+    MOST_MOUNTINFO = 1 << 20,
+    MOST_TRIES = 1000
+};
 
 /* An overlay may lie over one of the others, unless it is the root, which the caller chose. */
 static const char *const local[] = {
@@ -32,9 +36,17 @@ static const char *const local[] = {
     "devtmpfs", "devpts", "mqueue", "f2fs",   "bcachefs", "squashfs", "erofs", "iso9660",
     "zfs",      "ramfs",  "rootfs", "cgroup", "cgroup2",  "vfat",     "exfat", NULL};
 
+/* With ".." in the path, EAGAIN also says that somebody on this machine has renamed or mounted
+ * something at the same time. */
 static long open_beneath(long directory, const char *path, int flags, uint64_t resolve) {
     struct raw_open_how how = {(uint64_t)(O_PATH | O_CLOEXEC | flags), 0, resolve | NO_MAGIC_LINKS};
-    return raw(RAW_openat2, directory, path, &how, sizeof how);
+    long fd = raw(RAW_openat2, directory, path, &how, sizeof how);
+    if (fd != -EAGAIN || !strstr(path, ".."))
+        return fd;
+    int most = resolve & CACHED ? MOST_TRIES / 50 : MOST_TRIES;
+    for (int tries = 0; tries < most && fd == -EAGAIN; tries++)
+        fd = raw(RAW_openat2, directory, path, &how, sizeof how);
+    return fd;
 }
 
 long read_whole(const char *name, char *text, size_t size) {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -101,3 +102,27 @@ def test_nothing_of_a_trace_keeps_a_command_that_is_killed(executor: str, root: 
     trace = Sandbox(root).trace(["/bin/sh", "-c", "/bin/attack flood 100000000"], timeout=0.5)
     assert trace.result.timed_out
     assert time.monotonic() - began < 30
+
+
+#: Renames a file back and forth, which makes the kernel give up look-ups with ".." (openat2(2)).
+RENAMES = """
+import os, sys
+name = sys.argv[1]
+open(name, "w").close()
+print(flush=True)
+while True:
+    os.rename(name, name + "2")
+    os.rename(name + "2", name)
+"""
+
+
+def test_renames_elsewhere_hide_no_path(executor: str, root: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", RENAMES, str(tmp_path / "a")]
+    paths = [f"/etc/../tmp/../etc/{number}" for number in range(2000)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as renaming:
+        assert renaming.stdout
+        renaming.stdout.readline()
+        trace = Sandbox(root).trace(["/bin/cat", *paths], timeout=60)
+        renaming.kill()
+    assert trace.unknown == 0
+    assert set(trace.missing) - {"/etc/busybox.conf"} == {f"/etc/{n}" for n in range(2000)}

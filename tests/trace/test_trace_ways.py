@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,18 @@ def test_an_executor_with_a_program_is_refused(
     require(not sandboxlib.get_executor(name).why_not(), f"{name} does not work here")
     with pytest.raises(UnsupportedError):
         Sandbox(rootfs).trace(["/bin/true"])
+
+
+def test_mounts_that_a_command_makes_are_looked_up_in(rootfs: Path) -> None:
+    (rootfs / "etc/busybox.conf").touch()
+    for name in ("mnt", "new"):
+        (rootfs / name).mkdir()
+    user = 1000 if os.geteuid() == 0 else None
+    box = Sandbox(rootfs, user=user, policy=Policy(nesting=True))
+    inner = "mount -t tmpfs x /mnt && echo > /mnt/a && cat /mnt/a /mnt/b; cd /mnt; cat c; exit 6"
+    line = f"cat /mnt/a; unshare -Urm /bin/sh -c '{inner}'"
+    trace = box.trace(["/bin/sh", "-c", line], timeout=60)
+    require(trace.result.exit == 6, f"a command cannot mount here: {trace.result.stderr!r}")
+    assert trace.missing == ("/mnt/b", "/mnt/c")
+    assert "/mnt/a" in trace.opened
+    assert trace.unknown == 0
