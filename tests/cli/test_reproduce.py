@@ -518,7 +518,7 @@ def content(file: Path) -> dict[str, Any]:
         (["command", "extra_env"], {"A": 5}, "the value of the variable 'A'"),
         (["sandbox", "root"], {"@": "os.system"}, "there is no 'os.system'"),
         (["sandbox", "root"], {"@": ["x"]}, "there is no"),
-        (["sandbox", "root"], {"@": "Command", "argv": ["x"]}, "root"),
+        (["sandbox", "root"], {"@": "Command", "argv": ["x"]}, "there is no 'Command'"),
         (["sandbox", "network"], "other", "network is 'other'"),
         (["sandbox", "user", "uid"], -1, "uid is -1"),
         (["sandbox", "policy", "seccomp"], {"@": "Profile", "text": "{"}, "JSON"),

@@ -263,6 +263,12 @@ def test_the_order_of_variables_and_names_is_not() -> None:
     assert COMMAND.digest(boxes[0]) == COMMAND.digest(boxes[1])
 
 
+def test_nothing_is_not_the_same_as_zero() -> None:
+    boxes = [BOX.replace(umask=umask) for umask in (0, None)]
+    assert len({COMMAND.digest(box, ["umask"]) for box in boxes}) == 2
+    assert len({COMMAND.replace(timeout=timeout).digest(BOX) for timeout in (0, None)}) == 2
+
+
 def test_where_a_variable_was_given_is_not_in_the_digest() -> None:
     path = sandboxlib_path()
     assert Command(["cc"], env={"PATH": path}).digest(BOX) == Command(["cc"]).digest(BOX)
