@@ -69,6 +69,12 @@ class PlannedMount:
         """Whether the core makes it in the root, or in a mirror of a directory of it."""
         return self.values["kind"] in (lib.SBX_DIRECTORY, lib.SBX_SYMLINK, lib.SBX_FILE)
 
+    @property
+    def point(self) -> str:
+        """What it leaves in the upper of an overlay, as class Upper has it."""
+        is_link = self.values["kind"] == lib.SBX_SYMLINK
+        return f"{self.target}//{self.values['source']}" if is_link else self.target
+
     def needs_stub(self, stubs: Stubs) -> bool:
         """Whether the root lacks the mount point, and nothing but a stub gives it one."""
         made = any(stubs.is_missing(path) for path in self.made_above)

@@ -86,7 +86,7 @@ class Plan:
         """The root of layers, of which it fills the values of the place."""
         changes = None if self.box.limits is None else self.box.limits.changes
         values |= place_values(overlay, ids, changes, inodes_of(changes))
-        targets = tuple(mount.target for mount in self.mounts)
+        targets = tuple(mount.point for mount in self.mounts)
         hidden = tuple(mount.target for mount in self.mounts if mount.is_over_the_root)
         return StackedRoot(self.box, ids, targets, hidden)
 

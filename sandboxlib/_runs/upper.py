@@ -25,7 +25,8 @@ class Upper:
     owners: Owners, which say what kind of process can read all of it.
     complete: bool, False if the run was killed (timeout, limits), maybe in the midst of a write.
     targets: a tuple of str: where the run's own mounts lay, inside the root. A mount point that the
-        layers lack was made in the upper: an empty directory, or an empty file.
+        layers lack was made in the upper: an empty directory, or an empty file. A symbolic link
+        that the Sandbox adds is there too, with "//" and its text behind the path.
     """
 
     def __init__(

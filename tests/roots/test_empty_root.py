@@ -143,3 +143,17 @@ with Sandbox(Overlay(), extra_mounts=mounts) as box:
         argv = [*as_nobody(Path(needed)), sys.executable, "-c", script]
         done = subprocess.run(argv, stdin=busybox, capture_output=True, text=True, check=False)
     assert done.stdout == "b'/bin /new /new/x\\n' b''\n" * 2, done.stderr
+
+
+def test_what_the_mounts_put_there_is_no_change(executor: str, furniture: list[Mount]) -> None:
+    mounts = [*furniture, Mount.symlink("x", "/to/be/replaced"), Mount.directory("/deep/er")]
+    script = "touch /new /deep/er/file /tmp/x; ln -sf y /to/be/replaced"
+    with (
+        Sandbox(Overlay(), extra_mounts=mounts) as box,
+        box.run(["/bin/sh", "-c", script], changes="keep", check=True).changes as changes,
+    ):
+        paths = [change.path for change in changes]
+    assert paths == [
+        *("/deep", "/deep/er", "/deep/er/file", "/new"),
+        *("/to", "/to/be", "/to/be/replaced"),
+    ]

@@ -311,18 +311,15 @@ def _ids(directory: Directory) -> list[tuple[int, int, int]]:
     return found
 
 
-def _is_stub(status: os.stat_result) -> bool:
-    """Return True for what a run makes at a mount point: an empty file, or the link of a Mount."""
-    return stat.S_ISLNK(status.st_mode) or (stat.S_ISREG(status.st_mode) and not status.st_size)
-
-
 def with_parents(items: Iterable[Item], points: Iterable[bytes] = ()) -> Iterator[Item]:
     """The items, without directories that hold no other item and did not change themselves.
 
-    points: paths of mount points. What was made for them is no change of the run: a point itself,
-    and a directory above it, unless there is something else in that.
+    points: paths of mount points, and of links that the run was given, with "//" and the text of
+    the link behind the path. What was made for them is no change of the run: a point itself, and a
+    directory above it, unless there is something else in that.
     """
-    targets = {tuple(part for part in path.split(b"/") if part) for path in points}
+    texts = {path: text for path, _, text in (point.partition(b"//") for point in points)}
+    targets = {tuple(part for part in path.split(b"/") if part): texts[path] for path in texts}
     above = {target[:size] for target in targets for size in range(1, len(target) + 1)}
     waiting: list[Item] = []
     for item in items:
@@ -332,11 +329,19 @@ def with_parents(items: Iterable[Item], points: Iterable[bytes] = ()) -> Iterato
         if item.entry.is_directory() and (item.kind == SAME or is_point):
             waiting.append(item)
             continue
-        if is_point and item.path in targets and _is_stub(item.entry.status):
+        if is_point and item.path in targets and _is_of_point(item.entry, targets[item.path]):
             continue
         yield from (each for each in waiting if each.path)
         waiting.clear()
         yield item
+
+
+def _is_of_point(entry: Entry, text: bytes) -> bool:
+    """Return True for what a run makes at a point: an empty file, or a link with this text."""
+    mode = entry.status.st_mode
+    if stat.S_ISLNK(mode):
+        return entry.link() == text
+    return stat.S_ISREG(mode) and not entry.status.st_size
 
 
 def _is_same_file(entry: Entry, was: Entry) -> bool:
