@@ -25,14 +25,11 @@ _RECENT = 100_000_000  # ns. The clock of a file system may stand still for some
 class Mirrored:
     """What the caller's directories are like that may have a mirror, and the entries that exist."""
 
-    def __init__(self, root: str, mounts: Sequence[PlannedMount]) -> None:
+    def __init__(self, root: str, entries: Sequence[PlannedMount]) -> None:
         self._seen: dict[str, Any] = {}
-        targets = [mount.target for mount in mounts if mount.is_entry]
-        if not targets:
-            return
         fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for target in targets:
+            for target in [entry.target for entry in entries]:
                 path, is_entry = _nearest(fd, target)
                 # One that changed just now may change again without another time.
                 state = _state(path, is_entry)

@@ -65,9 +65,14 @@ class PlannedMount:
         return self.values["kind"] in (lib.SBX_DIRECTORY, lib.SBX_SYMLINK)
 
     @property
+    def is_file(self) -> bool:
+        """Whether it is a file with a content of the caller's."""
+        return bool(self.values["kind"] == lib.SBX_FILE)
+
+    @property
     def is_entry(self) -> bool:
         """Whether the core makes it in the root, or in a mirror of a directory of it."""
-        return self.values["kind"] in (lib.SBX_DIRECTORY, lib.SBX_SYMLINK, lib.SBX_FILE)
+        return self.is_made or self.is_file
 
     @property
     def point(self) -> str:
@@ -87,7 +92,7 @@ class PlannedMount:
 
     def is_directory(self) -> bool:
         """Whether the mount point has to be a directory."""
-        if self.values["kind"] == lib.SBX_FILE:
+        if self.is_file:
             return False
         return self.source is None or bool(lib.sbx_is_directory(os.fsencode(self.source)))
 

@@ -171,15 +171,16 @@ class Slots:
         self._values = plan.values
         self._policy = plan.box.policy
         self._in_user_namespace = plan.in_user_namespace
-        self._has_entries = any(mount.is_entry for mount in plan.mounts)
-        # In a slot a run finds no path of the caller: no source, and no /dev that lends devices.
-        # Its program makes no entries.
+        kept = [mount for i, mount in enumerate(plan.mounts) if i not in self._own]
+        self._entries = [mount for mount in kept if mount.is_entry]
+        # In a slot a run finds no path of the caller: no source, no /dev that lends devices, and no
+        # content of a file.
         own = [plan.mounts[i] for i in self._own]
         self._may_stay = not any(
-            m.source or m.is_entry or m.needs_lender(plan.in_user_namespace) for m in own
+            m.source or m.is_file or m.needs_lender(plan.in_user_namespace) for m in own
         )
         if plan.overlay is not None:
-            self._optional, self._has_entries = [], False  # no run shows a root of the caller's
+            self._optional, self._entries = [], []  # no run shows a root of the caller's
             self._may_stay = _may_stay_in_layers(own, plan.in_user_namespace)
         _all[id(self)] = ref(self)
 
@@ -319,7 +320,7 @@ class Slots:
             if shared.watch is None:
                 shared.watch = Watch(self._paths)
                 shared.lacks = [p for p in self._optional if not os.path.lexists(p)]
-                shared.mirrored = Mirrored(self._root, self._mounts) if self._has_entries else None
+                shared.mirrored = Mirrored(self._root, self._entries) if self._entries else None
             if shared.program is None:
                 shared.program = self._prepare(shared.stubs)
             slot = Slot(shared, shared.program, cgroup, setup)
@@ -372,7 +373,10 @@ class Slots:
             mount.values if i in self._own else {**mount.values, "flags": lib.SBX_KEPT}
             for i, mount in enumerate(self._mounts)
         ]
-        return place, flags, native.pack_place(for_run, of_a_run, bytes(missing)), lib.SBX_OF_RUN
+        # The smaller program makes no directories and links of the Sandbox.
+        makes = any(self._mounts[i].is_made for i in self._own)
+        program = lib.SBX_OF_LAYERS if makes else lib.SBX_OF_RUN
+        return place, flags, native.pack_place(for_run, of_a_run, bytes(missing)), program
 
     def _prepare_template(self, overlay: StackedRoot) -> _Program:
         """As _prepare(), for runs with a root of layers. The resident's root is a template, which

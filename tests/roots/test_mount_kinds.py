@@ -21,7 +21,7 @@ from lib.boxes import open_box
 from lib.machine import needs_root
 from lib.users import as_nobody
 
-from sandboxlib import File, Mount, Result, Sandbox, SandboxError, SetupError
+from sandboxlib import File, Mount, Overlay, Result, Sandbox, SandboxError, SetupError
 
 pytest_plugins = ["lib.ways"]
 pytestmark = pytest.mark.usefixtures("host_mounts_unchanged")
@@ -225,12 +225,22 @@ def test_slots_notice_that_a_mirrored_directory_changes(executor: str, rootfs: P
         assert (box.run(["ls", "/etc/new"]).out or b"").split() == [b"inner"]
 
 
-def test_entries_stay_in_slots(executor: str, rootfs: Path) -> None:
+@pytest.mark.parametrize("root", ["directory", "layers", "nothing"])
+def test_slots_serve_runs_with_entries(executor: str, rootfs: Path, root: str) -> None:
+    """The IPC namespace is that of the slot. After the first run there may be a second slot."""
     time.sleep(0.15)  # a directory that changed just now is looked at again
-    mounts = [Mount.directory("/src"), Mount.file(b"text", "/file")]
-    with open_box(rootfs, **READ_ONLY, extra_mounts=mounts) as box:
-        box.run(["true"])
-        seen = {box.run(["stat", "-c", "%d:%i:%Z", "/file", "/src"]).out for _ in range(6)}
+    mounts = [
+        Mount.directory("/src"),
+        Mount.file(b"text", "/file"),
+        Mount.directory("/tmp/a/b"),
+        Mount.symlink("a", "/tmp/link"),
+    ]
+    roots = {"directory": rootfs, "layers": Overlay(rootfs), "nothing": Overlay()}
+    if root == "nothing":
+        mounts = [Mount.bind(rootfs / "bin", "/bin"), Mount.directory("/proc"), *mounts]
+    script = "readlink /proc/self/ns/ipc && [ ! -e /tmp/a/b/left ] && touch /tmp/link/b/left"
+    with Sandbox(roots[root], extra_mounts=mounts) as box:
+        seen = {box.run(["/bin/sh", "-c", script], check=True).out for _ in range(7)}
     assert len(seen) <= 3, "no slot served two of seven runs"
 
 
