@@ -474,6 +474,9 @@ class Sandbox(Spec):
         self.close()
 
 
+Spec._of_calls = Sandbox
+
+
 async def run_sandbox_async(
     rootfs_path: _types.Path | Overlay | Layers,
     command: _types.Argv | Command,

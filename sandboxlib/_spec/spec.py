@@ -114,6 +114,7 @@ class Spec(Value):
     _plans: dict[object, _types.Any]  # a Plan for each kind of caller
     _executors: dict[object, _types.Any]  # the Executor that was chosen, for each kind of caller
     _limited: dict[Limits, Spec]  # Sandboxes for Commands with limits, by these limits
+    _of_calls: type[Spec]  # of one-shot calls: Sandbox, which api puts here from a room above
     _base: Spec | None = None  # in one of _limited: the Sandbox from which it was made
     _over: tuple[Layers, ...] = ()  # layers above those of inputs: what an earlier run had changed
     _may_lack_paths = False  # True: a writable path that the root lacks is left out, and no error
@@ -430,13 +431,14 @@ def _policy_for(options: dict[str, Any]) -> Policy:
 
 
 def sandbox_for(
-    root: Path | Overlay | Layers, options: dict[str, Any], kind: type[Spec] = Spec
+    root: Path | Overlay | Layers, options: dict[str, Any], kind: type[Spec] | None = None
 ) -> Spec:
     """The Sandbox of a one-shot call; equal options give the same Sandbox, which has its plan once.
 
     One with a relative path is made anew each time, as the caller's directory may change.
-    kind: the class of the Sandbox.
+    kind: the class of the Sandbox. None: sandboxlib.Sandbox.
     """
+    kind = kind or Spec._of_calls
     if not _POLICY.isdisjoint(options):
         options = dict(options)
         options["policy"] = _policy_for(options)

@@ -16,6 +16,7 @@ from lib.machine import needs_root, require
 from lib.roots import make_rootfs
 from lib.uppers import told
 
+import sandboxlib
 from sandboxlib import Change, Changes, Mount, Overlay, Result, Sandbox, SpecError, User
 
 pytest_plugins = ["lib.ways"]
@@ -73,6 +74,13 @@ def test_a_run_keeps_its_changes_if_it_is_asked(executor: str, way: str, base: P
         assert changes.complete
         assert changes.read("/etc/new") == b"new\n"
         assert changes.read("/etc/mode") == b"mode\n"
+
+
+def test_a_one_shot_call_keeps_its_changes(executor: str, base: Path) -> None:
+    call = sandboxlib.get_executor(executor).run_sandbox
+    for run in (call, sandboxlib.run_sandbox):
+        with run(Overlay(base), sh(SCRIPT), changes="keep").changes as changes:
+            assert told(changes) == TOLD
 
 
 def test_nothing_is_kept_unless_it_is_asked(base: Path) -> None:
