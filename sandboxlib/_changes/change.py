@@ -11,6 +11,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     pass
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 KINDS = ("added", "modified", "deleted", "metadata")
 TYPES = ("file", "directory", "symlink", "fifo", "socket", "device")
 
@@ -46,6 +50,7 @@ class Change(Value):
         *("path", "kind", "type", "mode", "size", "uid", "gid", "mtime_ns", "target", "link"),
         *("device", "xattrs"),
     )
+    __slots__ = _fields  # there may be a million of them
     path: str
     kind: _types.Literal["added", "modified", "deleted", "metadata"]
     type: _types.Literal["file", "directory", "symlink", "fifo", "socket", "device"]
@@ -84,11 +89,19 @@ class Change(Value):
         check_choice("type", type, TYPES)
         if not all(isinstance(each, int) for each in (mode, size, uid, gid, mtime_ns)):
             raise SpecTypeError("mode, size, uid, gid and mtime_ns of a change are int")
-        self.__dict__.update(
-            path=path, kind=kind, type=type, mode=mode, size=size, uid=uid, gid=gid
-        )
-        self.__dict__.update(mtime_ns=mtime_ns, target=target, link=link)
-        self.__dict__.update(device=device, xattrs=tuple(xattrs))
+        values = (path, kind, type, mode, size, uid, gid, mtime_ns, target, link, device)
+        self._put((*values, tuple(xattrs)))
+
+    @classmethod
+    def _of(cls, values: tuple[object, ...]) -> Change:
+        """The Change of these values of the fields, which the caller has checked."""
+        made = object.__new__(cls)
+        made._put(values)
+        return made
+
+    def _put(self, values: tuple[object, ...]) -> None:
+        for setter, value in zip(_SETTERS, values, strict=True):
+            setter(self, value)
 
     @property
     def mtime(self) -> float:
@@ -98,3 +111,6 @@ class Change(Value):
     def __repr__(self) -> str:
         link = f" -> {self.target!r}" if self.target is not None else ""
         return f"<Change {self.kind} {self.type} {self.path!r}{link}>"
+
+
+_SETTERS: list[Any] = [getattr(Change, name).__set__ for name in Change._fields]

@@ -281,8 +281,7 @@ class Changes:
         listing = Listing()
         self._stream(listing, MOST_KEPT)
         self._list = listing.sorted()
-        if listing.is_whole and len(listing.items) <= MOST_ITEMS:
-            self._kept = listing.items
+        self._kept = listing.items
 
     def _stream(self, consumer: Consumer, budget: int) -> None:
         """Give all items to a consumer as the reader finds them. budget: bytes of content, after
@@ -338,29 +337,35 @@ class Changes:
 
 
 class Listing:
-    """The consumer that collects all items. is_whole: whether no content was left out."""
+    """The consumer that collects the changes. items: all items with their contents; None if they
+    are too many, or if content was left out.
+    """
 
     def __init__(self) -> None:
-        self.items: list[tuple[Item, bytes]] = []
-        self.is_whole = True
+        self.items: list[tuple[Item, bytes]] | None = []
+        self._changes: list[Change] = []
         self._content: list[bytes] = []
 
     def begin(self, item: Item) -> None:
+        if item.change.kind != SAME:
+            self._changes.append(item.change)
         if item.parts is None:
-            self.is_whole = False
+            self.items = None
 
     def content(self, data: bytes) -> None:
         self._content.append(data)
 
     def end(self, item: Item) -> None:
-        self.items.append((item, b"".join(self._content)))
+        if self.items is not None:
+            self.items.append((item, b"".join(self._content)))
+            if len(self.items) > MOST_ITEMS:
+                self.items = None
         self._content.clear()
 
     def sorted(self) -> tuple[Change, ...]:
         """The changes in the order of their paths, component by component."""
-        found = [item.change for item, _ in self.items if item.change.kind != SAME]
-        found.sort(key=lambda change: os.fsencode(change.path).split(b"/"))
-        return tuple(found)
+        self._changes.sort(key=lambda change: os.fsencode(change.path).split(b"/"))
+        return tuple(self._changes)
 
 
 def check_mtime(mtime: object) -> None:

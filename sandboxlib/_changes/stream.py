@@ -141,21 +141,10 @@ def parse(record: bytes) -> Item:
     pair = _DEVICE.fullmatch(device) if device else None
     if not is_honest or (device and not pair):
         raise Nonsense(repr(record[:200]))
-    made = object.__new__(Change)
-    made.__dict__.update(
-        path=path,
-        kind=kind,
-        type=kind_of_file,
-        mode=mode,
-        size=size,
-        uid=uid,
-        gid=gid,
-        mtime_ns=mtime,
-        target=target,
-        link=link,
-        device=(int(pair[1]), int(pair[2])) if pair else None,
-        xattrs=_attributes(fields[8:]) if len(fields) > 8 else (),
-    )
+    values = path, kind, kind_of_file, mode, size, uid, gid, mtime, target, link
+    device_of = (int(pair[1]), int(pair[2])) if pair else None
+    attributes = _attributes(fields[8:]) if len(fields) > 8 else ()
+    made = Change._of((*values, device_of, attributes))
     return Item(made, _parts(parts, size, kind_of_file))
 
 

@@ -207,6 +207,12 @@ class Staging:
         with failure(self.name):
             os.mkdir(self.name, 0o700, dir_fd=parent)
             self.fd = os.open(self.name, DIRECTORY, dir_fd=parent)
+        at = os.fstat(self.fd)
+        if at.st_uid != os.geteuid() or at.st_mode & 0o077 or os.listdir(self.fd):
+            os.close(self.fd)
+            what = f"use the directory {self.name}, which another process replaced"
+            hint = "choose a place that only you can write to"
+            raise setup_error(errno.ESTALE, self.name, STEP, what, hint)
 
     def __enter__(self) -> Staging:
         return self
