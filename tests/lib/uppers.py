@@ -72,6 +72,8 @@ def unpack(layer: Path, directory: Path) -> None:
             if os.path.lexists(path) and not (member.isdir() and _is_directory(path)):
                 _remove(path)
             tar.extract(member, directory, numeric_owner=True)
+            for name in os.listxattr(path, follow_symlinks=False):  # of a directory that was there
+                os.removexattr(path, name, follow_symlinks=False)
             for key, value in member.pax_headers.items():
                 if key.startswith("SCHILY.xattr."):
                     data = value.encode("utf-8", "surrogateescape")
