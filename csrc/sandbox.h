@@ -272,6 +272,7 @@ struct sbx_run {
     int stillborn;  /* 1: the kernel killed a child that was born in job.unified, see clone.c */
     int setting_up; /* 1: the child is in the caller's memory; the kernel clears it */
     int64_t killed; /* when SIGKILL was sent, in ns of CLOCK_MONOTONIC; 0: it was not */
+    int reported;   /* 1: its record came before anybody killed it; `killed` is when that is late */
     int asked;      /* 1: its reaper was told to kill the rest and to report, see sbx_stop */
     int stuck; /* after sbx_end: a pidfd of what SIGKILL did not end in SBX_LAST_MS, or 0. Python
                 * keeps it, and all of this memory, until that process is gone. */

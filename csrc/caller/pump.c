@@ -192,8 +192,10 @@ static void move_bytes(struct sbx_run *run, const struct pollfd fds[4]) {
  * a SIGKILL. */
 void notice_record(struct sbx_run *run) {
     if (!run->ended && !run->killed && run->status >= 0
-        && bytes_in(run->status) >= (int)sizeof(struct sbx_record))
+        && bytes_in(run->status) >= (int)sizeof(struct sbx_record)) {
         run->killed = sbx_now() + LAST_WITHOUT_HASTE_NS;
+        run->reported = 1;
+    }
 }
 
 int sbx_pump_any(struct sbx_run **runs, int n, enum sbx_pump_result *results, void *room,

@@ -50,7 +50,7 @@ void reset_run(struct sbx_run *run, const struct sbx_place *place) {
     run->slot = NULL;
     run->pid = 0;
     run->pidfd = run->status = run->out.fd = run->err.fd = -1;
-    run->killed = run->asked = run->stuck = run->stillborn = 0;
+    run->killed = run->reported = run->asked = run->stuck = run->stillborn = 0;
     run->out.length = run->err.length = 0;
     run->out.is_terminal = run->err.is_terminal = 0;
     run->group = place && place->session && !(place->namespaces & CLONE_NEWPID);

@@ -101,7 +101,7 @@ def usage_of(run: Any) -> bytes:
 
 def was_left_alone(run: Any) -> bool:
     """Whether nobody killed a run that is over: its command wrote all that it wanted to."""
-    return not (run.killed or run.asked or run.over_cpu_time)
+    return not ((run.killed and not run.reported) or run.asked or run.over_cpu_time)
 
 
 def new_limits(values: dict[str, Any]) -> Any:
