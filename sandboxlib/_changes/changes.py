@@ -168,8 +168,8 @@ class Changes:
         try:
             with tempfile.TemporaryFile() as file:
                 digest = self._archive(file.write, mtime)
-                file.seek(0)
-                layer = Layer._from_stream(file.fileno(), "the changes", store, timeout=None)
+                file.flush()
+                layer = Layer._from_file(file.fileno(), "the changes", store, timeout=None)
         except OSError as error:
             if isinstance(error, RuntimeError):  # a SetupError
                 raise

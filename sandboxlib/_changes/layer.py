@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 
 from .. import _types
@@ -100,13 +101,16 @@ class Layer(Value, Layers):
         return cls(digest, store)
 
     @classmethod
-    def _from_stream(
+    def _from_file(
         cls, fd: int, name: str, store: AnyStore | None, timeout: float | None = 600.0
     ) -> Self:
-        """The Layer of a tar that comes out of a pipe, until its end. name: for messages."""
+        """The Layer of a tar that is an open file. name: for messages."""
         from .._images import unpack_layers
 
-        return cls(unpack_layers.from_stream(fd, name, store_of(store), timeout), store)
+        storage, source = store_of(store), {"offset": 0, "size": os.fstat(fd).st_size}
+        for way in unpack_layers.ways():
+            digest = unpack_layers.from_stream(fd, name, storage, timeout, way, source)
+        return cls(digest, store)
 
     def _lowers(self, owners: Owners, store: AnyStore | None = None) -> list[Lower]:
         lease = self._lease(owners, store)
@@ -119,10 +123,6 @@ class Layer(Value, Layers):
         """A lease of the layer, as a caller with these owners has it."""
         kind, storage = kind_of(owners), store_of(self.store or store)
         lease = storage._lease(kind, self.digest[7:])
-        if lease is None:
-            from .._images import unpack_layers
-
-            lease = unpack_layers.converted(storage, kind, owners, self.digest[7:])
         if lease is None:
             path = storage._path(kind, self.digest[7:])
             what = f"find the layer {self.digest} in the store {storage.directory}"

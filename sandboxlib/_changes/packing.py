@@ -26,19 +26,23 @@ _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 def from_directory(path: str, store: Storage, timeout: float | None) -> str:
     """Pack a directory into the store, and return the digest of the layer."""
-    owners = unpack_layers.way_for(None).owners
     try:
         fd = os.open(path, _FLAGS)
     except OSError as error:
         raise setup_error(error.errno or 0, path, "source", f"open {path}") from error
-    upper = Upper(fd, USER, (), owners, True, ())
+    ways = unpack_layers.ways()
+    upper = Upper(fd, USER, (), ways[0].owners, True, ())
     try:
-        return _packed(upper, path, store, timeout)
+        for way in ways:
+            digest = _packed(upper, path, store, timeout, way)
     finally:
         upper.close()
+    return digest
 
 
-def _packed(upper: Upper, path: str, store: Storage, timeout: float | None) -> str:
+def _packed(
+    upper: Upper, path: str, store: Storage, timeout: float | None, way: unpack_layers.Way
+) -> str:
     ours, theirs = socket.socketpair()
     digests: list[str] = []
     failed: list[BaseException] = []
@@ -56,7 +60,7 @@ def _packed(upper: Upper, path: str, store: Storage, timeout: float | None) -> s
     packer = threading.Thread(target=pack, name="sandboxlib-packer", daemon=True)
     packer.start()
     try:
-        digest = unpack_layers.from_stream(theirs.fileno(), path, store, timeout)
+        digest = unpack_layers.from_stream(theirs.fileno(), path, store, timeout, way)
     finally:
         theirs.close()
         packer.join()

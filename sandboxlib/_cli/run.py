@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     #: Writes the JSON record of a Result, and of its Trace, where the options want it.
     Record = Callable[..., None]
 
+STORE_COMMANDS = ("list", "prune", "verify")  # `store` alone may be a directory
 EXIT_TIMED_OUT = 124  # the same as that of timeout(1)
 EXIT_CANNOT_EXECUTE, EXIT_NOT_FOUND = 126, 127  # as a shell, env(1) and docker run have them
 _LAYOUT = "\n\t"  # the control characters that messages may contain
@@ -44,6 +45,8 @@ def run_sandbox_command(argv: Sequence[str] | None = None, prog: str = "run-sand
     if args[:1] and args[0].partition("=")[0] == "--reproduce":
         given = _options.reproduce_parser(prog).parse_args(args)
         return _guarded(prog, lambda: _reproduce(given, prog))
+    if args[:1] == ["store"] and args[1:2] and args[1] in STORE_COMMANDS:
+        return _store(args[1:], f"{prog} store")
     parser = _options.run_parser(prog)
     _parser.complete(parser, _options.WORDS)
     options = parser.parse_args(args)
@@ -295,6 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: Mapping[str, tuple[Callable[[Sequence[str], str], int], str]] = {
         "run": (run_sandbox_command, "run a command in a sandbox, as run-sandbox does"),
         "doctor": (_doctor, "say what works on this machine, and what would help"),
+        "store": (_store, "look at the store of layers, images and inputs, or prune it"),
         "demo": (_demo, "build a real C project, each step in a sandbox"),
         "bench": (_bench, "measure what a sandbox costs on this machine"),
     }
@@ -317,6 +321,16 @@ def _bench(argv: Sequence[str], prog: str) -> int:
     from . import bench as _bench
 
     return _bench.main(argv)
+
+
+def _store(argv: Sequence[str], prog: str) -> int:
+    from . import store as _store
+
+    try:
+        return _store.main(argv, prog)
+    except (SandboxError, OSError) as error:
+        print(f"{prog}: {printable(str(error), _LAYOUT)}", file=sys.stderr)
+        return EXIT_OURS
 
 
 def _doctor(argv: Sequence[str], prog: str) -> int:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .._store.storage import New, Storage
-from .._values import AnyStore
+from .._values import AnyStore, check_flag
 
 
 class Store(Storage):
@@ -24,6 +24,35 @@ class Store(Storage):
     """
 
     __module__ = "sandboxlib"  # as callers import it, and pickles name it
+
+    def verify(self, *, remove: bool = False) -> list[str]:
+        """Reads all unpacked layers, and compares them with what was unpacked. Returns the paths of
+        those that are damaged: a disk that fails or lost power, or somebody who writes where only
+        runs should read.
+
+        remove: bool. True: it also removes them, so that the next run makes them anew, unless a run
+            uses them. False (the default): it only tells.
+
+        Raises SetupError if the store cannot be read; UnsupportedError if this caller can confine
+        no child to read it. Layers that the caller unpacked with other ranges of ids are left out.
+        """
+        from .unpack_layers import is_whole, way_of
+
+        check_flag("remove", remove)
+        self._ready()
+        damaged = []
+        for entry in self._entries():
+            lease = self._lease(entry.kind, entry.name)
+            way = way_of(entry.kind)
+            if lease is None or way is None:
+                continue
+            whole = is_whole(lease, way)
+            lease.close()
+            if not whole:
+                damaged.append(entry.path)
+                if remove:
+                    self._remove(entry)
+        return damaged
 
     def _empty_foreign(self, new: New) -> int:
         from .unpack import remove_foreign

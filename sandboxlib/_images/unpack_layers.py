@@ -57,22 +57,42 @@ def way_for(owners: Owners | None) -> Way:
     return Way(kind_of(owners), confined, owners)
 
 
+def ways() -> list[Way]:
+    """The Ways of this caller, the one that keeps most first. A layer is unpacked in each, because
+    a Sandbox of an ordinary user may have one id or its ranges.
+    """
+    best = way_for(None)
+    if best.owners.kind != "ranges" or os.geteuid() == 0:
+        return [best]
+    return [best, way_for(Owners("single", os.geteuid(), os.getegid()))]
+
+
 def from_tar(path: str, store: Storage, timeout: float | None) -> str:
     """Unpack a tar into the store, and return its digest."""
-    request = unpack.Request("layer", path, timeout=timeout)
     fd = unpack._open_archive(path)
     try:
         source = {"offset": 0, "size": os.fstat(fd).st_size}
-        made = unpacked(store, way_for(None), request, stdin=fd, source=source)
+        for way in ways():
+            digest = from_stream(fd, path, store, timeout, way, source)
     finally:
         os.close(fd)
-    return _stackable(made, request)
+    return digest
 
 
-def from_stream(fd: int, name: str, store: Storage, timeout: float | None) -> str:
-    """Unpack the tar that comes out of a pipe, and return its digest."""
+def from_stream(
+    fd: int,
+    name: str,
+    store: Storage,
+    timeout: float | None,
+    way: Way,
+    source: dict[str, Any] | None = None,
+) -> str:
+    """Unpack the tar that comes out of a pipe, or that is in a file, and return its digest.
+
+    source: as in unpacked(); None: it comes out of a pipe.
+    """
     request = unpack.Request("layer", name, timeout=timeout)
-    made = unpacked(store, way_for(None), request, stdin=fd, source={"piped": True})
+    made = unpacked(store, way, request, stdin=fd, source=source or {"piped": True})
     return _stackable(made, request)
 
 
@@ -166,6 +186,23 @@ def _mark_opaque(new: New, paths: list[str]) -> None:
             os.close(at)
 
 
-def converted(store: Storage, kind: str, owners: Owners, name: str) -> Lease | None:
-    """A layer that the store has for another kind of caller. Returns None if it has none."""
+def way_of(kind: str) -> Way | None:
+    """The Way of the entries of a kind; None if these are no layers, or if this caller has other
+    ranges of ids now.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    for name in ("real", "single", "ranges"):
+        with contextlib.suppress(UnsupportedError):
+            owners = Owners(name, uid, gid)
+            if kind_of(owners) == kind:
+                return way_for(owners)
     return None
+
+
+def is_whole(lease: Lease, way: Way) -> bool:
+    """Return True if a layer is as it was unpacked."""
+    with open(os.path.join(os.path.dirname(lease.path), "fingerprint"), "rb") as file:
+        fingerprint = file.read()
+    child = unpack.Child(unpack.Request("measure", lease.path), way.confined)
+    child.settings["directory"] = False
+    return bool(child.run(Existing(lease.path))["value"] == fingerprint.decode("ascii", "replace"))

@@ -44,7 +44,7 @@ from sandboxlib import (
     load,
 )
 from sandboxlib._images import known as known_module
-from sandboxlib._images import unpack, unpack_image
+from sandboxlib._images import unpack, unpack_image, unpack_layers
 from sandboxlib._spec.overlay import Lower, Owners
 
 
@@ -197,7 +197,7 @@ def test_compressed_tars_are_layers(
     assert Layer.from_tar(path, store).digest.startswith("sha256:")
 
 
-def test_a_layer_that_comes_from_a_pipe(store: Store) -> None:
+def test_a_layer_that_comes_from_a_pipe(store: Store, owners: Owners) -> None:
     data = file("a", b"x" * 300_000) + END
     ours, theirs = os.pipe()
 
@@ -208,11 +208,13 @@ def test_a_layer_that_comes_from_a_pipe(store: Store) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        layer = Layer._from_stream(ours, "a pipe", store)
+        way = unpack_layers.way_for(owners)
+        digest = unpack_layers.from_stream(ours, "a pipe", store, None, way)
     finally:
         writer.join()
         os.close(ours)
-    assert layer.digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert Layer(digest, store)._lowers(owners)
 
 
 def test_a_layer_that_is_not_there_is_told(store: Store, owners: Owners) -> None:
@@ -294,6 +296,44 @@ def test_a_name_that_means_a_whiteout_is_refused(store: Store, tmp_path: Path) -
     (tmp_path / "top" / ".wh.x").touch()
     with pytest.raises(UnsupportedError, match="the name means"):
         Layer.from_directory(tmp_path / "top", store)
+
+
+# ---- what is damaged ---
+
+
+@pytest.mark.parametrize(
+    "damage", ["content", "mode", "a new file", "a lost file", "a link", "a lost mark"]
+)
+def test_verify_finds_what_is_damaged(
+    store: Store, tmp_path: Path, owners: Owners, damage: str
+) -> None:
+    layers = []
+    for name in "ab":
+        members = [directory("d"), file("d/.wh..wh..opq"), file("d/x", b"data"), symlink("l", "x")]
+        layers.append(Layer.from_tar(tar(tmp_path / name, *members, file(name)), store))
+    top = Path(layers[0]._lowers(owners)[0].path)
+    assert store.verify() == []
+    at = (top / "d/x").stat()
+    if damage == "content":
+        (top / "d/x").write_bytes(b"DATA")
+        os.utime(top / "d/x", ns=(at.st_mtime_ns, at.st_mtime_ns))
+    elif damage == "mode":
+        (top / "d/x").chmod(0o777)
+    elif damage == "a new file":
+        (top / "new").touch()
+    elif damage == "a lost file":
+        (top / "d/x").unlink()
+    elif damage == "a link":
+        (top / "l").unlink()
+        os.symlink("y", top / "l")
+    else:
+        os.removexattr(top / "d", "user.overlay.opaque")
+    assert store.verify() == [str(top.parent)]
+    assert store.verify(remove=True) == [str(top.parent)]
+    assert store.verify() == []
+    with pytest.raises(SetupError):
+        layers[0]._lowers(owners)
+    assert layers[1]._lowers(owners)
 
 
 # ---- hostile ones ----------------------------------------------------------------------------

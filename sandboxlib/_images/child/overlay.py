@@ -170,8 +170,11 @@ class OverlayLayer(Layer):
 
     def _copy_up(self, member: Member, name: bytes, error: NoFile) -> None:
         """Copy a file of a lower layer, to which a member is a hard link."""
-        source, at = open_in(self.lowers, member.link)
-        if at is None or source < 0:
+        try:
+            source, at = open_in(self.lowers, member.link, follow=False)
+        except OSError:
+            raise error from None
+        if at is None:
             raise error
         try:
             self._make(lambda: os.close(os.open(name, _NEW, 0o600)), name)
@@ -248,11 +251,12 @@ class OverlayLayer(Layer):
         self._opaque.add(path)
 
 
-def open_in(stack: Any, path: bytes) -> tuple[int, os.stat_result | None]:
-    """Open a file of a stack of layers. Links are followed inside of it. Returns a descriptor and
-    the status of the file; (-1, None) if there is none. Raises OSError if it is no regular file.
+def open_in(stack: Any, path: bytes, *, follow: bool = True) -> tuple[int, os.stat_result | None]:
+    """Open a file of a stack of layers. Links are followed inside of it; with follow=False not one
+    at the end. Returns a descriptor and the status of the file; (-1, None) if there is none. Raises
+    OSError if it is no regular file.
     """
-    found = stack.find(path)
+    found = stack.find(path, follow=follow)
     parts = [part for part in found.path.split(b"/") if part]
     if found.status is None or not parts:
         return -1, None
