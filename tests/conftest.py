@@ -116,6 +116,14 @@ def tool_path() -> Iterator[str]:
         yield f"{directory}:{path}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _the_default_store(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The store that is nobody's: tests leave the caller's own alone, also those of other processes
+    that they start.
+    """
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _no_slot_is_left_to_the_next_test() -> Iterator[None]:
     """Close all slots after each test: a traceback may keep a Sandbox and its descriptors alive."""

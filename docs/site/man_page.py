@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sandboxlib
-from sandboxlib._cli import options
+from sandboxlib._cli import options, store
 
 ENVIRONMENT = {
     "SANDBOXLIB_BACKEND": "the executor, where --executor names none",
@@ -43,6 +43,8 @@ def page() -> str:
         ".br",
         synopsis("run-sandbox doctor", "[--json]"),
         ".br",
+        synopsis("run-sandbox store", "list|prune|verify [options]"),
+        ".br",
         synopsis("run-sandbox --reproduce FILE", "[--run | COMMAND ...]"),
         *section("DESCRIPTION", text(options.DESCRIPTION)),
         ".PP",
@@ -58,6 +60,9 @@ def page() -> str:
         ".SH DOCTOR",
         text(options.doctor_parser("").description or ""),
         *of_group(options.doctor_parser("")._action_groups[1], title=""),
+        ".SH STORE",
+        text(store.store_parser("").description or ""),
+        *of_group(store.store_parser("")._action_groups[1], title=""),
         ".SH REPRODUCE",
         text(options.reproduce_parser("").description or ""),
         *(of_group(options.reproduce_parser("")._action_groups[1], title="")),

@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace, record: Record) -> int:
         del argv[0]
     # What the options say alone is checked before an image is unpacked.
     place, words = _options.sandbox_keywords(options), _options.command_keywords(options)
-    with _open_root(path, options) as (root, image):
+    with _open_root(path, options, place["store"]) as (root, image):
         words |= {name: image[name] for name in ("cwd", "env") if words.get(name) is None}
         if place["user"] is None:
             place["user"] = image["user"]
@@ -173,8 +173,12 @@ def _run_on_terminal(
 
 
 @contextlib.contextmanager
-def _open_root(path: str, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The root directory, and what an image says of its command, which options may override."""
+def _open_root(
+    path: str, options: argparse.Namespace, store: Any
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The root, and what an image says of its command, which options may override. An image comes
+    from the store, unless the sandbox cannot stack layers; then it is unpacked for this run alone.
+    """
     image: dict[str, Any] = {"argv": [], "cwd": None, "env": None, "user": None, "is_own": False}
     if not os.path.isfile(path) and not os.path.isfile(os.path.join(path, "oci-layout")):
         if "/" not in path and not os.path.exists(path):
@@ -183,12 +187,19 @@ def _open_root(path: str, options: argparse.Namespace) -> Iterator[tuple[str, di
             raise SpecError("--ref chooses among the images of a file or layout; this is neither")
         yield path, image
         return
-    from .. import load
-
-    # By default these signals would end the process, and the unpacked image would stay.
+    # By default these signals would end the process, and what it has unpacked would stay.
     for signum in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is signal.SIG_DFL:
             signal.signal(signum, _exit_on_signal)
+    if options.mounts == "isolated" and options.executor != "linux_user_chroot":
+        from .._images.image import Image
+
+        stacked = Image(path, options.ref)
+        known = stacked._known(store, options.unpack_timeout)
+        yield stacked, {**image, "argv": [*known.entrypoint, *known.cmd]}
+        return
+    from .. import load
+
     with load.open_image(path, options.ref, options.unpack_timeout) as (root, process):
         yield root, {**vars(process), "is_own": True}
 

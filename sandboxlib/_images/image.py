@@ -83,14 +83,16 @@ class Image(Value, Layers):
             return Defaults(known.env, known.cwd, user)
         return Defaults(known.env, known.cwd, User(*known.ids, ranges=user == "ranges"))
 
-    def _known(self, store: AnyStore | None) -> Known:
+    def _known(self, store: AnyStore | None, timeout: float | None = 600.0) -> Known:
         """What the store knows of the image, which is unpacked if it knows nothing."""
         storage = store_of(store)
         known = recalled(storage, file_key(self.path, self.ref))
         if known is None:
+            from . import unpack_image
             from .unpack_layers import way_for
 
-            known = self._leases(way_for(None).owners, storage)[0]
+            owners = way_for(None).owners
+            known = unpack_image.unpacked(self.path, self.ref, storage, owners, timeout)[0]
         return known
 
     def _leases(self, owners: Owners, storage: Storage) -> tuple[Known, list[Lease]]:

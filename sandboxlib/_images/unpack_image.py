@@ -24,10 +24,12 @@ _MOST_AT_ONCE = 8  # children, each of which may take 2 GiB of addresses
 class Source:
     """An image that is being unpacked."""
 
-    def __init__(self, path: str, ref: str | None, storage: Storage, way: Way) -> None:
+    def __init__(
+        self, path: str, ref: str | None, storage: Storage, way: Way, timeout: float | None
+    ) -> None:
         self.path, self.ref, self.storage, self.way = path, ref, storage, way
-        self.timeout = unpack.TIMEOUT
-        self.end = time.monotonic() + self.timeout
+        self.timeout = timeout
+        self.end = None if timeout is None else time.monotonic() + timeout
         self.is_aci = path.endswith(".aci")
         self.request = unpack.Request("oci", path, ref=ref, timeout=self.timeout)
         self.size = 0
@@ -47,12 +49,16 @@ class Source:
 
 
 def unpacked(
-    path: str, ref: str | None, storage: Storage, owners: Owners
+    path: str,
+    ref: str | None,
+    storage: Storage,
+    owners: Owners,
+    timeout: float | None = unpack.TIMEOUT,
 ) -> tuple[Known, list[Lease]]:
     """Unpack what the store does not have of an image, and remember it. Only one process at a time
     does that for an image.
     """
-    source, key = Source(path, ref, storage, way_for(owners)), file_key(path, ref)
+    source, key = Source(path, ref, storage, way_for(owners), timeout), file_key(path, ref)
     with storage._making(IMAGES, key, source.end):
         known = recalled(storage, key)
         leases = None if known is None else leased(storage, source.way.kind, known)

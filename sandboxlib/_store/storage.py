@@ -429,7 +429,11 @@ def _size(top: str) -> int:
     seen: set[tuple[int, int]] = set()
     todo = [top]
     while todo:
-        with os.scandir(todo.pop()) as scan:
+        try:
+            scan = os.scandir(todo.pop())
+        except PermissionError:  # its mode keeps even its owner out: it counts as empty
+            continue
+        with scan:
             for entry in scan:
                 at = entry.stat(follow_symlinks=False)
                 if at.st_nlink > 1 and not stat.S_ISDIR(at.st_mode):
