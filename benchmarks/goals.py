@@ -7,6 +7,7 @@ import operator
 from typing import NamedTuple
 
 import output
+import roots
 import rows
 import steps
 from table import Cell, Table, spread
@@ -204,6 +205,33 @@ GOALS = [
         ("tcc", steps.BARE),
         "<=",
         1.10,
+    ),
+    *(
+        Goal(title, "roots", (column, row), (column, to), sign, limit)
+        for title, column, row, to, sign, limit in (
+            ("Overlay / plain root, Sandbox.run", roots.ROOTS, roots.OVERLAY, roots.PLAIN, "<=", 1.10),
+            ("bwrap --tmp-overlay / Overlay, one-shot", roots.ROOTS, roots.BWRAP, roots.OVERLAY_FRESH, ">=", 2.5),
+            ("500 MB: cp -a / Overlay", roots.PRISTINE, roots.COPY, roots.PREPARED, ">=", 100),
+            ("500 MB: cp -al / Overlay", roots.PRISTINE, roots.LINKS, roots.PREPARED, ">=", 100),
+            ("1,000 changes: save() / tarfile", roots.CHANGES, roots.SAVED, roots.TARFILE, "<=", 1.0),
+            ("1,000 changes: digest() / tarfile", roots.CHANGES, roots.DIGESTED, roots.TARFILE, "<=", 1.0),
+            ("1,000 changes: listed / tarfile", roots.CHANGES, roots.LISTED, roots.TARFILE, "<=", 1.0),
+            ("10,000 inputs / 1", roots.INPUTS, roots.STAGED[10_000], roots.STAGED[1], "<=", 1.05),
+            ("umoci / Image, unpacking", roots.IMAGES, roots.UMOCI, roots.UNPACK, ">=", 1.0),
+            ("trace, opens and execs / fresh run", roots.TRACES, roots.OPENS, roots.UNTRACED, "<=", 1.2),
+            ("trace, every path call / fresh run", roots.TRACES, roots.ALL, roots.UNTRACED, "<=", 2.0),
+        )
+    ),
+    Goal(
+        "an image's second start, us", "roots", (roots.IMAGES, roots.SECOND), None, "<=", 5000
+    ),
+    Goal(
+        "Overlay / plain root, runs/s",
+        "root rates",
+        ("1 thread", roots.OVERLAY),
+        ("1 thread", roots.PLAIN),
+        ">=",
+        0.8,
     ),
     Goal("import sandboxlib, ms", "import", ("plain install", "import sandboxlib"), None, "<=", 20),
 ]

