@@ -44,8 +44,9 @@ SECOND, UNPACK, UMOCI, UNTAR = (
 UNTRACED, OPENS, ALL = "fresh run", "trace, opens and execs", "trace, every path call"
 
 _FILES, _SIZE, _CHANGED = 20_000, 25_000, 1_000
+_IMAGE_SIZE = 4_000  # bytes of a file of the image, half of which gzip leaves
 #: Appends to the first files of the root: a static shell does, which opens each file once.
-_TOUCH = 'i=0; while [ $i -lt %d ]; do echo x >> /data/$((i / 100))/$i; i=$((i + 1)); done'
+_TOUCH = "i=0; while [ $i -lt %d ]; do echo x >> /data/$((i / 100))/$i; i=$((i + 1)); done"
 
 
 class Column:
@@ -82,9 +83,10 @@ class Column:
 def columns(directory: Path) -> Iterator[tuple[str, Column]]:
     """The columns, each made when it is its turn: some take a lot of room."""
     yield ROOTS, of_roots(directory)
-    with big_root(directory) as root:
+    with big_root(directory, _SIZE) as root:
         yield PRISTINE, of_pristine(directory, root)
         yield CHANGES, of_changes(directory, root)
+    with big_root(directory, _IMAGE_SIZE) as root:
         yield IMAGES, of_images(directory, root)
     yield INPUTS, of_inputs(directory)
     yield TRACES, of_traces(directory)
@@ -97,18 +99,21 @@ def must(box: Sandbox, argv: list[str] | Command, **options: Any) -> Any:
     return result
 
 
+def repeated(box: Sandbox, argv: list[str] | Command, **options: Any) -> Callable[[], object]:
+    return lambda: must(box, argv, **options)
+
+
 # ---- roots -----------------------------------------------------------------------------------
 
 
 def of_roots(directory: Path) -> Column:
     """A run of /say in a plain root and in an Overlay, prepared and one-shot."""
     column, root = Column(20), directory / "root"
-    for name, place in ((PLAIN, root), (OVERLAY, Overlay(root))):
-        box = Sandbox(place, **rows.FULL)
-        column.add(name, lambda box=box: must(box, ["/say"]))
-        other = Sandbox(place, **rows.FULL)
-        name = PLAIN_FRESH if name == PLAIN else OVERLAY_FRESH
-        column.add(name, lambda box=other: must(box, ["/say"], fresh=True))
+    for name, place, fresh in (
+        *((PLAIN, root, False), (PLAIN_FRESH, root, True)),
+        *((OVERLAY, Overlay(root), False), (OVERLAY_FRESH, Overlay(root), True)),
+    ):
+        column.add(name, repeated(Sandbox(place, **rows.FULL), ["/say"], fresh=fresh))
     argv = bwrap(root)
     column.add(BWRAP, lambda: subprocess.run(argv, check=True, capture_output=True))
     return column
@@ -146,8 +151,8 @@ def rates(directory: Path, seconds: float) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def big_root(directory: Path) -> Iterator[Path]:
-    """A root with a static shell and 20,000 files, on a disk and not in memory."""
+def big_root(directory: Path, size: int) -> Iterator[Path]:
+    """A root with a static shell and 20,000 files of that size, on a disk and not in memory."""
     shell = shutil.which("busybox")
     if shell is None:
         raise peers.MissingError("there is no busybox in PATH (apt: busybox-static)")
@@ -158,7 +163,7 @@ def big_root(directory: Path) -> Iterator[Path]:
     for number in range(_FILES):
         path = root / "data" / str(number // 100) / str(number)
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(random.randbytes(_SIZE))
+        path.write_bytes(random.randbytes(size // 2).hex().encode())
     try:
         yield root
     finally:
@@ -260,7 +265,7 @@ def of_images(directory: Path, root: Path) -> Column:
     def unpack() -> float:
         start = time.perf_counter()
         with Sandbox(Image(top, "t"), store=Store(out), **rows.FULL) as box:
-            box.prepare()
+            must(box, ["/bin/sh", "-c", "exit 0"])
             spent = time.perf_counter() - start
         shutil.rmtree(out)
         return spent
@@ -297,9 +302,8 @@ def of_inputs(directory: Path) -> Column:
     column.add(NO_INPUTS, lambda: must(box, ["/say"]))
     for count, name in STAGED.items():
         files = {f"{n // 100}/{n}": b"%d" % n for n in range(count)}
-        inputs = {"/src": Tree(files), "/a.c": File(b"int a;")}
-        command = Command(["/say"], inputs=inputs)
-        column.add(name, lambda command=command: must(box, command))
+        command = Command(["/say"], inputs={"/src": Tree(files), "/a.c": File(b"int a;")})
+        column.add(name, repeated(box, command))
     return column
 
 
