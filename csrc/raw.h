@@ -265,6 +265,8 @@ struct sbx_order {
     int32_t cwd_or_root;
     int32_t n_candidates, n_args, n_env, n_passed, terminal, cpu_seconds, announce;
     int32_t traced;  /* 1: the socket of the trace lies after what is passed */
+    uint32_t inputs; /* the size of the names of layers that come last */
+    int32_t n_inputs;
     uint32_t limits; /* the size of the struct sbx_limits that follows first; 0: there is none */
     int32_t n_fds;   /* of the descriptors that come with it. A resident gets those of its cgroups
                         with the place, those of stdio with an order; others get none */

@@ -122,6 +122,7 @@ enum sbx_overlay {
     SBX_VOLATILE = 4,   /* nothing is written back when it is unmounted */
     SBX_TEMPLATE = 16,  /* instead: a new tmpfs, in which a resident keeps the layers, as /l/N, and
                          * what its runs mount */
+    SBX_LATE = 32,  /* of a run in a slot: it is made after the order, which names more layers */
     SBX_BY_NAME = 8 /* the kernel takes no layers by descriptor, or not before they are attached:
                      * before Linux 6.15 */
 };
@@ -206,8 +207,12 @@ struct sbx_job {
     int *sources;              /* per mount: room for a descriptor */
     const char *lowers;        /* place.overlay: paths of the caller's, NUL-ended, the top first */
     int n_lowers;
-    const char *upper; /* a directory of the caller's, with `upper` and `work`; NULL: in memory */
-    int upper_socket;  /* where the descriptor of the upper goes; 0: nobody asks for it */
+    const char *inputs; /* in a slot with SBX_LATE: paths in the template, as `lowers`, of layers
+                         * above those that it has */
+    int n_inputs;
+    size_t inputs_size; /* bytes */
+    const char *upper;  /* a directory of the caller's, with `upper` and `work`; NULL: in memory */
+    int upper_socket;   /* where the descriptor of the upper goes; 0: nobody asks for it */
 };
 
 enum { SBX_MOST_PASSED = 32, SBX_MOST_CGROUPS = 8, SBX_MOST_GROUPS = 32 };

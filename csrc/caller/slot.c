@@ -93,10 +93,14 @@ int sbx_spawn_in_slot(struct sbx_slot *slot, const struct sbx_job *job, struct s
         struct sbx_order order = order_of(job, ++slot->runs);
         struct iovec parts[] = {{&order, sizeof order},
                                 {(void *)(uintptr_t)job->limits, order.limits},
-                                {(void *)(uintptr_t)job->cwd, job->size}};
+                                {(void *)(uintptr_t)job->cwd, job->size},
+                                {(void *)(uintptr_t)job->inputs, job->inputs_size}};
         order.n_fds = job->upper_socket ? 4 : 3;
         fds[3] = job->upper_socket;
-        is_sent = send_all(slot->control, parts, 3, fds, order.n_fds, 0) == 0;
+        order.n_inputs = job->n_inputs;
+        order.inputs = (uint32_t)job->inputs_size;
+        order.size += order.inputs;
+        is_sent = send_all(slot->control, parts, 4, fds, order.n_fds, 0) == 0;
     }
     close_outputs(job, stdio);
     sbx_close(&null);

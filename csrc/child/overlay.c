@@ -28,7 +28,7 @@ enum {
 
 /* The layers of a run in a slot lie in the resident's template. */
 static int n_layers(const struct sbx_child *c) {
-    return IN_REAPER ? c->place->n_lowers : c->job->n_lowers;
+    return IN_REAPER ? c->job->n_inputs + c->place->n_lowers : c->job->n_lowers;
 }
 
 /* What the child of a resident makes has no layers yet: its runs stack them. */
@@ -150,10 +150,12 @@ static long add_layer(struct sbx_child *c, const char *path, int number) {
     return error;
 }
 
-static long add_kept_layer(struct sbx_child *c, int number) {
+/* path: of an input, which lies above the layers that are numbered. */
+static long add_kept_layer(struct sbx_child *c, const char *path, int number) {
     char name[16];
-    put_number(put_text(name, "/l/"), number);
-    long fd = raw(__NR_openat, AT_FDCWD, name, O_SEARCH_DIR);
+    put_number(put_text(name, "/l/"), number - c->job->n_inputs);
+    path = number < c->job->n_inputs ? path : name;
+    long fd = raw(__NR_openat, AT_FDCWD, path, O_SEARCH_DIR);
     if (fd < 0)
         return fd;
     if (number == 0)
@@ -174,14 +176,15 @@ int do_layers(struct sbx_child *c) {
     int n = n_layers(c);
     if (n > MOST_LAYERS)
         return -E2BIG;
-    const char *path = c->job->lowers;
+    int named = IN_REAPER ? c->job->n_inputs : n;
+    const char *path = IN_REAPER ? c->job->inputs : c->job->lowers;
     for (int i = 0; i < n; i++) {
         c->index = n - 1 - i;
         c->run->at.index = c->index;
-        long error = IN_REAPER ? add_kept_layer(c, i) : add_layer(c, path, i);
+        long error = IN_REAPER ? add_kept_layer(c, path, i) : add_layer(c, path, i);
         if (error < 0)
             return (int)error;
-        path += IN_REAPER ? 0 : strlen(path) + 1;
+        path += i < named ? strlen(path) + 1 : 0;
     }
     c->index = 0;
     return 0;

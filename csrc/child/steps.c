@@ -94,20 +94,40 @@ static const struct {
 };
 /* clang-format on */
 
+/* Whether a step waits for the order, as it makes a root of layers that the order names. */
+static int is_late(const struct sbx_child *c, enum sbx_step step) {
+#ifdef SBX_STACKS
+    return c->place->overlay & SBX_LATE && step >= SBX_STEP_UPPER && step <= SBX_STEP_PIVOT;
+#else
+    return (void)c, (void)step, 0;
+#endif
+}
+
+/* Does the steps in order: those that wait for the order, if LATE, or the others. Below 0: one
+ * failed. */
+static int do_steps(struct sbx_child *c, int late) {
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        if (is_late(c, steps[i].name) != late)
+            continue;
+        c->run->at.step = steps[i].name;
+        c->run->at.index = 0;
+        int error = steps[i].act(c);
+#ifdef SBX_STACKS
+        if (error >= 0 && steps[i].name == SBX_STEP_ORDER)
+            error = do_steps(c, 1);
+#endif
+        if (error < 0)
+            return sbx_fail(c->run, steps[i].name, c->index, error);
+    }
+    return 0;
+}
+
 int sbx_child_main(void *child) {
     struct sbx_child *c = child;
     /* A set-up that hangs dies with its caller as well. Not for a resident: its parent, the process
      * in between, ends at once. */
     if (!IN_REAPER && c->place->reaper != SBX_RESIDENT)
         raw(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
-        c->run->at.step = steps[i].name;
-        c->run->at.index = 0;
-        int error = steps[i].act(c);
-        if (error < 0) {
-            sbx_fail(c->run, steps[i].name, c->index, error);
-            break;
-        }
-    }
+    do_steps(c, 0);
     return 127; /* the exit status of the process, which nobody reads */
 }

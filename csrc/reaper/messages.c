@@ -101,6 +101,10 @@ void read_job(const struct sbx_order *order, struct sbx_job *job, struct sbx_chi
     job->cwd = (const char *)(job->passed + order->n_passed);
     job->strings = job->cwd + order->cwd_size;
     job->vec = (const char **)(contents + ALIGNED(order->size));
+    if (STACKS) {
+        job->n_inputs = order->n_inputs;
+        job->inputs = contents + order->size - order->inputs;
+    }
     sbx_point_at_strings(job);
     c->envp = job->vec + job->n_candidates + job->n_args + 1;
     c->job = job;

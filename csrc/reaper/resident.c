@@ -94,7 +94,7 @@ static int await_order(struct sbx_child *c) {
     job.n_cgroups = 0; /* it is in them */
     read_job(&order, &job, c);
     c->upper_socket = has_socket ? fds[3] : 0;
-    if (has_socket && (error = send_upper(c)) < 0)
+    if (has_socket && c->upper >= 0 && (error = send_upper(c)) < 0)
         return (int)error;
     is_ordered = 1; /* from here on the command may have begun */
     return 0;

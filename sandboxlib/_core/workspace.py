@@ -229,7 +229,8 @@ def give_back(workspace: Workspace) -> None:
         workspace.root = None
         job = workspace.job
         job.lowers = job.upper = ffi.NULL
-        job.n_lowers = job.upper_socket = 0
+        job.inputs = ffi.NULL
+        job.n_lowers = job.upper_socket = job.n_inputs = job.inputs_size = 0
     for stream in (workspace.out, workspace.err):
         if stream.is_long:
             stream.reset()
@@ -301,18 +302,30 @@ def fill_extras(
 
 
 def fill_root(
-    workspace: Workspace, lowers: Sequence[str], upper: str | None, upper_socket: int
+    workspace: Workspace,
+    lowers: Sequence[str],
+    upper: str | None,
+    upper_socket: int,
+    inputs: Sequence[str] = (),
 ) -> None:
     """Fill what a job says of its root of layers; give_back() clears it.
 
     lowers: the directories, the top first. upper: as in struct sbx_job; None: in memory.
-    upper_socket: as in struct sbx_job.
+    upper_socket: as in struct sbx_job. inputs: where a slot has those that it does not know
+    beforehand, the top first.
     """
     job = workspace.job
-    names = ffi.from_buffer(b"".join(os.fsencode(path) + b"\0" for path in lowers))
+    names = ffi.from_buffer(_ended(lowers))
+    more = _ended(inputs)
+    named = ffi.from_buffer(more)
+    job.inputs, job.n_inputs, job.inputs_size = named, len(inputs), len(more)
     above = ffi.NULL if upper is None else text(upper)
     job.lowers, job.n_lowers, job.upper, job.upper_socket = names, len(lowers), above, upper_socket
-    workspace.root = names, above
+    workspace.root = names, above, named
+
+
+def _ended(paths: Sequence[str]) -> bytes:
+    return b"".join(os.fsencode(path) + b"\0" for path in paths)
 
 
 def fill_limits(workspace: Workspace, limits: Any) -> None:

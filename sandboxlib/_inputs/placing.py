@@ -13,7 +13,7 @@ from .._spec.overlay import Lower, Owners
 from .._store.storage import Storage
 from ..errors import SpecError, UnsupportedError
 from .snapshot import Folder, Leaf, encoded, merged
-from .staging import Attributes, Layer, Owner, source_date
+from .staging import KIND, Attributes, Layer, Owner, source_date
 from .targets import Targets
 from .tree import node_of
 
@@ -76,6 +76,14 @@ class Placer:
         self._lock = allocate_lock()
         self._known: dict[object, Ready] = {}
 
+    @property
+    def directory(self) -> str:
+        """Where the store has all layers of inputs, which a slot sees."""
+        self._storage._ready()
+        path = self._storage._path(KIND)
+        os.makedirs(path, 0o700, exist_ok=True)
+        return path
+
     def ready(self, command: Command, cwd: str | None = None) -> Ready:
         """The layers of a Command. What is not in the store yet is staged. SandboxError.
 
@@ -90,7 +98,7 @@ class Placer:
         )
         with self._lock:
             ready = self._known.pop(key, None)
-        if ready is None:
+        if ready is None or not all(os.path.lexists(lower.path) for lower in ready.lowers):
             outputs = tuple(Wanted(pattern, cwd) for pattern in command.outputs)
             self._check_mounts([*nodes, *(each.fixed for each in outputs)])
             ready = self._place(nodes, outputs, owner)

@@ -16,7 +16,7 @@ from .collecting import clone, write_all
 from .snapshot import Folder, Leaf, Link
 
 _EPOCH = "315532800"  # 1980, the first year of a zip file, as with deterministic=True
-_KIND = "inputs"  # the kind of entries in the store
+KIND = "inputs"  # the kind of entries in the store
 _LARGE = 1 << 16  # bytes: such a file shares its blocks with the source where that is possible
 _BLOCK = 4096
 _ZEROS = bytes(CHUNK)
@@ -82,15 +82,15 @@ class Layer:
 
     def stage(self, storage: Storage) -> Lease:
         """The directory of the layer in the store, made if it is not there. SetupError."""
-        lease = storage._lease(_KIND, self.name)
+        lease = storage._lease(KIND, self.name)
         if lease is not None:
             return lease
-        with storage._making(_KIND, self.name):
-            lease = storage._lease(_KIND, self.name)
+        with storage._making(KIND, self.name):
+            lease = storage._lease(KIND, self.name)
             if lease is None:
                 with storage._new() as new:
                     size = self._fill(self._folder, new.tree, b"/")
-                    lease = storage._publish(new, _KIND, self.name, size)
+                    lease = storage._publish(new, KIND, self.name, size)
             return lease
 
     def _fill(self, folder: Folder, path: str, inside: bytes, spare: str = "") -> int:

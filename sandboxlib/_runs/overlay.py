@@ -129,6 +129,16 @@ class StackedRoot:
         return tuple(found)
 
 
+#: Where the template of a slot has the inputs of the store.
+INPUTS = "/s"
+
+
+def input_in_slot(path: str) -> str:
+    """Where a slot has a layer of inputs, which lies in the store as ENTRY/tree."""
+    entry, tree = path.split("/")[-2:]
+    return f"{INPUTS}/{entry}/{tree}"
+
+
 def check_number(number: int) -> None:
     """UnsupportedError if the kernel does not stack so many layers."""
     if number > MOST_LAYERS:
@@ -165,9 +175,10 @@ class RootOfRun:
         return self._lowers
 
     @property
-    def needs_fresh(self) -> bool:
-        """Whether the run has layers of its own, which no slot has."""
-        return bool(self._command.inputs or self._command.outputs)
+    def inputs(self) -> list[str]:
+        """Where a slot has the layers of the inputs, the top first."""
+        above = self.lowers()[len(self._root.lowers()) :]
+        return [input_in_slot(lower.path) for lower in reversed(above)]
 
     def prepare(self, work: Workspace) -> None:
         """Fills the job of a fresh run."""
@@ -176,7 +187,8 @@ class RootOfRun:
 
             self._sockets = socketpair(AF_UNIX, SOCK_SEQPACKET)
         told = 0 if self._sockets is None else self._sockets[1].fileno()
-        fill_root(work, [lower.path for lower in reversed(self.lowers())], None, told)
+        lowers = [lower.path for lower in reversed(self.lowers())]
+        fill_root(work, lowers, None, told, self.inputs)
 
     def _take(self, complete: bool) -> Upper | None:
         """The Upper, which the child sent before the command began. None: nobody asked for it."""

@@ -124,6 +124,15 @@ class Plan:
         self._all_slots[self._kind] = slots
 
     @property
+    def late_slots(self) -> Any:
+        """The same for runs with inputs, which come with the order."""
+        return self._all_slots.get(("late", self._kind))
+
+    @late_slots.setter
+    def late_slots(self, slots: Any) -> None:
+        self._all_slots["late", self._kind] = slots
+
+    @property
     def all_slots(self) -> list[Any]:
         """The Slots of this plan and of those that share them."""
         return list(self._all_slots.values())

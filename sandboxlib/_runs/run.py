@@ -198,7 +198,6 @@ class Run:
             fresh = fresh or self._extras.needs_fresh
         if self._root is not None:
             self._root.prepare(self._workspace)
-            fresh = fresh or self._root.needs_fresh
         if fresh or not self._start_in_slot():
             if self._extras is not None:
                 self._extras.lease(self._workspace)
@@ -214,7 +213,8 @@ class Run:
         """
         plan, job, work = self.plan, self._job, self._workspace
         in_time = self.deadline is not None
-        slots = slots_of(plan, in_time)
+        is_late = self._root is not None and bool(self._root.inputs)
+        slots = slots_of(plan, in_time, is_late)
         if slots is None:
             return False
         keep = fill_job(
@@ -452,19 +452,24 @@ class Run:
             slots.give(slot)
 
 
-def slots_of(plan: Plan, in_time: bool = False) -> Slots | None:
+def slots_of(plan: Plan, in_time: bool = False, is_late: bool = False) -> Slots | None:
     """The slots for runs of a plan; None if its runs must not use slots.
 
-    in_time: bool. True: None also if finding that out could take for ever.
+    in_time: bool. True: None also if finding that out could take for ever. is_late: for runs whose
+    inputs are known with the order only.
     """
-    if plan.slots is None and not plan.is_without_slots:
+    slots: Slots | None = plan.late_slots if is_late else plan.slots
+    if slots is None and not plan.is_without_slots:
         if in_time and plan.may_hang():
             return None
         if can_stay(plan):
-            plan.slots = Slots(plan.base or plan, plan.cgroups)
+            slots = Slots(plan.base or plan, plan.cgroups, is_late)
+            if is_late:
+                plan.late_slots = slots
+            else:
+                plan.slots = slots
         else:
             plan.is_without_slots = True
-    slots: Slots | None = plan.slots
     return slots
 
 

@@ -23,7 +23,7 @@ from .._spec.policy import DEFAULT_CAPABILITIES
 from .mirrors import Mirrored
 from .mount_points import Stubs
 from .mounts import PlannedMount
-from .overlay import StackedRoot
+from .overlay import INPUTS, StackedRoot
 from .plan import Plan, filter_values, may_hang
 
 TYPE_CHECKING = False
@@ -150,9 +150,10 @@ class Slots:
     """The slots of one Plan for which can_stay() is true.
 
     cgroups: the Cgroups of the runs, of which each slot keeps a Cgroup; None: they have none.
+    is_late: the runs have inputs, which come with the order: only then they stack their layers.
     """
 
-    def __init__(self, plan: Plan, cgroups: Any = None) -> None:
+    def __init__(self, plan: Plan, cgroups: Any = None, is_late: bool = False) -> None:
         self._idle: deque[Slot] = deque()
         self._lock = RLock()
         self._root = plan.box._directory
@@ -164,7 +165,7 @@ class Slots:
         if cgroups is not None:  # atexit calls the last one first: slots end before their cgroups
             atexit.unregister(close_all)
             atexit.register(close_all)
-        self._overlay = plan.overlay
+        self._overlay, self._is_late = plan.overlay, is_late
         self._own = _of_the_run(plan.mounts, self._root, plan.overlay is not None)
         optional = [m.target for m in plan.mounts if m.stays and m.is_optional]
         self._optional = [self._root.rstrip("/") + target for target in optional]
@@ -404,6 +405,11 @@ class Slots:
         values |= {"overlay": lib.SBX_TEMPLATE, "read_only": 1}
         for_run |= {name: self._values[name] for name in _OF_LAYERS if name in self._values}
         for_run["n_lowers"] = len(lowers)
+        if self._is_late:
+            source = overlay.placer.directory
+            bind = {"kind": lib.SBX_BIND, "flags": flags, "source": source, "target": INPUTS}
+            mounts.append(bind)
+            for_run["overlay"] |= lib.SBX_LATE
         held = native.held_flags(len(mounts), ())
         packed = native.pack_place(for_run, of_a_run, bytes(len(of_a_run)))
         return native.new_place(values, mounts), held, packed, lib.SBX_OF_LAYERS

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lib.machine import needs_root
+from lib.machine import needs_root, require
 from lib.roots import make_rootfs
 
 from sandboxlib import (
@@ -30,6 +31,7 @@ from sandboxlib import (
     UnsupportedError,
     User,
 )
+from sandboxlib._host import machine
 
 pytest_plugins = ["lib.ways"]
 
@@ -277,8 +279,6 @@ def test_inputs_belong_to_a_user_of_the_command(root: Path, store: Store) -> Non
 
 
 def test_ranges(executor: str, root: Path, store: Store) -> None:
-    from lib.machine import require
-
     if executor == "chroot":
         pytest.skip("it has no ranges of ids of its own")
     box = Sandbox(Overlay(root), user="ranges", store=store)
@@ -328,6 +328,44 @@ def test_threads_share_one_staged_tree(box: Sandbox, store: Store) -> None:
     for thread in threads:
         thread.join()
     assert sorted(outs) == sorted(b"%d50\n" % number for number in range(12))  # type: ignore[type-var]
+
+
+def slots_with_inputs(box: Sandbox) -> list[int]:
+    """How many runs each idle slot for runs with inputs has served."""
+    plans = [plan for plan in box._plans.values() if plan.late_slots is not None]
+    return [slot.runs for plan in plans for slot in plan.late_slots._idle]
+
+
+def test_a_slot_serves_runs_with_other_inputs_and_carries_nothing_over(box: Sandbox) -> None:
+    require(not machine.kernel_is_older_than(6, 15), "layers by descriptor take Linux 6.15")
+    line = "ls / /src; cat /src/*; echo 2 >>/src/a; touch /left /out/x /src/left; ls -d /s /l /k"
+    for number in range(6):
+        inputs = {"/src": Tree({"a": b"%d" % number}), f"/only{number}": b""}
+        result = box.run(["sh", "-c", line], inputs=inputs, outputs=["/out/*"], cwd="/src")
+        seen = result.stdout.split()
+        assert f"only{number}".encode() in seen
+        assert b"%d" % number in seen
+        assert not {b"left", b"x", b"s", b"l", b"k", b"/s", b"/l", b"/k"} & set(seen)
+        assert len([name for name in seen if name.startswith(b"only")]) == 1
+        assert set(result.outputs) == {"/out/x"}
+    assert max(slots_with_inputs(box)) >= 3
+
+
+def test_a_store_that_was_removed_is_filled_again(box: Sandbox, store: Store) -> None:
+    command = Command(["cat", "/a"], inputs={"/a": b"1"})
+    for _ in range(3):
+        assert box.run(command).out == b"1"
+    shutil.rmtree(store.directory)
+    for _ in range(3):
+        assert box.run(command).out == b"1"
+
+
+def test_a_slot_sees_no_inputs_of_others(box: Sandbox) -> None:
+    for number in range(3):
+        mounts = box.run(["cat", "/proc/self/mountinfo"], inputs={"/a": b"%d" % number}).stdout
+    points = [line.split()[4] for line in mounts.splitlines()]
+    assert not {b"/s", b"/l/0"} & set(points)
+    assert b"/inputs" not in mounts
 
 
 def test_a_session_has_inputs_and_outputs_of_its_own(box: Sandbox) -> None:
