@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from ._values import AnyStore as AnyStore
 from ._values import Output
 
 Path = str | os.PathLike[str]

@@ -17,7 +17,6 @@ from ..errors import SpecError, SpecTypeError, UnsupportedError, setup_error
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._store.locks import Lease
-    from .._types import Path, Self
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -43,7 +42,7 @@ class Layer(Value, Layers):
 
     _fields = ("digest", "store")
     digest: str
-    store: AnyStore | None
+    store: _types.AnyStore | None
 
     def __init__(
         self, digest: str, store: AnyStore | None = None, **unknown: _types.NoReturn
@@ -58,8 +57,8 @@ class Layer(Value, Layers):
 
     @classmethod
     def from_tar(
-        cls, file: Path, store: AnyStore | None = None, *, timeout: float | None = 600.0
-    ) -> Self:
+        cls, file: _types.Path, store: AnyStore | None = None, *, timeout: float | None = 600.0
+    ) -> _types.Self:
         """Returns the Layer of a tar, plain or compressed by gzip, bzip2, xz or zstd, and unpacks
         it into the store if it is not there yet. Whiteouts (.wh.) hide what lies in lower layers.
 
@@ -79,8 +78,8 @@ class Layer(Value, Layers):
 
     @classmethod
     def from_directory(
-        cls, directory: Path, store: AnyStore | None = None, *, timeout: float | None = 600.0
-    ) -> Self:
+        cls, directory: _types.Path, store: AnyStore | None = None, *, timeout: float | None = 600.0
+    ) -> _types.Self:
         """Returns the Layer of a directory as it is now, and copies it into the store if it is not
         there yet. The same content gives the same digest: that of a tar with all that is in it, in
         the order of the names.
@@ -103,7 +102,7 @@ class Layer(Value, Layers):
     @classmethod
     def _from_file(
         cls, fd: int, name: str, store: AnyStore | None, timeout: float | None = 600.0
-    ) -> Self:
+    ) -> _types.Self:
         """The Layer of a tar that is an open file. name: for messages."""
         from .._images import unpack_layers
 

@@ -19,7 +19,6 @@ from .store import store_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._store.locks import Lease
-    from .._types import Path
 
 
 class Image(Value, Layers):
@@ -49,7 +48,9 @@ class Image(Value, Layers):
     path: str
     ref: str | None
 
-    def __init__(self, path: Path, ref: str | None = None, **unknown: _types.NoReturn) -> None:
+    def __init__(
+        self, path: _types.Path, ref: str | None = None, **unknown: _types.NoReturn
+    ) -> None:
         if unknown:
             raise unknown_keyword("Image", unknown, self._fields)
         path = absolute(check_path("the path of an image", path))
