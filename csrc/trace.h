@@ -60,13 +60,18 @@ struct sbx_trace {
     char *room;                        /* the records */
     uint32_t size, used;
     uint32_t *table; /* of the records, by a hash of the path; 0: free, or where it is, plus 1 */
-    uint32_t table_size, n_records; /* table_size: a power of two */
-    int truncated;                  /* 1: there was no room for a record */
-    uint64_t n_calls, n_unknown;    /* how many calls; how many of which the path is not known */
-    char prefix[4096];              /* the root as /proc names it */
+    uint32_t table_size, n_records; /* table_size: a power of two, which grows up to most_table */
+    uint32_t most_table;
+    int truncated;               /* 1: there was no room for a record */
+    uint64_t n_calls, n_unknown; /* how many calls; how many of which the path is not known */
+    char prefix[4096];           /* the root as /proc names it */
     uint32_t prefix_size;
     int sees_mounts; /* 1: some process of the run may have a root or mounts of its own */
+    int waits;       /* 1: the end of the last process ends a wait for calls (Linux 6.11), so one
+                      * system call less is made for each */
     int may_wait;    /* 1: a file system of the run may be one that the run itself answers for */
+    char dots[4096], dots_name[4096]; /* the last path to a directory with "..", and its name */
+    uint32_t dots_size, dots_name_size;
     uint32_t n_programs; /* how often a process was to execute one */
     int n_mounts;
     int mounts[32]; /* SBX_MOST_MOUNTS; a number, and in bit 0 whether it waits for no process */

@@ -148,14 +148,16 @@ static void look_at(struct sbx_trace *t, const struct notification *n, struct sb
     t->n_unknown += error < 0;
 }
 
-/* Answers a call. If the process died meanwhile, its number may be another process's, and what was
- * read is of no use: the kernel does not take the answer then. */
-static void answer_one(struct sbx_trace *t) {
+/* Answers a call: returns 0, or -errno if there is none. If the process died meanwhile, its number
+ * may be another process's, and what was read is of no use: the kernel does not take the answer
+ * then. */
+static long answer_one(struct sbx_trace *t) {
     struct notification n;
     struct sighting seen[2];
     memset(&n, 0, sizeof n);
-    if (raw(__NR_ioctl, t->listener, RECEIVE, &n) < 0)
-        return;
+    long error = raw(__NR_ioctl, t->listener, RECEIVE, &n);
+    if (error < 0)
+        return error;
     const struct sbx_path_call *call = call_of(t, &n);
     struct sbx_where *w = where_of(t, (int)n.pid);
     seen[0].size = seen[1].size = 0;
@@ -179,10 +181,11 @@ static void answer_one(struct sbx_trace *t) {
     }
     struct answer answer = {n.id, 0, 0, GO_ON};
     if (raw(__NR_ioctl, t->listener, ANSWER, &answer) < 0)
-        return;
+        return 0;
     for (int i = 0; i < 2; i++)
         if (seen[i].size)
             record(t, &seen[i]);
+    return 0;
 }
 
 int sbx_begin_trace(struct sbx_trace *t) {
@@ -197,15 +200,15 @@ int sbx_begin_trace(struct sbx_trace *t) {
 
 int sbx_trace(struct sbx_trace *t) {
     long error = 0;
-    while (error >= 0) {
+    for (int polls = 1;;) {
         struct pollfd fds[] = {{t->listener, POLLIN, 0}, {t->stop, POLLIN, 0}};
-        error = raw(__NR_ppoll, fds, 2, 0, 0, 0);
-        if (error == -EINTR)
-            error = 0;
-        else if (fds[1].revents || !(fds[0].revents & POLLIN))
+        if (polls)
+            error = raw(__NR_ppoll, fds, 2, 0, 0, 0);
+        if (polls && error == -EINTR)
+            continue;
+        if (polls && (error < 0 || fds[1].revents || !(fds[0].revents & POLLIN)))
             break;
-        else
-            answer_one(t);
+        polls = answer_one(t) < 0 || !t->waits;
     }
     for (int i = 0; i < SBX_MOST_WHERE; i++)
         sbx_close(&t->where[i].root);

@@ -77,6 +77,7 @@ struct sbx_where *where_of(struct sbx_trace *t, int tid) {
 }
 
 void forget_places(struct sbx_trace *t) {
+    t->dots_size = 0;
     for (int i = 0; i < SBX_MOST_WHERE; i++) {
         sbx_close(&t->where[i].root);
         t->where[i].prefix_size = t->where[i].cwd_size = 0;
@@ -167,38 +168,62 @@ size_t parent_of(const char *path, size_t size) {
     return size;
 }
 
-static int has_dots(const char *path) {
+/* The length of the part that ends with the last ".."; 0: there is none. */
+static size_t dots_of(const char *path) {
+    size_t size = 0;
     for (const char *at = path; (at = strstr(at, "/..")) != NULL; at += 3)
         if (at[3] == 0 || at[3] == '/')
-            return 1;
-    return 0;
+            size = (size_t)(at + 3 - path);
+    return size;
+}
+
+/* Puts the name of a directory, and what is left of PATH from REST on, together. */
+static void put_name(struct sighting *s, const char *name, size_t size, size_t rest) {
+    const char *path = s->path + s->below;
+    while (path[rest] == '/')
+        rest++;
+    size_t left = s->size - s->below - rest;
+    if (size + 1 + left > LONGEST_PATH)
+        return;
+    memmove(s->name, name, size);
+    if (size > 1)
+        s->name[size++] = '/';
+    memcpy(s->name + size, path + rest, left + 1);
+    s->name_size = size + left;
 }
 
 /* "a/../b" is not b if a is a link. So the name of a missing path with dots begins with that of the
- * last directory that is there. */
+ * last directory that is there, after the dots if they lead to one. A compiler asks for many names
+ * after the same dots, so the last ones are remembered. */
 static void name_missing(struct sbx_trace *t, const struct sbx_where *w, struct sighting *s) {
     char *path = s->path + s->below;
-    size_t size = s->size - s->below, rest = size;
+    size_t dots = dots_of(path), rest = dots;
+    int remembers = s->below == 0 && dots <= sizeof t->dots;
+    if (remembers && dots == t->dots_size && memcmp(path, t->dots, dots) == 0) {
+        put_name(s, t->dots_name, t->dots_name_size, dots);
+        return;
+    }
     long fd = -ENOENT;
-    while (is_missing(fd) && rest > 1) {
-        rest = parent_of(path, rest);
+    for (;; rest = parent_of(path, rest)) {
         char after = path[rest];
         path[rest] = 0;
         fd = open_path(t, w, rest ? path : "/", O_DIRECTORY);
         path[rest] = after;
+        if (!is_missing(fd) || rest <= 1)
+            break;
     }
     if (fd < 0)
         return;
     long n = name_of(t, (int)fd, s->name);
     close_fd(fd);
-    while (rest < size && path[rest] == '/')
-        rest++;
-    if (n <= 0 || (size_t)n + 1 + size - rest > LONGEST_PATH)
-        return;
-    if (n > 1)
-        s->name[n++] = '/';
-    memcpy(s->name + n, path + rest, size - rest + 1);
-    s->name_size = (size_t)n + size - rest;
+    if (n > 0 && remembers && rest == dots) {
+        memcpy(t->dots, path, dots);
+        memcpy(t->dots_name, s->name, (size_t)n);
+        t->dots_size = (uint32_t)dots;
+        t->dots_name_size = (uint32_t)n;
+    }
+    if (n > 0)
+        put_name(s, s->name, (size_t)n, rest);
 }
 
 /* /dev/stdin and its like are links into /proc, which lead nowhere for us. */
@@ -235,65 +260,11 @@ static void sight_missing(struct sbx_trace *t, struct sbx_where *w, int what, st
         s->flags = SBX_ASKED;
     }
     s->flags |= SBX_MISSING;
-    if (has_dots(path))
+    if (dots_of(path))
         name_missing(t, w, s);
 }
 
-/* ---- records ------------------------------------------------------------------------------- */
-
-static uint32_t hash_of(const char *path, size_t size) {
-    uint32_t hash = 2166136261U; /* FNV-1a */
-    for (size_t i = 0; i < size; i++)
-        hash = (hash ^ (unsigned char)path[i]) * 16777619U;
-    return hash;
-}
-
-/* Finds the record of a path, or makes it. NULL: there is none, or no room. A command may choose
- * names that take the same place of the table, so it is not searched for long. */
-static struct sbx_record_of_path *record_of(struct sbx_trace *t, const char *path, size_t size,
-                                            int makes) {
-    uint32_t hash = hash_of(path, size), mask = t->table_size - 1;
-    for (uint32_t i = 0; i < 128; i++) {
-        uint32_t *place = &t->table[(hash + i) & mask];
-        struct sbx_record_of_path *r = (void *)(t->room + *place - 1);
-        if (*place && r->hash == hash && r->size == size && memcmp(r + 1, path, size) == 0)
-            return r;
-        if (*place)
-            continue;
-        uint32_t takes = (uint32_t)(sizeof *r + size + 7) & ~7U;
-        if (!makes)
-            return NULL;
-        if (t->n_records >= t->table_size / 4 * 3 || takes > t->size - t->used)
-            break;
-        *place = t->used + 1;
-        r = (void *)(t->room + t->used);
-        *r = (struct sbx_record_of_path){0, (uint32_t)size, 0, hash};
-        memcpy(r + 1, path, size);
-        t->used += takes;
-        t->n_records++;
-        return r;
-    }
-    t->truncated |= makes;
-    return NULL;
-}
-
-void record(struct sbx_trace *t, const struct sighting *s) {
-    struct sbx_record_of_path *r = record_of(t, s->path, s->size, 1), *named = NULL;
-    if (!r)
-        return;
-    if (s->name_size && (s->name_size != s->size || memcmp(s->name, s->path, s->size) != 0)) {
-        named = record_of(t, s->name, s->name_size, 1);
-        if (!named)
-            return;
-        r->names = (uint32_t)((char *)named - t->room) + 1;
-        r->flags |= SBX_IS_NAMED;
-    }
-    r->flags |= (uint32_t)s->flags;
-    if (r->names) {
-        named = (void *)(t->room + r->names - 1);
-        named->flags |= (uint32_t)s->flags;
-    }
-}
+/* ---- sightings ----------------------------------------------------------------------------- */
 
 /* Whether an exec of it may work, as far as the kernel knows without asking a server. */
 static int is_executable(long fd) {

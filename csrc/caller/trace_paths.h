@@ -52,6 +52,11 @@ void expect_program(struct sbx_trace *t, struct sbx_where *w);
 /* Records the program that a process executes, of a script the interpreter, and its loader. */
 void sight_program(struct sbx_trace *t, struct sbx_where *w);
 
+uint32_t hash_of(const char *path, size_t size);
+
+/* Finds the record of a path, or makes it. NULL: there is none, or no room. */
+struct sbx_record_of_path *record_of(struct sbx_trace *t, const char *path, size_t size, int makes);
+
 /* Keeps what was seen, if there is room. */
 void record(struct sbx_trace *t, const struct sighting *s);
 

@@ -19,29 +19,39 @@ IS_NAMED: int = lib.SBX_IS_NAMED
 MOST_PROGRAM: int = lib.SBX_MOST_TRACE
 _SIZE = 16 << 20  # bytes of records: of paths of common length, more than _PLACES hold
 _PLACES = 1 << 17  # three quarters of them are used
+_FIRST_PLACES = 1 << 12
 
 
 class TraceMemory:
     """A struct sbx_trace with its records.
 
-    socket, stop: descriptors. table, audits: as _seccomp.paths.tracing() returns them. may_wait:
-    whether a file system of the run may be one that the run itself answers for.
+    socket, stop: descriptors. table, audits: as _seccomp.paths.tracing() returns them. waits:
+    whether the kernel ends a wait for calls with the last process of the run (Linux 6.11).
+    may_wait: whether a file system of the run may be one that the run itself answers for.
     """
 
     def __init__(
-        self, socket: int, stop: int, table: bytes, audits: tuple[int, int], may_wait: bool
+        self,
+        socket: int,
+        stop: int,
+        table: bytes,
+        audits: tuple[int, int],
+        waits: bool,
+        may_wait: bool,
     ) -> None:
         self._table = ffi.from_buffer(table)
         # Of an anonymous mapping only what is written takes memory.
-        self._room = ffi.from_buffer("char[]", mmap.mmap(-1, _SIZE))
-        self._places = ffi.from_buffer("uint32_t[]", mmap.mmap(-1, 4 * _PLACES))
+        self._room = ffi.from_buffer("char[]", mmap.mmap(-1, _SIZE, mmap.MAP_PRIVATE))
+        self._places = ffi.from_buffer("uint32_t[]", mmap.mmap(-1, 4 * _PLACES, mmap.MAP_PRIVATE))
         self.struct = ffi.new("struct sbx_trace *")
         self.struct.socket, self.struct.stop = socket, stop
         self.struct.listener = self.struct.root = -1
         self.struct.audits = audits
         self.struct.calls = ffi.cast("struct sbx_path_call *", self._table)
         self.struct.room, self.struct.size = self._room, _SIZE
-        self.struct.table, self.struct.table_size = self._places, _PLACES
+        self.struct.table, self.struct.table_size = self._places, _FIRST_PLACES
+        self.struct.most_table = _PLACES
+        self.struct.waits = waits
         self.struct.may_wait = may_wait
 
     def begin(self) -> int:

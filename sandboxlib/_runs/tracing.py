@@ -45,9 +45,9 @@ class Tracer:
         stop, self._stop = socket.socketpair()
         try:
             ours.send(self._program)
-            self._memory = TraceMemory(
-                ours.fileno(), stop.fileno(), self._table, self._audits, self._may_wait
-            )
+            waits = not machine.kernel_is_older_than(6, 11)
+            words = self._table, self._audits, waits, self._may_wait
+            self._memory = TraceMemory(ours.fileno(), stop.fileno(), *words)
             # A daemon thread: one that waits for a file system must not keep the interpreter.
             self._thread = Thread(
                 target=self._follow, args=(ours, stop), name="sandboxlib-tracer", daemon=True

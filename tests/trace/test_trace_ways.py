@@ -13,6 +13,7 @@ from lib.machine import needs_root, require
 
 import sandboxlib
 from sandboxlib import Limits, Policy, Sandbox, UnsupportedError
+from sandboxlib._runs import tracing
 
 pytest_plugins = ["lib.ways"]
 
@@ -100,3 +101,15 @@ def test_mounts_that_a_command_makes_are_looked_up_in(rootfs: Path) -> None:
     assert trace.missing == ("/mnt/b", "/mnt/c")
     assert "/mnt/a" in trace.opened
     assert trace.unknown == 0
+
+
+def test_an_older_kernel_does_not_end_a_wait_for_calls(
+    executor: str, rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (rootfs / "etc/busybox.conf").touch()
+    monkeypatch.setattr(tracing.machine, "kernel_is_older_than", lambda *version: True)
+    box = Sandbox(rootfs)
+    for line, timed_out in (("cat /etc/nowhere; exit 5", False), ("cat /etc/nowhere; sleep 9", 1)):
+        trace = box.trace(["/bin/sh", "-c", line], timeout=1 if timed_out else 60)
+        assert trace.missing == ("/etc/nowhere",)
+        assert trace.result.timed_out == timed_out
