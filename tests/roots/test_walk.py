@@ -139,6 +139,14 @@ def walks(tmp_path: Path, executor: str) -> Walks:
     return Walks(tmp_path, executor)
 
 
+@pytest.fixture
+def stored(walks: Walks) -> Walks:
+    """The walks of whom a store has the layers."""
+    if (walks.executor, os.geteuid()) == ("user_namespace", 0):
+        pytest.skip("a store has root's layers with their owners")
+    return walks
+
+
 def in_a_copy(base: Path, to: Path, done: list[Operation], told: list[int]) -> dict[str, Any]:
     """The same in a copy, but for renames that overlays refuse (EXDEV)."""
     with box_of(copy(base, to)) as box:
@@ -217,9 +225,8 @@ def without_sockets(done: list[Operation]) -> list[Operation]:
 @given(done=operations.map(without_sockets))
 @example(done=[["renew", "a"], ["rename", "a", "b"], ["write", "a", "x"]])
 @example(done=[["remove", "a"], ["symlink", "none", "a"], ["remove", "b"], ["write", "b", "x"]])
-def test_the_base_and_the_changes_are_the_result(walks: Walks, done: list[Operation]) -> None:
-    if (walks.executor, os.geteuid()) == ("user_namespace", 0):
-        pytest.skip("a store has root's layers with their owners")
+def test_the_base_and_the_changes_are_the_result(stored: Walks, done: list[Operation]) -> None:
+    walks = stored
     place = walks.new()
     store = Store(walks.place / "store")
     with box_of(Overlay(walks.base)) as box:
