@@ -49,9 +49,10 @@ int do_attach(struct sbx_child *c) {
     if (c->root < 0)
         return 0;
     int error = (int)raw(RAW_move_mount, c->tree, "", AT_FDCWD, "/", FROM_EMPTY_PATH);
-    if (error < 0 || IN_REAPER || !c->place->overlay || open_holes(c) >= 0)
+    if (error < 0 || IN_REAPER || !c->place->overlay)
         return error;
-    return sbx_fail(c->run, SBX_STEP_SOURCE, c->index, error);
+    error = open_holes(c);
+    return error < 0 ? sbx_fail(c->run, SBX_STEP_SOURCE, c->index, error) : 0;
 }
 
 /* pivot_root(".", ".") puts the old root on top of the new one (pivot_root(2), NOTES); then umount2

@@ -110,6 +110,17 @@ def test_writable_paths_are_those(place: Place, way: Way) -> None:
     assert (result.exit, result.out) == (0, b"x\nas it was\n")
 
 
+def test_a_writable_path_that_is_not_there_is_told(place: Place) -> None:
+    for fresh in (True, False, False):
+        with (
+            place.box(filesystem_writable_paths=["/none"]) as box,
+            pytest.raises(FileNotFoundError, match="writable path /none") as caught,
+        ):
+            box.run(["true"], fresh=fresh)
+        assert isinstance(caught.value, SetupError)
+        assert caught.value.step == "source"
+
+
 def test_mounts_lie_where_there_was_nothing(place: Place, way: Way, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "file").write_text("bound\n")
