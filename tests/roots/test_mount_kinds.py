@@ -324,3 +324,17 @@ def test_a_writable_path_stays_writable_below_a_directory(
     mounts = [Mount.directory("/etc")]
     options: dict[str, Any] = {"filesystem_writable_paths": ["/etc"], "extra_mounts": mounts}
     assert sh(run, rootfs, "touch /etc/new && ls /etc", **options) == ["new"]
+
+
+def test_a_mirror_of_the_root_keeps_holes_and_the_minimal_dev(
+    run: Callable[..., Result], rootfs: Path
+) -> None:
+    (rootfs / "srv" / "out").mkdir(parents=True)
+    mounts = [Mount.directory("/new")]
+    options: dict[str, Any] = {"filesystem_writable_paths": ["/srv/out"], "extra_mounts": mounts}
+    script = "touch /srv/out/x; ! touch /srv/x /dev/x /new/x /x 2>/dev/null && : > /dev/null"
+    assert sh(run, rootfs, script, **options) == []
+    assert os.listdir(rootfs / "srv" / "out") == ["x"]
+    assert os.listdir(rootfs / "srv") == ["out"]
+    mounts.append(Mount.file(b"mine\n", "/dev/mine"))
+    assert sh(run, rootfs, "cat /dev/mine; ! touch /dev/x 2>/dev/null", **options) == ["mine"]
