@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 enum {
     MOST_ENTRIES = 4096, /* of a mirror: each is a mount */
@@ -183,9 +184,13 @@ static long new_mirror(struct sbx_child *c, long parent) {
     return result < 0 ? result : raw(RAW_open_tree, c->scratch, name, O_CLOEXEC | TREE_CLONE);
 }
 
-/* Tells whether the command may make something in a directory: what it makes in a mirror would be
- * lost. */
-static long may_write(long directory) {
+/* Tells whether a mirror would show less than the directory: the command may make something there,
+ * which would be lost, or it is a proc, whose entries come and go. */
+static long would_lose(long directory) {
+    struct statfs filesystem;
+    long result = raw(__NR_fstatfs, directory, &filesystem);
+    if (result < 0 || filesystem.f_type == 0x9fa0 /* PROC_SUPER_MAGIC */)
+        return result < 0 ? result : 1;
     long error = raw(RAW_faccessat2, directory, "", ACCESS_WRITE, EMPTY_PATH | ACCESS_BY_EFFECTIVE);
     return error == -EROFS || error == -EACCES || error == -EPERM ? 0 : error < 0 ? error : 1;
 }
@@ -196,7 +201,7 @@ long mirror(struct sbx_child *c, int i, long parent, const char *name) {
     if (IN_REAPER || !is_entry(&c->place->mounts[i])
         || raw(__NR_readlinkat, parent, name, text, 1) > 0)
         return -ENOENT; /* a symbolic link that leads to nothing is followed first */
-    long error = may_write(parent);
+    long error = would_lose(parent);
     if (error > 0)
         return -EOPNOTSUPP;
     long directory =

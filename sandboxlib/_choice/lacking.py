@@ -173,8 +173,7 @@ def _elsewhere(
 
 
 def _title(index: int, mount: Mount) -> str:
-    what = f"bind {mount.source}" if mount.source else mount.type
-    return f"mount {index}: {what} on {mount.target}"
+    return f"mount {index}: {mounts.words_of(mount)}"
 
 
 def _place(box: Spec, extra: list[Mount]) -> str:

@@ -338,3 +338,9 @@ def test_a_mirror_of_the_root_keeps_holes_and_the_minimal_dev(
     assert os.listdir(rootfs / "srv") == ["out"]
     mounts.append(Mount.file(b"mine\n", "/dev/mine"))
     assert sh(run, rootfs, "cat /dev/mine; ! touch /dev/x 2>/dev/null", **options) == ["mine"]
+
+
+def test_a_proc_gets_no_mirror(run: Callable[..., Result], rootfs: Path) -> None:
+    with pytest.raises(SetupError) as caught:
+        sh(run, rootfs, "true", extra_mounts=[Mount.directory("/proc/new")])
+    assert caught.value.errno == errno.ENOTSUP
