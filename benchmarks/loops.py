@@ -35,7 +35,9 @@ def build(directory: Path) -> None:
     """Compile loop.so, which calls the library's core, and straight.so, which shares no code."""
     init = Path(native.__file__).parents[1] / "_init"
     flags = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-Wl,-z,now", f'-DSBX_INIT="{init}"']
-    flags += [f'-DSBX_INIT_{name.upper()}="{init}_{name}"' for name in ("session", "cpu_time", "layers")]
+    flags += [
+        f'-DSBX_INIT_{name.upper()}="{init}_{name}"' for name in ("session", "cpu_time", "layers")
+    ]
     for name in ("loop", "straight"):
         folders = ("caller", "child") if name == "loop" else ()
         sources = [str(path) for f in folders for path in (HERE.parent / "csrc" / f).glob("*.c")]

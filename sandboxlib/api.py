@@ -460,12 +460,14 @@ class Sandbox(Spec):
         return outputs
 
     def close(self) -> None:
-        """Ends the slots, which keep namespaces from run to run, and removes the cgroups that wait
-        for a run; the next run makes new ones.
+        """Ends the slots, which keep namespaces from run to run, removes the cgroups that wait for
+        a run, and lets go of the layers in the store; the next run makes and takes them anew.
         """
         for plan in list(self._plans.values()):
             for kept in (*plan.all_slots, *plan.all_cgroups):
                 kept.close()
+            if plan.overlay is not None:
+                plan.overlay.release()
 
     def __enter__(self) -> Sandbox:
         return self

@@ -99,11 +99,13 @@ class StackedRoot:
 
     def lowers(self) -> tuple[Lower, ...]:
         """The layers, bottom first. Raises SandboxError if one cannot be unpacked."""
-        if self._lowers is None:
+        found = self._lowers
+        if found is None:
             with self._lock:
-                if self._lowers is None:
-                    self._lowers = self._find()
-        return self._lowers
+                found = self._lowers
+                if found is None:
+                    found = self._lowers = self._find()
+        return found
 
     @property
     def may_stay(self) -> bool:
@@ -112,6 +114,13 @@ class StackedRoot:
         """
         is_new = self.overlay.upper is None and self.overlay.storage == "memory"
         return is_new and not machine.kernel_is_older_than(6, 15)
+
+    def release(self) -> None:
+        """Lets go of the layers, so that they can be pruned once no run uses them. The next run
+        finds them anew.
+        """
+        with self._lock:
+            self._lowers = None
 
     def path_of(self, index: int) -> str:
         """The directory of a layer, for people."""

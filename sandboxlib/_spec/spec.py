@@ -328,14 +328,14 @@ class Spec(Value):
         """
         if "user" not in self._left or not isinstance(self.root, Layers):
             return self
-        box: Spec | None = self.__dict__.get("_as_in_image")
-        if box is None:
-            defaults, box = self._defaults(), self
+        if "_as_in_image" not in self.__dict__:
+            defaults, box = self._defaults(), None
             if defaults is not None and defaults.user != self.user:
                 box = self.replace(user=defaults.user)
                 box.__dict__.update(_plans=self._plans, _of_image=defaults)
-            self.__dict__["_as_in_image"] = box
-        return box
+            self.__dict__["_as_in_image"] = box  # None: this one, which must not refer to itself
+        found: Spec | None = self.__dict__["_as_in_image"]
+        return self if found is None else found
 
     def _for(self, command: Command) -> Spec:
         """The Sandbox in which a Command runs: this one, with the limits of the Command over its

@@ -140,6 +140,17 @@ def test_a_run_keeps_its_layers_from_being_pruned(image: Image, store: Store) ->
         assert box.run(["true"]).exit == 0
 
 
+def test_a_sandbox_that_is_closed_lets_go_of_its_layers(image: Image, store: Store) -> None:
+    with Sandbox(image, store=store) as box:
+        box.run(["true"])
+    box.run(["true"])
+    box.close()
+    store.prune()
+    assert list(store._entries()) == []
+    with box:
+        assert box.run(["true"]).exit == 0
+
+
 def test_the_limits_of_a_command_go_with_the_user_of_an_image(tmp_path: Path, store: Store) -> None:
     from sandboxlib import Limits
 
