@@ -105,7 +105,12 @@ class Changes:
         if self._budget <= 0:
             self._record(item, b"?")
             return
-        size = item.entry.status.st_size
+        size, content = item.entry.status.st_size, item.entry.content
+        if content is not None and size <= self._budget:
+            self._budget -= size
+            self._record(item, b"0 %d" % size)
+            self._output.write(content)
+            return
         fd = item.entry.open()
         try:
             parts = [(0, size)] if size < HOLES_FROM else list(data_of(fd, size))

@@ -38,13 +38,14 @@ class Entry:
     """What a name is in the merged view.
 
     layer: the number of the layer that it is in, 0 is the top. directory: the descriptor of its
-    directory there, which the Directory owns.
+    directory there, which the Directory owns. content: of a file that was read already, or None.
     """
 
-    __slots__ = ("directory", "layer", "name", "status")
+    __slots__ = ("content", "directory", "layer", "name", "status")
 
     def __init__(self, name: bytes, status: os.stat_result, layer: int, directory: int) -> None:
         self.name, self.status, self.layer, self.directory = name, status, layer, directory
+        self.content: bytes | None = None
 
     def is_directory(self) -> bool:
         return stat.S_ISDIR(self.status.st_mode)

@@ -22,6 +22,7 @@ ADDED, MODIFIED, DELETED, METADATA, SAME = "added", "modified", "deleted", "meta
 CHUNK = 1 << 17  # bytes of one read: malloc(3) maps larger buffers anew each time
 BLOCK = 512
 HOLE = 1 << 16  # bytes: what is zero for so long, and begins at a multiple of it, is a hole
+SMALL, MOST_HELD = 1 << 16, 8 << 20  # bytes: of a content that is held, of all that are
 _ZEROS = bytes(HOLE)
 PARTS = 64  # open directories above the one that is walked; those above are opened again by `..`
 _ESCAPE = b"overlay."  # what the kernel puts into an attribute of a command that looks like its own
@@ -90,6 +91,7 @@ class Walk:
         self._stack, self._prefix = stack, prefix
         self._most = self._left = most
         self._firsts: dict[tuple[int, int, int], tuple[bytes, ...]] = {}
+        self._held = 0  # bytes of contents of entries
 
     def items(self) -> Iterator[Item]:
         frames: list[Frame] = []
@@ -115,6 +117,8 @@ class Walk:
                     item = self._item((*path, name), entry, was, kind)
                     if item is not None:
                         yield item
+                    if entry.content is not None:
+                        self._held -= len(entry.content)
         finally:
             for each in frames:
                 each.close()
@@ -231,9 +235,22 @@ class Walk:
         if was is None:
             return entry.name, entry, was, ADDED
         same_type = stat.S_IFMT(entry.status.st_mode) == stat.S_IFMT(was.status.st_mode)
-        if not same_type or (not entry.is_directory() and not is_same_content(entry, was)):
+        if not same_type or (not entry.is_directory() and not self._is_same_content(entry, was)):
             return entry.name, entry, was, MODIFIED
         return entry.name, entry, was, SAME
+
+    def _is_same_content(self, entry: Entry, was: Entry) -> bool:
+        """Compare two files of the same type, which are no directories."""
+        size = entry.status.st_size
+        if not (stat.S_ISREG(entry.status.st_mode) and 0 < size == was.status.st_size < SMALL):
+            return is_same_content(entry, was)
+        if _is_same_file(entry, was):
+            return True
+        content = read(entry, size)
+        if self._held < MOST_HELD and len(content) == size:
+            entry.content = content  # it is asked for again, if the file is told
+            self._held += size
+        return content == read(was, size)
 
     def _count(self) -> None:
         self._left -= 1
@@ -342,6 +359,15 @@ def _is_of_point(entry: Entry, text: bytes) -> bool:
     if stat.S_ISLNK(mode):
         return entry.link() == text
     return stat.S_ISREG(mode) and not entry.status.st_size
+
+
+def read(entry: Entry, size: int) -> bytes:
+    """The first bytes of a regular file."""
+    fd = entry.open()
+    try:
+        return os.pread(fd, size, 0)
+    finally:
+        os.close(fd)
 
 
 def _is_same_file(entry: Entry, was: Entry) -> bool:
