@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from .._inputs.outputs import Outputs
 from .._inputs.placing import Wanted
-from .._inputs.reading import MOST_NAMES, Taker
+from .._inputs.reading import MOST, MOST_NAMES, Taker
 from .._store.storage import Storage
 from ..errors import setup_error
 from .child.globs import Globs
@@ -28,7 +28,7 @@ def read_confined(upper: Upper, outputs: Sequence[Wanted], storage: Storage) -> 
     """The outputs of a run that is over. SetupError; UnsupportedError if nothing confines the
     reader.
     """
-    args = [str(MOST_NAMES), str(_MOST_BYTES)]
+    args = [str(MOST_NAMES), str(MOST), str(_MOST_BYTES)]
     for each in outputs:
         args += [each.where, each.rest]
     with contextlib.ExitStack() as stack:

@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 from _thread import allocate_lock
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from weakref import WeakValueDictionary
 
 from .._spec.command import Command
 from .._spec.inputs import inside, is_wild
 from .._spec.overlay import Lower, Owners
+from .._store.locks import Lease
 from .._store.storage import Storage
 from ..errors import SpecError, UnsupportedError
 from .snapshot import Folder, Leaf, encoded, merged
@@ -75,6 +77,8 @@ class Placer:
         self._owners, self._ids, self._hidden = owners, ids, tuple(hidden)
         self._lock = allocate_lock()
         self._known: dict[object, Ready] = {}
+        # One lock of each layer for all that use it: it takes a descriptor.
+        self._leases: WeakValueDictionary[str, Lease] = WeakValueDictionary()
 
     @property
     def directory(self) -> str:
@@ -145,13 +149,19 @@ class Placer:
             layers = list(self._layers(placed, outputs, owner, targets))
         lowers = []
         for layer in layers:
-            lease = layer.stage(self._storage)
+            lease = self._leased(layer)
             lowers.append(Lower(lease.path, lease))
             tree = placed.get(layer.opaque)
             if isinstance(tree, Folder) and tree.staged is None:
                 # The snapshot stays whole, whatever becomes of its source.
                 tree.staged = lease.path + layer.opaque, lease
         return Ready(tuple(lowers), outputs)
+
+    def _leased(self, layer: Layer) -> Lease:
+        lease = self._leases.get(layer.name)
+        if lease is None or not os.path.lexists(lease.path):  # somebody removed the store
+            lease = self._leases[layer.name] = layer.stage(self._storage)
+        return lease
 
     def _layers(
         self,

@@ -26,7 +26,7 @@ from .placing import Wanted
 _SMALL = 1 << 18  # bytes: such a file is kept in memory
 _MOST_IN_MEMORY = 1 << 24  # bytes of all files of a run; then small ones go to the store too
 MOST = 200_000  # files, directories and links of a run
-MOST_NAMES = 2_000_000  # that it may come by, in all directories with outputs
+MOST_NAMES = 1_000_000  # that it may come by, in all directories with outputs
 _KIND = "outputs"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -45,7 +45,7 @@ def read_outputs(
     try:
         for lower in reversed(lowers):
             layers.append(os.open(lower.path, _DIRECTORY))
-        search = Search(Stack(layers, prefix), MOST_NAMES)
+        search = Search(Stack(layers, prefix), MOST_NAMES, MOST)
         with contextlib.ExitStack() as stack:
             taker = Taker(storage, stack)
             for parent, wanted in _groups(outputs):
@@ -117,16 +117,13 @@ class Taker:
                 os.close(fd)
 
     def directory(self, path: str) -> None:
-        self._check_number()
         self._directories[path] = None
 
     def link(self, path: str, target: str) -> None:
-        self._check_number()
         self._links[path] = target
 
     def begin(self, names: list[str], size: int, is_executable: bool) -> None:
         """A file, under one name or several: what write() is not called for is a hole."""
-        self._check_number()
         self._names, self._bit = names, is_executable
         if size <= min(_SMALL, self._room):
             self._content = bytearray(size)
@@ -158,10 +155,6 @@ class Taker:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def _check_number(self) -> None:
-        if len(self._files) + len(self._links) + len(self._directories) >= MOST:
-            raise OSError(errno.E2BIG, f"more than {MOST} outputs")
 
     def finish(self, outputs: Sequence[Wanted]) -> Outputs:
         """All of it, and what is missing."""

@@ -173,7 +173,7 @@ def test_what_a_hostile_command_left_is_bounded(
     with pytest.raises(SetupError, match="too many names"):
         read("/out/*")
     monkeypatch.setattr(reading, "MOST", 1)
-    with pytest.raises(SetupError, match="more than 1 outputs"):
+    with pytest.raises(SetupError, match="too many outputs"):
         read("/out/a.o", "/out/run")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from sandboxlib import (
     Tree,
     UnsupportedError,
     User,
+    run_sandbox,
 )
 from sandboxlib._host import machine
 
@@ -182,6 +184,22 @@ def test_outputs_are_inputs(run: Run, box: Sandbox) -> None:
     assert again.out == b"1\n"
     tree = run("cat /x/l; ls /x", inputs={"/x": made.tree(below="/out")})
     assert tree.out == b"1\na\ne\nl\n"
+
+
+def test_a_one_shot_call_and_a_pickled_result(executor: str, root: Path) -> None:
+    line = "cat /i >/o/a; chmod 000 /o/a; echo 1 >/o/b"
+    result = run_sandbox(
+        Overlay(root),
+        ["sh", "-c", line],
+        tmp="private",
+        inputs={"/i": b"1"},
+        outputs=["/o/*", "/x"],
+    )
+    copied = pickle.loads(pickle.dumps(result))
+    for each in (result, copied):
+        assert each.outputs["/o/a"].read_bytes() == b"1"
+        assert not each.ok
+        assert each.outputs.missing == ("/x",)
 
 
 def test_outputs_of_a_run_that_was_killed(run: Run, box: Sandbox) -> None:

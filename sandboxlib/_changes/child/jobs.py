@@ -183,11 +183,11 @@ def write_content(stack: Stack, path: bytes, most: int) -> None:
 def write_outputs(stack: Stack, args: Sequence[str]) -> None:
     """The job `outputs`, in the form of `changes`: what patterns find.
 
-    args: how many names it may come by, bytes of records, and then pairs of a directory and a
-    pattern that begins there.
+    args: how many names it may come by, how many may match, bytes of records, and then pairs of a
+    directory and a pattern that begins there.
     """
-    most_names, most_bytes, *wanted = args
-    search, output = Search(stack, int(most_names)), Output(int(most_bytes))
+    most_names, most, most_bytes, *wanted = args
+    search, output = Search(stack, int(most_names), int(most)), Output(int(most_bytes))
     changes = Changes(output, None, 1 << 62)
     seen: set[tuple[bytes, ...]] = set()
     for where, pattern in zip(wanted[::2], wanted[1::2], strict=True):

@@ -32,12 +32,12 @@ class Group:
 
 
 class Search:
-    """Looks for what the patterns of a group match. most: how many names it may come by; beyond it
-    raises OSError (E2BIG).
+    """Looks for what the patterns of a group match. most_names: how many names it may come by;
+    most: how many may match. Beyond that it raises OSError (E2BIG), before it keeps more.
     """
 
-    def __init__(self, stack: Stack, most: int) -> None:
-        self._stack, self._left = stack, most
+    def __init__(self, stack: Stack, most_names: int, most: int) -> None:
+        self._stack, self._names, self._left = stack, most_names, most
 
     def find(self, group: Group) -> Iterator[tuple[bytes, Entry, set[int]]]:
         """Each file, directory and link, with its path below the directory of the group, and the
@@ -69,34 +69,43 @@ class Search:
     ) -> Iterator[tuple[bytes, Entry, set[int]]]:
         """whole: the patterns that took the directory as a whole. It closes the directory."""
         with directory:
-            for entry in self._entries(directory, globs, states, bool(whole)):
-                below, done = globs.step(states, entry.name)
-                done |= whole
+            for entry, below, done in self._matching(directory, globs, states, whole):
                 path = above + entry.name
                 if done and stat.S_IFMT(entry.status.st_mode) in _KINDS:
                     yield path, entry, done
-                if entry.is_directory() and (below or done):
+                if entry.is_directory():
                     if not room:
                         text = f"more than {_DEEPEST} directories in each other"
                         raise OSError(errno.E2BIG, text)
                     inner = directory.open(entry.name)
                     yield from self._below(inner, globs, below, done, path + b"/", room - 1)
 
-    def _entries(
-        self, directory: Directory, globs: Globs, states: States, whole: bool
-    ) -> Iterator[Entry]:
-        """The entries that may match, sorted. Without wildcards it looks at no other name."""
-        names = None if whole else globs.names(states)
+    def _matching(
+        self, directory: Directory, globs: Globs, states: States, whole: set[int]
+    ) -> list[tuple[Entry, States, set[int]]]:
+        """The entries that match, or directories below which something may, sorted by name."""
+        found = []
+        for entry in self._entries(directory, None if whole else globs.names(states)):
+            below, done = globs.step(states, entry.name)
+            done |= whole
+            if done or (below and entry.is_directory()):
+                self._left -= 1
+                if self._left < 0:
+                    raise OSError(errno.E2BIG, "too many outputs")
+                found.append((entry, below, done))
+        found.sort(key=lambda each: each[0].name)
+        return found
+
+    def _entries(self, directory: Directory, names: set[str] | None) -> Iterator[Entry]:
+        """The entries of a directory; if names are given, it looks at no others."""
         if names is not None:
-            for name in sorted(names):
+            for name in names:
                 entry = directory.look(os.fsencode(name))
                 if entry is not None:
                     yield entry
             return
-        found = []
         for entry in directory.entries():
-            self._left -= 1
-            if self._left < 0:
+            self._names -= 1
+            if self._names < 0:
                 raise OSError(errno.E2BIG, "too many names where outputs are looked for")
-            found.append(entry)
-        yield from sorted(found, key=lambda entry: entry.name)
+            yield entry
