@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import pickle
 import shutil
@@ -34,6 +35,7 @@ from sandboxlib import (
     run_sandbox,
 )
 from sandboxlib._host import machine
+from sandboxlib._inputs import reading
 
 pytest_plugins = ["lib.ways"]
 
@@ -279,6 +281,42 @@ def test_a_large_output_and_a_hole(run: Run) -> None:
     assert outputs["/out/big"].read_bytes() == b"x" * 3_000_000
     assert outputs["/out/hole"].size == 5 << 30
     assert os.stat(outputs["/out/hole"].content).st_blocks < 100
+
+
+def test_too_many_outputs_are_an_error_each_time_they_are_asked_for(
+    box: Sandbox, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MOST", 100)
+    line = "mkdir -p /out/d; i=0; while [ $i -lt 150 ]; do : >/out/d/$i; i=$((i+1)); done"
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(SetupError, match="too many outputs") as caught:
+        run(line, outputs=["/out"])
+    assert caught.value.step == "outputs"
+    del caught
+    assert run(line + "; rm /out/d/1*", outputs=["/out"]).ok
+    with box.start(["sh", "-c", line], outputs=["/out/d/*"]) as process:
+        process.communicate()
+        for _ in range(2):
+            with pytest.raises(SetupError, match="too many outputs"):
+                process.result()
+    del process
+    box.close()
+    assert len(os.listdir("/proc/self/fd")) <= before + 8  # locks of what is staged
+
+
+def test_a_full_disk_for_a_large_output_is_told(
+    box: Sandbox, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(reading, "write_all", full)
+    command = ["sh", "-c", "head -c 600000 /dev/zero | tr '\\0' x >/out/a"]
+    with pytest.raises(SetupError, match=r"Store\.prune\(\)"):
+        box.run(command, outputs=["/out/a"])
+    assert os.listdir(f"{store.directory}/tmp") == []
+    monkeypatch.undo()
+    assert box.run(command, outputs=["/out/a"]).outputs["/out/a"].size == 600000
 
 
 @needs_root
