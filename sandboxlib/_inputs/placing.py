@@ -102,14 +102,16 @@ class Placer:
         )
         with self._lock:
             ready = self._known.pop(key, None)
+            if ready is not None:
+                self._known[key] = ready  # the last in order: it was used last
         if ready is None or not all(os.path.lexists(lower.path) for lower in ready.lowers):
             outputs = tuple(Wanted(pattern, cwd) for pattern in command.outputs)
             self._check_mounts([*nodes, *(each.fixed for each in outputs)])
             ready = self._place(nodes, outputs, owner)
-        with self._lock:
-            self._known[key] = ready  # the last in order: it was used last
-            while len(self._known) > _MOST_KNOWN:
-                del self._known[next(iter(self._known))]
+            with self._lock:
+                self._known[key] = ready
+                while len(self._known) > _MOST_KNOWN:
+                    del self._known[next(iter(self._known))]
         return ready
 
     def _owner(self) -> Owner:
