@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m sandboxlib demo: a real build, with every step in a new sandbox.
 
-It compiles, links, runs the programs that it built, tries to break out, and then does the same
-steps without a sandbox, to show what the sandboxes cost.
+It compiles, each step in a pristine root with the inputs that it declares, links, runs the programs
+that it built, tries to break out, shows what a step changed and a header that was not declared, and
+then does the same steps without a sandbox, to show what the sandboxes cost.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .._spec.mount import Mount
 from ..api import Sandbox
 from ..errors import SandboxError
 from . import demo_source
+from .demo_steps import Steps
 from .parser import Parser
 
 PROBE = r"""
@@ -84,6 +86,7 @@ class Project:
     files: list[str]
     flags: list[str] = field(default_factory=list)
     programs: dict[str, list[str]] = field(default_factory=dict)  # name: C files
+    keeps_all: bool = True  # each step gets all files; otherwise its source, and no other source
 
 
 @dataclass
@@ -120,6 +123,12 @@ class Workshop:
                 Mount.bind(self.directory / "build", "/build"),
             ],
         )
+
+    def pristine(self) -> Steps:
+        """The same for compile steps: a pristine root for each, with its inputs alone."""
+        mounts = list(_host_mounts(self.directory / "root"))
+        project = self.project
+        return Steps(self.directory, project.directory, mounts, project.keeps_all)
 
     def outside(self, argv: Sequence[str]) -> list[str]:
         """The argv of a step with the paths that its directories have outside of the sandbox."""
@@ -199,7 +208,7 @@ def _project(options: argparse.Namespace) -> Project:
             raise
         print(f"{error}\nWithout it the demo builds sandboxlib's own csrc/.", file=sys.stderr)
         # host.c includes the programs of the reapers, which are not built here: any file will do.
-        names = ("SBX_INIT", "SBX_INIT_SESSION", "SBX_INIT_CPU_TIME")
+        names = ("SBX_INIT", "SBX_INIT_SESSION", "SBX_INIT_CPU_TIME", "SBX_INIT_LAYERS")
         flags = ["-std=gnu11", *(f'-D{name}="/src/freestanding.c"' for name in names)]
         return Project("sandboxlib's csrc", csrc, _c_files(csrc), flags)
 
@@ -229,7 +238,7 @@ def _lua_project(directory: Path) -> Project:
     files = [name for name in _c_files(directory) if sources.match(name)]
     versions = sorted({name.split("/")[0] for name in files})
     programs = {version: [n for n in files if n.startswith(version)] for version in versions}
-    return Project("Lua 5.1 to 5.5", directory, files, programs=programs)
+    return Project("Lua 5.1 to 5.5", directory, files, programs=programs, keeps_all=False)
 
 
 def _object(name: str) -> str:
@@ -264,20 +273,36 @@ def _host_mounts(root: Path) -> Iterator[Mount]:
 
 
 def _demo(shop: Workshop) -> int:
-    box = shop.box()
+    box, steps = shop.box(), _pristine(shop)
 
     def in_sandbox(argv: Sequence[str]) -> tuple[int, bytes]:
+        if steps is not None and "-c" in argv:
+            return steps.run(argv)
         result = box.run(argv)
         return result.exit, result.err or b""
 
     print(f"Building {shop.project.name}: {len(shop.project.files)} C files, {shop.jobs} at a time")
     sandboxed = _build("each step in a sandbox", shop, in_sandbox)
     good = not sandboxed.failures
+    if good and steps is not None:
+        compiling = shop.compile_steps()
+        good = steps.show_changes(compiling[0]) and steps.show_undeclared(compiling)
     good = good and _run_programs(shop, box)
     good &= _prove(shop, box)
     bare = _build("the same steps bare", shop, shop.bare)
     _print_table(sandboxed, bare)
     return 0 if good and not bare.failures else 1
+
+
+def _pristine(shop: Workshop) -> Steps | None:
+    """The compile steps in pristine roots; None, with a line that says why, if this machine has no
+    overlays for this caller.
+    """
+    steps = shop.pristine()
+    if lacking := steps.box.lacks():
+        print(f"The steps share a root, as there is no pristine one for each: {lacking[0]}")
+        return None
+    return steps
 
 
 def _build(title: str, shop: Workshop, run: Callable[[Sequence[str]], tuple[int, bytes]]) -> Pass:

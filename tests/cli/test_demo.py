@@ -21,7 +21,8 @@ from sandboxlib._cli import demo_source
 
 SOURCES = {
     "main.c": "int answer(void);\nint main(void) { return answer() - 42; }\n",
-    "lib/answer.c": "int answer(void) { return 42; }\n",
+    "lib/answer.c": '#include "answer.h"\nint answer(void) { return ANSWER; }\n',
+    "lib/answer.h": "#define ANSWER 42\n",
 }
 
 
@@ -41,6 +42,9 @@ def test_it_builds_ones_own_sources_and_stops_what_wants_out(tmp_path: Path) -> 
     done = demo("--source", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "program : exit 0" in done.stdout
+    assert "share a root" not in done.stdout
+    assert "/src/lib/answer.c changed in its root:\n  added file /build/lib%2Fanswer.o" in done.stdout
+    assert "asked for, and not found: /src/lib/answer.h" in done.stdout
     assert done.stdout.count(": stopped") == 5
     assert "NOT STOPPED" not in done.stdout
     assert not [name for name in set(os.listdir("/tmp")) - before if "demo" in name]
