@@ -40,13 +40,13 @@ def run(options: argparse.Namespace, prog: str) -> Result:
         os.environ[choose.VARIABLE] = options.executor
     box: Sandbox = record.box
     if options.run:
-        return box.run(_itself(record.command))
+        return box.run(_itself(record.command), fresh=True)
     argv = options.args[1:] if options.args[:1] == ["--"] else options.args
     if record.changes is not None:
         box = over(box, record.command, record.changes)
     kept = {name: getattr(record.command, name) for name in _OF_PLACE}
     if not os.isatty(0):
-        return box.run(Command(argv or [SHELL], **kept, stdin=0, stdout=1, stderr=2))
+        return box.run(Command(argv or [SHELL], **kept, stdin=0, stdout=1, stderr=2), fresh=True)
     from . import terminal as _terminal
 
     env = dict(kept.pop("extra_env") or {})

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from lib import image_maker
 from lib.machine import python, require
+from lib.roots import find_busybox
 from lib.terminal import User as Person
 
 from sandboxlib import (
@@ -479,6 +481,38 @@ def test_layers_come_from_the_store(layered: Sandbox, file: Path, shared_rootfs:
     assert done.returncode == 125
     assert changes.encode() in done.stderr
     assert call(file, "--run").returncode == 3
+
+
+def image_of(path: Path, content: bytes) -> Image:
+    """An image with a shell."""
+    busybox = find_busybox()
+    require(busybox, "there is no static busybox (apt: busybox-static)")
+    program = image_maker.file("bin/busybox", Path(str(busybox)).read_bytes(), mode=0o755)
+    links = b"".join(image_maker.symlink(f"bin/{name}", "busybox") for name in ("sh", "cat"))
+    places = b"".join(image_maker.directory(name) for name in ("bin", "work", "proc", "dev", "tmp"))
+    layer = places + program + links + image_maker.file("work/a", content) + image_maker.END
+    settings = {"Env": ["PATH=/bin", "NAME=its value"], "WorkingDir": "/work"}
+    return Image(image_maker.Layout(layer, **settings).tar(path))
+
+
+def test_an_image_with_what_it_says_of_commands(file: Path, tmp_path: Path) -> None:
+    box = Sandbox(image_of(tmp_path / "image.tar", b"1\n"))
+    reasons = box.lacks()
+    require(not reasons, f"no image runs here: {reasons}")
+    command = Command(["sh", "-c", "echo 2 > left; exit 3"], changes="keep")
+    result = box.run(command)
+    with result.changes:
+        box.reproduce(command, file, result=result)
+    done = call(file, stdin=b"cat a left; echo $NAME")
+    assert (done.stdout, done.stderr) == (b"1\n2\nits value\n", b"")
+    image_of(tmp_path / "image.tar", b"2\n")
+    done = call(file, "cat", "a")
+    assert done.returncode == 125
+    assert b"image.tar, which has other layers than sha256:" in done.stderr
+    (tmp_path / "image.tar").unlink()
+    done = call(file, "cat", "a")
+    assert done.returncode == 125
+    assert b"image.tar: No such file" in done.stderr
 
 
 # ---- a file of somebody else's ---------------------------------------------------------------
