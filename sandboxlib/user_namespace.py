@@ -37,6 +37,9 @@ def _promises_not(box: Spec) -> list[str]:
         return refused
     if refused := single_id_refused(box):
         return refused
+    if box._overlay is not None and box.devices == "root":
+        text = "no device opens in a file system that a user namespace made"
+        return [f"devices='root' with an Overlay: {text}; Mount.bind has single ones"]
     return limits_refused(box, box._user_kind == "ranges", in_user_namespace=True)
 
 

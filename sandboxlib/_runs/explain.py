@@ -149,7 +149,10 @@ _HINTS = {
     ("overlay", errno.EINVAL): _MOUNTS_BELOW,
     ("overlay", errno.ENODEV): "the kernel has no overlay file system: modprobe overlay",
     ("overlay", errno.EPERM): "an overlay in a user namespace takes Linux 5.11",
-    ("overlay", errno.ELOOP): "two of the layers are the same directory, or one lies in another",
+    ("overlay", errno.ELOOP): (
+        "two of the layers are the same directory, or one lies in another: if '/' is a layer, "
+        "inputs and other layers take a Store on another file system"
+    ),
     ("upper", errno.ENOSPC): "Limits(changes=...) is too small, or the machine has no memory left",
     ("source", errno.ENODEV): "it exists, but is no device",
     ("source", errno.EMFILE): "each bind takes a descriptor during the set-up (ulimit -Hn)",

@@ -157,6 +157,19 @@ def see_network() -> None:
             found[f"bind {family}"] = str(error)
 
 
+def see_directory(path: str) -> None:
+    """Record a directory, and the file system that it is in, but for the entries."""
+    status, system = os.stat(path), os.statvfs(path)
+    found[f"{path} is"] = f"{status.st_mode:o} {status.st_uid} {status.st_gid} {status.st_size}"
+    found[f"{path} number"] = f"{status.st_dev} {status.st_ino} {status.st_nlink}"
+    found[f"{path} time"] = str(status.st_mtime_ns)
+    found[f"{path} has"] = " ".join(sorted(os.listdir(path)))
+    found[f"{path} room"] = f"{system.f_bfree} {system.f_ffree}"
+    found[f"{path} attributes"] = " ".join(os.listxattr(path))
+
+
+for directory in ("/", "/etc", "/usr", "/var"):
+    see_directory(directory)
 see_tree("/proc", "/proc")
 see_tree("/sys/class/net", "/sys/class/net")
 see_tree("/sys/devices/virtual/net", "/sys/devices/virtual/net")

@@ -15,7 +15,7 @@ from lib.machine import needs_root
 from lib.places import PLACES, Place
 from lib.waiting import late
 
-from sandboxlib import Mount, Result, Sandbox, SetupError
+from sandboxlib import Mount, Overlay, Result, Sandbox, SetupError, UnsupportedError
 from sandboxlib._runs import slots
 
 pytest_plugins = ["lib.ways"]
@@ -159,6 +159,15 @@ def test_no_device_of_the_root_opens(root: Path, tmp_path: Path, executor: str) 
                 assert result.out == b"0\n", name
         for device in tmp_path.rglob("etc/zero"):
             device.unlink()
+
+
+def test_devices_of_layers_are_refused_where_none_opens(root: Path, executor: str) -> None:
+    box = Sandbox(Overlay(root), devices="root")
+    if executor == "chroot":
+        assert box.run(["true"]).exit == 0
+        return
+    with pytest.raises(UnsupportedError, match="devices='root' with an Overlay"):
+        box.run(["true"])
 
 
 def test_a_timeout_ends_it(place: Place) -> None:

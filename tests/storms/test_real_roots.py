@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,14 @@ pytest_plugins = ["lib.debian"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 APT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"}
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    """Apart from the machine's root, which is a layer here: no layer may lie in another."""
+    require(os.access("/dev/shm", os.W_OK), "there is no /dev/shm to write to")
+    with tempfile.TemporaryDirectory(prefix="sandboxlib-store.", dir="/dev/shm") as place:
+        yield Store(place)
 
 
 def sh(box: Sandbox, script: str, **options: Any) -> Any:
@@ -39,11 +49,10 @@ def state(root: Path) -> list[tuple[str, int, int]]:
 
 @needs_root
 def test_apt_installs_into_the_changes_and_the_next_overlay_has_it(
-    debian: Path, tmp_path: Path
+    debian: Path, store: Store
 ) -> None:
     before = state(debian)
     online: dict[str, Any] = {"network": "undefined", "resolv_conf": True}
-    store = Store(tmp_path / "store")
     with Sandbox(Overlay(debian), **online) as box:
         result = sh(box, "apt-get -q update && apt-get -qy install tree", changes="keep")
     with result.changes as changes:
@@ -70,7 +79,7 @@ int main(void) { printf("%s\\n", HELLO); return 0; }
 """
 
 
-def test_gcc_builds_from_declared_inputs_alone(tmp_path: Path) -> None:
+def test_gcc_builds_from_declared_inputs_alone(tmp_path: Path, store: Store) -> None:
     require(shutil.which("gcc"), "there is no compiler")
     source = tmp_path / "src"
     (source / "include").mkdir(parents=True)
@@ -84,7 +93,6 @@ def test_gcc_builds_from_declared_inputs_alone(tmp_path: Path) -> None:
         inputs={"/src/hello.c": source / "hello.c", "/src/include": include},
         outputs=["/out/*.o"],
     )
-    store = Store(tmp_path / "store")
     with Sandbox(Overlay("/"), store=store) as box:
         compiled = box.run(compile, check=True)
         assert sorted(compiled.outputs) == ["/out/hello.o"]
@@ -111,7 +119,9 @@ PYTHON = os.path.realpath(sys.executable)
 PIP = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
 
 
-def test_a_wheel_is_built_without_the_network_from_what_was_fetched(tmp_path: Path) -> None:
+def test_a_wheel_is_built_without_the_network_from_what_was_fetched(
+    tmp_path: Path, store: Store
+) -> None:
     env = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **PIP}
     pip = [PYTHON, "-m", "pip", "--no-cache-dir"]
     source = tmp_path / "demo"
@@ -121,7 +131,7 @@ def test_a_wheel_is_built_without_the_network_from_what_was_fetched(tmp_path: Pa
         '[project]\nname = "demo"\nversion = "1"\ndependencies = ["iniconfig"]\n'
     )
     (source / "demo.py").write_text("WORD = 'built'\n")
-    box = Sandbox(Overlay("/"), store=Store(tmp_path / "store"))
+    box = Sandbox(Overlay("/"), store=store)
     online = box.replace(network="undefined", resolv_conf=True)
     fetch = [*pip, "download", "-d", "/wheels", "iniconfig", "setuptools>=77"]
     with online, box:
@@ -165,13 +175,12 @@ COMPONENTS: dict[str, tuple[list[str], str]] = {
 
 
 @needs_root
-def test_a_builders_staging_area_is_a_stack_of_artifacts(tmp_path: Path) -> None:
+def test_a_builders_staging_area_is_a_stack_of_artifacts(tmp_path: Path, store: Store) -> None:
     """A builder of 0.3's time unpacked the artifacts of all dependencies into a directory, ran each
     step in it (filesystem_writable_paths: the build's and the install's), and packed what was
     installed. The directory was made anew for each component.
     """
     require(shutil.which("gcc"), "there is no compiler")
-    store = Store(tmp_path / "store")
     artifacts: dict[str, Any] = {}
     staging: dict[str, list[str]] = {}
     for name, (needed, steps) in COMPONENTS.items():
