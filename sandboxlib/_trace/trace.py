@@ -190,7 +190,11 @@ def _trace_of(result: Result, tracer: Tracer, paths: _types.Depth, ours: frozens
 
 
 def _plain(path: bytes) -> str:
-    """A path without "//" and "/./", and without a slash at its end."""
+    """A path without "//", "/./" and "/../", and without a slash at its end. The tracer has
+    resolved dots as far as there are directories, so what they follow here is missing, and no link.
+    """
+    if b"/.." in path:
+        path = os.path.normpath(path)
     return "/" + os.fsdecode(
         b"/".join(part for part in path.split(b"/") if part not in (b"", b"."))
     )
