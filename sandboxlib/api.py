@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ._concurrent import session as _session
     from ._digest import action as _action
     from ._digest import hermetic as _hermetic
+    from ._images import unpack as _unpack
     from ._reproduce import writing as _writing
     from ._trace import trace as _trace
 else:
@@ -44,6 +45,7 @@ else:
     _lacking, _trace = Later("_choice.lacking"), Later("_trace.trace")
     _writing = Later("_reproduce.writing")
     _changes, _confined = Later("_changes.changes"), Later("_changes.outputs")
+    _unpack = Later("_images.unpack")
 
 
 class Sandbox(Spec):
@@ -458,6 +460,9 @@ class Sandbox(Spec):
     ) -> _types.Outputs:
         outputs: _types.Outputs = _confined.read_confined(upper, wanted, storage)
         return outputs
+
+    def _remove_foreign(self, path: str) -> None:
+        _unpack.remove_foreign(path)
 
     def close(self) -> None:
         """Ends the slots, which keep namespaces from run to run, removes the cgroups that wait for

@@ -76,7 +76,7 @@ int do_upper(struct sbx_child *c) {
         return 0;
     long error = 0;
     if (c->job->upper) {
-        c->upper = (int)raw(__NR_openat, AT_FDCWD, c->job->upper, O_SEARCH_DIR);
+        c->upper = (int)raw(RAW_open_tree, AT_FDCWD, c->job->upper, O_CLOEXEC | TREE_CLONE);
         error = c->upper;
     }
     if (error < 0 || (c->job->upper && !is_by_name(c)))
@@ -242,9 +242,7 @@ static long overlay_by_names(struct sbx_child *c) {
     for (int i = 0; i < n; i++)
         at = put_number(put_text(at, i ? ":l/" : "l/"), i);
     if (c->job->upper) {
-        long tree = raw(RAW_open_tree, c->upper, "", O_CLOEXEC | TREE_CLONE | EMPTY_PATH);
-        error = tree < 0 ? tree : raw(RAW_move_mount, tree, "", AT_FDCWD, "disk", FROM_EMPTY_PATH);
-        close_fd(tree);
+        error = raw(RAW_move_mount, c->upper, "", AT_FDCWD, "disk", FROM_EMPTY_PATH);
         put_text(at, ",upperdir=disk/upper,workdir=disk/work");
     } else {
         put_text(at, ",upperdir=upper,workdir=work");

@@ -20,6 +20,7 @@ from . import loops, native_run
 
 lib = native.lib
 _LONGEST_WAIT = 1.0  # seconds
+_PAUSE = 0.02  # seconds between two looks at the lock of an upper
 
 
 class _Watch:
@@ -60,6 +61,8 @@ async def run(box: Spec | OpenSession, command: Command, fresh: bool) -> Result:
     run, name = native_run.make(box, command)
     watch = _Watch(run)
     try:
+        if not run.may_start():
+            await _turn(run)
         run.start(fresh)
         while not run.follow(lib.sbx_pump(run.struct, 0)):
             await loops.ready(watch.fileno(), _patience(run))
@@ -68,6 +71,16 @@ async def run(box: Spec | OpenSession, command: Command, fresh: bool) -> Result:
         watch.close()
         run.end()
         run.release()
+
+
+async def _turn(run: Run) -> None:
+    """Waits until a run may start. The run that it waits for may be one of the same loop."""
+    nothing = unpatched.epoll()
+    try:
+        while not run.may_start():
+            await loops.ready(nothing.fileno(), _PAUSE)
+    finally:
+        nothing.close()
 
 
 def _patience(run: Run) -> float:

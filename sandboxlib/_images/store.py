@@ -54,6 +54,23 @@ class Store(Storage):
                     self._remove(entry)
         return damaged
 
+    def prune(self, max_size: int | str = 0) -> int:
+        """Removes the entries that were used least recently, until the store is no larger than
+        `max_size`. Returns how many bytes that freed.
+
+        max_size: int, bytes, or a str like "2G"; 0 (the default): removes all that nobody uses.
+
+        It never removes what a run has in use. What killed processes left behind, it always
+        removes; also their uppers below TMPDIR (Overlay.storage='disk'), which it does not count.
+        Raises SpecError for a wrong size; SetupError if the store cannot be read or written.
+        """
+        from .._runs.on_disk import place_of, sweep
+        from .unpack import remove_foreign
+
+        freed = super().prune(max_size)
+        sweep(place_of("disk"), remove_foreign)
+        return freed
+
     def _empty_foreign(self, new: New) -> int:
         from .unpack import remove_foreign
 

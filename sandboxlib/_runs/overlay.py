@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock
+from collections.abc import Callable
 from sys import byteorder
 
 from .. import errors
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .._inputs.outputs import Outputs
     from .._inputs.placing import Placer, Ready
     from ..result import Result
+    from .on_disk import DiskUpper
 
 lib = native.lib
 
@@ -55,6 +57,8 @@ def place_values(
         how |= lib.SBX_USER_XATTR
     if machine.kernel_is_older_than(6, 15):
         how |= lib.SBX_BY_NAME
+    if overlay.upper is None and overlay.storage != "memory":
+        how |= lib.SBX_VOLATILE  # it is removed soon: unmounting it need not write it to the disk
     values: dict[str, Any] = {"overlay": how, "upper_inodes": inodes}
     return values if changes is None else {**values, "upper_size": str(changes)}
 
@@ -122,6 +126,22 @@ class StackedRoot:
         with self._lock:
             self._lowers = None
 
+    def disk_upper(
+        self, lowers: tuple[Lower, ...], deadline: float | None, stop: Callable[[], None]
+    ) -> DiskUpper | None:
+        """The upper of a run, locked; None if it is in memory. lowers: of the run."""
+        overlay, is_real = self.overlay, self.owners.kind == "real"
+        if overlay.upper is None and overlay.storage == "memory":
+            return None
+        from . import on_disk
+
+        if overlay.upper is None:
+            remove = self.box._remove_foreign
+            return on_disk.new_upper(overlay.storage, lowers, is_real, remove)
+        keys = on_disk.keys_of(overlay.layers, self.prefix)
+        args = overlay.upper, overlay.busy, keys, lowers, is_real, deadline, stop
+        return on_disk.kept_upper(*args)
+
     def path_of(self, index: int) -> str:
         """The directory of a layer, for people."""
         known = self._lowers or ()
@@ -167,6 +187,7 @@ class RootOfRun:
         self._ready: Ready | None = None
         self._failure: BaseException | None = None
         self._sockets: tuple[socket, socket] | None = None
+        self._disk: DiskUpper | None = None
 
     def lowers(self) -> tuple[Lower, ...]:
         """The layers of the root, bottom first, and above them those of the inputs."""
@@ -189,15 +210,29 @@ class RootOfRun:
         above = self.lowers()[len(self._root.lowers()) :]
         return [input_in_slot(lower.path) for lower in reversed(above)]
 
-    def prepare(self, work: Workspace) -> None:
-        """Fills the job of a fresh run."""
+    def is_free(self) -> bool:
+        """Whether the run need not wait for another one that uses the same upper."""
+        overlay = self._root.overlay
+        if overlay.upper is None or overlay.busy == "refuse":
+            return True
+        from .on_disk import is_free
+
+        return is_free(overlay.upper)
+
+    def prepare(self, work: Workspace, deadline: float | None, stop: Callable[[], None]) -> None:
+        """Fills the job of a run. It waits for an upper that another run uses, until `deadline`, by
+        monotonic(), or until stop() raises.
+        """
         if self._sockets is None and self._command._takes_upper:
             from socket import AF_UNIX, SOCK_SEQPACKET, socketpair
 
             self._sockets = socketpair(AF_UNIX, SOCK_SEQPACKET)
         told = 0 if self._sockets is None else self._sockets[1].fileno()
+        if self._disk is None:
+            self._disk = self._root.disk_upper(self.lowers(), deadline, stop)
+        above = None if self._disk is None else self._disk.path
         lowers = [lower.path for lower in reversed(self.lowers())]
-        fill_root(work, lowers, None, told, self.inputs)
+        fill_root(work, lowers, above, told, self.inputs)
 
     def _take(self, complete: bool) -> Upper | None:
         """The Upper, which the child sent before the command began. None: nobody asked for it."""
@@ -217,8 +252,12 @@ class RootOfRun:
             os.close(fd)
         if not fds:
             return None
-        root = self._root
-        return Upper(fds[-1], root.prefix, self.lowers(), root.owners, complete, root.targets)
+        root, disk, self._disk = self._root, self._disk, None
+        release = None if disk is None else disk.close
+        return Upper(
+            *(fds[-1], root.prefix, self.lowers(), root.owners, complete, root.targets),
+            release=release,
+        )
 
     def finish(self, result: Result, complete: bool) -> None:
         """Takes what the Command asks for out of the upper of a run that is over. Raises SetupError
@@ -259,7 +298,10 @@ class RootOfRun:
             return outputs
 
     def release(self) -> None:
-        """Closes the sockets."""
+        """Closes the sockets, and removes an upper on disk that nobody asked for."""
         sockets, self._sockets = self._sockets, None
         for end in sockets or ():
             end.close()
+        disk, self._disk = self._disk, None
+        if disk is not None:
+            disk.close()

@@ -176,6 +176,13 @@ class Run:
         """
         return self._workspace.run
 
+    def may_start(self) -> bool:
+        """Whether start() need not wait for another run that uses the same upper; after the timeout
+        it does not wait either.
+        """
+        is_late = self.deadline is not None and monotonic() >= self.deadline
+        return self._root is None or is_late or self._root.is_free()
+
     def start(self, fresh: bool, pump: bool = False) -> int:
         """Starts the job, in a slot if fresh is False and there can be one. SetupError if a step
         fails.
@@ -197,7 +204,7 @@ class Run:
             self._stdio = self._extras.prepare(self._workspace, self._stdio)
             fresh = fresh or self._extras.needs_fresh
         if self._root is not None:
-            self._root.prepare(self._workspace)
+            self._root.prepare(self._workspace, self.deadline, check_stop)
         if fresh or not self._start_in_slot():
             if self._extras is not None:
                 self._extras.lease(self._workspace)

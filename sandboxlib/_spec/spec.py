@@ -337,6 +337,12 @@ class Spec(Value):
         found: Spec | None = self.__dict__["_as_in_image"]
         return self if found is None else found
 
+    def _remove_foreign(self, path: str) -> None:
+        """Empties a directory that has files of the caller's ranges of ids: only a process with
+        these ids can do that.
+        """
+        raise errors.UnsupportedError(f"{path} has files of other ids, which a Sandbox removes")
+
     def _for(self, command: Command) -> Spec:
         """The Sandbox in which a Command runs: this one, with the limits of the Command over its
         own, and with the user of the image that is its root. Its runs use the slots of this one if

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uppers on disk: new ones, which are removed after their run, and those of Overlay(upper=...).
+
+Both are a directory with `upper` and `work` in it, and `empty` to stand for the layers of an
+overlay that has none. Whoever uses one has a lock on it (flock(2)), which ends with its process. So
+a new one whose lock is free was left by a process that was killed: the next one that makes an upper
+in the same place removes it, and Store.prune() does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic, sleep
+
+from .. import errors
+from .._images.child import removal
+from .._spec.overlay import Layers, Lower
+from .._store.locks import lock, still_at
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PREFIX = "sandboxlib-upper-"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_PAUSE = 0.01  # seconds between two looks at a lock
+_swept: set[str] = set()  # directories in which this process looked for leftovers
+
+
+class DiskUpper:
+    """A directory with an upper in it, which the run has to itself until it is closed.
+
+    path: str. fd: int, what is locked. remove: removes the directory when it is closed: a function
+    that is called with the path if its files belong to ids of the caller's ranges; None: it stays.
+    """
+
+    def __init__(self, path: str, fd: int, remove: Callable[[str], object] | None = None) -> None:
+        self.path, self._fd, self._remove = path, fd, remove
+
+    def close(self) -> None:
+        """Lets go of the directory. Does nothing the second time."""
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        try:
+            if self._remove is not None:
+                _drop(self.path, fd, self._remove)
+        finally:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def place_of(storage: str) -> str:
+    """The directory in which new uppers are made. storage: as in Overlay."""
+    if storage != "disk":
+        return str(storage)
+    directory = os.environ.get("TMPDIR", "")
+    return directory if directory.startswith("/") else "/var/tmp"
+
+
+def new_upper(
+    storage: str, lowers: Sequence[Lower], gives_owners: bool, remove: Callable[[str], object]
+) -> DiskUpper:
+    """Makes a new upper on disk. gives_owners: the ids of files are those of the machine. Raises
+    SetupError.
+    """
+    parent = place_of(storage)
+    if parent not in _swept:
+        _swept.add(parent)
+        sweep(parent, remove)
+    with _making(parent):
+        while True:
+            path = os.path.join(parent, PREFIX + os.urandom(8).hex())
+            os.mkdir(path, 0o700)
+            fd = os.open(path, _DIRECTORY)
+            # Another process may take it for a leftover, until it is locked.
+            if lock(fd, wait=False) and still_at(fd, path):
+                break
+            os.close(fd)
+        with _closed_on_error(DiskUpper(path, fd, remove)) as upper:
+            _furnish(path, lowers, gives_owners)
+    return upper
+
+
+@contextlib.contextmanager
+def _closed_on_error(upper: DiskUpper) -> Iterator[DiskUpper]:
+    """An exception keeps the frames that it left, and what they hold would stay locked."""
+    try:
+        yield upper
+    except BaseException:
+        upper.close()
+        raise
+
+
+def sweep(parent: str, remove: Callable[[str], object]) -> int:
+    """Removes the uppers of this user in a directory that killed processes left. Returns how many.
+
+    remove: as in DiskUpper.
+    """
+    count = 0
+    with contextlib.suppress(OSError):
+        for name in os.listdir(parent):
+            if not name.startswith(PREFIX):
+                continue
+            path = os.path.join(parent, name)
+            with contextlib.suppress(OSError):  # another process was faster, or it is no such thing
+                fd = os.open(path, _DIRECTORY)
+                try:
+                    is_ours = os.fstat(fd).st_uid == os.geteuid()
+                    if is_ours and lock(fd, wait=False) and still_at(fd, path):
+                        _drop(path, fd, remove)
+                        count += 1
+                finally:
+                    os.close(fd)
+    return count
+
+
+def _drop(path: str, fd: int, remove: Callable[[str], object]) -> None:
+    try:
+        removal.empty(fd)
+    except PermissionError:
+        remove(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(path)
+
+
+def _furnish(path: str, lowers: Sequence[Lower], gives_owners: bool) -> None:
+    """Makes the directories. The upper looks as the root of the top layer, which it hides."""
+    for name in ("work", "empty"):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.join(path, name), 0o700)
+    upper = os.path.join(path, "upper")
+    os.mkdir(upper, 0o700)
+    if not lowers:
+        os.chmod(upper, 0o755)
+        return
+    top = os.stat(lowers[-1].path)
+    if gives_owners:
+        os.chown(upper, top.st_uid, top.st_gid)
+    os.chmod(upper, stat.S_IMODE(top.st_mode))
+    os.utime(upper, ns=(top.st_mtime_ns, top.st_mtime_ns))
+
+
+@contextlib.contextmanager
+def _making(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, errors.SetupError):
+            raise
+        number = error.errno or 0
+        hint = "make the directory, or give another as storage" if number == errno.ENOENT else ""
+        raise errors.setup_error(number, path, "upper", f"make an upper in {path}", hint) from error
+
+
+# ---- Overlay(upper=...) ----------------------------------------------------------------------
+
+
+def keys_of(layers: Sequence[Any], prefix: bytes) -> list[str]:
+    """What a kept upper remembers of the layers below it, a line for each: an upper is of no use
+    over others. prefix: of the overlay's attributes, by which it knows what was removed.
+    """
+    keys = [f"attributes {prefix.decode()}*"]
+    for layer in layers:
+        if isinstance(layer, Layers):
+            keys.append(f"{type(layer).__name__} {layer._key()}")
+        else:
+            keys.append(f"directory {os.stat(layer).st_ino} {layer!r}")
+    return keys
+
+
+def kept_upper(
+    path: str,
+    busy: str,
+    keys: Sequence[str],
+    lowers: Sequence[Lower],
+    gives_owners: bool,
+    deadline: float | None,
+    check_stop: Callable[[], None],
+) -> DiskUpper:
+    """Locks the upper of Overlay(upper=path), and makes it if it is missing.
+
+    keys: what keys_of() returns. deadline: by monotonic(), or None. check_stop: raises if the wait
+    for another run has to end. SetupError: EBUSY if it is in use, and `busy` says to refuse that;
+    ESTALE for other layers; ETIMEDOUT.
+    """
+    with _making(path):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        fd = os.open(os.path.join(path, "lock"), _FILE, 0o600)
+        with _closed_on_error(DiskUpper(path, fd)) as upper:
+            while not lock(fd, wait=False):
+                _check_wait(path, busy, deadline)
+                check_stop()
+                sleep(_PAUSE)
+            _check_layers(path, keys, lowers, gives_owners)
+    return upper
+
+
+def _check_layers(
+    path: str, keys: Sequence[str], lowers: Sequence[Lower], gives_owners: bool
+) -> None:
+    """Makes an upper that is missing, and refuses one over other layers."""
+    text = "".join(f"{key}\n" for key in keys).encode(errors="surrogateescape")
+    try:
+        with open(os.path.join(path, "layers"), "rb") as file:
+            found = file.read()
+    except FileNotFoundError:
+        _begin(path, text, lowers, gives_owners)
+        return
+    if found != text:
+        what = f"use the upper {path}"
+        raise errors.setup_error(errno.ESTALE, path, "upper", what, _other(found, text))
+
+
+def is_free(path: str) -> bool:
+    """Whether no run uses the upper of Overlay(upper=path) now, as far as the caller can see."""
+    try:
+        fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # there is none yet; for another reason the run says more
+        return True
+    try:
+        return lock(fd, wait=False)
+    finally:
+        os.close(fd)
+
+
+def _check_wait(path: str, busy: str, deadline: float | None) -> None:
+    what = f"use the upper {path}"
+    if busy == "refuse":
+        hint = "another run uses it; busy='wait' waits for that"
+        raise errors.setup_error(errno.EBUSY, path, "upper", what, hint)
+    if deadline is not None and monotonic() >= deadline:
+        hint = "another run uses it all the time"
+        raise errors.setup_error(errno.ETIMEDOUT, path, "upper", what, hint)
+
+
+def _begin(path: str, text: bytes, lowers: Sequence[Lower], gives_owners: bool) -> None:
+    """Makes an upper. The list of layers comes last: without it the upper was not used yet."""
+    upper = os.path.join(path, "upper")
+    others = set(os.listdir(path)) - {"lock", "work", "empty", "upper", "layers.new"}
+    if others or (os.path.isdir(upper) and os.listdir(upper)):
+        hint = "it has other files; an upper takes an empty directory, or one that is missing"
+        raise errors.setup_error(errno.ENOTEMPTY, path, "upper", f"use the upper {path}", hint)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(upper)
+    _furnish(path, lowers, gives_owners)
+    new = os.path.join(path, "layers.new")
+    fd = os.open(new, _FILE | os.O_TRUNC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(text)
+    os.rename(new, os.path.join(path, "layers"))
+
+
+def _other(found: bytes, asked: bytes) -> str:
+    if found.partition(b"\n")[0] != asked.partition(b"\n")[0]:
+        return "another kind of caller made it: in a user namespace an overlay has other attributes"
+    layers = ", ".join(found.decode(errors="replace").splitlines()[1:]) or "none"
+    return f"it has changes to other layers: {layers}; give those, or another directory"
