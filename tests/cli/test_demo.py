@@ -43,7 +43,9 @@ def test_it_builds_ones_own_sources_and_stops_what_wants_out(tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "program : exit 0" in done.stdout
     assert "share a root" not in done.stdout
-    assert "/src/lib/answer.c changed in its root:\n  added file /build/lib%2Fanswer.o" in done.stdout
+    assert (
+        "/src/lib/answer.c changed in its root:\n  added file /build/lib%2Fanswer.o" in done.stdout
+    )
     assert "asked for, and not found: /src/lib/answer.h" in done.stdout
     assert done.stdout.count(": stopped") == 5
     assert "NOT STOPPED" not in done.stdout

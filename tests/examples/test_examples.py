@@ -8,13 +8,16 @@ import shutil
 import signal
 import socket
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from lib.image_maker import docker, file
 from lib.machine import python, require
+from lib.roots import find_busybox, make_rootfs
 from lib.users import NOBODY, as_nobody, give_to_nobody
 from lib.waiting import processes, wait_until
 
@@ -79,7 +82,10 @@ def argv_of(caller: tuple[Path, list[str]], name: str, *args: object) -> list[st
 def example(caller: tuple[Path, list[str]]) -> Example:
     def run(name: str, *args: object) -> subprocess.CompletedProcess[str]:
         argv = argv_of(caller, name, *args)
-        return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+        env = {**os.environ, "XDG_CACHE_HOME": str(caller[0] / "cache")}  # the store lies there
+        return subprocess.run(
+            argv, capture_output=True, text=True, timeout=120, check=False, env=env
+        )
 
     return run
 
@@ -115,6 +121,45 @@ def test_incremental_build_compiles_what_changed(
     assert example("incremental_build.py", source, out).returncode == 1
     (source / "b.c").write_text("int b;\n")
     assert example("incremental_build.py", source, out).stdout == "compiled 1: b.c\n"
+
+
+def test_declared_inputs_names_a_file_that_a_step_did_not_declare(
+    example: Example, sources: tuple[Path, Path]
+) -> None:
+    source, out = sources
+    done = example("declared_inputs.py", source, out)
+    assert (done.returncode, done.stderr) == (0, "")
+    made = done.stdout.removeprefix("made").split()
+    assert sorted(made) == [f"{out}/{name}.o" for name in ("a", "b", "main")]
+    (source / "b.c").write_text('#include "a.c"\n')
+    done = example("declared_inputs.py", source, out)
+    assert (done.returncode, done.stderr) == (1, "not declared: /src/a.c\n")
+
+
+def test_stacked_layers_sees_what_the_layers_below_have(example: Example, place: Path) -> None:
+    root = make_rootfs(place / "root")
+    done = example("stacked_layers.py", root, place / "saved.tar", "> /one; > /two", "rm /one")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, third, listed, *digests = done.stdout.splitlines()
+    assert [first, second, third] == ["added file /one", "added file /two", "deleted file /one"]
+    assert "'two'" in listed
+    assert "'one'" not in listed
+    assert len(digests) == 2
+    with tarfile.open(place / "saved.tar") as tar:
+        assert tar.getnames() == [".wh.one"]
+    assert not (root / "two").exists()
+
+
+def test_run_image_runs_the_command_of_an_image(example: Example, place: Path) -> None:
+    busybox = find_busybox()
+    require(busybox, "there is no static busybox")
+    assert busybox is not None
+    layer = file("bin/sh", Path(busybox).read_bytes(), mode=0o755)
+    command = {"Entrypoint": ["/bin/sh", "-c"], "Cmd": ["echo hello; exit 3"]}
+    image = docker(place / "image.tar", layer, **command)
+    for args, expected in (((), (3, "hello\n")), (("sh", "-c", "echo $0"), (0, "sh\n"))):
+        done = example("run_image.py", image, *args)
+        assert (done.returncode, done.stdout) == expected, done.stderr
 
 
 COUNT = "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done"
