@@ -59,7 +59,8 @@ class Reader:
     def __init__(self, upper: Upper) -> None:
         kind = upper.owners.kind
         reads_trusted = upper.prefix == TRUSTED
-        user: Any = User(NOBODY, groups=())
+        # Root of a user namespace with a single id has no other to give.
+        user: Any = None if machine.has_one_id() else User(NOBODY, groups=())
         executor: Any = chroot.EXECUTOR
         if kind != "real":
             user = "ranges" if kind == "ranges" else "root"

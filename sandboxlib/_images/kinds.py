@@ -18,13 +18,14 @@ REAL, SINGLE, RANGES = "layers/real", "layers/single", "layers/ranges-"
 def kind_of(owners: Owners) -> str:
     """The directory of the store in which the layers for these owners are.
 
-    'real': ids as they are; root has the same also in a user namespace of its own. 'single': all
-    files are the caller's. 'ranges': with the ids that /etc/subuid and /etc/subgid give now.
+    'real': ids as they are; root has the same in a user namespace of its own, where ids that it
+    does not map look as in a directory. 'single': all files are the caller's. 'ranges': with the
+    ids that /etc/subuid and /etc/subgid give now.
     """
+    if os.geteuid() == 0 or owners.kind == "real":
+        return REAL
     if owners.kind == "single":
         return SINGLE
-    if owners.kind == "real" or os.geteuid() == 0:
-        return REAL
     import hashlib
 
     from .._runs import id_maps

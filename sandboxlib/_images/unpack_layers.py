@@ -46,7 +46,8 @@ class Unpacked(NamedTuple):
 def way_for(owners: Owners | None) -> Way:
     """The Way for these owners; None: the one that keeps most. Raises UnsupportedError."""
     confined = unpack.executor()
-    if owners is not None and owners.kind == "single" and confined[1] != "root":
+    is_single = owners is not None and owners.kind == "single" and os.geteuid() != 0
+    if is_single and confined[1] != "root":
         confined = (user_namespace.EXECUTOR.run_command, "root")
     if owners is not None and owners.kind == "ranges" and confined[1] == "root":
         refused = user_namespace.EXECUTOR.refusals(Spec("/", user="ranges"))

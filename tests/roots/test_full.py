@@ -35,12 +35,24 @@ def fill(left=0):
             pass
     os.truncate(disk / "filler", max(0, os.path.getsize(disk / "filler") - left))
 
+def crowd():
+    "Leave no room for another file or directory."
+    (disk / "filler").mkdir()
+    try:
+        for number in range(10 ** 6):
+            (disk / "filler" / str(number)).touch()
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+
 def free():
-    os.unlink(disk / "filler")
+    if (disk / "filler").is_dir():
+        shutil.rmtree(disk / "filler")
+    else:
+        os.unlink(disk / "filler")
 
 def names(place=disk):
     found = sorted(str(path.relative_to(place)) for path in place.rglob("*"))
-    return [name for name in found if name != "filler"]
+    return [name for name in found if not name.startswith("filler")]
 
 def refused(call):
     "What it raises: it has to say that there is no space."
@@ -56,7 +68,7 @@ def refused(call):
 def host(script: str, root: Path, disk: Path, size: str = "2M") -> str:
     """Runs a host with a small disk."""
     disk.mkdir(exist_ok=True)
-    mount = f'mount -t tmpfs -o size={size},mode=0700 full "$0" && exec "$@"'
+    mount = f'mount -t tmpfs -o size={size},nr_inodes=300,mode=0700 full "$0" && exec "$@"'
     user = ["-Ur"] if os.geteuid() != 0 else []
     wrapper = ["unshare", *user, "-m", "sh", "-c", mount, str(disk)]
     return hosts.run(HEAD + script, root, {"disk": str(disk)}, wrapper)
@@ -82,4 +94,89 @@ with Sandbox(Overlay(root), limits=Limits(changes="1M")) as box:
         result = box.run(["sh", "-c", "echo x >> /bin/busybox"], fresh=fresh)
         assert result.exit == 1 and b"No space left" in result.err, result
 """
+    host(script, rootfs, disk)
+
+
+STORED = """
+import tarfile
+big = disk.parent / "big"
+big.mkdir()
+(big / "file").write_bytes(os.urandom(4 << 20))
+(big / "small").write_bytes(b"x")
+"""
+
+
+def test_a_store_that_is_full_is_told_and_has_no_part_of_a_layer(rootfs: Path, disk: Path) -> None:
+    script = (
+        STORED
+        + """
+with tarfile.open(disk.parent / "big.tar", "w") as tar:
+    tar.add(big, ".")
+store = Store(disk / "store")
+for make in (
+    lambda store: Layer.from_tar(disk.parent / "big.tar", store),
+    lambda store: Layer.from_directory(big, store),
+):
+    refused(lambda: make(store))
+    assert names(disk / "store" / "tmp") == [], names()
+    assert not [name for name in names() if name.endswith("/tree")], names()
+    layer = make(Store(disk.parent / "other"))
+    with Sandbox(Overlay(root, layer)) as box:
+        assert box.run(["cat", "/small"]).out == b"x"
+# There is room for a small one.
+(big / "file").unlink()
+with Sandbox(Overlay(root, Layer.from_directory(big, store))) as box:
+    assert box.run(["cat", "/small"]).out == b"x"
+"""
+    )
+    host(script, rootfs, disk)
+
+
+def test_changes_that_find_no_room_stay_whole(rootfs: Path, disk: Path) -> None:
+    script = """
+with Sandbox(Overlay(root)) as box:
+    result = box.run(["sh", "-c", "head -c 4194304 /dev/urandom > /big"], changes="keep")
+with result.changes as changes:
+    for what in (
+        lambda: changes.save(disk / "layer.tar"),
+        lambda: changes.extract(disk / "tree"),
+        lambda: changes.commit(Store(disk / "store")),
+    ):
+        refused(what)
+        left = [name for name in names() if not name.startswith("store")]
+        assert left == [] and names(disk / "store/tmp") == [], names()
+    layer = changes.commit(Store(disk.parent / "other"))
+    with Sandbox(Overlay(root, layer)) as box:
+        assert box.run(["stat", "-c", "%s", "/big"]).out == b"4194304\\n"
+"""
+    host(script, rootfs, disk)
+
+
+def test_outputs_that_find_no_room_are_told(rootfs: Path, disk: Path) -> None:
+    script = """
+script = "mkdir -p /out; head -c 4194304 /dev/urandom > /out/big; echo x > /out/small"
+other = Store(disk.parent / "other")
+with Sandbox(Overlay(root), store=Store(disk / "store")) as box:
+    refused(lambda: box.run(["sh", "-c", script], outputs=["/out/*"]))
+    assert names(disk / "store/tmp") == [], names()
+with Sandbox(Overlay(root), store=other) as box:
+    outputs = box.run(["sh", "-c", script], outputs=["/out/*"], check=True).outputs
+refused(lambda: outputs.collect(disk / "collected", below="/out"))
+assert "collected/big" not in names(), names()
+assert outputs.collect(disk.parent / "collected", below="/out")
+"""
+    host(script, rootfs, disk)
+
+
+def test_inputs_that_find_no_room_are_told(rootfs: Path, disk: Path) -> None:
+    script = (
+        STORED
+        + """
+with Sandbox(Overlay(root), store=Store(disk / "store")) as box:
+    for inputs in ({"/in/big": big / "file"}, {"/in": Tree(big)}):
+        refused(lambda: box.run(["ls", "/in"], inputs=inputs))
+        assert names(disk / "store/tmp") == [], names()
+    assert box.run(["cat", "/in/small"], inputs={"/in/small": big / "small"}).out == b"x"
+"""
+    )
     host(script, rootfs, disk)
