@@ -49,6 +49,16 @@ def _two(root: Path, beside: Path) -> Place:
     return Place(Overlay(root, upper), (root, upper))
 
 
+def _disk(root: Path, beside: Path) -> Place:
+    storage = beside / "storage"
+    storage.mkdir()
+    return Place(Overlay(root, storage=storage), (root,))
+
+
+def _upper(root: Path, beside: Path) -> Place:
+    return Place(Overlay(root, upper=beside / "kept"), (root,), keeps=True)
+
+
 def _furnished(root: Path, beside: Path) -> Place:
     mounts = [
         Mount.bind(root / "bin", "/bin", read_only=True),
@@ -71,6 +81,8 @@ PLACES: dict[str, Callable[[Path, Path], Place]] = {
     "directory": _directory,
     "layer": _layer,
     "two layers": _two,
+    "disk": _disk,
+    "upper": _upper,
     "furnished": _furnished,
     "stored": _stored,
 }

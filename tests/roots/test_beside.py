@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
 import subprocess
 import tarfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from lib import hosts
 from lib.machine import many
 from lib.waiting import wait_until
 
-from sandboxlib import Overlay, Sandbox, Store
+from sandboxlib import Overlay, Sandbox, SetupError, Store
 
 pytest_plugins = ["lib.ways"]
 
@@ -43,6 +46,127 @@ def test_thirty_two_threads_share_one_overlay(rootfs: Path, executor: str) -> No
             list(pool.map(run, range(THREADS)))
     assert not bad, bad[:3]
     assert sorted(os.listdir(rootfs / "etc")) == ["shared"]
+
+
+# ---- one upper -------------------------------------------------------------------------------
+
+
+def test_what_one_run_leaves_in_an_upper_the_next_one_finds(
+    rootfs: Path, tmp_path: Path, executor: str
+) -> None:
+    for number in range(3):
+        with Sandbox(Overlay(rootfs, upper=tmp_path / "upper")) as box:
+            assert box.run(["sh", "-c", "echo x >> /etc/x; wc -l < /etc/x"]).out == b"%d\n" % (
+                number + 1
+            )
+
+
+def test_one_run_waits_for_the_upper_of_another(
+    rootfs: Path, tmp_path: Path, executor: str
+) -> None:
+    overlay = Overlay(rootfs, upper=tmp_path / "upper")
+    script = "echo began; read line; echo first >> /etc/x"
+    with Sandbox(overlay) as box, box.start(["sh", "-c", script], stdin=-1) as first:
+        assert first.stdout is not None
+        assert first.stdin is not None
+        assert first.stdout.readline() == b"began\n"
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(box.run, ["sh", "-c", "echo second >> /etc/x; cat /etc/x"])
+            time.sleep(0.3)
+            assert not second.done()
+            first.stdin.write(b"\n")
+            first.stdin.close()
+            first.wait()
+            assert second.result(60).out == b"first\nsecond\n"
+
+
+def test_a_run_that_may_not_wait_for_an_upper_is_refused(
+    rootfs: Path, tmp_path: Path, executor: str
+) -> None:
+    overlay = Overlay(rootfs, upper=tmp_path / "upper", busy="refuse")
+    with Sandbox(overlay) as box, box.start(["sleep", "1000"]) as first:
+        with pytest.raises(SetupError) as caught:
+            box.run(["true"])
+        assert caught.value.errno == errno.EBUSY
+        first.kill()
+        first.wait()
+        assert box.run(["true"]).exit == 0
+
+
+def test_waiting_for_an_upper_counts_for_the_timeout(
+    rootfs: Path, tmp_path: Path, executor: str
+) -> None:
+    with (
+        Sandbox(Overlay(rootfs, upper=tmp_path / "upper")) as box,
+        box.start(["sleep", "1000"]) as first,
+    ):
+        began = time.monotonic()
+        try:
+            assert box.run(["true"], timeout=0.3).timed_out
+        except SetupError as error:
+            assert error.errno in (errno.EBUSY, errno.ETIMEDOUT)  # noqa: PT017
+        assert 0.2 < time.monotonic() - began < 30
+        first.kill()
+
+
+def test_other_layers_than_an_upper_was_made_with_are_refused(
+    rootfs: Path, tmp_path: Path, executor: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    upper = tmp_path / "upper"
+    with Sandbox(Overlay(rootfs, upper=upper)) as box:
+        box.run(["touch", "/x"], check=True)
+    other = Sandbox(Overlay(rootfs, tmp_path / "other", upper=upper))
+    with other, pytest.raises(SetupError) as caught:
+        other.run(["true"])
+    assert caught.value.errno == errno.ESTALE
+    with Sandbox(Overlay(rootfs, upper=upper)) as box:
+        assert box.run(["ls", "/x"]).exit == 0
+
+
+# ---- a host that was killed ------------------------------------------------------------------
+
+HOST = """
+from pathlib import Path
+from sandboxlib import Overlay
+storage = Path(mode["storage"])
+with Sandbox(Overlay(root, storage=storage)) as box:
+    process = box.start(["sh", "-c", "echo x > /etc/x; echo began; sleep 1000"])
+    print(process.stdout.readline().decode(), end="", flush=True)
+    process.wait()
+"""
+
+#: Another host, later.
+NEXT = """
+from pathlib import Path
+from sandboxlib import Overlay
+with Sandbox(Overlay(root, storage=Path(mode["storage"]))) as box:
+    assert box.run(["ls", "/etc/x"]).exit == 1
+"""
+
+
+def test_an_upper_that_a_killed_host_left_is_removed_by_the_next(
+    rootfs: Path, tmp_path: Path, executor: str
+) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    (storage / "of somebody else").mkdir()
+    argv = hosts.command(HOST, rootfs, {"storage": str(storage)})
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as host:
+        try:
+            assert host.stdout is not None
+            assert host.stdout.readline() == b"began\n"
+            (made,) = set(os.listdir(storage)) - {"of somebody else"}
+            hosts.run(NEXT, rootfs, {"storage": str(storage)})
+            assert made in os.listdir(storage)  # it is in use
+        finally:
+            host.kill()
+
+    def is_removed() -> bool:  # as soon as the kernel has ended the command
+        hosts.run(NEXT, rootfs, {"storage": str(storage)})
+        return os.listdir(storage) == ["of somebody else"]
+
+    assert wait_until(is_removed)
 
 
 # ---- one store -------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def test_proc_dev_and_tmp_are_the_runs_own(place: Place, way: Way) -> None:
 
 @needs_root
 def test_no_device_of_the_root_opens(root: Path, tmp_path: Path, executor: str) -> None:
-    for name in ("directory", "layer", "two layers"):
+    for name in ("directory", "layer", "two layers", "disk", "upper"):
         (tmp_path / name).mkdir()
         place = PLACES[name](root, tmp_path / name)  # which copies files of the root
         for source in place.sources or (root,):
@@ -207,5 +207,6 @@ def test_the_sandbox_leaves_nothing(place: Place, way: Way, tmp_path: Path) -> N
     slots.close_all()
     del box  # which keeps its layers in the store
     gc.collect()
+    assert not [*tmp_path.glob("beside/storage/*")]
     assert set(os.listdir("/proc/self/fd")) == descriptors
     assert Path("/proc/self/mountinfo").read_text() == mounts

@@ -79,6 +79,40 @@ def disk(tmp_path: Path) -> Path:
     return tmp_path / "disk"
 
 
+def test_an_upper_that_cannot_be_made_is_told(rootfs: Path, disk: Path, executor: str) -> None:
+    script = """
+with Sandbox(Overlay(root, storage=disk)) as box:
+    box.run(["true"], check=True)
+    assert names() == [], names()
+    crowd()
+    error = refused(lambda: box.run(["true"]))
+    print(error.step, str(disk) in str(error))
+    assert names() == [], names()
+    free()
+    box.run(["true"], check=True)
+assert names() == [], names()
+"""
+    step, is_named = host(script, rootfs, disk).split()
+    assert step
+    assert is_named == "True"
+
+
+def test_a_command_that_fills_its_upper_is_told(rootfs: Path, disk: Path, executor: str) -> None:
+    script = """
+for options in ({"storage": disk}, {"upper": disk / "kept"}):
+    with Sandbox(Overlay(root, **options)) as box:
+        script = "dd if=/dev/zero of=/big bs=64k count=150; echo $?; ls -d /big"
+        result = box.run(["sh", "-c", script])
+        assert (result.exit, result.out) == (0, b"1\\n/big\\n"), result
+        assert b"No space left" in result.err
+        result = box.run(["sh", "-c", "rm -f /big; echo x >> /etc/x && cat /etc/x"])
+        assert result == (0, b"x\\n", b""), result
+    print(names())
+"""
+    first = host(script, rootfs, disk).splitlines()[0]
+    assert first == "[]"
+
+
 def test_a_bound_upper_in_memory_is_as_small_as_it_says(
     rootfs: Path, disk: Path, executor: str
 ) -> None:
