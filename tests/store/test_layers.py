@@ -404,6 +404,7 @@ def test_what_the_child_says_is_not_trusted(
     honest = unpack.Child.run
     outside = tmp_path / "outside"
     outside.mkdir()
+    os.setxattr(outside, "user.overlay.opaque", b"y")
 
     def lie(answer: dict[str, Any]) -> None:
         def run(self: unpack.Child, target: Any) -> dict[str, Any]:
@@ -429,7 +430,7 @@ def test_what_the_child_says_is_not_trusted(
         {"fingerprint": "../x"},
     ):
         lie(answer) if os.geteuid() == 0 or "opaque" not in answer else None
-    assert os.listxattr(outside) == []
+    assert os.listxattr(outside) == ["user.overlay.opaque"]
     assert kinds_left(store) == []
 
 
