@@ -13,7 +13,8 @@ from ._spec.command import Command, command_of
 from ._spec.overlay import Layers, Overlay
 from ._spec.spec import Spec
 from ._types import Later, overload
-from .errors import SandboxError, SpecTypeError
+from ._values import check_seconds
+from .errors import SandboxError, SpecError, SpecTypeError
 from .result import Result
 
 TYPE_CHECKING = False
@@ -463,6 +464,28 @@ class Sandbox(Spec):
 
     def _remove_foreign(self, path: str) -> None:
         _unpack.remove_foreign(path)
+
+    def prepare(self, timeout: float | None = 600.0) -> None:
+        """Unpacks the images of an Image or Overlay root into the store, if they are not there yet.
+        Otherwise the first run does that, with 600 seconds for it beside its own timeout.
+
+        timeout: float, seconds; 600 by default; None: no limit.
+
+        Raises SpecError for a wrong timeout, ImageError for an image that is broken or hostile,
+        SetupError if an image or the store cannot be used, or after the timeout (ETIMEDOUT);
+        UnsupportedError as run() does. With a directory as its root it does nothing.
+        """
+        if timeout is not None and not check_seconds("timeout", timeout):
+            raise SpecError("timeout is 0 seconds")
+        if self._overlay is None:
+            return
+        if isinstance(self.root, Layers):
+            self.root._prepare(None, self.store, timeout)  # which tells the user
+        box = self._with_user()
+        plan = choose.executor_of(box).plan_of(box)
+        for layer in self._overlay.layers:
+            if isinstance(layer, Layers) and plan is not None and plan.overlay is not None:
+                layer._prepare(plan.overlay.owners, self.store, timeout)
 
     def close(self) -> None:
         """Ends the slots, which keep namespaces from run to run, removes the cgroups that wait for

@@ -78,6 +78,14 @@ class Image(Value, Layers):
         layers = "\n".join(self._known(store).layers)
         return f"sha256:{hashlib.sha256(layers.encode()).hexdigest()}"
 
+    def _prepare(
+        self, owners: Owners | None, store: AnyStore | None, timeout: float | None
+    ) -> None:
+        if owners is None:
+            self._known(store, timeout)
+        else:
+            self._leases(owners, store_of(store), timeout)
+
     def _defaults(self, store: AnyStore | None) -> Defaults:
         known, user = self._known(store), default_user()
         if known.ids is None:
@@ -96,7 +104,9 @@ class Image(Value, Layers):
             known = unpack_image.unpacked(self.path, self.ref, storage, owners, timeout)[0]
         return known
 
-    def _leases(self, owners: Owners, storage: Storage) -> tuple[Known, list[Lease]]:
+    def _leases(
+        self, owners: Owners, storage: Storage, timeout: float | None = 600.0
+    ) -> tuple[Known, list[Lease]]:
         """What is known of the image, and leases of its layers, bottom first."""
         kind, key = kind_of(owners), file_key(self.path, self.ref)
         known = recalled(storage, key)
@@ -104,5 +114,5 @@ class Image(Value, Layers):
         if known is None or leases is None:
             from . import unpack_image
 
-            known, leases = unpack_image.unpacked(self.path, self.ref, storage, owners)
+            known, leases = unpack_image.unpacked(self.path, self.ref, storage, owners, timeout)
         return known, leases

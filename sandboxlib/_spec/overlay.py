@@ -81,6 +81,15 @@ class Layers(ABC):
         which may take long. store: that of the Sandbox; None: the default one. Raises SandboxError.
         """
 
+    def _prepare(
+        self, owners: Owners | None, store: AnyStore | None, timeout: float | None
+    ) -> None:
+        """Unpack or stage it, so that _lowers() has nothing left to do. owners: None: those that
+        keep most. timeout: seconds for unpacking. Raises SandboxError.
+        """
+        if owners is not None:
+            self._lowers(owners, store)
+
     def _defaults(self, store: AnyStore | None) -> Defaults | None:
         """What runs in a Sandbox whose root it is have if nobody says otherwise. Raises
         SandboxError.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from sandboxlib import (
     Result,
     Sandbox,
     SetupError,
+    SpecError,
     Store,
     UnsupportedError,
     user_namespace,
@@ -138,6 +140,31 @@ def test_a_run_keeps_its_layers_from_being_pruned(image: Image, store: Store) ->
         box.run(["true"])
         store.prune()
         assert box.run(["true"]).exit == 0
+
+
+def test_prepare_leaves_the_run_nothing_to_unpack(
+    image: Image, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Sandbox(image, store=store)
+    box.prepare()
+    before = {entry.path for entry in store._entries()}
+    assert box.run(image.command(store=store)).exit == 0
+    assert {entry.path for entry in store._entries()} == before
+    Sandbox("/").prepare()
+
+
+def test_an_image_that_takes_too_long_to_unpack_is_told(tmp_path: Path, store: Store) -> None:
+    rest = bytes(30_000_000)
+    layers = [b"".join(file(f"{n}", b"x") for n in range(20_000)) + file("x", rest) + END]
+    box = Sandbox(Image(Layout(*layers).tar(tmp_path / "image.tar")), store=store)
+    for timeout in (0, -1, "x"):
+        with pytest.raises(SpecError):
+            box.prepare(timeout)  # type: ignore[arg-type]
+    with pytest.raises(SetupError) as caught:
+        box.prepare(0.4)
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert list(store._entries()) == []
+    assert os.listdir(f"{store.directory}/tmp") == []
 
 
 def test_a_sandbox_that_is_closed_lets_go_of_its_layers(image: Image, store: Store) -> None:
