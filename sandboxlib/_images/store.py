@@ -68,7 +68,7 @@ class Store(Storage):
         from .unpack import remove_foreign
 
         freed = super().prune(max_size)
-        sweep(place_of("disk"), remove_foreign)
+        freed += sweep(place_of("disk"), remove_foreign)
         return freed
 
     def _empty_foreign(self, new: New) -> int:

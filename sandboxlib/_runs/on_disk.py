@@ -100,11 +100,12 @@ def _closed_on_error(upper: DiskUpper) -> Iterator[DiskUpper]:
 
 
 def sweep(parent: str, remove: Callable[[str], object]) -> int:
-    """Removes the uppers of this user in a directory that killed processes left. Returns how many.
+    """Removes the uppers of this user in a directory that killed processes left. Returns how many
+    bytes are free now.
 
     remove: as in DiskUpper.
     """
-    count = 0
+    freed = 0
     with contextlib.suppress(OSError):
         for name in os.listdir(parent):
             if not name.startswith(PREFIX):
@@ -115,20 +116,22 @@ def sweep(parent: str, remove: Callable[[str], object]) -> int:
                 try:
                     is_ours = os.fstat(fd).st_uid == os.geteuid()
                     if is_ours and lock(fd, wait=False) and still_at(fd, path):
-                        _drop(path, fd, remove)
-                        count += 1
+                        freed += _drop(path, fd, remove)
                 finally:
                     os.close(fd)
-    return count
+    return freed
 
 
-def _drop(path: str, fd: int, remove: Callable[[str], object]) -> None:
+def _drop(path: str, fd: int, remove: Callable[[str], object]) -> int:
+    """Removes an upper. Returns the bytes that are free now, if this process could count them."""
+    freed = 0
     try:
-        removal.empty(fd)
+        freed = removal.empty(fd)
     except PermissionError:
         remove(path)
     with contextlib.suppress(FileNotFoundError):
         os.rmdir(path)
+    return freed
 
 
 def _furnish(path: str, lowers: Sequence[Lower], gives_owners: bool) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -287,3 +288,21 @@ def test_prune_follows_no_link_out_of_the_store(store: Store, tmp_path: Path) ->
     store.prune()
     assert names(store) == []
     assert (victim / "file").exists()
+
+
+def test_prune_removes_the_uppers_on_disk_that_killed_hosts_left(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    left, used, other = (tmp_path / f"sandboxlib-upper-{name}" for name in ("a", "b", "c"))
+    for path in (left, used):
+        (path / "upper").mkdir(parents=True)
+        (path / "upper" / "file").write_bytes(b"x" * 100_000)
+    other.write_text("no directory")
+    fd = os.open(used, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        assert store.prune() >= 100_000
+    finally:
+        os.close(fd)
+    assert (left.exists(), used.exists(), other.exists()) == (False, True, True)
