@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .stream import Consumer, Item
 
 MOST_NAMES = 1_000_000
-MOST_LIST = 1 << 28  # bytes of all paths and attributes
+MOST_LIST = 1 << 27  # bytes of all paths and attributes
 #: What is kept in memory: bytes of contents, items, and bytes of the last archive.
 MOST_KEPT, MOST_ITEMS, MOST_ARCHIVED = 8 << 20, 10_000, 16 << 20
 MOST_READ = "64M"

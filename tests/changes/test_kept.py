@@ -142,6 +142,34 @@ def test_mounts_and_their_points_are_no_changes(base: Path, tmp_path: Path) -> N
         ]
 
 
+def test_an_upper_on_disk_is_gone_with_its_changes(base: Path, tmp_path: Path) -> None:
+    with Sandbox(Overlay(base, storage=tmp_path)) as box:
+        changes = kept(box, SCRIPT)
+        assert os.listdir(tmp_path)
+        assert told(changes) == TOLD
+        changes.close()
+        assert not os.listdir(tmp_path)
+
+
+def test_changes_of_a_lasting_upper_are_of_all_its_runs(base: Path, tmp_path: Path) -> None:
+    with Sandbox(Overlay(base, upper=tmp_path / "upper")) as box:
+        kept(box, "echo 1 > /one").close()
+        with kept(box, "echo 2 > /two") as changes:
+            assert told(changes) == ["added file /one", "added file /two"]
+
+
+def test_a_session_has_the_changes_of_all_its_commands(executor: str, base: Path) -> None:
+    with Sandbox(Overlay(base)) as box:
+        with box.session(changes="keep") as session:
+            session.run(sh("echo 1 > /one"), check=True)
+            session.run(sh("cat /one; rm /etc/gone"), check=True)
+            with pytest.raises(SpecError):
+                session.changes  # noqa: B018
+        with session.changes as changes:
+            assert told(changes) == ["deleted file /etc/gone", "added file /one"]
+            assert changes.digest(mtime=0) == changes.digest(mtime=0)
+
+
 @pytest.fixture
 def changes(base: Path) -> Iterator[Changes]:
     with Sandbox(Overlay(base)) as box, kept(box, SCRIPT) as changes:

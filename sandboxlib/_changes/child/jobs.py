@@ -232,7 +232,7 @@ def main(args: Sequence[str]) -> int:
     try:
         run(args)
     except TooMuch as error:
-        code, text = errno.E2BIG, str(error)
+        code, text = errno.EOVERFLOW, str(error)
     except MemoryError:
         code, text = errno.ENOMEM, "it takes more memory than there is for it"
     except OSError as error:
