@@ -231,8 +231,15 @@ long mirror(struct sbx_child *c, int i, long parent, const char *name) {
 
 static long add_directory(struct sbx_child *c, int i) {
     const struct sbx_mount *m = &c->place->mounts[i];
+    struct raw_statx there;
     long fd = sbx_open_in_root(c->tree, m->target, O_SEARCH_DIR);
-    return fd == -ENOENT ? make_target(c, i, m->target, (int)m->bits) : fd;
+    if (fd == -ENOENT)
+        return make_target(c, i, m->target, (int)m->bits);
+    if (fd < 0 || IN_REAPER || (c->job->held && c->job->held[i]) || status_of(fd, &there) < 0
+        || !sbx_is_stub(there.mode) || is_of_the_run(c, i, fd))
+        return fd;
+    close_fd(fd);
+    return -ESTALE; /* it goes with the run that made it, if Python does not hold it */
 }
 
 static long add_link(struct sbx_child *c, int i) {

@@ -39,6 +39,7 @@ class PlannedMount:
     #: Targets of earlier entries above this target: if the root lacks one, the mount point lies in
     #: what the core makes there, and needs no stub.
     made_above: tuple[str, ...] = ()
+    is_on_entry = False  # True: it is an entry, or an entry makes its mount point, in the root
 
     def __init__(self, text: str, kind: int, flags: int, target: str, in_root: bool) -> None:
         self.title = text
@@ -132,13 +133,16 @@ def _all_mounts(box: Spec) -> list[PlannedMount]:
     for name, mount in own:
         # A user namespace is given a proc of its own only where it can see one that is whole.
         covers = 0 if box.policy.nesting and mount.type == "proc" else cover
-        planned.append(_planned(name, mount, _needs_no_stub(mount, planned), covers))
+        lies_in_one = _lies_in_one(mount.target, planned)
+        is_on_entry = mount.type in ENTRIES or _is_made_by_one(mount.target, planned)
+        planned.append(_planned(name, mount, lies_in_one or is_on_entry, covers))
+        planned[-1].is_on_entry = is_on_entry and not lies_in_one
         planned[-1].made_above = _made_above(mount.target, planned[:-1])
         if cover and mount.source and mount.recursive:
             planned += _seals(mount.source, mount.target, ())
     if box._overlay is not None:  # mount points are made in the run's own upper
         for each in planned:
-            each.in_root = False
+            each.in_root = each.is_on_entry = False
     return planned
 
 
@@ -160,14 +164,9 @@ def holes_of(box: Spec) -> list[str]:
     ]
 
 
-def _needs_no_stub(mount: Mount, earlier: Sequence[PlannedMount]) -> bool:
-    """Whether the core makes the mount point where it is missing: for an entry, and if an earlier
-    mount of the run has the target, or lies above or below it.
-    """
-    target = mount.target
-    made = [other.target for other in earlier if other.is_entry]
-    below = any(machine.is_below(path, target) for path in made)
-    return mount.type in ENTRIES or below or _lies_in_one(target, earlier)
+def _is_made_by_one(target: str, earlier: Sequence[PlannedMount]) -> bool:
+    """Whether the core makes a target for an earlier entry, at the target or below it."""
+    return any(machine.is_below(other.target, target) for other in earlier if other.is_entry)
 
 
 def _made_above(target: str, earlier: Sequence[PlannedMount]) -> tuple[str, ...]:

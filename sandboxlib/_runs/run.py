@@ -267,7 +267,7 @@ class Run:
         while _spawn(*options, plan.stub_flags(stubs), reaper) != 0:
             step, index, error = _failure(work)
             missing = step == _TARGET and error in (errno.ENOENT, errno.ESTALE)
-            if not missing or index in stubs or not self._may_be_stub(index):
+            if not missing or index in stubs or not self._may_be_stub(index, error):
                 raise error_of(plan, step, index, error, self._job)
             self._hold(index)
             stubs = (*stubs, index, *self._hold_missing(index + 1))
@@ -299,9 +299,13 @@ class Run:
                     made.append(index)
         return made
 
-    def _may_be_stub(self, index: int) -> bool:
-        """Whether the mount point of a mount, which the core did not find, is to be a stub."""
+    def _may_be_stub(self, index: int, error: int) -> bool:
+        """Whether the mount point of a mount is to be a stub, as the core did not find it (ENOENT),
+        or to be held, as it is the stub of another run (ESTALE).
+        """
         mount = self.plan.mounts[index]
+        if error == errno.ESTALE and mount.is_on_entry:
+            return True
         if not mount.made_above:
             return mount.in_root
         return mount.needs_stub(self._all_stubs())

@@ -21,7 +21,7 @@ from lib.boxes import open_box
 from lib.machine import needs_root
 from lib.users import as_nobody
 
-from sandboxlib import File, Mount, Overlay, Result, Sandbox, SandboxError, SetupError
+from sandboxlib import CAPTURE, File, Mount, Overlay, Result, Sandbox, SandboxError, SetupError
 
 pytest_plugins = ["lib.ways"]
 pytestmark = pytest.mark.usefixtures("host_mounts_unchanged")
@@ -344,3 +344,29 @@ def test_a_proc_gets_no_mirror(run: Callable[..., Result], rootfs: Path) -> None
     with pytest.raises(SetupError) as caught:
         sh(run, rootfs, "true", extra_mounts=[Mount.directory("/proc/new")])
     assert caught.value.errno == errno.ENOTSUP
+
+
+@needs_root
+def test_a_mount_point_of_another_run_does_not_vanish(
+    executor: str, rootfs: Path, tmp_path: Path
+) -> None:
+    """The other run made /new in the root, and would remove it at its end."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").touch()
+    other = Sandbox(rootfs, extra_mounts=[Mount.bind(source, "/new")])
+    mounts = [Mount.directory("/new"), Mount.bind(source, "/new"), Mount.file(b"", "/new.file")]
+    script = "echo here; read line; ls /new"
+    with other.start(["sleep", "60"]) as first:
+        box = Sandbox(rootfs, extra_mounts=mounts)
+        with box.start(["sh", "-c", script], stdin=CAPTURE) as process:
+            assert process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout.read(5) == b"here\n"
+            first.kill()
+            first.wait()
+            other.close()
+            process.stdin.write(b"\n")
+            process.stdin.close()
+            assert process.stdout.read() == b"a\n"
+    assert not (rootfs / "new").exists()
