@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from . import _types
 from ._choice import choose
 from ._executors.calls import of_first_form
+from ._runs.run import prepare as _prepare
 from ._spec import command as _command
 from ._spec.command import Command, command_of
 from ._spec.overlay import Layers, Overlay
@@ -466,8 +467,9 @@ class Sandbox(Spec):
         _unpack.remove_foreign(path)
 
     def prepare(self, timeout: float | None = 600.0) -> None:
-        """Unpacks the images of an Image or Overlay root into the store, if they are not there yet.
-        Otherwise the first run does that, with 600 seconds for it beside its own timeout.
+        """Unpacks the images of an Image or Overlay root into the store, if they are not there yet,
+        and opens a slot. Otherwise the first run does that, with 600 seconds for unpacking beside
+        its own timeout.
 
         timeout: float, seconds; 600 by default; None: no limit.
 
@@ -486,6 +488,8 @@ class Sandbox(Spec):
         for layer in self._overlay.layers:
             if isinstance(layer, Layers) and plan is not None and plan.overlay is not None:
                 layer._prepare(plan.overlay.owners, self.store, timeout)
+        if plan is not None:
+            _prepare(plan)
 
     def close(self) -> None:
         """Ends the slots, which keep namespaces from run to run, removes the cgroups that wait for

@@ -15,6 +15,7 @@ from ._executors import calls, trial
 from ._executors.base import NativeExecutor
 from ._executors.refusals import (
     ids_refused,
+    layers_refused,
     limits_refused,
     nesting_refused,
     single_id_refused,
@@ -33,7 +34,7 @@ CAPABILITIES = {
 
 
 def _promises_not(box: Spec) -> list[str]:
-    if refused := nesting_refused(box, True) or ids_refused(box):
+    if refused := layers_refused(box) or nesting_refused(box, True) or ids_refused(box):
         return refused
     if refused := single_id_refused(box):
         return refused
@@ -83,7 +84,7 @@ class UserNamespace(NativeExecutor):
         Raises UnsupportedError.
         """
         is_plain = box._ids is None and box.limits is None
-        is_plain = is_plain and not box.policy.nesting
+        is_plain = is_plain and not box.policy.nesting and box._overlay is None
         if not is_plain and (refused := _promises_not(box)):
             raise UnsupportedError(f"{NAME}: {refused[0]}")
         return plan.plan_for(box, (os.geteuid(), os.getegid()))

@@ -30,6 +30,19 @@ def entries_refused(box: Spec, name: str) -> list[str]:
     return [f"{name} has no Mount.{kind}()" for kind in sorted(kinds)]
 
 
+def layers_refused(box: Spec) -> list[str]:
+    """Why the kernel stacks no layers in a user namespace; [] if it does, or need not."""
+    overlay = box._overlay
+    if overlay is None:
+        return []
+    if machine.kernel_is_older_than(5, 11):
+        return ["an Overlay in a user namespace takes Linux 5.11"]
+    if overlay.upper is None and overlay.storage == "memory" and machine.kernel_is_older_than(6, 6):
+        text = "an upper in memory in a user namespace takes Linux 6.6 (user.* attributes of tmpfs)"
+        return [f"{text}; Overlay(..., storage='disk') does without"]
+    return []
+
+
 def nesting_refused(box: Spec, in_user_namespace: bool) -> list[str]:
     """Why commands cannot have nesting; [] if they can, or need not."""
     if not box.policy.nesting:

@@ -463,6 +463,13 @@ class Run:
             slots.give(slot)
 
 
+def prepare(plan: Plan) -> None:
+    """Opens a slot for the first run of a plan, if there can be one."""
+    if (slots := slots_of(plan, in_time=True)) is not None:
+        with contextlib.suppress(NoSlot):
+            slots.give(slots.take(LEAST_SETUP, plan.cgroup_limits))
+
+
 def slots_of(plan: Plan, in_time: bool = False, is_late: bool = False) -> Slots | None:
     """The slots for runs of a plan; None if its runs must not use slots.
 

@@ -8,7 +8,17 @@ import threading
 import pytest
 from lib.roots import make_rootfs
 
-from sandboxlib import Limits, Mount, Overlay, Policy, Sandbox, SandboxError, SetupError, SpecError
+from sandboxlib import (
+    Limits,
+    Mount,
+    Overlay,
+    Policy,
+    Sandbox,
+    SandboxError,
+    SetupError,
+    SpecError,
+    UnsupportedError,
+)
 
 pytest_plugins = ["lib.ways"]
 
@@ -324,3 +334,50 @@ def test_a_user_of_its_own_runs_in_layers(run, executor, base):
     with Sandbox(Overlay(base), user=1234) as box:
         result = run(box, sh("id -u; touch /tmp/x /x; echo $?"))
     assert result.stdout == b"1234\n1\n"
+
+
+def test_prepare_opens_a_slot_and_finds_the_layers(executor, base):
+    with Sandbox(Overlay(base)) as box:
+        box.prepare()
+        assert slots_of(box) == 1
+        box.prepare(timeout=None)
+        with pytest.raises(SpecError):
+            box.prepare(timeout=-1)
+        assert box.run(["true"]).ok
+
+
+def test_an_old_kernel_has_no_upper_in_memory_in_a_user_namespace(base, monkeypatch):
+    from sandboxlib import user_namespace
+    from sandboxlib._host import machine
+
+    monkeypatch.setattr(machine, "kernel_is_older_than", lambda *version: version <= (6, 6))
+    (reason,) = user_namespace.refusals(Sandbox(Overlay(base)))
+    assert "Linux 5.11" in reason
+    monkeypatch.setattr(machine, "kernel_is_older_than", lambda *version: version == (6, 6))
+    (reason,) = user_namespace.refusals(Sandbox(Overlay(base)))
+    assert "storage='disk'" in reason
+    with pytest.raises(UnsupportedError, match="storage='disk'"):
+        user_namespace.run_in(Sandbox(Overlay(base)), ["true"])
+
+
+def test_layers_are_stacked_by_their_names_where_the_kernel_takes_no_descriptors(
+    executor, base, top, monkeypatch, tmp_path
+):
+    """As before Linux 6.15: the same runs, all of them fresh."""
+    from sandboxlib._host import machine
+
+    monkeypatch.setattr(machine, "kernel_is_older_than", lambda *version: version == (6, 15))
+    bind = Mount.bind(tmp_path, "/mnt/new")
+    (tmp_path / "given").touch()
+    for options in ({}, {"storage": tmp_path}, {"upper": tmp_path / "kept"}):
+        box = Sandbox(Overlay(base, top, **options), extra_mounts=[bind])
+        line = "cat /etc/name; ls /lib /mnt/new/given; ls /l /upper /root; rm /etc/name; ls -a /.."
+        result = box.run(sh(line), changes="keep")
+        assert result.stdout.startswith(b"top\n/mnt/new/given\n\n/lib:\none\ntwo\n"), result
+        assert {b"upper", b"work", b"l", b"disk"}.isdisjoint(result.stdout.split())
+        assert [change.path for change in result.changes if change.kind == "deleted"]
+        result.changes.close()
+        assert slots_of(box) == 0
+    told = Sandbox(Overlay()).run  # an empty root has no program to run
+    with pytest.raises(SetupError, match="exec"):
+        told(["/true"])
