@@ -127,46 +127,47 @@ def test_other_layers_than_an_upper_was_made_with_are_refused(
 # ---- a host that was killed ------------------------------------------------------------------
 
 HOST = """
-from pathlib import Path
 from sandboxlib import Overlay
-storage = Path(mode["storage"])
-with Sandbox(Overlay(root, storage=storage)) as box:
+with Sandbox(Overlay(root, storage="disk")) as box:
     process = box.start(["sh", "-c", "echo x > /etc/x; echo began; sleep 1000"])
     print(process.stdout.readline().decode(), end="", flush=True)
     process.wait()
 """
 
-#: Another host, later.
-NEXT = """
-from pathlib import Path
+#: What another process does later, on which the upper is removed.
+LATER = {
+    "run": """
 from sandboxlib import Overlay
-with Sandbox(Overlay(root, storage=Path(mode["storage"]))) as box:
+with Sandbox(Overlay(root, storage="disk")) as box:
     assert box.run(["ls", "/etc/x"]).exit == 1
-"""
+""",
+    "prune": "from sandboxlib import Store; Store(mode['store']).prune()",
+}
 
 
-def test_an_upper_that_a_killed_host_left_is_removed_by_the_next(
-    rootfs: Path, tmp_path: Path, executor: str
+@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
+def test_an_upper_that_a_killed_host_left_is_removed_later(
+    rootfs: Path, tmp_path: Path, executor: str, monkeypatch: pytest.MonkeyPatch, later: str
 ) -> None:
-    storage = tmp_path / "storage"
-    storage.mkdir()
-    (storage / "of somebody else").mkdir()
-    argv = hosts.command(HOST, rootfs, {"storage": str(storage)})
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as host:
+    place, mode = tmp_path / "disk", {"store": str(tmp_path / "store")}
+    (place / "sandboxlib-of-somebody-else").mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(place))
+    with subprocess.Popen(hosts.command(HOST, rootfs), stdout=subprocess.PIPE) as host:
         try:
             assert host.stdout is not None
             assert host.stdout.readline() == b"began\n"
-            (made,) = set(os.listdir(storage)) - {"of somebody else"}
-            hosts.run(NEXT, rootfs, {"storage": str(storage)})
-            assert made in os.listdir(storage)  # it is in use
+            (made,) = place.glob("sandboxlib-upper-*")
+            hosts.run(later, rootfs, dict(mode))
+            assert (made / "upper" / "etc" / "x").exists()  # it is in use
         finally:
             host.kill()
 
     def is_removed() -> bool:  # as soon as the kernel has ended the command
-        hosts.run(NEXT, rootfs, {"storage": str(storage)})
-        return os.listdir(storage) == ["of somebody else"]
+        hosts.run(later, rootfs, dict(mode))
+        return not made.exists()
 
     assert wait_until(is_removed)
+    assert os.listdir(place) == ["sandboxlib-of-somebody-else"]
 
 
 # ---- one store -------------------------------------------------------------------------------
