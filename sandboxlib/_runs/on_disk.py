@@ -39,6 +39,8 @@ class DiskUpper:
     that is called with the path if its files belong to ids of the caller's ranges; None: it stays.
     """
 
+    _fd = -1  # an interrupt may come before __init__ has begun
+
     def __init__(self, path: str, fd: int, remove: Callable[[str], object] | None = None) -> None:
         self.path, self._fd, self._remove = path, fd, remove
 
