@@ -447,7 +447,7 @@ class Sandbox(Spec):
         the file or the store cannot be written, or an input cannot be read.
         """
         if not isinstance(command, Command):
-            raise SpecTypeError(f"reproduce: this is no Command: {command!r}")
+            raise SpecTypeError(f"reproduce: this is no Command, as Command(argv): {command!r}")
         _writing.write(self, command, file, result)
 
     def _digest_of(self, command: Command, assume: Iterable[str]) -> str:

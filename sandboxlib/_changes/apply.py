@@ -6,6 +6,7 @@ takes its place by a rename, and if one cannot, those before it go back.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -49,6 +50,13 @@ class Application(Writer):
         return [number]
 
 
+#: The remedy where something is missing: the directory, or what a change is a change of.
+_HINTS = {
+    errno.ENOENT: "apply() takes the layer that the run had, or a copy of it; extract() makes a new"
+    " directory"
+}
+
+
 class Exchange:
     """Renames the staged files into a directory. undo() takes all of it back."""
 
@@ -59,14 +67,14 @@ class Exchange:
     def run(self, steps: Sequence[tuple[Change, bytes]]) -> None:
         directories: list[Change] = []
         for change, number in steps:
-            with failure(change.path):
+            with failure(change.path, _HINTS):
                 if number or change.kind == "deleted":
                     self._replace(change, number)
                 else:
                     directories.append(change)
         # Last, because the renames change the times of directories, and a mode may close one.
         for change in reversed(directories):
-            with failure(change.path), opened(self._top, _names(change)) as fd:
+            with failure(change.path, _HINTS), opened(self._top, _names(change)) as fd:
                 self._set(change, fd)
 
     def undo(self) -> None:
@@ -168,7 +176,7 @@ def apply(
             owner = f"{change.uid}:{change.gid}"
             text = f"{path} belongs to {owner}, and this caller cannot give files away"
             raise UnsupportedError(f"{text}; commit() keeps owners")
-    with failure(directory):
+    with failure(directory, _HINTS):
         top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with Staging(top) as staging:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import threading
 import warnings
@@ -131,6 +132,8 @@ class Changes:
         """
         check_mtime(mtime)
         if hasattr(file, "write"):
+            if isinstance(file, io.TextIOBase):
+                raise SpecTypeError("file is open for text: open(path, 'wb') takes the bytes")
             return self._archive(file.write, mtime)
         if not isinstance(file, (str, os.PathLike)):
             raise SpecTypeError(f"file is neither a path nor open for writing: {file!r}")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 NOBODY = 65534  # the overflow id, which owns nothing
 STEP = "changes"
+READ = "read the changes"  # what the child does, in messages
 # Without it, an interpreter that was moved away from its libraries does not start.
 _LOADER = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
 
@@ -106,21 +107,23 @@ class Reader:
             text = f"changes cannot be read safely by this caller: {error}"
             raise UnsupportedError(text) from error
         if result.exit != 0:
-            raise _failure(result)
+            raise _failure(result, f"read {printable(args[0])}" if job == "read" else READ)
         return result.out or b""
 
 
-def _failure(result: Result) -> SetupError:
-    """The error for a child that did not end well."""
+def _failure(result: Result, what: str) -> SetupError:
+    """The error for a child that did not end well. what: what it had to do."""
     err = printable((result.err or b"")[-2000:].decode(errors="backslashreplace"))
     code, _, text = err.partition(" ")
     if result.exit == jobs.FAILED and code.isascii() and code.isdigit() and len(code) < 5:
-        return setup_error(int(code), None, STEP, f"read the changes: {text}")
-    what = f"read the changes: the reader ended with {result.exit}: {err[-500:]}"
+        if text == os.strerror(int(code)):
+            return setup_error(int(code), None, STEP, what)
+        return setup_error(int(code), None, STEP, f"{what}: {text}")
+    what = f"{what}: the reader ended with {result.exit}: {err[-500:]}"
     return setup_error(errno.EIO, None, STEP, what)
 
 
 def nonsense(error: Nonsense) -> SetupError:
     """The error for an answer that an honest child never gives."""
-    what = f"read the changes: the reader said {printable(str(error))}"
+    what = f"{READ}: the reader said {printable(str(error))}"
     return setup_error(errno.EPROTO, None, STEP, what)

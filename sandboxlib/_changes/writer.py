@@ -12,7 +12,8 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from .._images.child import removal
 from ..errors import printable, setup_error
@@ -187,15 +188,24 @@ class Extraction(Writer):
 
 
 @contextlib.contextmanager
-def failure(path: str = "") -> Iterator[None]:
-    """Turn an OSError into a SetupError."""
+def failure(path: str = "", hints: Mapping[int, str] = MappingProxyType({})) -> Iterator[None]:
+    """Turn an OSError into a SetupError. hints: remedies, by errno."""
     try:
         yield
     except OSError as error:
         if isinstance(error, RuntimeError):  # a SetupError
             raise
         what = f"write {printable(path)}" if path else "write a file"
-        raise setup_error(error.errno or errno.EIO, path or None, STEP, what) from error
+        number = error.errno or errno.EIO
+        raise setup_error(number, path or None, STEP, what, hints.get(number, "")) from error
+
+
+#: The remedies for the directory that extract() makes.
+_HINTS = {
+    errno.ENOENT: "the directory above it has to be there",
+    errno.ENOTEMPTY: "extract() makes a new directory; apply() changes one that is there",
+    errno.ENOTDIR: "extract() makes a new directory, and replaces no file",
+}
 
 
 class Staging:
@@ -229,7 +239,7 @@ class Staging:
 def extract(feed: Callable[[Writer], None], directory: str, owners: bool, set_ids: bool) -> None:
     """Make a directory with what is there of the changes. One rename puts it in its place."""
     above, name = os.path.split(os.path.abspath(directory))
-    with failure(directory):
+    with failure(directory, _HINTS):
         parent = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with Staging(parent) as staging:
@@ -239,7 +249,7 @@ def extract(feed: Callable[[Writer], None], directory: str, owners: bool, set_id
             try:
                 feed(writer)
                 writer.close()
-                with failure(directory):
+                with failure(directory, _HINTS):
                     os.fchmod(top, 0o755)
                     # It replaces an empty directory, and nothing else (rename(2)).
                     os.rename("tree", name, src_dir_fd=staging.fd, dst_dir_fd=parent)

@@ -79,7 +79,7 @@ def choose(box: Spec, native: bool = False) -> Executor:
         reason = "; ".join(executor.refusals(box))
         if native and not isinstance(executor, NativeExecutor):
             reason = "it drives a program: no grace, no executable=, no terminal, no changes, no"
-            reason += " inputs, no outputs, no Process, no session, no event loop"
+            reason += " inputs, no outputs, no Process, no session, no event loop, no trace"
         if not reason:
             return executor
         reasons.append(f"{name}: {reason}")

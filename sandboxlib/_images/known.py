@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 
 from .._store.storage import Storage
@@ -101,13 +102,18 @@ def file_key(path: str, ref: str | None) -> str:
     """The name by which the store remembers the image, if it does not change. A directory is
     known by its index, which has the digests of everything else.
     """
+    name, hint = path, "an image is a file or a directory of this machine: skopeo copy fetches one"
     try:
         at = os.stat(path)
-        if os.path.isdir(path):
-            at = os.stat(os.path.join(path, "index.json"))
+        if stat.S_ISDIR(at.st_mode):
+            hint = (
+                "a directory is an image if it is an OCI layout; another one is Overlay(directory)"
+            )
+            name = os.path.join(path, "index.json")
+            at = os.stat(name)
     except OSError as error:
         number = error.errno or errno.EIO
-        raise setup_error(number, path, "source", f"open {path}") from error
+        raise setup_error(number, name, "source", f"open {name}", hint) from error
     age = time.time() - at.st_ctime
     if age < _TICK:
         time.sleep(min(_TICK, _TICK - age))

@@ -80,7 +80,8 @@ ENTRY_HINTS = {
 }
 _MOUNTS_BELOW = (
     "the overlay does not take it as a layer: mounts of the caller's lie below it that a user"
-    " namespace may not uncover, or its file system can be no layer"
+    " namespace may not uncover, or its file system can be no layer; Overlay() with a"
+    " Mount.bind of each directory that is needed goes without layers"
 )
 _LIMITS = "the limits of RLIMIT_NPROC (ulimit -u) and of the pids cgroup are the usual causes"
 _NO_FILTER = (

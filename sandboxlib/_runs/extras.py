@@ -244,7 +244,8 @@ def _check_staged(command: Command, plan: Plan) -> None:
     """SpecError for inputs and outputs in a root that cannot have them."""
     overlay = plan.box._overlay
     if overlay is None:
-        raise errors.SpecError("inputs and outputs take a root that is an Overlay or an Image")
+        text = "inputs and outputs take a root that is an Overlay or an Image; Overlay(root) is one"
+        raise errors.SpecError(text)
     if command.inputs and overlay.upper is not None:
         text = "what an earlier run left in the upper would hide them"
         raise errors.SpecError(f"inputs with Overlay(upper=...): {text}")

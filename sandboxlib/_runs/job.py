@@ -65,7 +65,7 @@ def job_of(command: Command, box: Spec) -> Job:
     """
     if command.changes != "drop" and box._overlay is None:
         text = "takes a root that is an Overlay: a directory is changed in place"
-        raise SpecError(f"changes={command.changes!r} {text}")
+        raise SpecError(f"changes={command.changes!r} {text}; Overlay(root) is one")
     cwd = command.cwd
     if cwd is None:
         cwd = box._cwd_of(command)

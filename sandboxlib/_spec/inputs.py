@@ -173,6 +173,7 @@ def source_error(error: OSError, path: object) -> Exception:
         return error
     hints = {
         errno.EISDIR: f"a directory is a Tree: Tree({os.fspath(path)!r})",  # type: ignore[call-overload]
+        errno.ENOTDIR: "a Tree is of a directory; a file is File(Path(...))",
         errno.EINVAL: "it is no regular file",
     }
     number = error.errno or 0

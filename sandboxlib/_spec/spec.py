@@ -248,7 +248,9 @@ class Spec(Value):
         if self.limits is None or self.limits.changes is None:
             return
         if overlay is None:
-            raise SpecError("Limits(changes=...) takes a root that is an Overlay")
+            raise SpecError(
+                "Limits(changes=...) takes a root that is an Overlay; Overlay(root) is one"
+            )
         if overlay.upper is not None or overlay.storage != "memory":
             raise SpecError("Limits(changes=...) bounds an upper in memory, and no other")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import pickle
 import stat
@@ -17,7 +18,7 @@ from lib.roots import make_rootfs
 from lib.uppers import told
 
 import sandboxlib
-from sandboxlib import Change, Changes, Mount, Overlay, Result, Sandbox, SpecError, User
+from sandboxlib import Change, Changes, Mount, Overlay, Result, Sandbox, SetupError, SpecError, User
 
 pytest_plugins = ["lib.ways"]
 
@@ -268,3 +269,23 @@ def test_a_reader_of_roots_upper_is_not_root(base: Path) -> None:
     assert status["Seccomp"] == "2"
     assert box.run(["mount", "-t", "tmpfs", "none", "/tmp"]).exit != 0
     assert box.run(["sh", "-c", "echo x > /root/x"]).exit != 0
+
+
+def test_what_cannot_be_read_or_written_is_named_with_a_remedy(base: Path, tmp_path: Path) -> None:
+    with Sandbox(Overlay(base)) as box, kept(box, SCRIPT) as changes:
+        with pytest.raises(FileNotFoundError, match=r"^read /etc/none: No such file .* changes\)$"):
+            changes.read("/etc/none")
+        with pytest.raises(SetupError, match=r"^read /etc: it is no regular file"):
+            changes.read("/etc")
+        with pytest.raises(SpecError, match=r"'wb'"):
+            changes.save(io.StringIO())  # type: ignore[arg-type]
+        with pytest.raises(SetupError, match=r"extract.. makes a new directory; apply"):
+            changes.extract(base)
+        with pytest.raises(FileNotFoundError, match=r"the directory above it"):
+            changes.extract(tmp_path / "none" / "new")
+        with pytest.raises(FileNotFoundError, match=r"a copy of it; extract.. makes a new"):
+            changes.apply(tmp_path / "none")
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(FileNotFoundError, match=r"^write /etc/.*a copy of it"):
+            changes.apply(tmp_path / "empty")
+        assert os.listdir(tmp_path / "empty") == []

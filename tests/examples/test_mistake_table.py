@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of mistakes in docs/troubleshooting.md: each mistake, made, says what stands there.
 
-ROOT is a root with programs that cannot be executed, and tools = Sandbox(ROOT). `...` stands for
+ROOT is a root with programs that cannot be executed, tools = Sandbox(ROOT), and layers =
+Sandbox(Overlay(ROOT)). `...` stands for
 what differs from machine to machine.
 """
 
@@ -18,7 +19,7 @@ import pytest
 from lib.roots import make_rootfs
 
 import sandboxlib
-from sandboxlib import Sandbox, SandboxError
+from sandboxlib import Overlay, Sandbox, SandboxError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md"
 ROW = re.compile(r"^\| `(?P<code>.+?)` \| `(?P<message>.+)` \|$", re.MULTILINE)
@@ -45,7 +46,15 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (root / "bin" / "foreign").write_bytes(header)
     (root / "bin" / "foreign").chmod(0o755)
     everything = {name: getattr(sandboxlib, name) for name in sandboxlib.__all__}
-    return {**everything, "io": io, "box": Sandbox("/"), "ROOT": root, "tools": Sandbox(root)}
+    return {
+        **everything,
+        "io": io,
+        "box": Sandbox("/"),
+        "ROOT": root,
+        "tools": Sandbox(root),
+        "Path": Path,
+        "layers": Sandbox(Overlay(root)),
+    }
 
 
 def test_the_page_has_the_table() -> None:

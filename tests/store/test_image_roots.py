@@ -262,3 +262,12 @@ def test_a_store_that_cannot_be_made_is_told(image: Image, tmp_path: Path) -> No
         with pytest.raises(SetupError) as caught:
             box.run(["true"])
         assert caught.value.step == "store"
+
+
+def test_a_path_that_is_no_image_is_told_with_a_remedy(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"none: No such file .*skopeo"):
+        Sandbox(Image(tmp_path / "none"), store=store).run(["true"])
+    with pytest.raises(FileNotFoundError, match=r"directory/index.json: .* OCI layout; another"):
+        Sandbox(Image(tmp_path / "directory"), store=store).run(["true"])
