@@ -22,7 +22,10 @@ from lib.sample import beyond_the_sample
 from sandboxlib._runs import slots
 
 #: These test something else than the core, and call it only as the others do.
-ROOMS_BEYOND_THE_CORE = {"unit", "executors", "images", "cli", "examples", "storms"}
+ROOMS_BEYOND_THE_CORE = {
+    *("unit", "executors", "images", "cli", "examples", "storms"),
+    *("store", "digest", "changes"),
+}
 NOT_OF_THE_CORE = {"test_nesting", "test_messages"}
 
 

@@ -7,7 +7,9 @@ All else stays as with a directory, so the default of filesystem_writable_paths 
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from functools import cache
 from typing import Any
@@ -22,7 +24,9 @@ VARIABLE = "SANDBOXLIB_TEST_LAYERS"
 @cache
 def _empty() -> str:
     """An empty directory, which this process makes once."""
-    return tempfile.mkdtemp(prefix="sandboxlib-empty.")
+    made = tempfile.mkdtemp(prefix="sandboxlib-empty.")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 KINDS = {

@@ -200,6 +200,7 @@ def test_a_file_has_the_owner_that_it_had(place: Place, way: Way, user: Any) -> 
 
 
 def test_the_sandbox_leaves_nothing(place: Place, way: Way, tmp_path: Path) -> None:
+    gc.collect()  # what earlier tests left may go at any moment
     descriptors = set(os.listdir("/proc/self/fd"))
     mounts = Path("/proc/self/mountinfo").read_text()
     with place.box() as box:
@@ -208,5 +209,5 @@ def test_the_sandbox_leaves_nothing(place: Place, way: Way, tmp_path: Path) -> N
     del box  # which keeps its layers in the store
     gc.collect()
     assert not [*tmp_path.glob("beside/storage/*")]
-    assert set(os.listdir("/proc/self/fd")) == descriptors
+    assert set(os.listdir("/proc/self/fd")) <= descriptors
     assert Path("/proc/self/mountinfo").read_text() == mounts

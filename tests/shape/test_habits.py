@@ -59,3 +59,8 @@ def test_the_command_of_the_readme_that_ci_runs_is_there_once() -> None:
     found = [line for line in (TOP / "README.md").read_text().splitlines() if "-m pytest" in line]
     assert len(found) == 1
     assert found[0].startswith("python3 -m venv .venv && ")
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    names = [path.name for path in TOP.glob("tests/*/test_*.py")]
+    assert len(names) == len(set(names))  # pytest imports them by their names

@@ -134,7 +134,6 @@ BAD_MOUNTS: list[dict[str, Any]] = [
     {"target": "/a", "type": "file"},
     {"target": "/a", "type": "file", "content": "text"},
     {"target": "/a", "type": "file", "content": Path("/etc/passwd")},
-    {"target": "/a", "type": "file", "content": bytes((64 << 20) + 1)},
     {"target": "/a", "type": "file", "content": b"", "mode": 0o4755},
     {"target": "/a", "source": "/src", "content": b""},
 ]
@@ -157,6 +156,11 @@ def test_a_run_that_makes_no_sense_is_not_begun(words: dict[str, Any]) -> None:
 def test_a_mount_that_makes_no_sense_is_not_made(words: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
         Mount(**words)
+
+
+def test_a_file_of_a_mount_has_64_mib_at_most() -> None:
+    with pytest.raises(SpecError, match="67108864 at most"):
+        Mount.file(bytes((64 << 20) + 1), "/a")
 
 
 def test_wrong_values_and_wrong_types_are_the_errors_of_subprocess_as_well() -> None:
