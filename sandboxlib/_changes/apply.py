@@ -11,8 +11,9 @@ import os
 import stat
 from collections.abc import Iterator
 
-from ..errors import UnsupportedError, printable
+from ..errors import UnsupportedError, printable, setup_error
 from .archive import MARKS
+from .confined import STEP
 from .stream import SAME
 from .writer import DIRECTORY, Staging, Writer, failure
 
@@ -58,7 +59,9 @@ _HINTS = {
 
 
 class Exchange:
-    """Renames the staged files into a directory. undo() takes all of it back."""
+    """Renames the staged files into a directory. undo() takes all of it back: an interrupt may come
+    between any two calls, so each step says how to take it back before it is done.
+    """
 
     def __init__(self, top: int, staged: int, owners: bool) -> None:
         self._top, self._staged, self._owners = top, staged, owners
@@ -77,9 +80,15 @@ class Exchange:
             with failure(change.path, _HINTS), opened(self._top, _names(change)) as fd:
                 self._set(change, fd)
 
-    def undo(self) -> None:
+    def undo(self) -> OSError | None:
+        """Take all steps back. Returns the first error, once it has tried them all."""
+        first = None
         for back in reversed(self._undo):
-            back()
+            try:
+                back()
+            except OSError as error:
+                first = first or error
+        return first
 
     def _replace(self, change: Change, number: bytes) -> None:
         """Put the staged file in the place of what is there, which moves aside."""
@@ -92,19 +101,29 @@ class Exchange:
                 if change.kind != "added":
                     raise
             else:
-                os.rename(name, old, src_dir_fd=at, dst_dir_fd=self._staged)
                 self._undo.append(lambda: self._move_back(above, name, old))
+                os.rename(name, old, src_dir_fd=at, dst_dir_fd=self._staged)
             if number:
-                os.rename(number, name, src_dir_fd=self._staged, dst_dir_fd=at)
                 self._undo.append(lambda: self._take_back(above, name, number))
+                os.rename(number, name, src_dir_fd=self._staged, dst_dir_fd=at)
 
     def _move_back(self, above: list[bytes], name: bytes, old: bytes) -> None:
-        with opened(self._top, above) as at:
-            os.rename(old, name, src_dir_fd=self._staged, dst_dir_fd=at)
+        if self._has(old):
+            with opened(self._top, above) as at:
+                os.rename(old, name, src_dir_fd=self._staged, dst_dir_fd=at)
 
     def _take_back(self, above: list[bytes], name: bytes, number: bytes) -> None:
-        with opened(self._top, above) as at:
-            os.rename(name, number, src_dir_fd=at, dst_dir_fd=self._staged)
+        if not self._has(number):
+            with opened(self._top, above) as at:
+                os.rename(name, number, src_dir_fd=at, dst_dir_fd=self._staged)
+
+    def _has(self, staged: bytes) -> bool:
+        """Whether a file is in the staging directory: it may not have been moved yet."""
+        try:
+            os.lstat(staged, dir_fd=self._staged)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _set(self, change: Change, fd: int) -> None:
         """Set what changed of a directory itself."""
@@ -186,11 +205,24 @@ def apply(
                 writer.close()
             finally:
                 writer.abandon()
-            exchange = Exchange(top, staging.fd, is_root)
-            try:
-                exchange.run(writer.steps)
-            except BaseException:
-                exchange.undo()
-                raise
+            _exchange(Exchange(top, staging.fd, is_root), writer.steps, staging, directory)
     finally:
         os.close(top)
+
+
+def _exchange(
+    exchange: Exchange, steps: Sequence[tuple[Change, bytes]], staging: Staging, directory: str
+) -> None:
+    staging.keep = True  # from here on it has what was in the directory
+    try:
+        exchange.run(steps)
+    except BaseException as error:
+        left = exchange.undo()
+        if left is not None:
+            path = os.path.join(directory, staging.name)
+            what = f"take the changes back after an error ({error or type(error).__name__})"
+            hint = f"the files that are missing are in {path}"
+            raise setup_error(left.errno or errno.EIO, path, STEP, what, hint) from error
+        staging.keep = False
+        raise
+    staging.keep = False

@@ -93,8 +93,8 @@ class Writer:
         with failure(item.change.path):
             os.ftruncate(self._file, item.change.size)
             self._finish(self._file, item.change)
-            os.close(self._file)
-            self._file = -1
+            fd, self._file = self._file, -1  # an interrupt must not close the number twice
+            os.close(fd)
 
     def close(self) -> None:
         """Finish the directories that are open."""
@@ -103,10 +103,11 @@ class Writer:
 
     def abandon(self) -> None:
         """Close what is open."""
-        for fd in (self._file, *(fd for _, fd, _ in self._open)):
+        fds = [self._file, *(fd for _, fd, _ in self._open)]
+        self._open, self._file = [], -1
+        for fd in fds:
             if fd >= 0:
                 os.close(fd)
-        self._open, self._file = [], -1
 
     # ---- files ----
 
@@ -209,7 +210,12 @@ _HINTS = {
 
 
 class Staging:
-    """A new directory of mode 0700, as a context manager that removes it with its content."""
+    """A new directory of mode 0700, as a context manager that removes it with its content.
+
+    keep: whether it stays: there is something in it that is nowhere else.
+    """
+
+    keep = False
 
     def __init__(self, parent: int) -> None:
         self._parent = parent
@@ -229,9 +235,10 @@ class Staging:
 
     def __exit__(self, *error: object) -> None:
         try:
-            os.fchmod(self.fd, 0o700)
-            removal.empty(self.fd)
-            os.rmdir(self.name, dir_fd=self._parent)
+            if not self.keep:
+                os.fchmod(self.fd, 0o700)
+                removal.empty(self.fd)
+                os.rmdir(self.name, dir_fd=self._parent)
         finally:
             os.close(self.fd)
 

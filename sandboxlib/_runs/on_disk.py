@@ -116,12 +116,21 @@ def sweep(parent: str, remove: Callable[[str], object]) -> int:
             with contextlib.suppress(OSError):  # another process was faster, or it is no such thing
                 fd = os.open(path, _DIRECTORY)
                 try:
-                    is_ours = os.fstat(fd).st_uid == os.geteuid()
+                    is_ours = os.fstat(fd).st_uid == os.geteuid() and not _is_kept(fd)
                     if is_ours and lock(fd, wait=False) and still_at(fd, path):
                         freed += _drop(path, fd, remove)
                 finally:
                     os.close(fd)
     return freed
+
+
+def _is_kept(fd: int) -> bool:
+    """Whether a directory is one of Overlay(upper=...), whatever its name: it has a `lock`."""
+    try:
+        os.stat("lock", dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _drop(path: str, fd: int, remove: Callable[[str], object]) -> int:
@@ -146,11 +155,19 @@ def _furnish(path: str, lowers: Sequence[Lower], gives_owners: bool) -> None:
     if not lowers:
         os.chmod(upper, 0o755)
         return
-    top = os.stat(lowers[-1].path)
+    top = _look(lowers[-1].path)
     if gives_owners:
         os.chown(upper, top.st_uid, top.st_gid)
     os.chmod(upper, stat.S_IMODE(top.st_mode))
     os.utime(upper, ns=(top.st_mtime_ns, top.st_mtime_ns))
+
+
+def _look(layer: str) -> os.stat_result:
+    try:
+        return os.stat(layer)
+    except OSError as error:
+        hint = "a layer is a directory of the caller's, and has to be there"
+        raise errors.setup_error(error.errno or 0, layer, "layer", f"layer {layer}", hint) from None
 
 
 @contextlib.contextmanager
@@ -177,7 +194,7 @@ def keys_of(layers: Sequence[Any], prefix: bytes) -> list[str]:
         if isinstance(layer, Layers):
             keys.append(f"{type(layer).__name__} {layer._key()}")
         else:
-            keys.append(f"directory {os.stat(layer).st_ino} {layer!r}")
+            keys.append(f"directory {_look(layer).st_ino} {layer!r}")
     return keys
 
 
@@ -215,7 +232,8 @@ def _check_layers(
     """Makes an upper that is missing, and refuses one over other layers."""
     text = "".join(f"{key}\n" for key in keys).encode(errors="surrogateescape")
     try:
-        with open(os.path.join(path, "layers"), "rb") as file:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(os.path.join(path, "layers"), flags), "rb") as file:
             found = file.read()
     except FileNotFoundError:
         _begin(path, text, lowers, gives_owners)

@@ -248,8 +248,12 @@ class RootOfRun:
                     fds.append(int.from_bytes(data[:4], byteorder))
         except BlockingIOError:
             pass
-        for fd in fds[:-1]:
-            os.close(fd)
+        except BaseException:
+            while fds:  # a descriptor that is lost keeps an upper in memory
+                os.close(fds.pop())
+            raise
+        while len(fds) > 1:
+            os.close(fds.pop(0))
         if not fds:
             return None
         root, disk, self._disk = self._root, self._disk, None

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from changes.conftest import KINDS
@@ -158,6 +159,7 @@ def test_a_tree_deeper_than_a_path_or_the_open_files_is_told(
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
 from pathlib import Path
+from typing import Any
 from lib.uppers import changes_of
 place, base = Path(sys.argv[1]), Path(sys.argv[2])
 with changes_of(place, [base], user=True) as changes:
@@ -282,3 +284,62 @@ def test_a_stream_that_ends_early_or_late_is_refused() -> None:
             stream.close()
     with pytest.raises(Nonsense, match="a record of"):
         Stream(Nothing()).take(b"\xff\xff\xff\xff")
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(24, "Too many open files")])
+def test_no_file_is_lost_if_applying_is_interrupted(
+    tmp_path: Path, base: list[Path], monkeypatch: pytest.MonkeyPatch, at: int, error: Any
+) -> None:
+    script = """
+import os
+for name in ("file", "same", "usr/a", "usr/b"): open(name, "w").write("new")
+os.unlink("dir/in/it")
+"""
+    changes, _ = changed(tmp_path / "run", base, script, user=True)
+    tree, rename, calls = base[0], os.rename, []
+    before = {name: values[:3] + values[4:] for name, values in walk(tree).items()}
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        rename(*args, **options)
+        calls.append(args)
+        if len(calls) == at:
+            raise error
+
+    with changes:
+        list(changes)
+        monkeypatch.setattr("sandboxlib._changes.apply.os.rename", interrupted)
+        try:
+            changes.apply(tree)
+        except (KeyboardInterrupt, OSError):
+            after = {name: values[:3] + values[4:] for name, values in walk(tree).items()}
+            assert after == before
+        else:
+            assert len(calls) < at
+        monkeypatch.undo()
+
+
+def test_what_cannot_be_taken_back_stays_beside_it(
+    tmp_path: Path, base: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "for name in ('file', 'same', 'usr/a'): open(name, 'w').write('new')"
+    changes, _ = changed(tmp_path / "run", base, script, user=True)
+    rename, calls = os.rename, []
+
+    def fails(*args: Any, **options: Any) -> None:
+        calls.append(args)
+        if len(calls) in (4, 5):
+            raise OSError(24, "Too many open files")
+        rename(*args, **options)
+
+    with changes:
+        list(changes)
+        monkeypatch.setattr("sandboxlib._changes.apply.os.rename", fails)
+        with pytest.raises(SetupError, match="files that are missing are in ") as caught:
+            changes.apply(base[0])
+        monkeypatch.undo()
+    (left,) = base[0].glob(".sandboxlib-*")
+    assert str(left) in str(caught.value)
+    whole = b"".join(path.read_bytes() for path in base[0].rglob("*") if path.is_file())
+    for name in ("file", "same", "usr/a"):
+        assert f"{name} of l0".encode() in whole

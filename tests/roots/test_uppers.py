@@ -200,3 +200,22 @@ def test_no_descriptor_is_left(executor, base, tmp_path):
             with pytest.raises(SetupError):
                 box.run(["/none"])
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_upper_that_was_given_is_no_leftover_whatever_its_name(executor, base, tmp_path):
+    from sandboxlib._runs.on_disk import PREFIX, sweep
+
+    upper = tmp_path / f"{PREFIX}mine"
+    with Sandbox(Overlay(base, upper=upper)) as box:
+        box.run(sh("echo precious > /kept"))
+        sweep(str(tmp_path), os.rmdir)
+        assert box.run(["cat", "/kept"]).stdout == b"precious\n"
+
+
+@pytest.mark.parametrize("kind", ["storage", "upper"])
+def test_a_layer_that_is_missing_is_named_beside_an_upper_on_disk(executor, base, tmp_path, kind):
+    overlay = Overlay(base, tmp_path / "none", **{kind: tmp_path})
+    with pytest.raises(SetupError, match="has to be there") as caught:
+        Sandbox(overlay).run(["true"])
+    assert (caught.value.step, caught.value.errno) == ("layer", errno.ENOENT)
+    assert str(tmp_path / "none") in str(caught.value)
