@@ -81,8 +81,11 @@ def new_upper(
         while True:
             path = os.path.join(parent, PREFIX + os.urandom(8).hex())
             os.mkdir(path, 0o700)
-            fd = os.open(path, _DIRECTORY)
             # Another process may take it for a leftover, until it is locked.
+            try:
+                fd = os.open(path, _DIRECTORY)
+            except FileNotFoundError:
+                continue
             if lock(fd, wait=False) and still_at(fd, path):
                 break
             os.close(fd)

@@ -219,3 +219,22 @@ def test_a_layer_that_is_missing_is_named_beside_an_upper_on_disk(executor, base
         Sandbox(overlay).run(["true"])
     assert (caught.value.step, caught.value.errno) == ("layer", errno.ENOENT)
     assert str(tmp_path / "none") in str(caught.value)
+
+
+def test_a_new_upper_that_another_process_took_for_a_leftover(
+    executor, base, tmp_path, monkeypatch
+):
+    from sandboxlib._runs import on_disk
+
+    mkdir, made = os.mkdir, []
+
+    def taken(path, *args, **options):
+        mkdir(path, *args, **options)
+        if on_disk.PREFIX in str(path) and not made:
+            made.append(path)
+            on_disk.sweep(str(tmp_path), os.rmdir)
+
+    monkeypatch.setattr(on_disk.os, "mkdir", taken)
+    with Sandbox(Overlay(base, storage=tmp_path)) as box:
+        assert box.run(["true"]).ok
+    assert made
