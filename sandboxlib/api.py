@@ -578,6 +578,7 @@ def doctor() -> list[dict[str, _types.Any]]:
     usable: bool, whether the executor works.
     reason: str, why it does not work, or "".
     isolation: dict, as from maximum_possible_isolation, 'seccomp' included; {} if not usable.
+    overlay: str, why it takes no root of layers (an Overlay or an Image), or ""; "" if not usable.
     causes: list of (cause, remedy), both str, found on this machine.
     """
     reports: list[dict[str, Any]] = _doctor.examine()

@@ -227,8 +227,13 @@ class Result(tuple[int, bytes | None, bytes | None]):
         """
         if self._changes is None:
             text = "the changes of this run were not kept: ask for them with changes='keep'"
-            if self.command is not None and self.command.changes == "on-failure":
+            asked = "drop" if self.command is None else self.command.changes
+            if asked == "on-failure" and self.ok:
                 text = "the run is ok, and changes='on-failure' keeps those of a failure"
+            elif asked != "drop":
+                text = (
+                    "this Result was pickled, and its changes stayed in the process that had them"
+                )
             raise SpecError(text)
         changes: _types.Changes = self._changes
         return changes

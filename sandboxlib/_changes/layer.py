@@ -82,7 +82,7 @@ class Layer(Value, Layers):
     ) -> _types.Self:
         """Returns the Layer of a directory as it is now, and copies it into the store if it is not
         there yet. The same content gives the same digest: that of a tar with all that is in it, in
-        the order of the names.
+        the order of the names. Modes, owners and times count; those of a Tree do not.
 
         directory: str or path. store: Store; None (the default): Store(), the caller's cache
         directory. timeout: float, seconds, 600 by default; None: no limit.

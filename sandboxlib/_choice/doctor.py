@@ -6,6 +6,8 @@ from __future__ import annotations
 from .. import errors
 from .._cgroups import hierarchies
 from .._executors.base import Executor
+from .._spec.overlay import Overlay
+from .._spec.spec import Spec
 from . import choose
 
 TYPE_CHECKING = False
@@ -31,8 +33,21 @@ def _examine(executor: Executor) -> dict[str, Any]:
         "usable": not reason,
         "reason": reason,
         "isolation": isolation,
+        "overlay": "" if reason else _no_overlay(executor),
         "causes": causes,
     }
+
+
+def _no_overlay(executor: Executor) -> str:
+    """Why an executor takes no root of layers, or ""."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="sandboxlib-doctor-") as layer:
+            box = Spec(Overlay(layer))
+            return "; ".join(executor.refusals(box)) or executor.attempt(box)
+    except OSError as error:
+        return f"it was not tried: {error}"
 
 
 #: Texts for the values of "seccomp" in maximum_possible_isolation().
@@ -55,6 +70,9 @@ def report() -> str:
             lines.append(f"    cannot isolate {', '.join(undefined)}")
         if result["isolation"]:
             lines.append(f"    filter of system calls: {_FILTERS[result['isolation']['seccomp']]}")
+        if result["usable"]:
+            text = result["overlay"]
+            lines.append(f"    roots of layers (Overlay, Image): {text or 'work'}")
         # A reason often is its first cause: it is told once.
         causes = [each for each in result["causes"] if each[0] not in result["reason"]]
         lines += [f"    {cause}\n        remedy: {remedy}" for cause, remedy in causes]

@@ -209,7 +209,7 @@ def test_changes_cannot_be_pickled_and_a_change_can(changes: Changes) -> None:
 def test_a_pickled_result_has_no_changes(base: Path) -> None:
     with Sandbox(Overlay(base)) as box:
         result = box.run(sh(SCRIPT), changes="keep")
-        with result.changes, pytest.raises(SpecError):
+        with result.changes, pytest.raises(SpecError, match="this Result was pickled"):
             pickle.loads(pickle.dumps(result)).changes  # noqa: B018
 
 

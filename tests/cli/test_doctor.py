@@ -7,9 +7,11 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from sandboxlib import Overlay, Sandbox
 from sandboxlib._cgroups import hierarchies
 from sandboxlib._choice import choose, doctor
 from sandboxlib._host import machine
@@ -25,6 +27,27 @@ def test_no_executor_and_no_cause_is_told_twice() -> None:
         text = "\n".join(lines[start:end])
         for cause, _ in result["causes"]:
             assert text.count(cause) == 1
+
+
+def test_it_tells_of_each_executor_that_works_whether_it_takes_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = doctor.report()
+    for result in doctor.examine():
+        if not result["usable"]:
+            assert result["overlay"] == ""
+            continue
+        assert f"    roots of layers (Overlay, Image): {result['overlay'] or 'work'}\n" in report
+        monkeypatch.setenv("SANDBOXLIB_BACKEND", result["name"])
+        assert bool(Sandbox(Overlay(tmp_path)).lacks()) == bool(result["overlay"])
+
+
+def test_an_old_kernel_takes_no_layers_in_a_user_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "kernel_is_older_than", lambda *version: version == (5, 11))
+    found = {result["name"]: result for result in doctor.examine()}["user_namespace"]
+    if not found["usable"]:
+        pytest.skip("there are no user namespaces here")
+    assert found["overlay"] == "an Overlay in a user namespace takes Linux 5.11"
 
 
 def test_it_tells_of_each_controller_whether_it_is_delegated() -> None:
