@@ -35,6 +35,7 @@ ALL = {
     ],
 }
 NO_REAPER = {**ALL, "init": False}
+LAYERS = {"network": "isolated", "layers": 1}
 UNCUT = {**NO_REAPER, "capabilities": "all"}  # the first prctl(2) is that of no_new_privs
 
 # One host, which runs one sandbox: what it says of the failure, and whether anything is left.
@@ -48,6 +49,8 @@ if "limits" in words:
     words["limits"] = sandboxlib.Limits(**words["limits"])
 if words.get("processes") != "undefined" and words.get("init", True):
     sandboxlib._core.native.init_descriptor()
+if words.pop("layers", 0):
+    root = sandboxlib.Overlay(root)
 if "uid" in words:
     os.setgroups([])
     os.setresgid(words["uid"], words["uid"], words["uid"])
@@ -118,6 +121,11 @@ def host(root: Path, words: dict[str, Any], *wrapper: str, **options: Any) -> An
         ("mount_setattr:when=2", "EINVAL", "source", ALL),  # a read-only bind
         ("mount_setattr:when=3", "EINVAL", "mount", ALL),
         ("fchdir:when=2", "EACCES", "pivot", ALL),  # the first leads into the new /proc
+        ("fsopen:when=1", "ENODEV", "upper", LAYERS),
+        ("mkdirat:when=1", "ENOSPC", "upper", LAYERS),
+        ("open_tree:when=1", "EACCES", "layer", LAYERS),
+        ("fsopen:when=2", "ENODEV", "overlay", LAYERS),
+        ("fsmount:when=2", "EPERM", "overlay", LAYERS),
         ("chdir", "EACCES", "root", BARE),
         ("openat2:when=1", "EACCES", "cwd", {**BARE, "cwd": "/tmp"}),
         ("openat2", "EAGAIN", "target", ALL),  # somebody renames there all the time
