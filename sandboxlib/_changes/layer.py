@@ -50,7 +50,7 @@ class Layer(Value, Layers):
         if unknown:
             raise unknown_keyword("Layer", unknown, self._fields)
         if not _DIGEST.fullmatch(check_text("digest", digest)):
-            raise SpecError(f"digest is none: {digest!r}; it looks like sha256:0123...")
+            raise SpecError(f"this is no digest: {digest!r}; one looks like sha256:0123...")
         if store is not None and not isinstance(store, AnyStore):
             raise SpecTypeError(f"store is not a Store: {store!r}; Store(directory) makes one")
         self.__dict__.update(digest=digest, store=store)

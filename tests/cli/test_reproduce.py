@@ -562,7 +562,7 @@ def content(file: Path) -> dict[str, Any]:
         (["source_date"], -1, "source_date"),
         (["changes"], {"@": "Overlay", "layers": [], "upper": None}, "what an Overlay is made of"),
         (["changes"], ["x"], "its changes are no Layer"),
-        (["changes"], {"@": "Layer", "digest": "x", "store": None}, "digest is none"),
+        (["changes"], {"@": "Layer", "digest": "x", "store": None}, "this is no digest"),
         (["sandbox", "root"], {"@": "Image", "path": "/x"}, "an Image has path"),
         (
             ["sandbox", "root"],
