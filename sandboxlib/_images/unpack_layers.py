@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import Any, NamedTuple
 
@@ -201,9 +202,22 @@ def way_of(kind: str) -> Way | None:
 
 
 def is_whole(lease: Lease, way: Way) -> bool:
-    """Return True if a layer is as it was unpacked."""
-    with open(os.path.join(os.path.dirname(lease.path), "fingerprint"), "rb") as file:
-        fingerprint = file.read()
+    """Return True if a layer is as it was unpacked. One that lacks its tree or its fingerprint, or
+    has another thing in their place, is not.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(os.path.join(os.path.dirname(lease.path), "fingerprint"), flags)
+        with open(fd, "rb") as file:
+            fingerprint = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR):
+            return False
+        raise
+    if not os.path.isdir(lease.path) or os.path.islink(lease.path):
+        return False
     child = unpack.Child(unpack.Request("measure", lease.path), way.confined)
     child.settings["directory"] = False
     return bool(child.run(Existing(lease.path))["value"] == fingerprint.decode("ascii", "replace"))

@@ -9,6 +9,7 @@ import hashlib
 import lzma
 import os
 import pickle
+import shutil
 import stat
 import threading
 from collections.abc import Callable
@@ -334,6 +335,31 @@ def test_verify_finds_what_is_damaged(
     with pytest.raises(SetupError):
         layers[0]._lowers(owners)
     assert layers[1]._lowers(owners)
+
+
+@pytest.mark.parametrize(
+    "damage", ["no tree", "a link as tree", "no fingerprint", "a FIFO", "junk"]
+)
+def test_verify_tells_entries_that_are_no_layers(
+    store: Store, tmp_path: Path, owners: Owners, damage: str
+) -> None:
+    made = Layer.from_tar(tar(tmp_path / "a", file("a")), store)
+    top = Path(made._lowers(owners)[0].path)
+    bad = top.parent
+    if damage.endswith("tree"):
+        shutil.rmtree(top)
+        if damage.startswith("a link"):
+            top.symlink_to("/etc")
+    elif damage == "no fingerprint":
+        (bad / "fingerprint").unlink()
+    elif damage == "a FIFO":
+        (bad / "fingerprint").unlink()
+        os.mkfifo(bad / "fingerprint")
+    else:
+        bad = bad.parent / "junk"
+        bad.touch()
+    assert store.verify(remove=True) == [str(bad)]
+    assert store.verify() == []
 
 
 # ---- hostile ones ----------------------------------------------------------------------------
