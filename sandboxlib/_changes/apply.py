@@ -40,6 +40,8 @@ class Application(Writer):
             number, path = self.steps[-1][1], change.path[len(self._inside) :]
             return [] if change.kind == "deleted" else [number, *os.fsencode(path).split(b"/")]
         self._inside = ""
+        if change.path == "/" and change.kind == SAME:
+            return []
         is_directory = change.type == "directory"
         if change.kind == "deleted" or (is_directory and change.kind in (SAME, "metadata")):
             self.steps.append((change, b""))

@@ -16,7 +16,7 @@ import stat
 from zlib import adler32
 
 from ..errors import UnsupportedError, printable
-from .stream import SAME, Nonsense
+from .stream import Nonsense
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,18 +59,20 @@ class Gathered:
 
 class Archive:
     """A consumer of a stream that writes a tar. write: takes its bytes. mtime: seconds, of all
-    members; None: they keep their own.
+    members; None: they keep their own. with_root: whether the root has a member of its own, `./`.
     """
 
-    def __init__(self, write: Callable[[bytes], object], mtime: int | None) -> None:
-        self._write, self._mtime = write, mtime
+    def __init__(
+        self, write: Callable[[bytes], object], mtime: int | None, with_root: bool = True
+    ) -> None:
+        self._write, self._mtime, self._with_root = write, mtime, with_root
         self._padding = b""
         self._pax: dict[int, bytes] = {}  # the block of a pax header by the size of its records
 
     def begin(self, item: Item) -> None:
         change = item.change
         self._padding = b""
-        if change.path == "/" and change.kind == SAME:
+        if change.path == "/" and not self._with_root:
             return
         if f"/{WHITEOUT}" in change.path:
             path = printable(change.path)

@@ -84,7 +84,7 @@ def _archive(upper: Upper, out: socket.socket) -> str:
         out.sendall(data, socket.MSG_NOSIGNAL)
 
     gathered = Gathered(write)
-    archive = Archive(gathered.write, None)
+    archive = Archive(gathered.write, None, with_root=False)
     reader, stream = Reader(upper), Stream(archive)
     try:
         reader.call("changes", reader.owner, *_LIMITS, write=stream.take)

@@ -182,10 +182,24 @@ class Writer:
 class Extraction(Writer):
     """What is there of the changes, with the directories on the way."""
 
+    root: Change | None = None  # the root of the run, if it changed or is not as in an empty root
+
     def place(self, change: Change) -> list[bytes]:
+        if change.path == "/":
+            self.root = change
         if change.kind == "deleted" or change.type == "device" or change.path == "/":
             return []
         return os.fsencode(change.path[1:]).split(b"/")
+
+    def finish_root(self) -> int:
+        """Give the top what the root of the run has. Returns the mode, which it gets at the end: a
+        directory is moved only by who may write to it (rename(2)).
+        """
+        if self.root is None:
+            return 0o755
+        self._finish(self._top, self.root)
+        os.fchmod(self._top, self.root.mode & 0o7777 | 0o700)
+        return self.root.mode & 0o7777
 
 
 @contextlib.contextmanager
@@ -258,8 +272,10 @@ def extract(feed: Callable[[Writer], None], directory: str, owners: bool, set_id
                 writer.close()
                 with failure(directory, _HINTS):
                     os.fchmod(top, 0o755)
+                    mode = writer.finish_root()
                     # It replaces an empty directory, and nothing else (rename(2)).
                     os.rename("tree", name, src_dir_fd=staging.fd, dst_dir_fd=parent)
+                    os.fchmod(top, mode)
             finally:
                 writer.abandon()
                 os.close(top)

@@ -136,7 +136,8 @@ def unpacked(
             raise NeedsLowers(f"{request.name}: {printable(str(value['needs_lowers'])[:500])}")
         answer = _checked(child, value)
         _mark_opaque(new, answer["opaque"])
-        os.chmod(new.tree, 0o755)  # commands with other ids have it as their root
+        if not answer["has_root"]:
+            os.chmod(new.tree, 0o755)  # commands with other ids have it as their root
         new.write("fingerprint", answer["fingerprint"].encode())
         if answer["hides_all"]:
             new.write("hides-all", b"")
@@ -151,7 +152,7 @@ def _checked(child: unpack.Child, answer: Any) -> dict[str, Any]:
     """The child's answer about a layer. Raises ImageError for one that no honest child gives."""
     kinds = {
         **{"digest": str, "fingerprint": str, "size": int, "opaque": list, "hides_all": bool},
-        "implied": bool,
+        **{"implied": bool, "has_root": bool},
     }
     if not isinstance(answer, dict) or not kinds.keys() <= answer.keys():
         raise child.nonsense(answer)

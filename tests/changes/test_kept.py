@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import stat
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -289,3 +290,38 @@ def test_what_cannot_be_read_or_written_is_named_with_a_remedy(base: Path, tmp_p
         with pytest.raises(FileNotFoundError, match=r"^write /etc/.*a copy of it"):
             changes.apply(tmp_path / "empty")
         assert os.listdir(tmp_path / "empty") == []
+
+
+@pytest.mark.parametrize("is_empty", [False, True], ids=["base", "empty"])
+def test_the_root_directory_keeps_its_mode_and_owner(
+    executor: str, is_empty: bool, base: Path, tmp_path: Path
+) -> None:
+    store = sandboxlib.Store(tmp_path / "store")
+    layers: list[Path | sandboxlib.Layer] = [] if is_empty else [base]
+    mounts: list[Mount] = []
+    if is_empty:
+        mounts = [Mount.directory(f"/{name}") for name in ("proc", "dev", "tmp")]
+        mounts.append(Mount.bind(base / "bin", "/bin", read_only=True))
+
+    def ran(script: str) -> Changes:
+        with Sandbox(Overlay(*layers), extra_mounts=mounts, store=store) as box:
+            return kept(box, script)
+
+    with ran("chmod 751 /; chown 5:6 / 2>/dev/null; stat -c '%a %u %g' / >/f") as changes:
+        there = changes.read("/f").split()
+        assert there[0] == b"751"
+        assert told(changes) == ["metadata directory /", "added file /f"]
+        changes.save(tmp_path / "layer.tar")
+        changes.extract(tmp_path / "out")
+        (tmp_path / "copy").mkdir()
+        changes.apply(tmp_path / "copy")
+        layers.append(changes.commit(store))
+    with tarfile.open(tmp_path / "layer.tar") as tar:
+        assert next((member.name, member.mode) for member in tar) == (".", 0o751)
+    for name in ("out", "copy"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o751
+    for name in ("g", "h"):  # a layer above keeps what it finds
+        with ran(f"stat -c '%a %u %g' / >/{name}") as changes:
+            assert changes.read(f"/{name}").split() == there
+            assert told(changes) == [f"added file /{name}"]
+            layers.append(changes.commit(store))

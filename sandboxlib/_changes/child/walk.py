@@ -130,7 +130,9 @@ class Walk:
         entry = Entry(b".", os.fstat(top), 0, top)
         below = frame.now.parts[1:]
         if not below:
-            return Item((), SAME, entry, None, self._attributes(entry))
+            item = Item((), SAME, entry, None, self._attributes(entry))
+            item.kind = SAME if is_plain(item) else METADATA
+            return item
         was = Entry(b".", os.fstat(below[0][1]), below[0][0], below[0][1])
         # The time of the upper's root is that of its making.
         kind, attributes = self._compare_metadata(entry, was, with_time=False)
@@ -329,7 +331,8 @@ def _ids(directory: Directory) -> list[tuple[int, int, int]]:
 
 
 def with_parents(items: Iterable[Item], points: Iterable[bytes] = ()) -> Iterator[Item]:
-    """The items, without directories that hold no other item and did not change themselves.
+    """The items, without directories that hold no other item and did not change themselves. The
+    root is there if it changed, or is not plain.
 
     points: paths of mount points, and of links that the run was given, with "//" and the text of
     the link behind the path. What was made for them is no change of the run: a point itself, and a
@@ -344,6 +347,8 @@ def with_parents(items: Iterable[Item], points: Iterable[bytes] = ()) -> Iterato
             waiting.pop()
         is_point = item.kind == ADDED and item.path in above
         if item.entry.is_directory() and (item.kind == SAME or is_point):
+            if not item.path and not is_plain(item):
+                yield item  # a layer without an entry of its root gives that the default
             waiting.append(item)
             continue
         if is_point and item.path in targets and _is_of_point(item.entry, targets[item.path]):
@@ -351,6 +356,13 @@ def with_parents(items: Iterable[Item], points: Iterable[bytes] = ()) -> Iterato
         yield from (each for each in waiting if each.path)
         waiting.clear()
         yield item
+
+
+def is_plain(item: Item) -> bool:
+    """Return True for a root directory as an empty root has it: of 0:0, with mode 0755."""
+    status = item.entry.status
+    values = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
+    return values == (0o755, 0, 0) and not item.attributes
 
 
 def _is_of_point(entry: Entry, text: bytes) -> bool:

@@ -104,9 +104,10 @@ class Layer:
         parts = parts_of(member.name, "the name of a member")
         if self._prefix and not self._strip(archive, member, parts):
             return
-        if not parts:  # the root directory: it keeps its mode and its owner
+        if not parts:
             if member.kind != b"5":
                 raise Refused(f"{shown(member.name)} is the root, and no directory")
+            self._see_root(member)
             return
         whites_out = not self._prefix and b".wh." in member.name
         if whites_out and any(part.startswith(b".wh.") for part in parts):
@@ -322,6 +323,11 @@ class Layer:
         finally:
             os.close(fd)
 
+    def _see_root(self, member: Member) -> None:
+        """Called with a member that is the root directory, which keeps its mode and its owner; see
+        OverlayLayer.
+        """
+
     def _begin_content(self) -> None:
         """Called before the content of a file; see OverlayLayer."""
 
@@ -343,7 +349,7 @@ class Layer:
 
     def _finish_directory(self, path: bytes, member: Member) -> None:
         try:
-            fd = os.open(path[:-1], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            fd = os.open(path[:-1] or b"/", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:  # a later member took its place
             return
         try:

@@ -46,6 +46,7 @@ class OverlayLayer(Layer):
         self._named: set[bytes] = {b"/"}  # directories that a member names
         self._implied: set[bytes] = set()  # and those that none has named yet
         self.contents: dict[bytes, bytes] = {}  # paths of files, and digests of what is in them
+        self._root: Member | None = None
         self.hides_all = False  # True: nothing of the layers below is to be seen
         self.lowers: Any = None  # a Stack of this layer and those below it, if they count
         self._inherited: dict[bytes, os.stat_result] = {}  # of implied directories
@@ -68,6 +69,18 @@ class OverlayLayer(Layer):
         for path in self._implied - self._named:
             self._finish_implied(path, self._inherited.get(path))
         os.utime("/", (0, 0))
+
+    def has_root(self) -> bool:
+        """Return True if a member gave the root directory a mode and an owner."""
+        return self._root is not None
+
+    def _see_root(self, member: Member) -> None:
+        self._root = member
+
+    def finish_root(self) -> None:
+        """Give the root directory what its member says. Last, since its mode may close it."""
+        if self._root is not None:
+            self._finish_directory(b"/", self._root)
 
     def _finish_implied(self, path: bytes, at: os.stat_result | None) -> None:
         """Set the times of a directory that no member names, and its mode and owner if it is one of

@@ -114,8 +114,9 @@ def unpack(settings: dict[str, Any]) -> dict[str, Any]:
     answer = {
         **{"digest": archive.digest, "fingerprint": fingerprint, "size": size},
         **{"opaque": layer.opaque(), "hides_all": layer.hides_all},
-        "implied": layer.has_implied(),
+        **{"implied": layer.has_implied(), "has_root": layer.has_root()},
     }
+    layer.finish_root()
     if prefix:
         manifest = documents.aci_manifest(layer.manifest)
         answer |= {"config": manifest, "account": documents.aci_account(manifest)}
