@@ -69,6 +69,7 @@ def job_of(command: Command, box: Spec) -> Job:
     cwd = command.cwd
     if cwd is None:
         cwd = box._cwd_of(command)
+    or_root = cwd is None
     if cwd is None:
         cwd = caller_directory() if box._directory == "/" else "/"
     settings, search = command._settings, command._search
@@ -79,7 +80,7 @@ def job_of(command: Command, box: Spec) -> Job:
             extra_env = deterministic_environment(extra_env, env)
         settings, search = encode_environment(extra_env, env)
     program = None if command.executable is None else os.fsencode(command.executable)
-    return Job(command._argv, cwd, settings, search, command.cwd is None, program)
+    return Job(command._argv, cwd, settings, search, or_root, program)
 
 
 def deterministic_environment(
