@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 
@@ -19,6 +20,7 @@ _EPOCH = "315532800"  # 1980, the first year of a zip file, as with deterministi
 KIND = "inputs"  # the kind of entries in the store
 _LARGE = 1 << 16  # bytes: such a file shares its blocks with the source where that is possible
 _BLOCK = 4096
+_LONGEST = 600.0  # seconds that another process may take to stage what this one waits for
 _ZEROS = bytes(CHUNK)
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: A version of what is staged, and how: with another one nothing of an earlier one is used.
@@ -85,7 +87,7 @@ class Layer:
         lease = storage._lease(KIND, self.name)
         if lease is not None:
             return lease
-        with storage._making(KIND, self.name):
+        with storage._making(KIND, self.name, time.monotonic() + _LONGEST):
             lease = storage._lease(KIND, self.name)
             if lease is None:
                 with storage._new() as new:

@@ -248,6 +248,33 @@ def test_threads_stage_a_tree_once(placer: Make, store: Store) -> None:
     assert len(os.listdir(f"{store.directory}/inputs")) == 1
 
 
+def test_the_wait_for_who_stages_the_same_tree_has_an_end(
+    placer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"/src": Tree({"a": b"1"})}
+    begun, goes_on = threading.Event(), threading.Event()
+    fill = staging.Layer._fill
+
+    def slow(self: staging.Layer, *args: Any) -> int:
+        begun.set()
+        assert goes_on.wait(60)
+        return fill(self, *args)
+
+    monkeypatch.setattr(staging.Layer, "_fill", slow)
+    first = threading.Thread(target=staged, args=(placer(), inputs))
+    first.start()
+    try:
+        assert begun.wait(60)
+        monkeypatch.setattr(staging, "_LONGEST", 0.1)
+        with pytest.raises(SetupError) as caught:
+            staged(placer(), inputs)
+    finally:
+        goes_on.set()
+        first.join()
+    assert (caught.value.errno, caught.value.step) == (errno.ETIMEDOUT, "store")
+    assert staged(placer(), inputs)
+
+
 def test_prune_leaves_what_is_in_use_and_takes_the_rest(placer: Make, store: Store) -> None:
     made = placer()
     ready = made.ready(Command("x", inputs={"/src": Tree({"a": b"x" * 100_000})}))
