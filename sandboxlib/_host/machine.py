@@ -28,6 +28,18 @@ def read(path: str) -> str:
         return ""
 
 
+def start_time_of(pid: int) -> int:
+    """When a process started, in clock ticks since the boot: field 22 of /proc/PID/stat (proc(5)).
+    0: it is gone, or dead already, or there is no /proc.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
 def status(field: str) -> str:
     """A field of /proc/self/status (proc(5)), or "" if there is no such field."""
     for line in read("/proc/self/status").split("\n"):

@@ -17,18 +17,22 @@ from collections.abc import Callable, Iterator, Sequence
 from time import monotonic, sleep
 
 from .. import errors
+from .._host import machine
 from .._images.child import removal
 from .._spec.overlay import Layers, Lower
 from .._store.locks import lock, still_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeVar
+
+    AnyUpper = TypeVar("AnyUpper", bound="DiskUpper")
 
 PREFIX = "sandboxlib-upper-"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _PAUSE = 0.01  # seconds between two looks at a lock
+_LONGEST_END = 10.0  # seconds that a run may live on after its caller was killed
 _swept: set[str] = set()  # directories in which this process looked for leftovers
 
 
@@ -44,6 +48,9 @@ class DiskUpper:
     def __init__(self, path: str, fd: int, remove: Callable[[str], object] | None = None) -> None:
         self.path, self._fd, self._remove = path, fd, remove
 
+    def note(self, pid: int) -> None:
+        """Is told the first process of the run. A new upper is no other run's, whatever happens."""
+
     def close(self) -> None:
         """Lets go of the directory. Does nothing the second time."""
         fd, self._fd = self._fd, -1
@@ -57,6 +64,31 @@ class DiskUpper:
 
     def __del__(self) -> None:
         self.close()
+
+
+class KeptUpper(DiskUpper):
+    """The upper of Overlay(upper=...), whose lock file also names the first process of the run.
+
+    The lock ends with the host, and if that is killed its run lives a little longer: whoever comes
+    next waits for this process.
+    """
+
+    def __init__(self, path: str, fd: int) -> None:
+        super().__init__(path, fd)
+        self._noted_by = 0  # a process: in a fork of it the run is another's
+
+    def note(self, pid: int) -> None:
+        """Writes down the first process of the run."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, b"%d %d\n" % (pid, machine.start_time_of(pid)), 0)
+        self._noted_by = os.getpid()
+
+    def close(self) -> None:
+        """Lets go of the directory. Does nothing the second time."""
+        if self._fd >= 0 and self._noted_by == os.getpid():
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, 0)
+        super().close()
 
 
 def place_of(storage: str) -> str:
@@ -95,7 +127,7 @@ def new_upper(
 
 
 @contextlib.contextmanager
-def _closed_on_error(upper: DiskUpper) -> Iterator[DiskUpper]:
+def _closed_on_error(upper: AnyUpper) -> Iterator[AnyUpper]:
     """An exception keeps the frames that it left, and what they hold would stay locked."""
     try:
         yield upper
@@ -209,7 +241,7 @@ def kept_upper(
     gives_owners: bool,
     deadline: float | None,
     check_stop: Callable[[], None],
-) -> DiskUpper:
+) -> KeptUpper:
     """Locks the upper of Overlay(upper=path), and makes it if it is missing.
 
     keys: what keys_of() returns. deadline: by monotonic(), or None. check_stop: raises if the wait
@@ -220,9 +252,14 @@ def kept_upper(
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
         fd = os.open(os.path.join(path, "lock"), _FILE, 0o600)
-        with _closed_on_error(DiskUpper(path, fd)) as upper:
+        with _closed_on_error(KeptUpper(path, fd)) as upper:
             while not lock(fd, wait=False):
                 _check_wait(path, busy, deadline)
+                check_stop()
+                sleep(_PAUSE)
+            given_up = monotonic() + _LONGEST_END
+            while pid := _left_behind(fd):
+                _check_wait(path, busy, min(deadline or given_up, given_up), pid)
                 check_stop()
                 sleep(_PAUSE)
             _check_layers(path, keys, lowers, gives_owners)
@@ -258,8 +295,21 @@ def is_free(path: str) -> bool:
         os.close(fd)
 
 
-def _check_wait(path: str, busy: str, deadline: float | None) -> None:
+def _left_behind(fd: int) -> int:
+    """The first process of a run whose host was killed, as long as it lives; 0: there is none."""
+    noted = os.pread(fd, 64, 0).split()
+    if len(noted) != 2 or not all(each.isdigit() and len(each) < 20 for each in noted):
+        return 0
+    pid, start = map(int, noted)
+    return pid if pid and machine.start_time_of(pid) == start else 0
+
+
+def _check_wait(path: str, busy: str, deadline: float | None, pid: int = 0) -> None:
+    """pid: of the run that is waited for, if its host was killed."""
     what = f"use the upper {path}"
+    if pid and (busy == "refuse" or monotonic() >= (deadline or 0.0)):
+        hint = f"process {pid} of a run whose caller was killed still uses it"
+        raise errors.setup_error(errno.EBUSY, path, "upper", what, hint)
     if busy == "refuse":
         hint = "another run uses it; busy='wait' waits for that"
         raise errors.setup_error(errno.EBUSY, path, "upper", what, hint)

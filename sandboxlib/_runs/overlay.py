@@ -234,6 +234,16 @@ class RootOfRun:
         lowers = [lower.path for lower in reversed(self.lowers())]
         fill_root(work, lowers, above, told, self.inputs)
 
+    @property
+    def notes_process(self) -> bool:
+        """Whether started() has to be called as soon as the run has a process."""
+        return self._root.overlay.upper is not None
+
+    def started(self, pid: int) -> None:
+        """Notes the first process of the run, for who finds the upper if this process is killed."""
+        if self._disk is not None:
+            self._disk.note(pid)
+
     def _take(self, complete: bool) -> Upper | None:
         """The Upper, which the child sent before the command began. None: nobody asked for it."""
         if self._sockets is None:

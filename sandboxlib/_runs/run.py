@@ -193,6 +193,7 @@ class Run:
         extras = self._extras
         is_plain = pump and (extras is None or extras.lets_core_pump)
         is_plain = is_plain and not self.plan.mapped_outside
+        is_plain = is_plain and (self._root is None or not self._root.notes_process)
         pump_ns = setup_ns = 0
         if is_plain:  # do not read the struct: it still is that of the run before
             pump_ns = LONGEST_WAIT if self.deadline is None else self._wait_until(self.deadline)
@@ -209,6 +210,8 @@ class Run:
             if self._extras is not None:
                 self._extras.lease(self._workspace)
             self._start_fresh()
+        if self._root is not None:
+            self._root.started(self.struct.pid)
         if self._extras is not None:
             self._extras.started(self.struct)
         came: int = self.struct.first

@@ -4,6 +4,7 @@
 import asyncio
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from lib.machine import python
 from lib.roots import make_rootfs
+from lib.waiting import wait_until
 
 from sandboxlib import Overlay, Sandbox, SetupError
 
@@ -238,3 +241,39 @@ def test_a_new_upper_that_another_process_took_for_a_leftover(
     with Sandbox(Overlay(base, storage=tmp_path)) as box:
         assert box.run(["true"]).ok
     assert made
+
+
+KEEPER = """
+import sys
+from sandboxlib import Overlay, Sandbox
+box = Sandbox(Overlay(sys.argv[1], upper=sys.argv[2]))
+box.run(["sh", "-c", "echo there; sleep 60"], stdout=1)
+"""
+
+
+def test_a_run_whose_host_was_killed_is_waited_for(executor, base, tmp_path):
+    upper = tmp_path / "upper"
+    argv = [*python(), "-c", KEEPER, str(base), str(upper)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as host:
+        assert host.stdout.read(6) == b"there\n"
+        wait_until(lambda: (upper / "lock").read_text())
+        pid = int((upper / "lock").read_text().split()[0])
+        pidfd = os.pidfd_open(pid)
+        try:
+            os.kill(pid, signal.SIGSTOP)  # it cannot see that its caller is gone
+            host.kill()
+            host.wait()
+            box = Sandbox(Overlay(base, upper=upper))
+            with pytest.raises(SetupError) as caught:
+                box.run(["true"], timeout=0.3)
+            assert (caught.value.errno, caught.value.step) == (errno.EBUSY, "upper")
+            assert str(pid) in str(caught.value)
+            with pytest.raises(SetupError):
+                Sandbox(Overlay(base, upper=upper, busy="refuse")).run(["true"])
+            os.kill(pid, signal.SIGCONT)
+            assert box.run(["true"], timeout=60).ok
+            assert select.select([pidfd], [], [], 0)[0]
+        finally:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+    assert (upper / "lock").read_text() == ""
