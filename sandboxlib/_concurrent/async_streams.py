@@ -105,9 +105,13 @@ class _Streams:
 
     def set_input(self, input: bytes) -> None:
         """Set what exchange() writes. ValueError if it cannot be written."""
-        if input and (self._pipes[0] is None or self._fd(0) < 0):
+        if input and (self._pipes[0] is None or self._is_stdin_closed()):
             raise ValueError(pipes.NO_STDIN)
         self._input = input
+
+    def _is_stdin_closed(self) -> bool:
+        """Whether the caller closed stdin."""
+        return self._fd(0) < 0
 
     def _outputs(self) -> list[int]:
         """The numbers of the outputs that are captured."""
@@ -165,6 +169,18 @@ class _Protocol(asyncio.StreamReaderProtocol):
             self.lost.set_result(None)
 
 
+class _Stdin(asyncio.StreamWriter):
+    """Tells whether the caller closed it: its transport closes by itself if the command ends, or
+    closes its stdin.
+    """
+
+    was_closed = False
+
+    def close(self) -> None:
+        self.was_closed = True
+        super().close()
+
+
 class _Asyncio(_Streams):
     def __init__(self, process: Process, limit: int) -> None:
         super().__init__(process)
@@ -188,11 +204,15 @@ class _Asyncio(_Streams):
             if number:
                 self.streams[number] = reader
             else:
-                self.streams[0] = asyncio.StreamWriter(transport, protocol, reader, loop)
+                self.streams[0] = _Stdin(transport, protocol, reader, loop)
 
     def _fd(self, number: int) -> int:
         pipe = self._pipes[number]
         return -1 if pipe is None else pipe.fileno()
+
+    def _is_stdin_closed(self) -> bool:
+        stdin: _Stdin | None = self.streams[0]
+        return stdin is None or stdin.was_closed
 
     async def exchange(self, wait: Wait) -> None:
         ending = asyncio.ensure_future(wait())
@@ -235,7 +255,7 @@ class _Asyncio(_Streams):
         # From here on the transport has it, and writes it even if this task is cancelled.
         input, self._input = self._input, b""
         try:
-            if input:
+            if input and not stdin.is_closing():  # uvloop refuses to write then
                 stdin.write(input)
             await stdin.drain()
         except OSError as error:

@@ -204,6 +204,8 @@ def test_a_command_that_reads_nothing_is_no_hindrance(shared_rootfs: Path, mode:
     content = bytes(1_000_000)
 
     async def main() -> None:
+        import anyio
+
         box = Sandbox(shared_rootfs)
         async with box.start_async(["true"], stdin=CAPTURE) as process:
             assert await process.communicate(content) == (b"", b"")
@@ -211,6 +213,10 @@ def test_a_command_that_reads_nothing_is_no_hindrance(shared_rootfs: Path, mode:
             if process.stdin is not None and hasattr(process.stdin, "write"):
                 process.stdin.write(content)
         assert process.returncode == 0
+        async with box.start_async(["true"], stdin=CAPTURE) as process:
+            assert await process.wait() == 0
+            await anyio.sleep(0.05)  # the loop sees that nobody reads any more
+            assert await process.communicate(content) == (b"", b"")
 
     run_in(mode, main)
 
