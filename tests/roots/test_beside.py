@@ -210,7 +210,7 @@ def test_eight_processes_share_a_store_and_one_is_killed_while_it_unpacks(
         for host in started[1:]:
             out, err = host.communicate(timeout=120)
             assert (host.returncode, out) == (0, f"['{number}', 'last']\n" * 2), err
-    (kind,) = (store / "layers").iterdir()
-    assert len(list(kind.iterdir())) == 1
+    for kind in (store / "layers").iterdir():  # a user with ranges has two kinds
+        assert len(list(kind.iterdir())) == 1
     Store(store).prune()
     assert [*store.glob("tmp/*"), *store.glob("layers/*/*")] == []
