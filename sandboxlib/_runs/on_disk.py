@@ -20,7 +20,7 @@ from .. import errors
 from .._host import machine
 from .._images.child import removal
 from .._spec.overlay import Layers, Lower
-from .._store.locks import lock, still_at
+from .._store.locks import DIRECTORY, lock, new_directory, still_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     AnyUpper = TypeVar("AnyUpper", bound="DiskUpper")
 
 PREFIX = "sandboxlib-upper-"
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _PAUSE = 0.01  # seconds between two looks at a lock
 _LONGEST_END = 10.0  # seconds that a run may live on after its caller was killed
@@ -110,17 +109,7 @@ def new_upper(
         _swept.add(parent)
         sweep(parent, remove)
     with _making(parent):
-        while True:
-            path = os.path.join(parent, PREFIX + os.urandom(8).hex())
-            os.mkdir(path, 0o700)
-            # Another process may take it for a leftover, until it is locked.
-            try:
-                fd = os.open(path, _DIRECTORY)
-            except FileNotFoundError:
-                continue
-            if lock(fd, wait=False) and still_at(fd, path):
-                break
-            os.close(fd)
+        path, fd = new_directory(parent, PREFIX, 8)
         with _closed_on_error(DiskUpper(path, fd, remove)) as upper:
             _furnish(path, lowers, gives_owners)
     return upper
@@ -149,7 +138,7 @@ def sweep(parent: str, remove: Callable[[str], object]) -> int:
                 continue
             path = os.path.join(parent, name)
             with contextlib.suppress(OSError):  # another process was faster, or it is no such thing
-                fd = os.open(path, _DIRECTORY)
+                fd = os.open(path, DIRECTORY)
                 try:
                     is_ours = os.fstat(fd).st_uid == os.geteuid() and not _is_kept(fd)
                     if is_ours and lock(fd, wait=False) and still_at(fd, path):

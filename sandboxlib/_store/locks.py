@@ -8,6 +8,8 @@ from __future__ import annotations
 import fcntl
 import os
 
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
 
 def lock(fd: int, *, wait: bool, shared: bool = False) -> bool:
     """Lock an open file. Returns False if another one has it. wait: True: it waits for that."""
@@ -26,6 +28,24 @@ def still_at(fd: int, path: str) -> bool:
     except FileNotFoundError:
         return False
     return os.path.samestat(at, os.fstat(fd))
+
+
+def new_directory(parent: str, prefix: str, size: int) -> tuple[str, int]:
+    """Make a directory of mode 0700 that this process has locked. Returns its path and descriptor.
+
+    size: random bytes of its name. Another process may take one that is not locked yet for a
+    leftover, and remove it: then another one is made.
+    """
+    while True:
+        path = os.path.join(parent, prefix + os.urandom(size).hex())
+        os.mkdir(path, 0o700)
+        try:
+            fd = os.open(path, DIRECTORY)
+        except FileNotFoundError:
+            continue
+        if lock(fd, wait=False) and still_at(fd, path):
+            return path, fd
+        os.close(fd)
 
 
 class Lease:

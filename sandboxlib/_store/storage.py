@@ -23,7 +23,7 @@ from .. import _types
 from .._images.child import removal
 from .._values import AnyStore, absolute, check_path, check_size, unknown_keyword
 from ..errors import setup_error
-from .locks import Lease, lock, still_at
+from .locks import DIRECTORY, Lease, lock, new_directory, still_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from .._types import Path
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _EVERY = 60.0  # seconds: an entry's time of use is this exact
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _TMP, _LOCKS = "tmp", "locks"
@@ -136,17 +135,7 @@ class Storage(AnyStore):
 
     def _locked(self) -> New:
         """A new directory below tmp, which this process has locked."""
-        while True:
-            path = self._path(_TMP, os.urandom(12).hex())
-            os.mkdir(path, 0o700)
-            # Another process may take an unlocked one for a leftover, just before we lock it.
-            try:
-                fd = os.open(path, _DIRECTORY)
-            except FileNotFoundError:
-                continue
-            if lock(fd, wait=False) and still_at(fd, path):
-                return New(path, fd)
-            os.close(fd)
+        return New(*new_directory(self._path(_TMP), "", 12))
 
     def _publish(self, new: New, kind: str, name: str, size: int | None = None) -> Lease:
         """Give what was made its place, and return a lease of it. If the entry is there already, it
@@ -363,7 +352,7 @@ class Storage(AnyStore):
         for name in os.listdir(self._path(_TMP)):
             path = self._path(_TMP, name)
             try:
-                fd = os.open(path, _DIRECTORY)
+                fd = os.open(path, DIRECTORY)
             except OSError:  # its maker has just removed it
                 continue
             try:

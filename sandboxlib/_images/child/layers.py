@@ -256,7 +256,11 @@ class Layer:
             if not stat.S_ISDIR(os.lstat(name).st_mode):
                 self._remove(name)
                 os.mkdir(name, 0o755)
+                self._has_replaced(path)
         self._directories[path] = member
+
+    def _has_replaced(self, path: bytes) -> None:
+        """Is told that a new directory took the place of something else."""
 
     def _make_symlink(self, member: Member, name: bytes, path: bytes) -> None:
         if not member.link or b"\0" in member.link:

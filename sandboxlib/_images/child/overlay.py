@@ -114,15 +114,11 @@ class OverlayLayer(Layer):
             super()._put(archive, member, name, path)
 
     def _make_directory(self, member: Member, name: bytes, path: bytes) -> None:
-        try:
-            os.mkdir(name, 0o755)
-        except FileExistsError:
-            if not stat.S_ISDIR(os.lstat(name).st_mode):
-                self._remove(name)
-                os.mkdir(name, 0o755)
-                self._hide_below(path)  # what it replaces had hidden that as well
-        self._directories[path] = member
+        super()._make_directory(member, name, path)
         self._named.add(path)
+
+    def _has_replaced(self, path: bytes) -> None:
+        self._hide_below(path)  # what was replaced had hidden that as well
 
     def _make_way(self, parts: list[bytes], name: bytes) -> bytes:
         """With the layers below, their links are followed too."""
