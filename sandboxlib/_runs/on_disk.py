@@ -279,7 +279,7 @@ def is_free(path: str) -> bool:
     except OSError:  # there is none yet; for another reason the run says more
         return True
     try:
-        return lock(fd, wait=False)
+        return lock(fd, wait=False) and not _left_behind(fd)
     finally:
         os.close(fd)
 

@@ -251,6 +251,16 @@ box.run(["sh", "-c", "echo there; sleep 60"], stdout=1)
 """
 
 
+async def turns_beside(run):
+    """How often another task gets its turn until a run is refused."""
+    task, turns = asyncio.ensure_future(run), 0
+    while not task.done():
+        await asyncio.sleep(0.01)
+        turns += 1
+    assert task.exception().errno == errno.EBUSY
+    return turns
+
+
 def test_a_run_whose_host_was_killed_is_waited_for(executor, base, tmp_path):
     upper = tmp_path / "upper"
     argv = [*python(), "-c", KEEPER, str(base), str(upper)]
@@ -270,6 +280,7 @@ def test_a_run_whose_host_was_killed_is_waited_for(executor, base, tmp_path):
             assert str(pid) in str(caught.value)
             with pytest.raises(SetupError):
                 Sandbox(Overlay(base, upper=upper, busy="refuse")).run(["true"])
+            assert asyncio.run(turns_beside(box.run_async(["true"], timeout=0.5))) > 5
             os.kill(pid, signal.SIGCONT)
             assert box.run(["true"], timeout=60).ok
             assert select.select([pidfd], [], [], 0)[0]
