@@ -78,6 +78,9 @@ class Image(Value, Layers):
         layers = "\n".join(self._known(store).layers)
         return f"sha256:{hashlib.sha256(layers.encode()).hexdigest()}"
 
+    def _keys(self, store: AnyStore | None = None) -> list[str]:
+        return [f"sha256:{name}" for name in self._known(store).layers]
+
     def _prepare(
         self, owners: Owners | None, store: AnyStore | None, timeout: float | None
     ) -> None:

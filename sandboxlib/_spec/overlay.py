@@ -100,6 +100,10 @@ class Layers(ABC):
     def _key(self, store: AnyStore | None = None) -> str:
         """A digest of the content. Two with the same key have the same content. store: as above."""
 
+    def _keys(self, store: AnyStore | None = None) -> str | list[str]:
+        """What the salt of an Action has: the digest of the one layer, or those of several."""
+        return self._key(store)
+
 
 class Overlay(Value):
     """A root of layers (overlayfs): commands see them as one tree, and may change all of it. What

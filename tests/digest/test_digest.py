@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from sandboxlib import (
     User,
     _reapi,
 )
-from sandboxlib._digest import action
+from sandboxlib._digest import action, salt
 from sandboxlib._digest.hermetic import NAMES
 from sandboxlib.errors import SpecChoiceError
 
@@ -60,7 +61,7 @@ LAYER = Known("sha256:one")
 BOX = Sandbox(Overlay(LAYER), user=1000, umask=0o022, hostname="sandbox")
 COMMAND = Command(["cc", "-c", "a.c"])
 KEY = COMMAND.digest(BOX)
-PINNED = "460cb72cb692aca2364884307fff39ed9c56cc57f8aaf56bbbdaeff596cad42b/863"
+PINNED = "9e4ee35e8e9348e314995bc2c225ee53ed47c03e0bc90738be06919255d306d1/666"
 
 #: Other values of each field, which are in the digest (True) or not (False). A new field fails the
 #: test of this table until it is here.
@@ -183,7 +184,7 @@ def test_each_field_is_in_these_tables() -> None:
     for table, kind in ((SANDBOX, Sandbox), (COMMANDS, Command), (OVERLAY, Overlay)):
         assert set(table) == set(kind._fields)
         out = {name for name, values in table.items() if not any(is_in for _, is_in in values)}
-        assert out == set(action.OUT[kind.__name__])
+        assert out == set(salt.OUT[kind.__name__])
 
 
 @pytest.mark.parametrize(("name", "value", "is_in"), cases(SANDBOX))
@@ -463,13 +464,15 @@ def test_the_digest_is_that_of_an_action_that_protobuf_reads() -> None:
     assert message.SerializeToString(deterministic=True) == encoded
     assert command.digest(BOX) == _reapi.digest_of(encoded)
     assert (message.timeout.seconds, message.timeout.nanos) == (1, 500_000_000)
-    assert message.salt == b"sandboxlib %d" % action.SCHEMA
-    properties = {each.name: each.value for each in message.platform.properties}
-    assert properties["sandboxlib.network"] == "isolated"
-    assert properties["sandboxlib.machine"] == os.uname().machine
-    assert properties["sandboxlib.layers"] == '["sha256:one"]'
-    assert properties["sandboxlib.user"] == '{"gid":1000,"ranges":false,"uid":1000}'
-    assert list(properties) == sorted(properties)
+    assert not message.HasField("platform")  # a scheduler would look for workers that have it
+    number, text = message.salt.removeprefix(b"sandboxlib ").split(b" ", 1)
+    assert int(number) == salt.SCHEMA
+    described = json.loads(text)
+    assert described["sandbox"]["network"] == "isolated"
+    assert described["machine"] == os.uname().machine
+    assert described["layers"] == ["sha256:one"]
+    assert described["sandbox"]["user"] == {"gid": 1000, "ranges": False, "uid": 1000}
+    assert json.dumps(described, sort_keys=True, separators=(",", ":")).encode() == text
 
 
 def test_the_digest_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,7 +482,7 @@ def test_the_digest_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     box = BOX.replace(personality="linux32")
     command = COMMAND.replace(cwd="/src", timeout=1.5, stdin=b"input", extra_env={"A": "1"})
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="x86_64"))
-    assert (action.SCHEMA, command.digest(box)) == (1, PINNED)
+    assert (salt.SCHEMA, command.digest(box)) == (2, PINNED)
 
 
 # ---- what has no digest ----------------------------------------------------------------------
