@@ -6,12 +6,15 @@ Modules that only the first start needs are imported by it.
 
 from __future__ import annotations
 
+import errno
+
 from .. import _types
 from .._spec.command import Command
 from .._spec.overlay import Defaults, Layers, Lower, Owners
 from .._spec.user import User
 from .._store.storage import Storage
 from .._values import AnyStore, Value, absolute, check_path, check_text, unknown_keyword
+from ..errors import setup_error
 from .kinds import default_user, kind_of
 from .known import Known, file_key, leased, recalled
 from .store import store_of
@@ -81,6 +84,9 @@ class Image(Value, Layers):
     def _keys(self, store: AnyStore | None = None) -> list[str]:
         return [f"sha256:{name}" for name in self._known(store).layers]
 
+    def _pinned(self, store: AnyStore | None) -> Layers:
+        return Pinned(self, self._known(store))
+
     def _prepare(
         self, owners: Owners | None, store: AnyStore | None, timeout: float | None
     ) -> None:
@@ -119,3 +125,34 @@ class Image(Value, Layers):
 
             known, leases = unpack_image.unpacked(self.path, self.ref, storage, owners, timeout)
         return known, leases
+
+
+class Pinned(Image):
+    """An Image as it was when this was made: its layers and what it says of commands. If the store
+    lost a layer, and the file has another image by now, a run raises SetupError, ESTALE.
+    """
+
+    def __init__(self, image: Image, known: Known) -> None:
+        super().__init__(image.path, image.ref)
+        self.__dict__["_was"] = known
+
+    _was: _types.Any  # Known
+
+    def _known(self, store: AnyStore | None, timeout: float | None = 600.0) -> Known:
+        was: Known = self._was
+        return was
+
+    def _pinned(self, store: AnyStore | None) -> Layers:
+        return self
+
+    def _leases(
+        self, owners: Owners, storage: Storage, timeout: float | None = 600.0
+    ) -> tuple[Known, list[Lease]]:
+        was: Known = self._was
+        leases = leased(storage, kind_of(owners), was)
+        if leases is None:
+            known, leases = super()._leases(owners, storage, timeout)
+            if known.layers != was.layers:
+                what = f"use the image {self.path}, which has other layers than it had"
+                raise setup_error(errno.ESTALE, self.path, "source", what)
+        return was, leases

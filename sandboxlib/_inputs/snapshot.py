@@ -63,11 +63,12 @@ Node = Leaf | Link | Folder
 
 def leaf_of(file: File) -> Leaf:
     """The Leaf of a File, which is read if its digest is not known. SetupError."""
+    leaf: Leaf | None = file.__dict__.get("_leaf")  # of bytes, or of a File of frozen()
+    if leaf is not None:
+        return leaf
     content, bit = file.content, file._executable
     if isinstance(content, bytes):
-        leaf: Leaf | None = file.__dict__.get("_leaf")  # frozen, as the File is
-        if leaf is None:
-            leaf = file.__dict__["_leaf"] = Leaf(_reapi.digest_of(content), bool(bit), content)
+        leaf = file.__dict__["_leaf"] = Leaf(_reapi.digest_of(content), bool(bit), content)
         return leaf
     try:
         status = os.stat(content)

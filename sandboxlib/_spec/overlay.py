@@ -104,6 +104,10 @@ class Layers(ABC):
         """What the salt of an Action has: the digest of the one layer, or those of several."""
         return self._key(store)
 
+    def _pinned(self, store: AnyStore | None) -> Layers:
+        """The same layers, which will be no others, even if a file is replaced by another one."""
+        return self
+
 
 class Overlay(Value):
     """A root of layers (overlayfs): commands see them as one tree, and may change all of it. What
