@@ -25,6 +25,7 @@ from .errors import (
     CallerError,
     ImageError,
     ProgramNotFound,
+    RemoteError,
     SandboxError,
     SessionOver,
     SetupError,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from ._images.store import Store
     from ._inputs.outputs import Outputs
     from ._inputs.tree import Tree
+    from ._remote.server import Server
     from ._runner import Runner
     from ._spec.command import CommandOptions
     from ._trace.trace import Trace
@@ -82,11 +84,13 @@ __all__ = [
     "Policy",
     "Process",
     "ProgramNotFound",
+    "RemoteError",
     "Result",
     "Runner",
     "Sandbox",
     "SandboxError",
     "SandboxExecutor",
+    "Server",
     "Session",
     "SessionOver",
     "SetupError",
@@ -133,6 +137,7 @@ _NAMES_LATER = {
     "Session": "_concurrent.session",
     "Runner": "_runner",
     "SandboxExecutor": "_concurrent.pool",
+    "Server": "_remote.server",
     "Image": "_images.image",
     "Layer": "_changes.layer",
     "Store": "_images.store",

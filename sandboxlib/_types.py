@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from typing import Any as Any
     from typing import Literal as Literal
     from typing import NoReturn as NoReturn
-    from typing import TypeAlias
+    from typing import TypeAlias, TypeVar
     from typing import overload as overload
 
     # of the type checkers; not installed by us
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from ._spec.inputs import File, Input
     from .api import Sandbox as Sandbox
 
+    #: What a function of the caller's returns.
+    T = TypeVar("T")
     #: 'isolated': of the sandbox's own; 'undefined': the caller's.
     Kind: TypeAlias = Literal["isolated", "undefined"]
     Tmp: TypeAlias = Literal["private", "root"]
@@ -104,6 +106,7 @@ else:
         "Outputs": lambda t: Mapping[str, t.Any],
         "Content": lambda t: os.PathLike[str] | bytes,
         "Progress": lambda t: Callable[[int, t.Any], object],
+        "T": lambda t: t.TypeVar("T"),
         # of rooms above all that use them
         "Sandbox": lambda t: sys.modules["sandboxlib"].Sandbox,
         "Changes": lambda t: sys.modules["sandboxlib"].Changes,

@@ -17,6 +17,7 @@
      |- SessionOver                          the session of a command is over
      |- StatusLost(ChildProcessError)        the command ran, but its exit status cannot be known
      |- CallerError(OSError)                 in a map: the caller's side of a run failed
+     |- RemoteError                          a call to a server of remote execution failed
      `- CommandFailed                        Result.check(), or a map with on_failure='stop'
 
 Only CommandFailed is about the command itself. Otherwise a command that fails raises nothing: the
@@ -211,6 +212,44 @@ class CallerError(SandboxError, OSError):
 
     errno, strerror, filename: as in every OSError. __cause__: the OSError that it stands for.
     """
+
+
+class RemoteError(SandboxError):
+    """A call to a server of the Remote Execution API failed, or its answer cannot be true.
+
+    server: str, the URL of the server.
+    call: str, the method, as "FindMissingBlobs".
+    code: str, the name of gRPC for the code, as "UNAVAILABLE". What the server sends and does not
+        match its digest is "DATA_LOSS".
+    details: str, the server's own words, or ours where we refuse its answer; at most 2,000
+        characters.
+    digests: tuple of str, "HASH/SIZE": the blobs that the error is about; () if it is about none.
+    """
+
+    def __init__(
+        self, server: str, call: str, code: str, details: str, digests: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(server, call, code, details, digests)
+        self.server = server
+        self.call = call
+        self.code = code
+        self.details = details[:2000]
+        self.digests = digests
+
+    def __str__(self) -> str:
+        text = f"{self.server}: {self.call}: {self.code}"
+        if self.details:
+            text += f": {printable(self.details)}"
+        hint = _REMEDIES.get(self.code, "")
+        return f"{text}; {hint}" if hint else text
+
+
+_REMEDIES = {
+    "UNAVAILABLE": "is the server up, and the URL right (grpc:// has no TLS, grpcs:// has)?",
+    "UNAUTHENTICATED": "the server wants another token: Server(..., token=PATH)",
+    "PERMISSION_DENIED": "the server does not allow that to this token: Server(..., token=PATH)",
+    "UNIMPLEMENTED": "the server at this URL does not offer that call",
+}
 
 
 def caller_error(error: OSError) -> CallerError:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client of the Remote Execution API."""
+"""Servers of the Remote Execution API: the connection, and the Runners that use it."""
