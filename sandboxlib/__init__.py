@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from ._remote.server import Server
     from ._runner import Runner
     from ._spec.command import CommandOptions
+    from ._timeline.progress import Progress
+    from ._timeline.timeline import Timeline
     from ._trace.trace import Trace
 
 __all__ = [
@@ -84,6 +86,7 @@ __all__ = [
     "Policy",
     "Process",
     "ProgramNotFound",
+    "Progress",
     "RemoteError",
     "Result",
     "Runner",
@@ -99,6 +102,7 @@ __all__ = [
     "StatusLost",
     "Store",
     "Tee",
+    "Timeline",
     "Trace",
     "Tree",
     "Unkillable",
@@ -141,6 +145,8 @@ _NAMES_LATER = {
     "Image": "_images.image",
     "Layer": "_changes.layer",
     "Store": "_images.store",
+    "Progress": "_timeline.progress",
+    "Timeline": "_timeline.timeline",
     "Trace": "_trace.trace",
     "Tree": "_inputs.tree",
 }

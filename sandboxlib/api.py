@@ -311,7 +311,10 @@ class Sandbox(Spec):
             that could not be run its SandboxError; for an OSError of a function or a file that
             takes an output a CallerError. Other exceptions of such a function end the map.
         progress: a function, called as each command ends, with the number of commands that ended so
-            far and the Result or the SandboxError. Its exceptions end the map. None by default.
+            far and the Result or the SandboxError; a Progress or a Timeline is one. Its exceptions
+            end the map. If it has a method begin(total), as a Progress has, the map calls that
+            first: with the number of commands, or with None if they have no length. None by
+            default.
         fresh: bool, as in run(), for each command.
         options: the keyword arguments of Command, as in run(), for every argv; a Command has its
             own, and takes none beside it. timeout is in seconds for each command.

@@ -87,6 +87,11 @@ class Result(tuple[int, bytes | None, bytes | None]):
                   for it), 'pids' (a fork was refused), 'cpu_time', 'file_size' (it ended the
                   command), 'output' (the command wrote more than max_output).
     wall: float   seconds from the call to the end of the run.
+    began: float  when the call was, in seconds of time.monotonic(), which is the same clock for all
+                  processes of a machine.
+    cached: bool  whether a cache had the result, so that nothing was run.
+    worker: str   the name of the worker that ran the command, as its server tells it; "" if it was
+                  run on this machine.
     usage: Usage  CPU time, memory and more. None if they were not counted: another waiter took the
                   command's status; bubblewrap ran it; or the reaper was killed with all the rest,
                   because it did not answer after the timeout. A cgroup (Limits) counts in any case.
@@ -102,6 +107,9 @@ class Result(tuple[int, bytes | None, bytes | None]):
 
     timed_out: bool
     wall: float
+    began: float = 0.0
+    cached: bool = False
+    worker: str = ""
     executor: str
     isolation: Mapping[str, str]
     number: int = -1

@@ -14,6 +14,7 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from operator import length_hint
 from queue import SimpleQueue
 from threading import Event, Thread
 from time import monotonic
@@ -50,12 +51,26 @@ _EACH = "; each item of a map is a command: the words of one command are a list"
 
 def each_in(
     box: Spec | OpenSession, commands: Iterable[object]
-) -> Iterator[tuple[Spec | OpenSession, object]]:
+) -> Iterable[tuple[Spec | OpenSession, object]]:
     """Pair each command with the same Sandbox or session, as start() takes them."""
     _check_iterable(commands)
     if isinstance(commands, (list, tuple)):
         _refuse_one_argv(commands)
-    return ((box, command) for command in commands)
+    return _Pairs(box, commands)
+
+
+class _Pairs:
+    """The commands, each with the same Sandbox, and as many as they are."""
+
+    def __init__(self, box: Spec | OpenSession, commands: Iterable[object]) -> None:
+        self._box, self._commands = box, commands
+
+    def __iter__(self) -> Iterator[tuple[Spec | OpenSession, object]]:
+        return ((self._box, command) for command in self._commands)
+
+    def __length_hint__(self) -> int:
+        hint = length_hint(self._commands, -1)
+        return NotImplemented if hint < 0 else hint
 
 
 def start(
@@ -88,9 +103,19 @@ def start(
     template = command_of("map", "/", options, *names)
     stop = on_failure == "stop"
     group = _Group(jobs, stop, fresh)
+    if progress is not None:
+        announce(progress, calls)
     results = _Map(iter(calls), group, ordered, stop, progress, template, options).results()
     _unended.add(results)
     return results
+
+
+def announce(progress: Progress, calls: Iterable[object]) -> None:
+    """Tells a progress that has begin(), as sandboxlib.Progress has, how many calls there are."""
+    begin = getattr(progress, "begin", None)
+    if begin is not None:
+        total = length_hint(calls, -1)
+        begin(None if total < 0 else total)
 
 
 #: The maps that may still have runs.

@@ -433,7 +433,7 @@ class Run:
             extras.complete(result, bool(struct.over_cpu_time))
         if self._root is not None:
             self._root.finish(result, native.was_left_alone(struct))
-        result.wall = monotonic() - began
+        result.began, result.wall = began, monotonic() - began
         return result
 
     def hand_over(self) -> tuple[Handle, Extras | None, Stubs | None, RootOfRun | None]:

@@ -135,5 +135,5 @@ class Running:
             self._extras.complete(result, self.handle.is_over_cpu_time)
         if self._root is not None:
             self._root.finish(result, self.handle.was_left_alone)
-        result.wall = monotonic() - self._began
+        result.began, result.wall = self._began, monotonic() - self._began
         return result
