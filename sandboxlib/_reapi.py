@@ -153,6 +153,11 @@ def tree(root: bytes, children: Iterable[bytes]) -> bytes:
     return _message(1, root) + _several(2, [each[digest] for digest in sorted(each)])
 
 
+def output_directory(root: str) -> bytes:
+    """The part of an OutputDirectory that has the digest of its directory(), in version 2.3."""
+    return _message(5, _digest(root))
+
+
 # ---- commands and actions --------------------------------------------------------------------
 
 

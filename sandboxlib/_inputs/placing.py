@@ -14,7 +14,7 @@ from .._spec.overlay import Lower, Owners
 from .._store.locks import Lease
 from .._store.storage import Storage
 from ..errors import SpecError, UnsupportedError
-from .snapshot import Folder, Leaf, encoded, merged
+from .snapshot import Folder, Leaf, difference, encoded, merged
 from .staging import KIND, Attributes, Layer, Owner, source_date
 from .targets import Targets
 from .tree import node_of
@@ -150,13 +150,12 @@ class Placer:
             self._check_mounts([*placed, *(each.where for each in outputs)])
             layers = list(self._layers(placed, outputs, owner, targets))
         lowers = []
-        for layer in layers:
+        for layer, path, tree in layers:
             lease = self._leased(layer)
             lowers.append(Lower(lease.path, lease))
-            tree = placed.get(layer.opaque)
-            if isinstance(tree, Folder) and tree.staged is None:
+            if tree is not None and tree.staged is None:
                 # The snapshot stays whole, whatever becomes of its source.
-                tree.staged = lease.path + layer.opaque, lease
+                tree.staged = lease.path + path.rstrip("/"), lease
         return Ready(tuple(lowers), outputs)
 
     def _leased(self, layer: Layer) -> Lease:
@@ -171,16 +170,25 @@ class Placer:
         outputs: tuple[Wanted, ...],
         owner: Owner,
         targets: Targets,
-    ) -> Iterator[Layer]:
+    ) -> Iterator[tuple[Layer, str, Folder | None]]:
         """One layer for each Tree, so that it is staged once for all sets of inputs that have it;
-        and above them one for all Files, and the directories for outputs.
+        and above them one for all Files, and the directories for outputs. A Tree with a base has
+        two: that of the base, and what differs. With a layer comes the path of the Folder of which
+        it has all, and that Folder.
         """
         merged(placed, _itself)  # for its errors: what lies on the way to a longer path
         trees = {path: node for path, node in placed.items() if isinstance(node, Folder)}
         for path in sorted(trees, key=_depth):
-            folder = merged({path: trees[path]}, _itself)
-            above = _above([path], trees, targets)
-            yield Layer(folder, encoded(folder), owner, above, path, self._prefix)
+            tree = trees[path]
+            below = tree if tree.base is None else tree.base
+            folder, above = merged({path: below}, _itself), _above([path], trees, targets)
+            hides = "" if path == "/" else path
+            args = owner, above, hides, self._prefix, below.fetch
+            yield Layer(folder, encoded(folder), *args), path, below
+            if tree.base is not None:
+                folder = merged({path: difference(tree.base, tree)}, _itself)
+                digest = f"{encoded(tree.base)} {encoded(tree)} {path}"
+                yield Layer(folder, digest, owner, above, fetch=tree.fetch), path, None
         small: dict[str, Leaf | Folder] = {
             each.where: Folder()
             for each in outputs
@@ -192,7 +200,7 @@ class Placer:
         small |= {path: node for path, node in placed.items() if isinstance(node, Leaf)}
         if small:
             folder = merged(small, _itself)
-            yield Layer(folder, encoded(folder), owner, _above(small, trees, targets))
+            yield Layer(folder, encoded(folder), owner, _above(small, trees, targets)), "", None
 
 
 def _key(node: Leaf | Folder) -> tuple[str, bool | None]:
@@ -210,7 +218,7 @@ def _depth(path: str) -> tuple[int, str]:
 
 def _is_below(path: str, trees: Iterable[str]) -> bool:
     """Whether a path is that of a Tree, or lies below it."""
-    return any(f"{path}/".startswith(f"{tree}/") for tree in trees)
+    return any(f"{path}/".startswith(tree.rstrip("/") + "/") for tree in trees)
 
 
 def _above(paths: Iterable[str], trees: Iterable[str], targets: Targets) -> dict[bytes, Attributes]:

@@ -18,47 +18,103 @@ _DEEPEST = 400  # directories in each other; recursion takes a frame of Python f
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+class Properties:
+    """What a message says of a file, directory or link beside its content (NodeProperties).
+
+    mode: int, permissions; mtime: seconds and nanoseconds; None: not said. named: pairs of a name
+    and a value.
+    """
+
+    __slots__ = ("mode", "mtime", "named")
+
+    def __init__(
+        self,
+        mode: int | None = None,
+        mtime: tuple[int, int] | None = None,
+        named: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        self.mode, self.mtime, self.named = mode, mtime, named
+
+    def encoded(self) -> bytes:
+        return _reapi.properties(dict(self.named), self.mtime, self.mode)
+
+
 class Leaf:
     """A regular file.
 
     digest: str. is_executable: bool. source: where its content is: bytes, or the path of a file,
     which may have changed since. flags: O_NOFOLLOW, if the path does not end in a link.
+    properties: Properties or None.
     """
 
-    __slots__ = ("digest", "flags", "is_executable", "source")
+    __slots__ = ("digest", "flags", "is_executable", "properties", "source")
 
     def __init__(
-        self, digest: str, is_executable: bool, source: bytes | str, flags: int = 0
+        self,
+        digest: str,
+        is_executable: bool,
+        source: bytes | str,
+        flags: int = 0,
+        properties: Properties | None = None,
     ) -> None:
         self.digest, self.is_executable, self.source = digest, is_executable, source
-        self.flags = flags
+        self.flags, self.properties = flags, properties
 
 
 class Link:
-    """A symbolic link, kept as it is. target: bytes."""
+    """A symbolic link, kept as it is. target: bytes. properties: Properties or None."""
 
-    __slots__ = ("target",)
+    __slots__ = ("properties", "target")
 
-    def __init__(self, target: bytes) -> None:
-        self.target = target
+    def __init__(self, target: bytes, properties: Properties | None = None) -> None:
+        self.target, self.properties = target, properties
+
+
+class Gone:
+    """A name that the layer below has, and this one hides. Only a difference() has it."""
+
+    __slots__ = ()
+
+
+class Total:
+    """How much lies below a Folder, each path counted. entries: int. size: bytes of the files.
+    deepest: int, directories in each other. is_plain: bool, whether nothing has Properties.
+    is_kept: bool, whether a server has the message of the Folder, and of all below it.
+    """
+
+    __slots__ = ("deepest", "entries", "is_kept", "is_plain", "size")
+
+    def __init__(
+        self, entries: int, size: int, deepest: int, is_plain: bool, is_kept: bool = False
+    ) -> None:
+        self.entries, self.size, self.deepest = entries, size, deepest
+        self.is_plain, self.is_kept = is_plain, is_kept
 
 
 class Folder(dict[bytes, "Leaf | Link | Folder"]):
     """A directory: its entries by their names. That of a snapshot does not change.
 
     digest: str, that of its message, once it was encoded; then it has to stay as it is. staged: the
-    path of a copy in the store, with what keeps it there; None: there is none yet.
+    path of a copy in the store, with what keeps it there; None: there is none yet. properties:
+    Properties or None. base: an earlier Folder, whose layer lies below that of this one, which has
+    then only what differs; None: its layer has all. fetch: called with a Folder before its content
+    is read, to bring contents here; None: they are here. total: Total of a Folder out of messages.
     """
 
-    __slots__ = ("digest", "staged")
+    __slots__ = ("base", "digest", "fetch", "properties", "staged", "total")
 
     def __init__(self, entries: Mapping[bytes, Leaf | Link | Folder] | None = None) -> None:
         super().__init__(entries or {})
         self.digest = ""
         self.staged: tuple[str, object] | None = None
+        self.properties: Properties | None = None
+        self.base: Folder | None = None
+        self.fetch: Callable[[Folder], object] | None = None
+        self.total: Total | None = None
 
 
 Node = Leaf | Link | Folder
+GONE = Gone()
 
 
 def leaf_of(file: File) -> Leaf:
@@ -148,12 +204,57 @@ def _put(root: Folder, path: str, node: Node, own: set[int]) -> None:
             kind = "a symbolic link" if isinstance(below, Link) else "a file"
             raise SpecError(f"{path}: {os.fsdecode(part)!r} on the way there is {kind} of a Tree")
         if below is None or id(below) not in own:
-            at[part] = below = Folder(below)
+            at[part] = below = copied(below)
             own.add(id(below))
         at = below
     if isinstance(at.get(name), Folder) and not isinstance(node, Folder):
         raise SpecError(f"{path}: a Tree has a directory there, which a File does not replace")
     at[name] = node
+
+
+def copied(folder: Folder | None) -> Folder:
+    """A Folder with the same entries that may be changed; an empty one for None."""
+    made = Folder(folder)
+    if folder is not None:
+        made.properties = folder.properties
+    return made
+
+
+def difference(base: Folder, folder: Folder) -> Folder:
+    """What a layer above that of `base` needs, so that both together are `folder`."""
+    made = copied(None)
+    made.properties = folder.properties
+    for name, node in folder.items():
+        below = base.get(name)
+        if isinstance(node, Folder) and isinstance(below, Folder):
+            if encoded(node) != encoded(below):
+                made[name] = difference(below, node)
+        elif not is_same(node, below):
+            made[name] = node
+    for name in base.keys() - folder.keys():
+        made[name] = GONE  # type: ignore[assignment]
+    return made
+
+
+def is_same(node: Node, other: Node | None) -> bool:
+    """Whether two nodes are the same file or link, or equal directories."""
+    if node is other:
+        return True
+    if isinstance(node, Leaf):
+        return isinstance(other, Leaf) and (
+            node.digest == other.digest
+            and node.is_executable == other.is_executable
+            and extra_of(node) == extra_of(other)
+        )
+    if isinstance(node, Link):
+        is_link = isinstance(other, Link) and node.target == other.target
+        return is_link and extra_of(node) == extra_of(other)  # type: ignore[arg-type]
+    return isinstance(other, Folder) and encoded(node) == encoded(other)
+
+
+def extra_of(node: Node) -> bytes | None:
+    """The properties of a node as the nodes of _reapi take them."""
+    return None if node.properties is None else node.properties.encoded()
 
 
 def merged(
@@ -164,7 +265,11 @@ def merged(
     """
     root, own = Folder(), set[int]()
     for path in sorted(places, key=lambda path: (path.count("/"), path)):
-        _put(root, path, node_of(places[path]), own)
+        node = node_of(places[path])
+        if path == "/" and isinstance(node, Folder):
+            root = copied(node)
+        else:
+            _put(root, path, node, own)
     return root
 
 
@@ -188,12 +293,13 @@ def encoded(folder: Folder, messages: dict[str, bytes] | None = None) -> str:
     files, directories, links = {}, {}, {}
     for name, node in folder.items():
         if isinstance(node, Leaf):
-            files[name] = _reapi.file_node(name, node.digest, node.is_executable)
+            extra = None if node.properties is None else extra_of(node)
+            files[name] = _reapi.file_node(name, node.digest, node.is_executable, extra)
         elif isinstance(node, Link):
-            links[name] = _reapi.symlink_node(name, node.target)
+            links[name] = _reapi.symlink_node(name, node.target, extra_of(node))
         else:
             directories[name] = _reapi.directory_node(name, encoded(node, messages))
-    message = _reapi.directory(files, directories, links)
+    message = _reapi.directory(files, directories, links, extra_of(folder))
     folder.digest = digest = _reapi.digest_of(message)
     if messages is not None:
         messages[digest] = message

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Mapping
 from hashlib import sha256
@@ -14,7 +15,7 @@ from .._store.locks import Lease
 from .._store.storage import Storage
 from ..errors import SpecError, setup_error
 from .collecting import clone, write_all
-from .snapshot import Folder, Leaf, Link
+from .snapshot import Folder, Gone, Leaf, Link, Properties
 
 _EPOCH = "315532800"  # 1980, the first year of a zip file, as with deterministic=True
 KIND = "inputs"  # the kind of entries in the store
@@ -64,7 +65,8 @@ class Layer:
     folder: Folder, from the root of the layer on. digest: that of the Directory message of all
     inputs in it. directories: the attributes of directories that lead to an input, by their paths;
     all others are the owner's. opaque: the path of a Tree, which hides what the layers below have
-    there; "" in a layer of Files. prefix: of the overlay's own attributes.
+    there; "" in a layer of Files. prefix: of the overlay's own attributes. fetch: called with the
+    folder before it is filled, to bring contents here that are elsewhere.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class Layer:
         directories: Mapping[bytes, Attributes],
         opaque: str = "",
         prefix: bytes = b"",
+        fetch: Callable[[Folder], object] | None = None,
     ) -> None:
-        self._folder, self._owner = folder, owner
+        self._folder, self._owner, self._fetch = folder, owner, fetch
         self._directories, self.opaque = directories, opaque
         self._attribute = os.fsdecode(prefix) + "opaque"
         key = (_SCHEMA, digest, repr(owner), sorted(directories.items()), opaque, prefix)
@@ -90,6 +93,8 @@ class Layer:
         with storage._making(KIND, self.name, time.monotonic() + _LONGEST):
             lease = storage._lease(KIND, self.name)
             if lease is None:
+                if self._fetch is not None:
+                    self._fetch(self._folder)
                 with storage._new() as new:
                     size = self._fill(self._folder, new.tree, b"/")
                     lease = storage._publish(new, KIND, self.name, size)
@@ -112,7 +117,9 @@ class Layer:
                 size += copy(node, target, self._owner, other)
             elif isinstance(node, Link):
                 os.symlink(node.target, target)
-                self._own(target)
+                self._own(target, node.properties)
+            elif isinstance(node, Gone):
+                os.mknod(target, stat.S_IFCHR | 0o600, os.makedev(0, 0))
             else:
                 os.mkdir(target, 0o700)
                 size += self._fill(node, target, os.path.join(inside, encoded), other)
@@ -120,14 +127,16 @@ class Layer:
             self._make_opaque(path)
         mode, uid, gid, mtime = self._directories.get(inside, self._owner.directory)
         _own(path, uid, gid)
+        mode, mtime = attributes(folder.properties, mode, mtime)
         os.chmod(path, mode)
         os.utime(path, ns=(mtime, mtime))
         return size
 
-    def _own(self, link: str) -> None:
+    def _own(self, link: str, properties: Properties | None) -> None:
         owner = self._owner
         _own(link, owner.uid, owner.gid)
-        os.utime(link, (owner.mtime, owner.mtime), follow_symlinks=False)
+        mtime = attributes(properties, 0, owner.mtime * 10**9)[1]
+        os.utime(link, ns=(mtime, mtime), follow_symlinks=False)
 
     def _make_opaque(self, path: str) -> None:
         try:
@@ -136,6 +145,16 @@ class Layer:
             hint = "the file system of the store keeps no such attributes: Store(directory)"
             what = f"mark a directory of inputs with {self._attribute}"
             raise setup_error(error.errno or 0, path, "inputs", what, hint) from None
+
+
+def attributes(properties: Properties | None, mode: int, mtime: int) -> tuple[int, int]:
+    """Mode and mtime, in nanoseconds: those of the properties, or else the given ones."""
+    if properties is not None:
+        if properties.mode is not None:
+            mode = properties.mode & 0o7777
+        if properties.mtime is not None:
+            mtime = properties.mtime[0] * 10**9 + properties.mtime[1]
+    return mode, mtime
 
 
 def _own(path: str, uid: int, gid: int) -> None:
@@ -153,11 +172,15 @@ def copy(leaf: Leaf, target: str, owner: Owner, spare: str = "") -> int:
         if not _write(leaf, leaf.source, fd) and not (spare and _write(leaf, spare, fd)):
             name = leaf.source if isinstance(leaf.source, str) else "a content"
             what = f"stage the input {name}, which has changed since it was first looked at"
-            raise setup_error(errno.ESTALE, None, "inputs", what, "a new Tree is a new snapshot")
+            path = leaf.source if isinstance(leaf.source, str) else None
+            raise setup_error(errno.ESTALE, path, "inputs", what, "a new Tree is a new snapshot")
         if (owner.uid, owner.gid) != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
             os.fchown(fd, owner.uid, owner.gid)
-        os.fchmod(fd, 0o755 if leaf.is_executable else 0o644)
-        os.utime(fd, (owner.mtime, owner.mtime))
+        mode, mtime = 0o755 if leaf.is_executable else 0o644, owner.mtime * 10**9
+        if leaf.properties is not None:
+            mode, mtime = attributes(leaf.properties, mode, mtime)
+        os.fchmod(fd, mode)
+        os.utime(fd, ns=(mtime, mtime))
     finally:
         os.close(fd)
     return -(-int(leaf.digest.partition("/")[2]) // _BLOCK) * _BLOCK

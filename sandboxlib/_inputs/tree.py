@@ -76,6 +76,11 @@ class Tree(Value, Input):
                 raise SpecError(f"a pattern of exclude is relative to the Tree: {pattern!r}")
         self.__dict__.update(content=_content(content), exclude=patterns)
 
+    @classmethod
+    def _of(cls, folder: Folder) -> Tree:
+        """The Tree of a Folder that does not change."""
+        return _FolderTree(folder)
+
     def digest(self) -> str:
         """The digest of the Directory message that the Remote Execution API has for the Tree. It
         tells names, contents, executable bits and links. SetupError if something cannot be read.
@@ -125,6 +130,28 @@ class Tree(Value, Input):
         content = self.content
         text = repr(content) if isinstance(content, str) else short(dict(content))
         return f"Tree({text}{f', exclude={list(self.exclude)}' if self.exclude else ''})"
+
+
+class _FolderTree(Tree):
+    """A Tree of a Folder, which is no directory of the caller's. Two are equal if their digests
+    are.
+    """
+
+    _fields = ("key",)  # type: ignore[assignment]
+    key: str
+
+    def __init__(self, folder: Folder) -> None:
+        digest = encoded(folder)
+        self.__dict__.update(key=digest, content="", exclude=(), _taken=(folder, digest))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __reduce__(self) -> _types.NoReturn:
+        raise TypeError("the Tree of a Folder cannot be pickled: its contents are elsewhere")
+
+    def __repr__(self) -> str:
+        return f"<Tree {self.key}>"
 
 
 class Symlink(Value):

@@ -24,6 +24,7 @@ try:
         remote_logstream_pb2_grpc as logstream_grpc,
     )
     from buildgrid.common.protos.build.bazel.semver import semver_pb2 as semver_pb
+    from buildgrid.common.protos.build.buildbox import execution_stats_pb2 as stats_pb
     from buildgrid.common.protos.google.bytestream import bytestream_pb2 as bytestream_pb
     from buildgrid.common.protos.google.bytestream import bytestream_pb2_grpc as bytestream_grpc
     from buildgrid.common.protos.google.devtools.remoteworkers.v1test2 import bots_pb2 as bots_pb
@@ -75,6 +76,7 @@ __all__ = [
     "re_grpc",
     "re_pb",
     "semver_pb",
+    "stats_pb",
     "status_pb",
     "struct_pb",
     "timestamp_pb",
