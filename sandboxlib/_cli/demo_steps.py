@@ -15,6 +15,7 @@ from .._spec.mount import Mount
 from .._spec.overlay import Overlay
 from ..api import Sandbox
 from ..errors import SandboxError
+from ..result import Result
 
 MOST_SHOWN = 10  # lines of a list
 
@@ -44,15 +45,12 @@ class Steps:
         output = re.sub(r"([*?[])", r"[\1]", target)
         return Command(argv, inputs=inputs, outputs=[output])
 
-    def run(self, argv: Sequence[str]) -> tuple[int, bytes]:
-        """Runs a step. Returns its exit status and stderr; 1 if it made no object."""
+    def run(self, argv: Sequence[str]) -> Result:
+        """Runs a step, and takes its object."""
         result = self.box.run(self.command(argv))
         if result.ok:
             result.outputs.collect(self._build, below="/build")
-        err = result.err or b""
-        if result.exit == 0 and not result.ok:
-            return 1, err + f"it made no {', '.join(result.outputs.missing)}".encode()
-        return result.exit, err
+        return result
 
     def show_changes(self, argv: Sequence[str]) -> bool:
         """Prints what a step changed in its root. Returns whether that was its object alone."""

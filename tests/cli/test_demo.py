@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.server
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -194,3 +195,19 @@ def test_links_are_not_made_and_what_is_cut_off_is_refused(tmp_path: Path) -> No
     (tmp_path / "cut.tar.gz").write_bytes(GOOD[: len(GOOD) // 2])
     with pytest.raises(demo_source.SourceError):
         demo_source.unpack(tmp_path / "cut.tar.gz", tmp_path / "two")
+
+
+@needs_root
+def test_a_timeline_has_each_step_once(tmp_path: Path) -> None:
+    require(shutil.which("cc"), "there is no C compiler")
+    source = tmp_path / "source"
+    for name, text in SOURCES.items():
+        (source / name).parent.mkdir(exist_ok=True, parents=True)
+        (source / name).write_text(text)
+    done = demo("--source", source, "--timeline", tmp_path / "trace.json", "--jobs", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    bars = [event for event in events if event["ph"] == "X"]
+    assert sorted(bar["name"] for bar in bars) == ["answer.o", "main.o", "program"]
+    assert {bar["args"]["exit"] for bar in bars} == {0}
+    assert "each step in a sandbox: 3/3 (" in done.stderr
