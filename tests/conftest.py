@@ -24,7 +24,7 @@ from sandboxlib._runs import slots
 #: These test something else than the core, and call it only as the others do.
 ROOMS_BEYOND_THE_CORE = {
     *("unit", "executors", "images", "cli", "examples", "storms"),
-    *("store", "digest", "changes"),
+    *("store", "digest", "changes", "remote"),
 }
 NOT_OF_THE_CORE = {"test_nesting", "test_messages"}
 
@@ -125,6 +125,17 @@ def _the_default_store(tmp_path_factory: pytest.TempPathFactory) -> None:
     that they start.
     """
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A BuildGrid with its database, one for all tests of a process of pytest's: a
+    sandboxlib._cluster.cluster.Cluster. A test that stops a server starts it again.
+    """
+    from lib.cluster import new_cluster
+
+    with new_cluster(tmp_path_factory.mktemp("cluster"), instances=("", "other/one")) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The BuildGrid and the PostgreSQL that the tests and the demo start on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from lib.machine import require
+from lib.waiting import wait_until
+
+from sandboxlib import RemoteError, Server
+from sandboxlib._cluster import cluster as clusters
+from sandboxlib._cluster.cluster import Cluster
+from sandboxlib._cluster.kept import ClusterError
+from sandboxlib._reapi import digest_of
+from sandboxlib._remote import cas
+
+
+def test_a_cluster_answers_over_tcp_and_over_its_socket(cluster: Cluster) -> None:
+    for url in (cluster.url, cluster.socket):
+        with Server(url) as server:
+            assert server.capabilities().execution_capabilities.exec_enabled
+
+
+def test_the_blobs_outlive_the_death_of_the_server_and_of_the_database(cluster: Cluster) -> None:
+    with Server(cluster.url) as server:
+        digest = digest_of(b"outlives")
+        cas.upload(server, {digest: b"outlives"})
+        cluster.stop_server()
+        cluster.stop_database()
+        with pytest.raises(RemoteError, match="UNAVAILABLE"):
+            cas.missing(server, [digest])
+        cluster.start_database()
+        cluster.start_server()
+        assert cas.fetch(server, [digest]) == {digest: b"outlives"}
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_no_server_behind(tmp_path: Path) -> None:
+    require(not Cluster.lacks(), f"no cluster: {Cluster.lacks()}")
+    program = f"""
+        import time
+        from sandboxlib._cluster.cluster import Cluster
+        with Cluster({str(tmp_path)!r}) as made:
+            print(made.port, made.database.port, made.database.files, flush=True)
+            time.sleep(600)
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout is not None
+        *ports, files = child.stdout.readline().split()
+        assert len(os.listdir(files)) == 1
+        assert all(map(_is_taken, ports))
+    finally:
+        child.kill()
+        child.communicate()
+    assert wait_until(lambda: not any(map(_is_taken, ports)), 20)
+    assert wait_until(lambda: not os.path.exists(files), 20)
+
+
+def _is_taken(port: str) -> bool:
+    """Whether somebody listens on a port of loopback."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(port))) == 0
+
+
+def test_a_server_that_does_not_start_is_told_with_its_words(tmp_path: Path) -> None:
+    require(not Cluster.lacks(), f"no cluster: {Cluster.lacks()}")
+    with pytest.raises(ClusterError, match=r"BuildGrid ended: .*no-such-setting"):
+        Cluster(tmp_path, scheduler={"no-such-setting": 1})
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(clusters, "bgd", lambda: None)
+    with pytest.raises(ClusterError, match=r"pip install 'buildgrid\[database\]"):
+        Cluster(tmp_path)
+    monkeypatch.setattr(clusters, "bgd", lambda: "/bin/true")
+    monkeypatch.setattr(clusters.database, "programs", lambda: None)
+    assert "apt install postgresql" in Cluster.lacks()
+    assert os.listdir(tmp_path) == []
