@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import SandboxError
 
 KEEPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "keeper.py")
-STARTS = 60.0  # seconds that a server may take to start
+STARTS = 120.0  # seconds that a server may take to start
 ENDS = 15.0  # seconds that a keeper may take to end its server
 
 
