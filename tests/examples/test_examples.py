@@ -257,3 +257,26 @@ def test_async_service_ends_the_run_of_a_client_who_goes_away(
         assert service.stdout.readline() == "cancelled\n"
         assert not processes("987654")
         service.send_signal(signal.SIGTERM)
+
+
+def test_the_files_for_a_worker_are_read_by_it_and_by_systemd(tmp_path: Path) -> None:
+    """worker.toml, sandboxlib-worker.service."""
+    argv = [*python(), "-m", "sandboxlib._worker.main", "--print-config", "--config"]
+    done = subprocess.run(
+        [*argv, EXAMPLES / "worker.toml"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'metrics = "127.0.0.1:9464"' in done.stdout
+    require(shutil.which("systemd-analyze"), "there is no systemd-analyze (apt: systemd)")
+    text = (EXAMPLES / "sandboxlib-worker.service").read_text()
+    unit = tmp_path / "sandboxlib-worker.service"
+    unit.write_text(text.replace("/usr/bin/sandboxlib-worker", "/bin/true"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
