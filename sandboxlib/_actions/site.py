@@ -8,7 +8,6 @@ so that a client never gets a weaker sandbox, or another machine, than it asked 
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
@@ -104,7 +103,7 @@ class Site(Value):
         if unknown:
             raise unknown_keyword("Site", unknown, self._fields)
         check_flag("allow_network", allow_network)
-        name = socket.gethostname() if name is None else check_text("name", name)
+        name = os.uname().nodename if name is None else check_text("name", name)
         self.__dict__.update(
             root=_root(root),
             directory=check_inside("directory", directory),

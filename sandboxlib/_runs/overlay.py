@@ -20,7 +20,7 @@ from .upper import Upper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from socket import socket
+    from _socket import socket
     from typing import Any
 
     from .._inputs.outputs import Outputs
@@ -224,7 +224,7 @@ class RootOfRun:
         monotonic(), or until stop() raises.
         """
         if self._sockets is None and self._command._takes_upper:
-            from socket import AF_UNIX, SOCK_SEQPACKET, socketpair
+            from _socket import AF_UNIX, SOCK_SEQPACKET, socketpair
 
             self._sockets = socketpair(AF_UNIX, SOCK_SEQPACKET)
         told = 0 if self._sockets is None else self._sockets[1].fileno()
@@ -248,7 +248,7 @@ class RootOfRun:
         """The Upper, which the child sent before the command began. None: nobody asked for it."""
         if self._sockets is None:
             return None
-        from socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT
+        from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT
 
         fds: list[int] = []
         flags = MSG_CMSG_CLOEXEC | MSG_DONTWAIT

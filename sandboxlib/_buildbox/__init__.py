@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""buildbox-run-sandboxlib: runs an Action for BuildStream, as buildbox-run does."""
