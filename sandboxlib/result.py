@@ -95,10 +95,11 @@ class Result(tuple[int, bytes | None, bytes | None]):
     usage: Usage  CPU time, memory and more. None if they were not counted: another waiter took the
                   command's status; bubblewrap ran it; or the reaper was killed with all the rest,
                   because it did not answer after the timeout. A cgroup (Limits) counts in any case.
-    executor: str   the name of the executor that ran the command.
+    executor: str   the name of the executor that ran the command; 'cache' if nothing was run.
     isolation     a mapping: network, mounts, processes and ipc of the run; and seccomp, its filter
                   of system calls: 'builds' (the filter of sandboxlib), 'profile' (a seccomp profile
                   of the caller), 'tool' (the filter of the executor's program) or 'none'.
+    cached: bool  whether the result was in the cache of a server, and nothing was run for it.
     outputs: Outputs   what the command declared with outputs= and left, a mapping of paths to File.
     number: int   from a map: the index of the command, from 0 on; otherwise -1.
     command       the Command that was run. It is None in a pickled copy if the Command holds files,
@@ -115,10 +116,12 @@ class Result(tuple[int, bytes | None, bytes | None]):
     number: int = -1
     command: Command | None = None
     limits_hit: tuple[str, ...] = ()
+    cached: bool = False
     _rusage: bytes = b""
     _counts: _types.Any = None  # Counts of the cgroup
     _sizes: tuple[int | None, int | None] = (None, None)
     _outputs: _types.Any = None
+    _usage: Usage | None = None  # what another machine counted
     _changes: _types.Any = None
 
     def __new__(
@@ -219,6 +222,8 @@ class Result(tuple[int, bytes | None, bytes | None]):
     @property
     def usage(self) -> Usage | None:
         """CPU time, memory and more; None if they were not counted, see Result."""
+        if self._usage is not None:
+            return self._usage
         cgroup = self._cgroup
         counted = any(value is not None for value in cgroup.values())
         return Usage(self._rusage, cgroup) if self._rusage or counted else None

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Freezing: what a key was made of is what a run with that key gets, whoever edits the files.
 
-
 A File names its source, and is read when it is used: once for the digest of a Command, and again
 when it is staged for a run. Somebody may edit the file between the two, and then the result of the
 later content would be stored under the key of the earlier one. So whoever keys results runs frozen
