@@ -38,8 +38,9 @@ class Entry:
         self.digest, self.is_executable, self.content = digest, is_executable, content
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Entry) and self.digest == other.digest
-        return same and self.is_executable == other.is_executable  # type: ignore[union-attr]
+        if not isinstance(other, Entry):
+            return NotImplemented
+        return (self.digest, self.is_executable) == (other.digest, other.is_executable)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -112,6 +113,7 @@ class Listing:
                 raise Wrong(f"the message of the directory {path!r} is larger than {MOST_TREE}")
             self._put(self.trees, path, digest)
             self.directories[path] = None
+        self._check_nesting()
 
     def _place(self, text: str) -> str:
         """An output, as the API has its path. SpecError for one that nobody declared."""
@@ -140,6 +142,7 @@ class Listing:
         for path, digest in self.trees.items():
             messages, top = _messages(contents[digest])
             self._add_folder(path, top, messages)
+        self._check_nesting()
 
     def _add_folder(self, top: str, root: bytes, messages: Mapping[str, bytes]) -> None:
         todo = [(top, root, 0)]
@@ -163,7 +166,7 @@ class Listing:
             if len(self.files) + len(self.links) + len(self.directories) > MOST:
                 raise Wrong(f"there are more than {MOST} outputs")
 
-    def check_nesting(self) -> None:
+    def _check_nesting(self) -> None:
         """Wrong if something lies below a file or a link, or a directory is one."""
         for path in (*self.files, *self.links, *self.directories):
             if path in self.directories and (path in self.files or path in self.links):
@@ -177,9 +180,10 @@ class Listing:
 
     def keep(self, wanted: Callable[[str], bool]) -> None:
         """Forgets all outputs but those whose path is wanted."""
-        for each in (self.files, self.links, self.directories):
+        kinds: tuple[dict[str, Any], ...] = (self.files, self.links, self.directories)
+        for each in kinds:
             for path in [path for path in each if not wanted(path)]:
-                del each[path]  # type: ignore[attr-defined]
+                del each[path]
 
 
 class _Names:

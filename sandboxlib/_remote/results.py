@@ -187,7 +187,6 @@ class _Reader:
         files = self._small(listing)
         self._fetch(digests, files)
         listing.expand(self._contents)
-        listing.check_nesting()
         if declared is not None:
             listing.keep(lambda path: bool(own.matching(path)))
         self._check_room(listing)
