@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from ._images.store import Store
     from ._inputs.outputs import Outputs
     from ._inputs.tree import Tree
+    from ._remote.cached import Cached
     from ._remote.server import Server
     from ._runner import Runner
     from ._spec.command import CommandOptions
@@ -67,6 +68,7 @@ __all__ = [
     "STDOUT",
     "Argv",
     "AsyncProcess",
+    "Cached",
     "CallerError",
     "Change",
     "Changes",
@@ -133,6 +135,7 @@ __all__ = [
 _LATER = ("bubblewrap", "linux_user_chroot", "load", "user_namespace", "utils")
 _NAMES_LATER = {
     "AsyncProcess": "_concurrent.async_process",
+    "Cached": "_remote.cached",
     "Change": "_changes.change",
     "Changes": "_changes.changes",
     "CommandOptions": "_spec.command",

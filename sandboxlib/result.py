@@ -99,7 +99,6 @@ class Result(tuple[int, bytes | None, bytes | None]):
     isolation     a mapping: network, mounts, processes and ipc of the run; and seccomp, its filter
                   of system calls: 'builds' (the filter of sandboxlib), 'profile' (a seccomp profile
                   of the caller), 'tool' (the filter of the executor's program) or 'none'.
-    cached: bool  whether the result was in the cache of a server, and nothing was run for it.
     outputs: Outputs   what the command declared with outputs= and left, a mapping of paths to File.
     number: int   from a map: the index of the command, from 0 on; otherwise -1.
     command       the Command that was run. It is None in a pickled copy if the Command holds files,
@@ -116,7 +115,6 @@ class Result(tuple[int, bytes | None, bytes | None]):
     number: int = -1
     command: Command | None = None
     limits_hit: tuple[str, ...] = ()
-    cached: bool = False
     _rusage: bytes = b""
     _counts: _types.Any = None  # Counts of the cgroup
     _sizes: tuple[int | None, int | None] = (None, None)

@@ -80,8 +80,12 @@ def start(
     on_failure: str,
     progress: Progress | None,
     options: Mapping[str, Any],
+    make: Callable[[int], Any] | None = None,
 ) -> Generator[Any, None, None]:
-    """A generator of the results of (Sandbox, command) pairs; see Sandbox.map. Raises SpecError."""
+    """A generator of the results of (Sandbox, command) pairs; see Sandbox.map. Raises SpecError.
+
+    make: makes what has the methods of _Group, for so many jobs; None: the commands run here.
+    """
     _check_iterable(calls)
     if jobs is None:
         jobs = len(os.sched_getaffinity(0))
@@ -96,13 +100,16 @@ def start(
     if progress is not None and not callable(progress):
         raise SpecTypeError(f"progress is not a function: {progress!r}")
     options = dict(options)
-    fresh = options.pop("fresh", False)
-    check_flag("fresh", fresh)
-    names = ("jobs", "ordered", "on_failure", "progress", "fresh")
+    names = ["jobs", "ordered", "on_failure", "progress"]
+    fresh = False
+    if make is None:
+        fresh = options.pop("fresh", False)
+        check_flag("fresh", fresh)
+        names.append("fresh")
     # This checks the options once. Each argv of the map then takes the place of "/".
     template = command_of("map", "/", options, *names)
     stop = on_failure == "stop"
-    group = _Group(jobs, stop, fresh)
+    group = _Group(jobs, stop, fresh) if make is None else make(jobs)
     if progress is not None:
         announce(progress, calls)
     results = _Map(iter(calls), group, ordered, stop, progress, template, options).results()
@@ -446,11 +453,13 @@ class _Group:
         this_thread.stop = event
         try:
             is_over = event.is_set() or number > self._last
-            result = None if is_over else run_command(box._for(command), command, self._fresh)
-            self._add_outcome(number, result)
+            self._add_outcome(number, None if is_over else self._call(box, command))
         except Stopped:
             self._add_outcome(number, None)
         except BaseException as error:  # _note() raises it in the caller's thread
             self._add_outcome(number, error)
         this_thread.stop = None
         self._bell.ring()
+
+    def _call(self, box: Spec, command: Command) -> Result:
+        return run_command(box._for(command), command, self._fresh)

@@ -21,7 +21,7 @@ NAMES = tuple(
 
 def not_hermetic(command: Command, box: Spec, assume: Iterable[str] = ()) -> dict[str, str]:
     """The reasons by names. SpecError if `assume` has a name that is none of NAMES."""
-    assumed = _check_assume(assume)
+    assumed = check_assume(assume)
     reasons: dict[str, list[str]] = {}
     for name, reason in (*_of_sandbox(box), *_of_command(command, box)):
         if name not in assumed:
@@ -48,7 +48,8 @@ def refuse(command: Command, box: Spec, assume: Iterable[str]) -> None:
         raise SpecError(f"{command} depends on what has no digest:\n{text}\n{remedy}")
 
 
-def _check_assume(value: Iterable[str]) -> frozenset[str]:
+def check_assume(value: Iterable[str]) -> frozenset[str]:
+    """The names of `assume`. SpecError for others."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise SpecTypeError(f"assume is no list of names: {short(value)}; one is [{value!r}]")
     names = list(value)

@@ -19,8 +19,8 @@ _WORDS = ("network", "mounts", "processes", "ipc", "seccomp")
 
 
 class Told:
-    """What the metadata say. exit: as in Result. usage: Usage, or None. limits_hit, isolation: as
-    in Result.
+    """What the metadata say. exit: as in Result. usage: Usage, or None. limits_hit, isolation,
+    worker: as in Result.
     """
 
     def __init__(self, message: Any) -> None:
@@ -30,6 +30,7 @@ class Told:
         if isinstance(signal, float) and message.exit_code == 128 + signal and 0 < signal < 128:
             self.exit = -int(signal)
         self.usage = _usage(fields)
+        self.worker: str = message.execution_metadata.worker[:_MOST_TEXT]
         hit = fields.get("limits_hit")
         self.limits_hit = tuple(map(str, hit)) if isinstance(hit, list) else ()
         told = fields.get("isolation")

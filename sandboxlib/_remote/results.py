@@ -20,7 +20,7 @@ from .._spec.command import Command
 from .._spec.inputs import File, inside
 from .._store.storage import Storage
 from ..errors import RemoteError
-from ..result import Result, Usage
+from ..result import Result
 from . import cas
 from .listing import Declared, Listing, Wrong, checked_digest
 from .metadata import Told, exit_code, fill_metadata
@@ -131,15 +131,14 @@ class Answer:
     """What an ActionResult says.
 
     exit: int, as in Result. stdout, stderr: bytes; b"" for one that nobody wanted. outputs:
-    Outputs. usage: Usage, or None. limits_hit, isolation: as in Result.
+    Outputs. usage: Usage, or None. limits_hit, isolation, worker: as in Result.
     """
 
     def __init__(self, told: Told, stdout: bytes, stderr: bytes, outputs: Outputs) -> None:
         self.exit, self.usage = told.exit, told.usage
         self.limits_hit, self.isolation = told.limits_hit, told.isolation
+        self.worker = told.worker
         self.stdout, self.stderr, self.outputs = stdout, stderr, outputs
-
-    usage: Usage | None
 
 
 def answer_of(
