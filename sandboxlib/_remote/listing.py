@@ -7,7 +7,6 @@ No path of it leads out of what the Command declared, and nothing is larger than
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from .. import _reapi
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 MOST_TREE = 64 << 20  # bytes of the message of an output directory
 _DEEPEST = 200  # directories in each other
 _LONGEST_PATH, _LONGEST_NAME = 4095, 255  # limits.h
+_NO_NAMES = frozenset(("", ".", ".."))
 
 
 class Wrong(Exception):
@@ -30,12 +30,15 @@ class Wrong(Exception):
 
 
 class Entry:
-    """A file. digest: str. is_executable: bool. content: bytes, if the message has it."""
+    """A file. digest: str. size: int, bytes. is_executable: bool. content: bytes, if the message
+    has it.
+    """
 
-    __slots__ = ("content", "digest", "is_executable")
+    __slots__ = ("content", "digest", "is_executable", "size")
 
     def __init__(self, digest: str, is_executable: bool, content: bytes | None = None) -> None:
         self.digest, self.is_executable, self.content = digest, is_executable, content
+        self.size = int(digest[65:])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Entry):
@@ -99,7 +102,8 @@ class Listing:
         self.links: dict[str, str] = {}
         self.directories: dict[str, None] = {}
         self.trees: dict[str, str] = {}
-        self._declared, self._cwd = declared, cwd
+        self._declared = declared
+        self._above = inside("x", cwd).removesuffix("x")
         for each in message.output_files:
             entry = Entry(
                 checked_digest(each.digest), bool(each.is_executable), each.contents or None
@@ -116,23 +120,22 @@ class Listing:
         self._check_nesting()
 
     def _place(self, text: str) -> str:
-        """An output, as the API has its path. SpecError for one that nobody declared."""
+        """The place of an output, whose path is as the API has it."""
         path = text[1:] if text.startswith("/") else text
-        names = path.split("/") if path else []
-        if any(name in ("", ".", "..") for name in names) or "\0" in path:
+        if path and (not _NO_NAMES.isdisjoint(path.split("/")) or "\0" in path):
             raise Wrong(f"no output has the path {text[:200]!r}")
-        if len(os.fsencode(path)) >= _LONGEST_PATH:
+        if len(path) >= _LONGEST_PATH:
             raise Wrong("an output has a path that no file can have")
-        place = f"/{path}" if text.startswith("/") else inside(text or ".", self._cwd)
+        place = f"/{path}" if text.startswith("/") else (self._above + path).rstrip("/") or "/"
         if not self._declared.matching(place):
             raise Wrong(f"the output {text[:200]!r} is none that the Command declared")
         return place
 
     def _put(self, kind: dict[str, Any], path: str, node: object) -> None:
-        others: tuple[Mapping[str, object], ...] = (self.files, self.links, self.trees)
-        for each in others:
-            if path in each and not (each is kind and each[path] == node):
-                raise Wrong(f"two outputs have the path {path[:200]!r}")
+        if (path in self.files or path in self.links or path in self.trees) and (
+            path not in kind or kind[path] != node
+        ):
+            raise Wrong(f"two outputs have the path {path[:200]!r}")
         kind[path] = node
         if len(self.files) + len(self.links) + len(self.directories) > MOST:
             raise Wrong(f"there are more than {MOST} outputs")

@@ -64,18 +64,28 @@ def fill_metadata(metadata: Any, result: Result) -> None:
 
 
 def _fields(message: Any) -> dict[str, Any]:
-    from .stubs import json_format, struct_pb
+    """The fields of the Struct: numbers as float, words as str, lists and objects of words."""
     from .stubs import message as base
+    from .stubs import struct_pb
 
     for each in message.execution_metadata.auxiliary_metadata:
         if each.Is(struct_pb.Struct.DESCRIPTOR):
             struct = struct_pb.Struct()
             try:
                 each.Unpack(struct)
-                return dict(json_format.MessageToDict(struct))
-            except (base.DecodeError, json_format.Error, RecursionError):
+            except base.DecodeError:
                 return {}
+            return {name: _value(value) for name, value in struct.fields.items()}
     return {}
+
+
+def _value(value: Any) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "list_value":
+        return [each.string_value for each in value.list_value.values]
+    if kind == "struct_value":
+        return {name: each.string_value for name, each in value.struct_value.fields.items()}
+    return None if kind in (None, "null_value") else getattr(value, kind)
 
 
 def _usage(fields: dict[str, Any]) -> Usage | None:

@@ -215,22 +215,24 @@ class _Reader:
                     raise Wrong(f"{path[:200]!r} has not the digest that the result names")
                 self._contents[entry.digest] = entry.content
 
-    def _small(self, listing: Listing) -> list[str]:
-        """The digests of small files, each once, which were not fetched yet."""
-        digests = dict.fromkeys(entry.digest for entry in listing.files.values())
-        return [
-            each for each in digests if each not in self._contents and cas.size_of(each) <= _SMALL
-        ]
+    def _small(self, listing: Listing) -> dict[str, int]:
+        """The sizes of small files, by their digests, as far as they were not fetched yet."""
+        known = self._contents
+        return {
+            each.digest: each.size
+            for each in listing.files.values()
+            if each.size <= _SMALL and each.digest not in known
+        }
 
-    def _fetch(self, first: set[str], files: Iterable[str]) -> None:
+    def _fetch(self, first: set[str], files: Mapping[str, int]) -> None:
         """Fetches blobs into memory: all of the first, and as many files as there is room for."""
         left = {each for each in first if each not in self._contents}
         room = _AT_ONCE - sum(map(len, self._contents.values()))
-        for each in files:
-            room -= cas.size_of(each)
+        for digest, size in files.items():
+            room -= size
             if room < 0:
                 break
-            left.add(each)
+            left.add(digest)
         if left:
             most = 4 * MOST_STREAM + _AT_ONCE
             self._contents |= cas.fetch(self._server, left, most=most)
