@@ -52,7 +52,9 @@ class Database:
         self._user = NOBODY if os.geteuid() == 0 else ""
         self.files = tempfile.mkdtemp(prefix="sandboxlib-db.")
         self.port = free_port()
-        self.url = f"postgresql://bgd@127.0.0.1:{self.port}/postgres"
+        # SQLAlchemy 2.1 takes psycopg for "postgresql:". BuildGrid 0.4 cannot poll its connections
+        # for notifications: a client would hear of an end by the next keep-alive alone.
+        self.url = f"postgresql+psycopg2://bgd@127.0.0.1:{self.port}/postgres"
         self._kept: Kept | None = None
         try:
             self._make()

@@ -8,24 +8,46 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from lib.machine import require
 from lib.waiting import wait_until
 
-from sandboxlib import RemoteError, Server
+from sandboxlib import RemoteError, Server, _reapi
 from sandboxlib._cluster import cluster as clusters
 from sandboxlib._cluster.cluster import Cluster
 from sandboxlib._cluster.kept import ClusterError
 from sandboxlib._reapi import digest_of
-from sandboxlib._remote import cas
+from sandboxlib._remote import cas, stubs
 
 
 def test_a_cluster_answers_over_tcp_and_over_its_socket(cluster: Cluster) -> None:
     for url in (cluster.url, cluster.socket):
         with Server(url) as server:
             assert server.capabilities().execution_capabilities.exec_enabled
+
+
+def test_a_client_hears_of_the_end_of_its_action_at_once(cluster: Cluster) -> None:
+    command = _reapi.command([b"true"], {}, [], b"")
+    action = _reapi.action(digest_of(command), digest_of(b""), 60.0, os.urandom(16), b"")
+    blobs: dict[str, bytes] = {digest_of(each): each for each in (command, action, b"")}
+    with Server(cluster.url) as server:
+        cas.upload(server, blobs)
+        name, size = digest_of(action).split("/")
+        digest = stubs.re_pb.Digest(hash=name, size_bytes=int(size))
+        request = stubs.re_pb.ExecuteRequest(action_digest=digest)
+        stream = server.stub(stubs.re_grpc.ExecutionStub).Execute(request, timeout=60)
+        operation = next(stream)  # nothing executes it: no worker is there
+        asked = stubs.operations_pb.CancelOperationRequest(name=operation.name)
+        began = time.monotonic()
+        server.stub(stubs.operations_grpc.OperationsStub).CancelOperation(asked, timeout=60)
+        with suppress(stubs.grpc.RpcError):  # CANCELLED
+            while not operation.done:
+                operation = next(stream)
+        assert time.monotonic() - began < 20, "the next keep-alive, after 30 s, told it"
 
 
 @pytest.mark.slow
