@@ -14,6 +14,8 @@ from .._spec.overlay import Lower, Owners
 from .._store.locks import Lease
 from .._store.storage import Storage
 from ..errors import SpecError, UnsupportedError
+from . import memory
+from .memory import InMemory
 from .snapshot import Folder, Leaf, difference, encoded, merged
 from .staging import KIND, Attributes, Layer, Owner, source_date
 from .targets import Targets
@@ -77,8 +79,8 @@ class Placer:
         self._owners, self._ids, self._hidden = owners, ids, tuple(hidden)
         self._lock = allocate_lock()
         self._known: dict[object, Ready] = {}
-        # One lock of each layer for all that use it: it takes a descriptor.
-        self._leases: WeakValueDictionary[str, Lease] = WeakValueDictionary()
+        # One lease of each layer for all that use it: a lock of the store takes a descriptor.
+        self._leases: WeakValueDictionary[object, Lease | InMemory] = WeakValueDictionary()
 
     @property
     def directory(self) -> str:
@@ -87,6 +89,11 @@ class Placer:
         path = self._storage._path(KIND)
         os.makedirs(path, 0o700, exist_ok=True)
         return path
+
+    @property
+    def in_memory(self) -> str | None:
+        """Where this process has layers in memory, which a slot sees; None: nowhere."""
+        return memory.directory()
 
     def ready(self, command: Command, cwd: str | None = None) -> Ready:
         """The layers of a Command. What is not in the store yet is staged. SandboxError.
@@ -97,8 +104,8 @@ class Placer:
         nodes = {inside(path, cwd): _itself(node_of(each)) for path, each in command.inputs.items()}
         owner = self._owner()
         key = (
-            *(repr(owner), cwd, command.outputs),
-            tuple([(path, _key(node)) for path, node in nodes.items()]),
+            *(os.getpid(), repr(owner), cwd, command.outputs),
+            tuple([(path, *_key(node)) for path, node in nodes.items()]),
         )
         with self._lock:
             ready = self._known.pop(key, None)
@@ -150,18 +157,23 @@ class Placer:
             self._check_mounts([*placed, *(each.where for each in outputs)])
             layers = list(self._layers(placed, outputs, owner, targets))
         lowers = []
-        for layer, path, tree in layers:
-            lease = self._leased(layer)
+        for content, layer, path, tree in layers:
+            lease = self._leased(content, layer, tree is None)
             lowers.append(Lower(lease.path, lease))
             if tree is not None and tree.staged is None:
                 # The snapshot stays whole, whatever becomes of its source.
                 tree.staged = lease.path + path.rstrip("/"), lease
         return Ready(tuple(lowers), outputs)
 
-    def _leased(self, layer: Layer) -> Lease:
-        lease = self._leases.get(layer.name)
+    def _leased(self, content: object, layer: Layer, is_own: bool) -> Lease | InMemory:
+        """A lease of a layer, which is staged if it is not there. is_own: it is hardly that of
+        another command: it may be in memory.
+        """
+        key = os.getpid(), content  # a layer in memory is not that of a fork
+        lease = self._leases.get(key)
         if lease is None or not os.path.lexists(lease.path):  # somebody removed the store
-            lease = self._leases[layer.name] = layer.stage(self._storage)
+            lease = (memory.stage(layer) if is_own else None) or layer.stage(self._storage)
+            self._leases[key] = lease
         return lease
 
     def _layers(
@@ -170,13 +182,14 @@ class Placer:
         outputs: tuple[Wanted, ...],
         owner: Owner,
         targets: Targets,
-    ) -> Iterator[tuple[Layer, str, Folder | None]]:
+    ) -> Iterator[tuple[object, Layer, str, Folder | None]]:
         """One layer for each Tree, so that it is staged once for all sets of inputs that have it;
         and above them one for all Files, and the directories for outputs. A Tree with a base has
-        two: that of the base, and what differs. With a layer comes the path of the Folder of which
-        it has all, and that Folder.
+        two: that of the base, and what differs. With a layer comes a key, which equal ones share,
+        the path of the Folder of which it has all, and that Folder.
         """
-        merged(placed, _itself)  # for its errors: what lies on the way to a longer path
+        if any(_is_below(os.path.dirname(path), placed) for path in placed):
+            merged(placed, _itself)  # for its errors: what lies on the way to a longer path
         trees = {path: node for path, node in placed.items() if isinstance(node, Folder)}
         for path in sorted(trees, key=_depth):
             tree = trees[path]
@@ -184,11 +197,12 @@ class Placer:
             folder, above = merged({path: below}, _itself), _above([path], trees, targets)
             hides = "" if path == "/" else path
             args = owner, above, hides, self._prefix, below.fetch
-            yield Layer(folder, encoded(folder), *args), path, below
+            yield _content({path: below}, owner, above), Layer(folder, "", *args), path, below
             if tree.base is not None:
                 folder = merged({path: difference(tree.base, tree)}, _itself)
                 digest = f"{encoded(tree.base)} {encoded(tree)} {path}"
-                yield Layer(folder, digest, owner, above, fetch=tree.fetch), path, None
+                layer = Layer(folder, digest, owner, above, fetch=tree.fetch)
+                yield (digest, _content({}, owner, above)), layer, path, None
         small: dict[str, Leaf | Folder] = {
             each.where: Folder()
             for each in outputs
@@ -199,12 +213,21 @@ class Placer:
         small = {path: node for path, node in small.items() if path not in trees}
         small |= {path: node for path, node in placed.items() if isinstance(node, Leaf)}
         if small:
-            folder = merged(small, _itself)
-            yield Layer(folder, encoded(folder), owner, _above(small, trees, targets)), "", None
+            above = _above(small, trees, targets)
+            layer = Layer(merged(small, _itself), "", owner, above)
+            yield _content(small, owner, above), layer, "", None
 
 
 def _key(node: Leaf | Folder) -> tuple[str, bool | None]:
     return (node.digest, None) if isinstance(node, Folder) else (node.digest, node.is_executable)
+
+
+def _content(
+    nodes: Mapping[str, Leaf | Folder], owner: Owner, above: Mapping[bytes, Attributes]
+) -> object:
+    """What a layer has in it, as a key."""
+    entries = tuple([(path, *_key(node)) for path, node in sorted(nodes.items())])
+    return entries, repr(owner), tuple(sorted(above.items()))
 
 
 def _itself(node: object) -> Leaf | Folder:

@@ -15,7 +15,7 @@ from .._store.locks import Lease
 from .._store.storage import Storage
 from ..errors import SpecError, setup_error
 from .collecting import clone, write_all
-from .snapshot import Folder, Gone, Leaf, Link, Properties
+from .snapshot import Folder, Gone, Leaf, Link, Node, Properties, encoded
 
 _EPOCH = "315532800"  # 1980, the first year of a zip file, as with deterministic=True
 KIND = "inputs"  # the kind of entries in the store
@@ -60,13 +60,14 @@ def source_date() -> int:
 
 
 class Layer:
-    """What one layer of inputs consists of. Equal ones have equal keys.
+    """What one layer of inputs consists of. Equal ones have equal names.
 
     folder: Folder, from the root of the layer on. digest: that of the Directory message of all
-    inputs in it. directories: the attributes of directories that lead to an input, by their paths;
-    all others are the owner's. opaque: the path of a Tree, which hides what the layers below have
-    there; "" in a layer of Files. prefix: of the overlay's own attributes. fetch: called with the
-    folder before it is filled, to bring contents here that are elsewhere.
+    inputs in it; "": it is computed if the name is asked for. directories: the attributes of
+    directories that lead to an input, by their paths; all others are the owner's. opaque: the path
+    of a Tree, which hides what the layers below have there; "" in a layer of Files. prefix: of the
+    overlay's own attributes. fetch: called with the folder before it is filled, to bring contents
+    here that are elsewhere.
     """
 
     def __init__(
@@ -81,9 +82,21 @@ class Layer:
     ) -> None:
         self._folder, self._owner, self._fetch = folder, owner, fetch
         self._directories, self.opaque = directories, opaque
-        self._attribute = os.fsdecode(prefix) + "opaque"
-        key = (_SCHEMA, digest, repr(owner), sorted(directories.items()), opaque, prefix)
-        self.name = sha256(repr(key).encode()).hexdigest()
+        self._prefix, self._digest, self._name = prefix, digest, ""
+
+    @property
+    def name(self) -> str:
+        """That of its entry in the store."""
+        if not self._name:
+            above, digest = sorted(self._directories.items()), self._digest or encoded(self._folder)
+            key = (_SCHEMA, digest, repr(self._owner), above, self.opaque, self._prefix)
+            self._name = sha256(repr(key).encode()).hexdigest()
+        return self._name
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        return _size(self._folder)
 
     def stage(self, storage: Storage) -> Lease:
         """The directory of the layer in the store, made if it is not there. SetupError."""
@@ -93,12 +106,20 @@ class Layer:
         with storage._making(KIND, self.name, time.monotonic() + _LONGEST):
             lease = storage._lease(KIND, self.name)
             if lease is None:
-                if self._fetch is not None:
-                    self._fetch(self._folder)
+                self.bring()
                 with storage._new() as new:
-                    size = self._fill(self._folder, new.tree, b"/")
+                    size = self.fill(new.tree)
                     lease = storage._publish(new, KIND, self.name, size)
             return lease
+
+    def bring(self) -> None:
+        """Brings the contents here that are elsewhere. The errors of `fetch`."""
+        if self._fetch is not None:
+            self._fetch(self._folder)
+
+    def fill(self, path: str) -> int:
+        """Fills a new directory with the layer. Returns the bytes that it takes. SetupError."""
+        return self._fill(self._folder, path, b"/")
 
     def _fill(self, folder: Folder, path: str, inside: bytes, spare: str = "") -> int:
         """Fills a new directory, and then sets its attributes. Returns the bytes that it takes.
@@ -110,8 +131,8 @@ class Layer:
         size = _BLOCK
         if folder.staged is not None:
             spare = folder.staged[0]
-        for encoded, node in folder.items():
-            name = os.fsdecode(encoded)
+        for key, node in folder.items():
+            name = os.fsdecode(key)
             target, other = os.path.join(path, name), os.path.join(spare, name) if spare else ""
             if isinstance(node, Leaf):
                 size += copy(node, target, self._owner, other)
@@ -122,7 +143,7 @@ class Layer:
                 os.mknod(target, stat.S_IFCHR | 0o600, os.makedev(0, 0))
             else:
                 os.mkdir(target, 0o700)
-                size += self._fill(node, target, os.path.join(inside, encoded), other)
+                size += self._fill(node, target, os.path.join(inside, key), other)
         if self.opaque == os.fsdecode(inside):
             self._make_opaque(path)
         mode, uid, gid, mtime = self._directories.get(inside, self._owner.directory)
@@ -139,11 +160,12 @@ class Layer:
         os.utime(link, ns=(mtime, mtime), follow_symlinks=False)
 
     def _make_opaque(self, path: str) -> None:
+        attribute = os.fsdecode(self._prefix) + "opaque"
         try:
-            os.setxattr(path, self._attribute, b"y")
+            os.setxattr(path, attribute, b"y")
         except OSError as error:
             hint = "the file system of the store keeps no such attributes: Store(directory)"
-            what = f"mark a directory of inputs with {self._attribute}"
+            what = f"mark a directory of inputs with {attribute}"
             raise setup_error(error.errno or 0, path, "inputs", what, hint) from None
 
 
@@ -155,6 +177,15 @@ def attributes(properties: Properties | None, mode: int, mtime: int) -> tuple[in
         if properties.mtime is not None:
             mtime = properties.mtime[0] * 10**9 + properties.mtime[1]
     return mode, mtime
+
+
+def _size(node: Node | Gone) -> int:
+    """The bytes that a node takes, in whole blocks."""
+    if isinstance(node, Leaf):
+        return -(-int(node.digest.partition("/")[2]) // _BLOCK) * _BLOCK
+    if isinstance(node, Folder):
+        return _BLOCK + sum(map(_size, node.values()))
+    return 0
 
 
 def _own(path: str, uid: int, gid: int) -> None:
@@ -183,7 +214,7 @@ def copy(leaf: Leaf, target: str, owner: Owner, spare: str = "") -> int:
         os.utime(fd, ns=(mtime, mtime))
     finally:
         os.close(fd)
-    return -(-int(leaf.digest.partition("/")[2]) // _BLOCK) * _BLOCK
+    return _size(leaf)
 
 
 def _write(leaf: Leaf, source: bytes | str, fd: int) -> bool:

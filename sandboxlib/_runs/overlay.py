@@ -158,14 +158,14 @@ class StackedRoot:
         return tuple(found)
 
 
-#: Where the template of a slot has the inputs of the store.
-INPUTS = "/s"
+#: Where the template of a slot has the inputs of the store, and those in memory.
+INPUTS, IN_MEMORY = "/s", "/m"
 
 
 def input_in_slot(path: str) -> str:
-    """Where a slot has a layer of inputs, which lies in the store as ENTRY/tree."""
-    entry, tree = path.split("/")[-2:]
-    return f"{INPUTS}/{entry}/{tree}"
+    """Where a slot has a layer of inputs: ENTRY/tree in the store, or NUMBER in memory."""
+    entry, name = path.split("/")[-2:]
+    return f"{INPUTS}/{entry}/{name}" if name == "tree" else f"{IN_MEMORY}/{name}"
 
 
 def check_number(number: int) -> None:

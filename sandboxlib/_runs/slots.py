@@ -23,7 +23,7 @@ from .._spec.policy import DEFAULT_CAPABILITIES
 from .mirrors import Mirrored
 from .mount_points import Stubs
 from .mounts import PlannedMount
-from .overlay import INPUTS, StackedRoot
+from .overlay import IN_MEMORY, INPUTS, StackedRoot
 from .plan import Plan, filter_values, may_hang
 
 TYPE_CHECKING = False
@@ -406,9 +406,12 @@ class Slots:
         for_run |= {name: self._values[name] for name in _OF_LAYERS if name in self._values}
         for_run["n_lowers"] = len(lowers)
         if self._is_late:
-            source = overlay.placer.directory
-            bind = {"kind": lib.SBX_BIND, "flags": flags, "source": source, "target": INPUTS}
-            mounts.append(bind)
+            sources = {INPUTS: overlay.placer.directory, IN_MEMORY: overlay.placer.in_memory}
+            mounts += [
+                {"kind": lib.SBX_BIND, "flags": flags, "source": source, "target": target}
+                for target, source in sources.items()
+                if source is not None
+            ]
             for_run["overlay"] |= lib.SBX_LATE
         held = native.held_flags(len(mounts), ())
         packed = native.pack_place(for_run, of_a_run, bytes(len(of_a_run)))
