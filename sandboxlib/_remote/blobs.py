@@ -25,11 +25,12 @@ class Blob:
         """
         name, _, text = self.digest.partition("/")
         size, sha256, done = int(text), hashlib.sha256(), 0
-        for chunk in self._parts(most):
+        parts = self._parts(most)
+        for chunk in parts:
             done += len(chunk)
             sha256.update(chunk)
             if done >= size:
-                if done > size or sha256.hexdigest() != name:
+                if done > size or sha256.hexdigest() != name or next(parts, None) is not None:
                     raise self._stale()
                 yield chunk
                 return
