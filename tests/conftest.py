@@ -24,7 +24,8 @@ from sandboxlib._runs import slots
 #: These test something else than the core, and call it only as the others do.
 ROOMS_BEYOND_THE_CORE = {
     *("unit", "executors", "images", "cli", "examples", "storms"),
-    *("store", "digest", "changes", "remote"),
+    *("store", "digest", "changes"),
+    *("remote", "actions", "worker", "buildbox", "timeline"),  # and they bring gRPC, in C++
 }
 NOT_OF_THE_CORE = {"test_nesting", "test_messages"}
 

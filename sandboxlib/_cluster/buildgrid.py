@@ -41,7 +41,7 @@ def configuration(
     instances: Sequence[str],
     memory: str | None,
     certificates: Sequence[Path],
-    secret: str | None,
+    secret: Path | None,
     scheduler: Mapping[str, float],
 ) -> str:
     """The text of the file.
@@ -49,7 +49,7 @@ def configuration(
     addresses: where the server listens. database: its URL. storage: a directory for the blobs, if
     `memory` is None, which otherwise is the size of a store in memory, as "64M". certificates: the
     paths of the server's key, its certificate, and, if clients need one, of what signed theirs.
-    secret: what HS256 tokens are signed with; None: nobody needs one.
+    secret: the path of a file with what HS256 tokens are signed with; None: nobody needs one.
     """
     lines = ["description: sandboxlib", f"thread-pool-size: {THREADS}", "server:"]
     for address in addresses:

@@ -83,11 +83,10 @@ class Cluster:
                 instances=instances,
                 memory=memory,
                 certificates=[Path(each).absolute() for each in certificates],
-                secret=secret,
+                secret=None if secret is None else self._keep(secret),
                 scheduler=scheduler or {},
             )
             (self.directory / "bgd.yml").write_text(text)
-            (self.directory / "bgd.yml").chmod(0o600)
             self.start_server()
         except BaseException:
             self.close()
@@ -106,6 +105,13 @@ class Cluster:
             except KeyError:
                 return "PostgreSQL does not run as root, and there is no user nobody"
         return ""
+
+    def _keep(self, secret: str) -> Path:
+        """Writes the secret where BuildGrid reads it, and nobody else does."""
+        path = self.directory / "secret"
+        path.touch(0o600)
+        path.write_text(secret)
+        return path
 
     def _run(self, *args: str) -> None:
         program = bgd()
