@@ -38,6 +38,8 @@ PROMPT = 30.0
 FIRST, LONGEST = 0.2, 10.0
 #: A session that lives no longer than this was taken by another worker of the same name.
 SHORT = 5.0
+#: How long a worker without leases tries to tell a server that does not answer that it ends.
+LAST_TRIES = 5.0
 #: How long the worker takes no lease after one failed here: the first time, and at most.
 REST, LONGEST_REST = 5.0, 300.0
 
@@ -244,6 +246,9 @@ class Session:
             return True
         if not self._message.name:
             return True  # no server knows of us
+        if not works and self._failures and waited >= LAST_TRIES:
+            self._log.warning("stopped while the server does not answer")
+            return True
         return not works and self._message.status == TERMINATING
 
     def _until_drained(self, pause: float) -> float:

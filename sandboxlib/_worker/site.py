@@ -10,7 +10,9 @@ import os
 from .._actions.site import PROPERTIES, Site
 from .._spec.limits import Limits
 from .._spec.mount import Mount
+from .._spec.overlay import Overlay
 from .._spec.policy import Policy
+from ..api import Sandbox
 from ..errors import SpecError, SpecTypeError
 
 TYPE_CHECKING = False
@@ -36,6 +38,7 @@ def site_of(config: Config) -> Site:
         else:
             options[name] = _option(name, value)
     try:
+        Sandbox(Overlay(), **options)  # checks them: an action is too late for that
         return Site(
             options=options,
             name=config.name,

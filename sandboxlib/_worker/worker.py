@@ -94,6 +94,7 @@ class Worker:
     def close(self) -> None:
         self._leases.close()
         self.session.close()
+        self._executor.close()
         self._cas.close()
         self._metrics.close()
         os.close(self._lock)
