@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BuildStream, as it is installed beside the servers of the tests, with one runner or the other."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from lib.machine import require
+
+
+def installed() -> Path:
+    """The environment that has bst; skips the test without one."""
+    found = os.environ.get("SANDBOXLIB_CLUSTER", "")
+    require(found and os.path.exists(f"{found}/bin/bst"), "$SANDBOXLIB_CLUSTER has no bst")
+    return Path(found)
+
+
+def buildbox() -> Path:
+    """The directory of casd, of its FUSE, and of the runner that is bundled with BuildStream."""
+    found = list(installed().glob("lib/python3*/site-packages/buildstream/subprojects/buildbox"))
+    require(found, "the buildstream in $SANDBOXLIB_CLUSTER has no buildbox")
+    return found[0]
+
+
+def our_runner(directory: Path) -> Path:
+    """A directory with our runner under the name that BuildStream looks for."""
+    directory.mkdir()
+    program = directory / "buildbox-run"
+    code = "from sandboxlib._buildbox.main import main; main()"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}' \"$@\"\n")
+    program.chmod(0o755)
+    return directory
+
+
+class Builder:
+    """bst in a project, with caches of its own.
+
+    project: directory. runner: the directory of a buildbox-run. home: directory, for the caches.
+    """
+
+    def __init__(self, project: Path, runner: Path, home: Path) -> None:
+        self._project, self.home = project, home
+        self._bst = installed() / "bin/bst"
+        path = f"{runner}:{buildbox()}:{os.environ['PATH']}"
+        self.env = {"HOME": str(home), "PATH": path, "LC_ALL": "C.UTF-8"}
+        home.mkdir()
+        config = home / ".config"
+        config.mkdir()
+        (config / "buildstream.conf").write_text("scheduler: {on-error: continue}\n")
+
+    def argv(self, *words: str) -> list[str]:
+        return [str(self._bst), "--no-interactive", "--no-colors", *words]
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self.argv(*words), cwd=self._project, env=self.env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, *words: str, status: int = 0) -> str:
+        """The output of bst, which has to end with a status."""
+        with self.start(*words) as process:
+            try:
+                out = process.communicate(timeout=240)[0].decode()
+            except BaseException:
+                process.terminate()
+                raise
+        assert process.returncode == status, out
+        return out
+
+    def digests(self, *elements: str) -> dict[str, str]:
+        """The digests of the artifacts of elements."""
+        told = "%{name} %{state} %{artifact-cas-digest}||"
+        out = subprocess.run(
+            self.argv("show", "--deps", "all", "--format", told, *elements), cwd=self._project,
+            env=self.env, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=120,
+        ).stdout.decode()  # fmt: skip
+        lines = [line.split() for line in out.replace("\n", "").split("||") if line.strip()]
+        return {name: f"{state} {digest}" for name, state, *digest in lines}
+
+
+def make_project(project: Path, busybox: str) -> None:
+    """A project of ten elements: import, manual, script, compose, filter and stack."""
+    (project / "elements").mkdir(parents=True)
+    (project / "project.conf").write_text(
+        "name: ten\nmin-version: '2.4'\nelement-path: elements\nenvironment: {PATH: /bin}\n"
+    )
+    base = project / "files/base/bin"
+    base.mkdir(parents=True)
+    shutil.copy(busybox, base / "busybox")
+    listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
+    for name in listed.stdout.split():
+        if name != "busybox":
+            (base / name).symlink_to("busybox")
+    source = project / "files/source"
+    source.mkdir()
+    (source / "configure").write_text("#!/bin/sh\nsed s/@name@/$1/ program.in > program\n")
+    (source / "configure").chmod(0o755)
+    (source / "program.in").write_text("#!/bin/sh\necho program of @name@\n")
+    (project / "files/data/etc").mkdir(parents=True)
+    (project / "files/data/etc/data").write_text("data\n")
+    for name, text in ELEMENTS.items():
+        (project / f"elements/{name}.bst").write_text(text)
+
+
+ELEMENTS = {
+    "base": "kind: import\nsources: [{kind: local, path: files/base}]\n",
+    "data": "kind: import\nsources: [{kind: local, path: files/data}]\n",
+    "program": """
+kind: manual
+build-depends: [base.bst]
+runtime-depends: [data.bst]
+sources: [{kind: local, path: files/source}]
+config:
+  configure-commands: [./configure ten]
+  build-commands: [chmod 755 program]
+  install-commands:
+  - mkdir -p %{install-root}/bin %{install-root}/share/doc
+  - cp program %{install-root}/bin/ten
+  - echo words > %{install-root}/share/doc/ten
+public:
+  bst:
+    integration-commands: [ten > /etc/integrated]
+    split-rules: {words: [/share/**]}
+""",
+    "links": """
+kind: manual
+build-depends: [base.bst]
+config:
+  install-commands:
+  - |
+    cd %{install-root}
+    mkdir -p a/b empty
+    echo 1 > a/b/one; chmod 700 a/b/one; ln a/b/one a/hard
+    ln -s one a/b/link; ln -s /nowhere a/lost
+    dd if=/dev/zero of=large bs=1M count=5 2>/dev/null
+""",
+    "uses": """
+kind: manual
+build-depends: [base.bst, program.bst, links.bst]
+config:
+  install-commands:
+  - mkdir -p %{install-root}/share
+  - ten > %{install-root}/share/said
+  - cat /etc/integrated /a/b/one >> %{install-root}/share/said
+  - "! touch /etc/forbidden"
+""",
+    "many": """
+kind: manual
+build-depends: [base.bst]
+config:
+  install-commands:
+  - mkdir -p %{install-root}/many
+  - for i in $(seq 300); do echo $i > %{install-root}/many/$i; done
+  - rm %{install-root}/many/1*; mv %{install-root}/many %{install-root}/some
+""",
+    "together": "kind: stack\ndepends: [base.bst, uses.bst, many.bst, program.bst]\n",
+    "script": """
+kind: script
+build-depends: [base.bst, together.bst]
+config:
+  root-read-only: False
+  commands:
+  - mkdir -p %{install-root}
+  - rm -r /some; mv /share /shared; echo new > /etc/data
+  - ls -R /shared /etc > %{install-root}/listing
+""",
+    "composed": """
+kind: compose
+build-depends: [base.bst, together.bst]
+config: {integrate: True, exclude: [words]}
+""",
+    "filtered": "kind: filter\nbuild-depends: [program.bst]\nconfig: {include: [words]}\n",
+}
