@@ -42,6 +42,11 @@ class Casd:
 
     # ---- a tree as a directory ----
 
+    @property
+    def is_staging(self) -> bool:
+        """Whether begin_staging() was called."""
+        return self._staged is not None
+
     def begin_staging(self, digest: str, ids: tuple[int, int]) -> None:
         """Asks for the directory of a tree. ids: uid and gid of who uses it."""
         method = f"{_LOCAL}StageTree"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # signal.py takes 3 ms for enumerations
 import os
 import sys
+from time import time_ns
 
 from .options import USAGE, Options, UsageError
 
@@ -13,7 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
-    from .run import Report
 
 _MOST_ACTION = 16 << 20
 _KILLED = 128 + 9  # SIGKILL, as a shell tells it
@@ -84,7 +84,7 @@ def _execute(options: Options) -> int:
     except Ended as ended:
         from .run import Report
 
-        report = Report()
+        report = Report(time_ns())
         report.exit = _KILLED
         _write(options, report.encoded())
         return 128 + ended.number
@@ -93,50 +93,59 @@ def _execute(options: Options) -> int:
 def _run(options: Options) -> int:
     from .._actions.outcome import Refused
     from ..errors import SandboxError
-    from .run import Report, tell
     from .wire import CallFailed
 
-    report = Report()
+    began = time_ns()
     try:
         with open(options.get("action"), "rb") as file:
             action = file.read(_MOST_ACTION)
         if options.socket and "disable-localcas" not in options:
             try:
-                return _staged(options, action, report)
+                return _staged(options, action, began)
             except CallFailed as error:
                 if error.code != "UNIMPLEMENTED":
                     raise
         return _plain(options, action)
     except (CallFailed, Refused, SandboxError, OSError, ValueError, ImportError) as error:
-        tell(str(error))
+        _tell(str(error))
         return 1
 
 
-def _staged(options: Options, data: bytes, report: Report) -> int:
-    """The storage is casd, which stages the input root."""
+def _staged(options: Options, data: bytes, began: int) -> int:
+    """The storage is casd, which stages the input root. began: when this program did, in ns."""
     from .casd import Casd
     from .messages import Action
-    from .run import Run, tell
 
     action = Action(data)
-    is_whole = Run(options, Casd(options.socket, options.get("instance")), action, report).execute()
+    casd = Casd(options.socket, options.get("instance"))
+    if action.platform and not action.asks_for_ids:
+        # casd is at it while the rest is imported. A property that is refused ends the connection.
+        casd.begin_staging(action.root, (os.geteuid(), os.getegid()))
+    from .run import Report, Run
+
+    report = Report(began)
+    is_whole = Run(options, casd, action, report).execute()
     _write(options, report.encoded())
     if not is_whole:
-        tell(f"the command took longer than {action.timeout:g} s, the timeout of the Action")
+        _tell(f"the command took longer than {action.timeout:g} s, the timeout of the Action")
     return 0 if is_whole else 128 + _SIGALRM
 
 
 def _plain(options: Options, action: bytes) -> int:
     from . import plain
-    from .run import tell
 
     code, result, message = plain.run(options, action)
     if result:
         _write(options, result)
     if code == "OK":
         return 0
-    tell(message)
+    _tell(message)
     return 128 + _SIGALRM if code == "DEADLINE_EXCEEDED" and result else 1
+
+
+def _tell(message: str) -> None:
+    """Says something to people, where buildbox-run does."""
+    print(f"buildbox-run-sandboxlib: {message}", file=sys.stderr, flush=True)
 
 
 def _write(options: Options, result: bytes) -> None:

@@ -113,6 +113,10 @@ class Action:
         self.timeout = seconds or None
         self.platform = _pairs(blob(found, 10))
 
+    @property
+    def asks_for_ids(self) -> bool:
+        return any(name in ("unixUID", "unixGID") for name, _ in self.platform)
+
 
 class Command:
     """A Command message. outputs: (path, kinds), the kinds out of "file" and "directory"."""

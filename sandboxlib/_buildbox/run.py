@@ -9,7 +9,6 @@ of the input root.
 from __future__ import annotations
 
 import os
-import sys
 from time import time_ns
 
 from .. import _reapi
@@ -46,10 +45,10 @@ SITE = Site(allow_network=True)
 
 
 class Report:
-    """An ActionResult in the making."""
+    """An ActionResult in the making. began: ns since 1970."""
 
-    def __init__(self) -> None:
-        self._times = {"worker_start": time_ns()}
+    def __init__(self, began: int) -> None:
+        self._times = {"worker_start": began}
         self._outputs = b""
         self.exit = 0
         self._streams: dict[int, str] = {}
@@ -124,7 +123,8 @@ class Run:
             known = casd.fetch([action.command])
             action.platform = Command(known[action.command]).platform
         asked = _asked(action)
-        casd.begin_staging(action.root, ids_of(asked))
+        if not casd.is_staging:
+            casd.begin_staging(action.root, ids_of(asked))
         known.update(casd.fetch([action.command, action.root]))
         command = Command(known[action.command])
 
@@ -278,8 +278,3 @@ def ids_of(asked: Mapping[str, Any]) -> tuple[int, int]:
     """Whose processes use what casd stages, as casd sees them. asked: options of a Sandbox."""
     user = asked["user"]
     return (os.geteuid(), os.getegid()) if isinstance(user, str) else (user.uid, user.gid)
-
-
-def tell(message: str) -> None:
-    """Says something to people, where buildbox-run does."""
-    print(f"buildbox-run-sandboxlib: {message}", file=sys.stderr, flush=True)

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import itertools
 import os
-import re
 from collections.abc import Mapping, Sequence
 
 from .. import errors
@@ -29,9 +28,15 @@ if TYPE_CHECKING:
     from .look import Found, Look
 
 
-_OF_A_PROCESS = re.compile(r"/proc/[^/]+/(fd|cwd|root|exe)(/|$)|/dev/(fd/|std)")
+_OF_A_PROCESS = r"/proc/[^/]+/(fd|cwd|root|exe)(/|$)|/dev/(fd/|std)"
 _LINK_OF_A_PROCESS = "links of /proc/PID lead into the mounts of that process, not the run's"
 SILENT = "a file system that does not answer (FUSE, network) is the usual cause"
+
+
+def _is_of_a_process(path: str) -> bool:
+    import re  # it takes as long to import as a tenth of sandboxlib
+
+    return re.match(_OF_A_PROCESS, path) is not None
 
 
 # ---- sentences -------------------------------------------------------------------------------
@@ -370,7 +375,7 @@ def error_of(plan: Plan, step: int, index: int, error: int, job: Job) -> errors.
             remedy = "a path inside the root, which has to be there"
     if name == "limits":
         remedy = _limit_hint(index, error)
-    if name == "source" and _OF_A_PROCESS.match(plan.mounts[index].source or ""):
+    if name == "source" and _is_of_a_process(plan.mounts[index].source or ""):
         remedy = f"{_LINK_OF_A_PROCESS}; give the path that the link shows (readlink)"
     if name in ("source", "root", "cwd") and error == errno.ENOENT and "/~" in f"/{filename}":
         remedy = f"'~' is not expanded: os.path.expanduser(); {remedy}"
