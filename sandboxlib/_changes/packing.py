@@ -9,6 +9,7 @@ import hashlib
 import os
 import socket
 import threading
+from collections.abc import Callable
 
 from .._images import unpack_layers
 from .._runs.upper import Upper
@@ -77,20 +78,28 @@ def _packed(
 
 def _archive(upper: Upper, out: socket.socket) -> str:
     """Write the archive of an upper to a socket, and return its digest."""
+    return archive(upper, lambda data: out.sendall(data, socket.MSG_NOSIGNAL))
+
+
+def archive(upper: Upper, write: Callable[[bytes], object], with_root: bool = False) -> str:
+    """Give the archive of an upper to a function, part by part, and return its digest.
+
+    with_root: whether it has an entry for the root itself.
+    """
     hashed = hashlib.sha256()
 
-    def write(data: bytes) -> None:
+    def take(data: bytes) -> None:
         hashed.update(data)
-        out.sendall(data, socket.MSG_NOSIGNAL)
+        write(data)
 
-    gathered = Gathered(write)
-    archive = Archive(gathered.write, None, with_root=False)
-    reader, stream = Reader(upper), Stream(archive)
+    gathered = Gathered(take)
+    packed = Archive(gathered.write, None, with_root=with_root)
+    reader, stream = Reader(upper), Stream(packed)
     try:
         reader.call("changes", reader.owner, *_LIMITS, write=stream.take)
         stream.close()
     except Nonsense as error:
         raise nonsense(error) from None
-    archive.close()
+    packed.close()
     gathered.flush()
     return f"sha256:{hashed.hexdigest()}"

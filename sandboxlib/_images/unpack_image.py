@@ -10,12 +10,12 @@ from typing import Any
 
 from .._spec.overlay import Owners
 from .._store.locks import Lease
-from .._store.storage import Storage
+from .._store.storage import New, Storage
 from ..errors import ImageError
 from . import config, unpack
 from .kinds import hides_all
 from .known import IMAGES, Known, file_key, leased, recalled
-from .unpack_layers import NeedsLowers, Unpacked, Way, way_for
+from .unpack_layers import NeedsLowers, Unpacked, Way, plain, way_for
 from .unpack_layers import unpacked as unpacked_layer
 
 _MOST_AT_ONCE = 8  # children, each of which may take 2 GiB of addresses
@@ -100,6 +100,28 @@ def _oci(source: Source) -> tuple[Known, list[Lease]]:
         if stdin is not None:
             os.close(stdin)
     return _known(source, found, leases), leases
+
+
+def write_plain(
+    path: str, ref: str | None, storage: Storage, diff_id: str, new: New, timeout: float | None
+) -> bool:
+    """Write the tar of a layer of an image, without its compression, as `new.tree`/PLAIN. Returns
+    False if the image has no such layer; an .aci has none.
+    """
+    source = Source(path, ref, storage, way_for(None), timeout)
+    if source.is_aci:
+        return False
+    stdin = source.open()
+    try:
+        blobs = _layers(source, _inspected(source, stdin).get("layers"))
+        for blob in blobs:
+            if blob["diff_id"] == diff_id:
+                plain(source.way, source.request, new, stdin, blob)
+                return True
+    finally:
+        if stdin is not None:
+            os.close(stdin)
+    return False
 
 
 def _inspected(source: Source, stdin: int | None) -> Any:

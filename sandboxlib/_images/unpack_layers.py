@@ -19,6 +19,9 @@ from .child import overlay
 from .kinds import kind_of
 from .target import Existing
 
+SOURCES = "sources"  # the entries of the store that have the paths of the files of layers
+PLAIN = "layer.tar"
+_SETTINGS = {"piped": False, "offset": 0, "size": 0, "prefix": "", "digest": "", "diff_id": ""}
 _WALK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -78,7 +81,46 @@ def from_tar(path: str, store: Storage, timeout: float | None) -> str:
             digest = from_stream(fd, path, store, timeout, way, source)
     finally:
         os.close(fd)
+    with store._new() as new:
+        with open(new.file, "xb") as file:
+            file.write(os.fsencode(os.path.abspath(path)))
+        store._forget(SOURCES, digest[7:])
+        store._publish(new, SOURCES, digest[7:]).close()
     return digest
+
+
+def write_plain(store: Storage, digest: str, new: New, timeout: float | None) -> bool:
+    """Write the tar of a layer, without its compression, as `new.tree`/PLAIN, out of the file from
+    which from_tar() made it. Returns False if nobody knows that file.
+    """
+    lease = store._lease(SOURCES, digest[7:])
+    if lease is None:
+        return False
+    with open(lease.path, "rb") as file:
+        path = os.fsdecode(file.read())
+    lease.close()
+    fd = unpack._open_archive(path)
+    try:
+        source = {"offset": 0, "size": os.fstat(fd).st_size, "diff_id": digest}
+        plain(way_for(None), unpack.Request("layer", path, timeout=timeout), new, fd, source)
+    finally:
+        os.close(fd)
+    return True
+
+
+def plain(
+    way: Way, request: unpack.Request, new: New, stdin: int | None, source: dict[str, Any]
+) -> None:
+    """Write the tar of a layer, without its compression, as `new.tree`/PLAIN. source: as in
+    unpacked(). Raises ImageError if its digest is another one than the source says.
+    """
+    child = unpack.Child(request, way.confined)
+    child.stdin = stdin
+    child.settings |= {**_SETTINGS, "name": request.name, "zstd": unpack._zstandard()}
+    child.settings |= {**source, "job": "plain"}
+    value = child.run(Existing(new.tree))["value"]
+    if type(value) is not int:
+        raise child.nonsense(value)
 
 
 def from_stream(
@@ -125,8 +167,8 @@ def unpacked(
         child = unpack.Child(request, way.confined)
         child.stdin, child.lowers = stdin, [lease.path for lease in lowers]
         child.settings |= {
-            **{"piped": False, "name": request.name, "offset": 0, "size": 0, "prefix": ""},
-            **{"digest": "", "diff_id": "", "lowers": len(lowers), "zstd": unpack._zstandard()},
+            **_SETTINGS,
+            **{"name": request.name, "lowers": len(lowers), "zstd": unpack._zstandard()},
             "stack": unpack.stack_directory(),
             **{"owners": child.user != "root", "set_ids": True, "job": "layer"},
             **source,

@@ -80,18 +80,39 @@ def inspect(settings: dict[str, Any]) -> dict[str, Any]:
     return {"config": config, "account": account, "layers": found}
 
 
-def unpack(settings: dict[str, Any]) -> dict[str, Any]:
-    """Unpack one layer to the target. What it says goes beside the layer in the store."""
-    roots = Roots(settings["target"])
-    file: File | Piped
+def _opened(settings: dict[str, Any], roots: Roots) -> File | Piped:
+    """The file of a layer."""
     if settings["directory"]:
         roots.enter_source()
         file = documents.Directory().open(settings["name"])
         roots.leave_source()
-    elif settings["piped"]:
-        file = Piped(0)
-    else:
-        file = File(settings["name"], 0, settings["offset"], settings["size"])
+        return file
+    if settings["piped"]:
+        return Piped(0)
+    return File(settings["name"], 0, settings["offset"], settings["size"])
+
+
+def plain(settings: dict[str, Any]) -> int:
+    """Write the tar of a layer to the target, without its compression. Returns its size."""
+    roots = Roots(settings["target"])
+    file = _opened(settings, roots)
+    known = decompressors({file.magic()}, settings["zstd"])
+    roots.enter_target()
+    limit = limit_of(settings["max_size"], settings["max_members"])
+    blob = Counted(Part(file) if isinstance(file, File) else file, limit + limit // 8)
+    content = Counted(known[file.magic()](blob), limit)
+    with open("layer.tar", "xb") as out:
+        while data := content.read():
+            out.write(data)
+    content.check(settings["diff_id"], "layer")
+    blob.check(settings["digest"], "blob")
+    return content.size
+
+
+def unpack(settings: dict[str, Any]) -> dict[str, Any]:
+    """Unpack one layer to the target. What it says goes beside the layer in the store."""
+    roots = Roots(settings["target"])
+    file = _opened(settings, roots)
     prefix = settings["prefix"].encode()
     known = decompressors({file.magic()}, settings["zstd"])
     lowers = _open_lowers(settings)
@@ -165,6 +186,7 @@ def _stack_module(settings: dict[str, Any]) -> Any:
 JOBS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "inspect": inspect,
     "layer": unpack,
+    "plain": plain,
     "measure": measure,
     "account": account,
 }
