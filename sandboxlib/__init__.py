@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from ._inputs.outputs import Outputs
     from ._inputs.tree import Tree
     from ._remote.cached import Cached
+    from ._remote.remote import Remote
     from ._remote.server import Server
     from ._runner import Runner
     from ._spec.command import CommandOptions
@@ -89,6 +90,7 @@ __all__ = [
     "Process",
     "ProgramNotFound",
     "Progress",
+    "Remote",
     "RemoteError",
     "Result",
     "Runner",
@@ -144,6 +146,7 @@ _NAMES_LATER = {
     "Session": "_concurrent.session",
     "Runner": "_runner",
     "SandboxExecutor": "_concurrent.pool",
+    "Remote": "_remote.remote",
     "Server": "_remote.server",
     "Image": "_images.image",
     "Layer": "_changes.layer",

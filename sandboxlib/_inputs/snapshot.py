@@ -189,7 +189,7 @@ def _entry(
         os.close(inner)
 
 
-def _put(root: Folder, path: str, node: Node, own: set[int]) -> None:
+def put(root: Folder, path: str, node: Node, own: set[int]) -> None:
     """Places a node in a Folder that nobody else has. A directory on the way is copied first if it
     may belong to a snapshot. SpecError if the way leads through a file or a link, or a file would
     replace a directory.
@@ -269,7 +269,7 @@ def merged(
         if path == "/" and isinstance(node, Folder):
             root = copied(node)
         else:
-            _put(root, path, node, own)
+            put(root, path, node, own)
     return root
 
 
@@ -283,13 +283,8 @@ def without(folder: Folder, exclude: Globs, states: States) -> Folder:
     return left
 
 
-def encoded(folder: Folder, messages: dict[str, bytes] | None = None) -> str:
-    """The digest of the Directory message of a Folder.
-
-    messages: gets the messages of this and of all directories below, by their digests.
-    """
-    if folder.digest and messages is None:
-        return folder.digest
+def message_of(folder: Folder, messages: dict[str, bytes] | None = None) -> bytes:
+    """The Directory message of a Folder. messages: as in encoded(), without this one."""
     files, directories, links = {}, {}, {}
     for name, node in folder.items():
         if isinstance(node, Leaf):
@@ -299,7 +294,17 @@ def encoded(folder: Folder, messages: dict[str, bytes] | None = None) -> str:
             links[name] = _reapi.symlink_node(name, node.target, extra_of(node))
         else:
             directories[name] = _reapi.directory_node(name, encoded(node, messages))
-    message = _reapi.directory(files, directories, links, extra_of(folder))
+    return _reapi.directory(files, directories, links, extra_of(folder))
+
+
+def encoded(folder: Folder, messages: dict[str, bytes] | None = None) -> str:
+    """The digest of the Directory message of a Folder.
+
+    messages: gets the messages of this and of all directories below, by their digests.
+    """
+    if folder.digest and messages is None:
+        return folder.digest
+    message = message_of(folder, messages)
     folder.digest = digest = _reapi.digest_of(message)
     if messages is not None:
         messages[digest] = message

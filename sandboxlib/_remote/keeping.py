@@ -5,6 +5,9 @@ wherever it goes, and what the cache has goes there again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from .._runs.sinks import Sink, sink_for
 from .._spec.command import Command
 from .._spec.streams import STDOUT, Tee, is_capture, is_sink
@@ -15,6 +18,10 @@ from .results import MOST_STREAM, Answer
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from .outlets import Outlet
+
+_NONE: Mapping[str, Outlet] = MappingProxyType({})
 
 
 class Keeper:
@@ -74,7 +81,7 @@ class _Stream:
             return
         self.taker = self._take
         if value is not None:
-            self._sink = _sink_of(name, value, None)
+            self._sink = sink_of(name, value, None)
 
     def _take(self, data: bytes) -> None:
         if self._sink is not None:
@@ -94,7 +101,7 @@ class _Stream:
         return None if self._sink is None else self._sink.finish()
 
 
-def _sink_of(name: str, value: Any, most: int | None) -> Sink:
+def sink_of(name: str, value: Any, most: int | None) -> Sink:
     """The sink of an output that is not captured; a file has no bound."""
     if not is_sink(value):
         value, most = Tee(check_descriptor(name, value)), None
@@ -120,9 +127,13 @@ def would_be_killed(command: Command, answer: Answer) -> bool:
     return any(len(getattr(answer, name)) > most for name in wanted(command))
 
 
-def replayed(command: Command, answer: Answer, executor: str) -> Result:
+def replayed(
+    command: Command, answer: Answer, executor: str, outlets: Mapping[str, Outlet] = _NONE
+) -> Result:
     """The Result of an Answer. Functions, Lines, Tees and files get the output first. Raises what
     they raise.
+
+    outlets: those that have got some of it while the command ran.
     """
     contents: list[bytes | None] = [None, None]
     sizes: list[int | None] = [None, None]
@@ -135,8 +146,10 @@ def replayed(command: Command, answer: Answer, executor: str) -> Result:
         sink: Sink | None
         if is_capture(value):
             sink = sink_for(value, command.max_output, False)
+        elif name in outlets:
+            sink, content = outlets[name].sink, outlets[name].rest(content)
         else:
-            sink = _sink_of(name, value, command.max_output)
+            sink = sink_of(name, value, command.max_output)
         if sink is None:
             contents[index] = content
             continue

@@ -101,6 +101,7 @@ class Server:
         self._channel: Any = None
         self._by_kind: dict[Any, Any] = {}
         self._capabilities: Any = None
+        self._kept: dict[Any, Any] = {}
         self._closed = False
         _SERVERS.add(self)
 
@@ -215,19 +216,42 @@ class Server:
         told = self.capabilities().cache_capabilities.max_batch_total_size_bytes
         return min(told, LARGEST_BATCH) if told > 0 else LARGEST_BATCH
 
+    # ---- what lasts as long as the connection ----
+
+    def _keep(self, kind: Callable[[Server], _types.T]) -> _types.T:
+        """What kind(server) made at the first call; close() of the Server closes it."""
+        with self._lock:
+            self._check_open("run")
+            if kind not in self._kept:
+                self._kept[kind] = kind(self)
+            made: _types.T = self._kept[kind]
+            return made
+
+    def _open_aio(self) -> Any:
+        """A channel of grpc.aio, of the running event loop. Its calls take _metadata_of()."""
+        grpc = self._stubs_module.grpc
+        return self._channel_of(grpc.aio.insecure_channel, grpc.aio.secure_channel)
+
+    def _metadata_of(self, name: str) -> tuple[tuple[str, str], ...]:
+        """What a call of the method `name` carries. RemoteError if the token cannot be read."""
+        return () if self._token is None else self._metadata(name)
+
     # ---- its life ----
 
     def _open(self) -> Any:
         from .channel import Marked
 
         grpc = self._stubs_module.grpc
-        if not self._address.has_tls:
-            channel = grpc.insecure_channel(self._address.target, CHANNEL_OPTIONS)
-        else:
-            roots = self._ca or system_roots()
-            credentials = grpc.ssl_channel_credentials(roots, self._key, self._cert)
-            channel = grpc.secure_channel(self._address.target, credentials, CHANNEL_OPTIONS)
+        channel = self._channel_of(grpc.insecure_channel, grpc.secure_channel)
         return channel if self._token is None else Marked(channel, self._metadata)
+
+    def _channel_of(self, insecure: Any, secure: Any) -> Any:
+        target = self._address.target
+        if not self._address.has_tls:
+            return insecure(target, options=CHANNEL_OPTIONS)
+        roots = self._ca or system_roots()
+        credentials = self._stubs_module.grpc.ssl_channel_credentials(roots, self._key, self._cert)
+        return secure(target, credentials, options=CHANNEL_OPTIONS)
 
     def _metadata(self, name: str) -> tuple[tuple[str, str], ...]:
         assert self._token is not None
@@ -248,6 +272,9 @@ class Server:
         with self._lock:
             self._closed = True
             channel, self._channel, self._by_kind = self._channel, None, {}
+            kept, self._kept = list(self._kept.values()), {}
+        for each in kept:
+            each.close()
         if channel is not None:
             channel.close()
 
@@ -285,6 +312,8 @@ def _after_fork() -> None:
     """
     for server in _SERVERS:
         server._lock = threading.Lock()
+        _OF_PARENTS.extend(server._kept.values())
+        server._kept = {}
         if server._token is not None:
             server._token.renew()
         if server._channel is not None:

@@ -20,6 +20,7 @@ class MemoryServer:
     """blobs: by their digests. results: ActionResults by the digests of Actions. calls: the names
     of the calls that came. at_call: called with the name of each call before it is answered.
     refusal: a code of gRPC, and the name of the call that gets it ("": all of them); None: none.
+    streams: what Read gives from an offset on, for names that are no blobs.
     """
 
     def __init__(self) -> None:
@@ -28,6 +29,7 @@ class MemoryServer:
         self.calls: list[str] = []
         self.at_call: Callable[[str], object] = lambda name: None
         self.refusal: tuple[str, str] | None = None
+        self.streams: dict[str, Callable[[int], Iterator[bytes]]] = {}
         self.url = ""
 
     def put(self, content: bytes) -> str:
@@ -106,6 +108,11 @@ def _services(own: MemoryServer, add: Any) -> None:
     class Stream(bytestream_grpc.ByteStreamServicer):  # type: ignore[misc]
         def Read(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
             own.came("Read", context)
+            if (stream := own.streams.get(request.resource_name)) is not None:
+                yield from (
+                    bytestream_pb.ReadResponse(data=each) for each in stream(request.read_offset)
+                )
+                return
             found = own.blobs.get("/".join(request.resource_name.split("/")[-2:]))
             if found is None:
                 context.abort(grpc.StatusCode.NOT_FOUND, "no such blob")
@@ -131,14 +138,21 @@ def _services(own: MemoryServer, add: Any) -> None:
 
 
 @contextmanager
-def memory_server() -> Iterator[MemoryServer]:
-    """A server that listens on a port of loopback. The test is skipped without the packages."""
+def memory_server(
+    own: MemoryServer | None = None, add: Callable[[Any], object] | None = None, threads: int = 8
+) -> Iterator[MemoryServer]:
+    """A server that listens on a port of loopback. The test is skipped without the packages.
+
+    own: what is served; None: a new one. add: adds more services to a server of gRPC.
+    """
     _messages()
     from sandboxlib._remote.stubs import grpc
 
-    own = MemoryServer()
-    server = grpc.server(futures.ThreadPoolExecutor(8))
+    own = own or MemoryServer()
+    server = grpc.server(futures.ThreadPoolExecutor(threads))
     _services(own, server)
+    if add is not None:
+        add(server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     own.url = f"grpc://127.0.0.1:{port}"
