@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lib.machine import IS_SANITIZED, LIB, needs_root, require
+from lib.machine import IS_SANITIZED, LIB, host_mounts, needs_root, require
 from lib.names import check_name
 from lib.roots import make_rootfs
 from lib.sample import beyond_the_sample
@@ -149,6 +149,6 @@ def _no_slot_is_left_to_the_next_test() -> Iterator[None]:
 @pytest.fixture
 def host_mounts_unchanged() -> Iterator[None]:
     """Check that the caller's mounts are the same before and after the test."""
-    before = Path("/proc/self/mountinfo").read_text()
+    before = host_mounts()
     yield
-    assert Path("/proc/self/mountinfo").read_text() == before
+    assert host_mounts() == before

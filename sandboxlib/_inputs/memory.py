@@ -17,6 +17,7 @@ import os
 import stat
 from _thread import allocate_lock
 from itertools import count
+from weakref import ref
 
 from .._host import machine
 from .._images.child import removal
@@ -24,6 +25,8 @@ from .._store.locks import DIRECTORY, lock, new_directory, still_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .staging import Layer
 
 SHM = "/dev/shm"
@@ -39,7 +42,7 @@ class InMemory:
 
     __slots__ = ("__weakref__", "_directory", "_size", "path")
 
-    def __init__(self, directory: _Directory, path: str, size: int) -> None:
+    def __init__(self, directory: Directory, path: str, size: int) -> None:
         self._directory, self.path, self._size = directory, path, size
 
     def close(self) -> None:
@@ -51,8 +54,10 @@ class InMemory:
         self.close()
 
 
-class _Directory:
-    """The directory of this process, which has locked it. path: str."""
+class Directory:
+    """The directory of this process, which has locked it. It is removed if nobody refers to it any
+    more: neither a Placer nor a layer. path: str.
+    """
 
     def __init__(self) -> None:
         self.path, self._fd = new_directory(SHM, _PREFIX, 8)
@@ -68,8 +73,11 @@ class _Directory:
         """False in a fork of the process that made it."""
         return self._pid == os.getpid()
 
-    def stage(self, layer: Layer, size: int) -> InMemory | None:
-        """A new layer; None if there is no room for it."""
+    def stage(self, layer: Layer) -> InMemory | None:
+        """A new layer in memory; None if it is too large, or there is no room: use the store."""
+        size = layer.size
+        if size > LARGEST:
+            return None
         with self._lock:
             while self._freed:
                 self._size -= self._freed.pop()
@@ -99,7 +107,7 @@ class _Directory:
         self._freed.append(size)
 
     def close(self) -> None:
-        """Removes all of it, at the end of this process."""
+        """Removes all of it."""
         if self.is_ours and self._fd >= 0:
             _remove(self.path)
             self.abandon()
@@ -110,60 +118,60 @@ class _Directory:
         if fd >= 0:
             os.close(fd)
 
+    def __del__(self) -> None:
+        self.close()
+
 
 class _Process:
-    """What this process has in memory. directory: None before the first use, and if there can be
-    none. is_settled: whether that was found out.
-    """
+    """What this process has in memory. is_fit: whether it can have anything; None: nobody asked."""
 
     def __init__(self) -> None:
-        self.lock = allocate_lock()
-        self.directory: _Directory | None = None
-        self.is_settled = False
+        self._lock = allocate_lock()
+        self._directory: Callable[[], Directory | None] = _nothing
+        self._is_fit: bool | None = None
 
-    def find(self) -> _Directory | None:
-        """The directory, which the first use makes."""
-        if not self.is_settled:
-            with self.lock:
-                if not self.is_settled:
-                    self.directory = _new_directory()
-                    self.is_settled = True
-        return self.directory
+    def find(self) -> Directory | None:
+        """The directory, made if there is none. None if there can be none."""
+        with self._lock:
+            found = self._directory()
+            if self._is_fit is None:
+                self._is_fit = _is_fit()
+            if found is None and self._is_fit:
+                try:
+                    _remove_leftovers()
+                    found = Directory()
+                except OSError:
+                    self._is_fit = False
+                else:
+                    self._directory = ref(found)
+            return found
+
+    def close(self) -> None:
+        """Removes what is left at the end of the process."""
+        if (found := self._directory()) is not None:
+            found.close()
 
     def forget(self) -> None:
         """Lets a fork make a directory of its own."""
-        if self.directory is not None:
-            self.directory.abandon()
-        self.lock, self.directory, self.is_settled = allocate_lock(), None, False
+        if (found := self._directory()) is not None:
+            found.abandon()
+        self._lock, self._directory = allocate_lock(), _nothing
+
+
+def _nothing() -> None:
+    return None
 
 
 _process = _Process()
 os.register_at_fork(after_in_child=_process.forget)
+atexit.register(_process.close)
 
 
-def directory() -> str | None:
-    """The path of the directory of this process; None if there can be none."""
-    found = _process.find()
-    return None if found is None else found.path
-
-
-def stage(layer: Layer) -> InMemory | None:
-    """A new layer in memory; None if it is too large, or there is no room: use the store."""
-    size = layer.size
-    found = _process.find() if size <= LARGEST else None
-    return None if found is None else found.stage(layer, size)
-
-
-def _new_directory() -> _Directory | None:
-    if not _is_fit():
-        return None
-    try:
-        _remove_leftovers()
-        made = _Directory()
-    except OSError:
-        return None
-    atexit.register(made.close)
-    return made
+def find() -> Directory | None:
+    """The directory of this process; None if there can be none. Keep it as long as its path is in
+    use.
+    """
+    return _process.find()
 
 
 def _is_fit() -> bool:

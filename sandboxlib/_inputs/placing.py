@@ -15,7 +15,7 @@ from .._store.locks import Lease
 from .._store.storage import Storage
 from ..errors import SpecError, UnsupportedError
 from . import memory
-from .memory import InMemory
+from .memory import Directory, InMemory
 from .snapshot import Folder, Leaf, difference, encoded, merged
 from .staging import KIND, Attributes, Layer, Owner, source_date
 from .targets import Targets
@@ -78,6 +78,7 @@ class Placer:
         self._storage, self._root, self._prefix = storage, root, prefix
         self._owners, self._ids, self._hidden = owners, ids, tuple(hidden)
         self._lock = allocate_lock()
+        self._memory: Directory | None = None
         self._known: dict[object, Ready] = {}
         # One lease of each layer for all that use it: a lock of the store takes a descriptor.
         self._leases: WeakValueDictionary[object, Lease | InMemory] = WeakValueDictionary()
@@ -91,9 +92,11 @@ class Placer:
         return path
 
     @property
-    def in_memory(self) -> str | None:
+    def in_memory(self) -> Directory | None:
         """Where this process has layers in memory, which a slot sees; None: nowhere."""
-        return memory.directory()
+        if self._memory is None or not self._memory.is_ours:
+            self._memory = memory.find()
+        return self._memory
 
     def ready(self, command: Command, cwd: str | None = None) -> Ready:
         """The layers of a Command. What is not in the store yet is staged. SandboxError.
@@ -172,7 +175,8 @@ class Placer:
         key = os.getpid(), content  # a layer in memory is not that of a fork
         lease = self._leases.get(key)
         if lease is None or not os.path.lexists(lease.path):  # somebody removed the store
-            lease = (memory.stage(layer) if is_own else None) or layer.stage(self._storage)
+            here = self.in_memory if is_own else None
+            lease = (here and here.stage(layer)) or layer.stage(self._storage)
             self._leases[key] = lease
         return lease
 

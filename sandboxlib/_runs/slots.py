@@ -406,11 +406,12 @@ class Slots:
         for_run |= {name: self._values[name] for name in _OF_LAYERS if name in self._values}
         for_run["n_lowers"] = len(lowers)
         if self._is_late:
-            sources = {INPUTS: overlay.placer.directory, IN_MEMORY: overlay.placer.in_memory}
+            sources = {INPUTS: overlay.placer.directory}
+            if (in_memory := overlay.placer.in_memory) is not None:
+                sources[IN_MEMORY] = in_memory.path
             mounts += [
                 {"kind": lib.SBX_BIND, "flags": flags, "source": source, "target": target}
                 for target, source in sources.items()
-                if source is not None
             ]
             for_run["overlay"] |= lib.SBX_LATE
         held = native.held_flags(len(mounts), ())

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from lib.boxes import open_box
-from lib.machine import python, require
+from lib.machine import host_mounts, python, require
 from lib.waiting import late, processes, wait_until
 
 import sandboxlib
@@ -507,7 +507,7 @@ def promises_paths(executor: ModuleType) -> bool:
 def test_nothing_is_left(executor: ModuleType, rootfs: Path) -> None:
     def state() -> list[Any]:
         return [
-            Path("/proc/self/mountinfo").read_text(),
+            host_mounts(),
             sorted(int(fd) for fd in os.listdir("/proc/self/fd")),
             Path(f"/proc/self/task/{os.getpid()}/children").read_text(),
             sorted(str(p) for p in rootfs.rglob("*") if "bin" not in p.parts),

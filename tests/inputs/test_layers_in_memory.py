@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,19 +33,15 @@ root, store = sys.argv[1:]
 owners = Owners("single", os.geteuid(), os.getegid())
 placer = Placer(Store(store), lambda: [Lower(root)], b"user.overlay.", owners, None, ())
 ready = placer.ready(Command("x", inputs={"/a": b"1"}))
-print(memory.directory(), flush=True)
+print(memory.find().path, flush=True)
 """
 
 
 @pytest.fixture(autouse=True)
-def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[memory._Process]:
+def process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has nothing in memory yet."""
     require(memory._is_fit(), "there is no /dev/shm for layers in memory")
-    new = memory._Process()
-    monkeypatch.setattr(memory, "_process", new)
-    yield new
-    if new.directory is not None:
-        new.directory.close()
+    monkeypatch.setattr(memory, "_process", memory._Process())
 
 
 @pytest.fixture
@@ -64,9 +59,9 @@ def placer(store: Store, tmp_path: Path) -> Placer:
 
 def in_memory() -> list[str]:
     """The layers that there are."""
-    directory = memory.directory()
+    directory = memory.find()
     assert directory is not None
-    return sorted(os.listdir(directory))
+    return sorted(os.listdir(directory.path))
 
 
 def place(placer: Placer, content: bytes | File) -> Path:
@@ -84,7 +79,8 @@ def hold(tmp_path: Path, more: str) -> subprocess.Popen[str]:
 def test_a_layer_of_files_is_not_in_the_store(placer: Placer, store: Store) -> None:
     path = place(placer, b"1")
     assert (path / "a").read_bytes() == b"1"
-    assert str(path.parent) == memory.directory()
+    assert placer.in_memory is not None
+    assert str(path.parent) == placer.in_memory.path
     assert not Path(store.directory, "inputs").exists()
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
@@ -100,6 +96,28 @@ def test_a_layer_goes_with_the_last_that_refers_to_it(placer: Placer) -> None:
     placer._known.clear()
     gc.collect()
     assert in_memory() == []
+
+
+def test_the_directory_goes_with_the_last_sandbox(rootfs: Path, store: Store) -> None:
+    with Sandbox(Overlay(rootfs), store=store) as first:
+        for _ in range(2):
+            first.run(["true"])  # its programs stay open
+    del first
+    gc.collect()
+    before = set(os.listdir("/proc/self/fd"))
+    boxes = [Sandbox(Overlay(rootfs), store=store) for _ in range(2)]
+    for number in range(2):
+        assert boxes[number].run(["cat", "/a"], inputs={"/a": b"1"}).out == b"1"
+    directory = memory.find()
+    assert directory is not None
+    path = directory.path
+    del directory
+    for _ in range(2):
+        assert len(os.listdir(path)) == len(boxes)
+        boxes.pop().close()
+        gc.collect()
+    assert not os.path.exists(path)
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_equal_files_share_a_layer(placer: Placer) -> None:
@@ -145,11 +163,13 @@ def test_a_full_memory_is_no_failure(
 
 def test_a_changed_source_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(b"1")
+    directory = memory.find()
+    assert directory is not None
     changed = Leaf(f"{'0' * 64}/1", False, str(tmp_path / "source"))
     with pytest.raises(SetupError, match="has changed") as caught:
-        memory.stage(Layer(Folder({b"a": changed}), "", Owner(*IDS, 5), {}))
+        directory.stage(Layer(Folder({b"a": changed}), "", Owner(*IDS, 5), {}))
     assert caught.value.errno == errno.ESTALE
-    assert in_memory() == []
+    assert os.listdir(directory.path) == []
 
 
 def test_without_dev_shm_layers_are_in_the_store(
@@ -158,7 +178,7 @@ def test_without_dev_shm_layers_are_in_the_store(
     for missing in ("none", "root"):  # the second is no tmpfs of its own
         monkeypatch.setattr(memory, "SHM", str(tmp_path / missing))
         monkeypatch.setattr(memory, "_process", memory._Process())
-        assert memory.directory() is None
+        assert memory.find() is None
         assert place(placer, missing.encode()).is_relative_to(store.directory)
 
 
@@ -170,7 +190,7 @@ def test_a_directory_that_others_may_replace_is_not_used(monkeypatch: pytest.Mon
         return os.stat_result((status.st_mode & ~0o1000, *status[1:]))
 
     monkeypatch.setattr(os, "stat", open_to_all)
-    assert memory.directory() is None
+    assert memory.find() is None
 
 
 def test_the_next_process_removes_what_a_killed_one_left(tmp_path: Path) -> None:
@@ -182,7 +202,7 @@ def test_the_next_process_removes_what_a_killed_one_left(tmp_path: Path) -> None
             assert killed.stdout is not None
             left = Path(killed.stdout.readline().strip())
             assert killed.wait(60) == -signal.SIGKILL
-        assert memory.directory() is not None
+        assert memory.find() is not None
         assert not left.exists()
         assert os.listdir(kept) == ["0"]
         alive.stdin.close()
@@ -211,10 +231,10 @@ mine = ready.lowers[0].path
 pid = os.fork()
 if not pid:
     again = placer.ready(Command("x", inputs={"/a": b"1"})).lowers[0].path
-    is_own = again != mine and os.path.dirname(again) == memory.directory()
+    is_own = again != mine and os.path.dirname(again) == memory.find().path
     del ready
     placer._known.clear()
-    print(is_own, memory.directory(), flush=True)
+    print(is_own, memory.find().path, flush=True)
     sys.exit(0)
 os.waitpid(pid, 0)
 print(os.listdir(mine))
@@ -235,6 +255,6 @@ def test_runs_go_on_after_somebody_removed_the_directory(rootfs: Path, store: St
             result = box.run(["cat", "/a"], inputs={"/a": content}, fresh=number == 3)
             assert (result.exit, result.out) == (0, content)
             if number == 2:
-                directory = memory.directory()
+                directory = memory.find()
                 assert directory is not None
-                shutil.rmtree(directory)
+                shutil.rmtree(directory.path)

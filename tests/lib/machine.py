@@ -24,6 +24,14 @@ def many(quick: int, deep: int) -> int:
     return deep if "SANDBOXLIB_DEEP" in os.environ else quick
 
 
+def host_mounts() -> list[str]:
+    """The lines of mountinfo, but for FUSE: programs of tests beside this one mount it, where the
+    whole machine sees it, and none of ours does.
+    """
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if " - fuse" not in line]
+
+
 def require(present: object, reason: str) -> None:
     """Skip the test if something is missing; with SANDBOXLIB_MUST_WORK=1, fail."""
     if present:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from lib.boxes import open_box
-from lib.machine import many, needs_root, require
+from lib.machine import host_mounts, many, needs_root, require
 from lib.waiting import late, processes, wait_until
 
 from sandboxlib import CommandFailed, Mount, Policy, Result, Sandbox
@@ -561,7 +561,7 @@ def state() -> dict[str, Any]:
     return {
         "descriptors": sorted(fds),
         "threads": len(os.listdir("/proc/self/task")),
-        "mounts": Path("/proc/self/mountinfo").read_text(),
+        "mounts": host_mounts(),
         "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text(),
     }
 
