@@ -60,7 +60,7 @@ class Job:
         self.cwd = site.where
         self.outputs: list[Output] = []
         self.wanted = KNOWN.intersection(command.output_node_properties)
-        self.seconds = site.seconds(_seconds(action))
+        self.seconds = site.seconds(seconds_of(action))
         told = _format(command)
         self.trees, self.directories = told in (0, 2), told in (1, 2)
 
@@ -68,8 +68,9 @@ class Job:
     def box_key(self) -> object:
         return repr(sorted(self.options.items(), key=lambda item: item[0]))
 
-    def root(self, site: Site) -> Any:
+    def root(self) -> Any:
         """The root of the Sandbox."""
+        site = self.site
         if site.is_input_root:
             return Overlay(Tree({name: Tree({}) for name in _MOUNT_POINTS}))
         return site.root if isinstance(site.root, Overlay) else Overlay(site.root)
@@ -104,9 +105,10 @@ class _Writer:
         self.write = write
 
 
-def parse(executor: Any, action: Any, mounts: tuple[Mount, ...]) -> Job:
-    """The Job of an Action, by its digest or its message. Refused, SpecError, RemoteError."""
-    site = executor.site
+def read(executor: Any, action: Any) -> tuple[Any, Any, Folder]:
+    """The messages of an Action and its Command, and the input root. action: the digest of an
+    Action, or its message. Refused, SpecError, RemoteError.
+    """
     if isinstance(action, str):
         action = _parsed("Action", action, executor.fetch([_small(action)]))
     names = [_digest("command_digest", action.command_digest)]
@@ -120,9 +122,27 @@ def parse(executor: Any, action: Any, mounts: tuple[Mount, ...]) -> Job:
         folder = executor.folders.load(top, _after(found, executor.fetch))
     if not command.arguments:
         raise Refused("INVALID_ARGUMENT", "the Command has no arguments")
-    job = Job(site, action, command, folder)
+    return action, command, folder
+
+
+def platform_of(action: Any, command: Any) -> list[tuple[str, str]]:
+    """The properties of the platform: those of the Action, and of the Command if it has none."""
+    platform = action.platform if action.HasField("platform") else command.platform
+    return [(each.name, each.value) for each in platform.properties]
+
+
+def job_of(
+    executor: Any,
+    action: Any,
+    command: Any,
+    folder: Folder,
+    asked: dict[str, Any],
+    mounts: tuple[Mount, ...],
+) -> Job:
+    """The Job of an Action. asked: what Site.asked() says of its platform. Refused, SpecError."""
+    job = Job(executor.site, action, command, folder)
     _place(job)
-    _set_options(job, site, mounts)
+    _set_options(job, executor.site, asked, mounts)
     job.inputs = executor.inputs.of(job.folder)
     return job
 
@@ -161,7 +181,8 @@ def _parsed(kind: str, digest: str, found: Mapping[str, bytes]) -> Any:
     return parsed
 
 
-def _seconds(action: Any) -> float | None:
+def seconds_of(action: Any) -> float | None:
+    """The timeout of an Action; None if it has none."""
     if not action.HasField("timeout"):
         return None
     seconds = action.timeout.seconds + action.timeout.nanos / 1e9
@@ -253,11 +274,7 @@ def _names(what: str, path: str, above: list[str]) -> list[str]:
 # ---- options ---------------------------------------------------------------------------------
 
 
-def _set_options(job: Job, site: Site, mounts: tuple[Mount, ...]) -> None:
-    platform = job.action.platform if job.action.HasField("platform") else job.message.platform
-    asked = site.asked([(each.name, each.value) for each in platform.properties])
-    if asked.pop("sandboxlib", False):
-        raise Refused("FAILED_PRECONDITION", "this worker runs no Actions of sandboxlib")
+def _set_options(job: Job, site: Site, asked: dict[str, Any], mounts: tuple[Mount, ...]) -> None:
     options = {"umask": 0o022, **site.options, **asked}
     if mounts:
         options["extra_mounts"] = [*options.get("extra_mounts", ()), *mounts]

@@ -16,12 +16,12 @@ from .._store.storage import Storage
 from ..api import Sandbox
 from ..errors import RemoteError, SandboxError, SetupError, SpecError, UnsupportedError
 from ..result import Result
-from .action import Job, parse
+from .action import Job, job_of, platform_of, read
 from .files import Files
 from .inputs import Inputs
 from .outcome import Outcome, Refused
 from .report import Times
-from .results import not_begun, result_of
+from .results import not_begun, result_of, result_of_ours
 from .site import Site
 
 TYPE_CHECKING = False
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .._inputs.snapshot import Folder
+    from .ours import OurJob
 
 _MOST_BOXES = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -74,14 +75,23 @@ class Executor:
         """
         times = Times()
         try:
-            job = parse(self, action, tuple(bind_mounts))
+            job = self._job(action, tuple(bind_mounts))
             return self._execute(job, times, stop, (stdout, stderr), upload)
         except (Refused, Stopped, SandboxError, OSError) as error:
             return outcome_of(error)
 
+    def _job(self, action: Any, mounts: tuple[Mount, ...]) -> Job | OurJob:
+        message, command, folder = read(self, action)
+        asked = self.site.asked(platform_of(message, command))
+        if not asked.pop("sandboxlib", False):
+            return job_of(self, message, command, folder, asked, mounts)
+        from .ours import OurJob
+
+        return OurJob(self, message, command, folder)
+
     def _execute(
         self,
-        job: Job,
+        job: Job | OurJob,
         times: Times,
         stop: Event | None,
         sinks: tuple[Any, Any],
@@ -100,7 +110,9 @@ class Executor:
             times.note("execution_completed")
             return not_begun(self, code, str(error), times)
         times.note("execution_completed")
-        return result_of(self, job, result, times, upload)
+        if isinstance(job, Job):
+            return result_of(self, job, result, times, upload)
+        return result_of_ours(self, job, result, times, upload)
 
     def _stage(self, box: Sandbox, command: Command) -> None:
         """Makes the layers of the inputs. A file that was removed meanwhile, or is damaged, is
@@ -124,7 +136,6 @@ class Executor:
         self.inputs.clear()
         with self._lock:
             boxes = list(self._boxes.values())
-            self._boxes.clear()
         for box in boxes:
             box.close()
 
@@ -149,19 +160,18 @@ class Executor:
         found: Mapping[str, bytes] = self.source.fetch(list(digests))
         return found
 
-    def box(self, job: Job) -> Sandbox:
+    def box(self, job: Job | OurJob) -> Sandbox:
         """The Sandbox of a job; one with the same options is used again, with its slots."""
         key = job.box_key
         with self._lock:
             if (box := self._boxes.get(key)) is not None:
                 self._boxes.move_to_end(key)
                 return box
-        root = job.root(self.site)
-        box = Sandbox(root, store=self.store, **job.options)
+        box = Sandbox(job.root(), store=self.store, **job.options)
         with self._lock:
             box = self._boxes.setdefault(key, box)
             while len(self._boxes) > _MOST_BOXES:
-                self._boxes.popitem(last=False)
+                self._boxes.popitem(last=False)[1].close()
         return box
 
 

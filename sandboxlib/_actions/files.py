@@ -39,20 +39,21 @@ class Files:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self._above = storage._path(KIND) + "/"
 
     def source(self, digest: str) -> bytes | str:
         """Where a Leaf finds the content of a digest: it need not be there yet."""
         return b"" if digest == EMPTY else self.path(digest)
 
     def path(self, digest: str) -> str:
-        return self._storage._path(KIND, digest.partition("/")[0])
+        return self._above + digest.partition("/")[0]
 
     def absent(self, digests: Iterable[str]) -> list[str]:
         """Those that are not here. The others are noted as used."""
         found, now = [], time.time()
         for digest in digests:
             name, _, size = digest.partition("/")
-            path = self._storage._path(KIND, name)
+            path = self._above + name
             try:
                 status = os.lstat(path)
             except FileNotFoundError:
@@ -72,7 +73,7 @@ class Files:
 
     def forget_path(self, path: str) -> None:
         """The same for the path that a Leaf had; any other path is left alone."""
-        if os.path.dirname(path) == self._storage._path(KIND):
+        if os.path.dirname(path) + "/" == self._above:
             self._storage._forget(KIND, os.path.basename(path))
 
     def bring(self, digests: Iterable[str], source: Any) -> int:
@@ -146,7 +147,7 @@ class Files:
         with self._storage._step("put something into"):
             for digest in digests:
                 name = digest.partition("/")[0]
-                os.rename(os.path.join(new.tree, name), self._storage._path(KIND, name))
+                os.rename(os.path.join(new.tree, name), self._above + name)
                 total += -(-_size(digest) // 4096) * 4096
         self._storage._count(total)
 

@@ -126,6 +126,8 @@ class Bases:
             return same
         best, cost = None, max(64, 4 * isqrt(weight(folder))) + 1
         for base in reversed(known.values()):
+            if base.staged is None:  # its staging is under way, or has failed
+                continue
             if (found := distance(base, folder, cost)) < cost:
                 best, cost = base, found
         made = copied(folder)

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
+
 from .. import _reapi
-from .._inputs.snapshot import Folder, Leaf, Link
+from .._inputs.outputs import Outputs
+from .._inputs.snapshot import Folder, Leaf, Link, Node, leaf_of, merged
 from ..result import Result
 from .action import Job, Output
 from .outcome import Outcome, Refused
@@ -14,6 +18,8 @@ from .report import Times, fill_usage
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from .ours import OurJob
 
 _SIGNAL = 128  # a command that signal n ended has 128 + n, as shells and other workers have it
 
@@ -25,14 +31,9 @@ def exit_code(result: Result) -> int:
 
 def result_of(executor: Any, job: Job, result: Result, times: Times, upload: bool) -> Outcome:
     """Reads the outputs, sends what the server lacks, and makes the Outcome."""
-    from .._remote.stubs import re_pb
-
     times.note("output_upload_start")
     site = executor.site
-    message = re_pb.ActionResult(exit_code=exit_code(result))
-    blobs: dict[str, Any] = {}
-    for name, content in (("stdout", result.out), ("stderr", result.err)):
-        _put_stream(message, name, content or b"", site.inline, blobs)
+    message, blobs = _begun(executor, result)
     upper = result.changes._upper
     assert upper is not None
     with result.changes, Reader(upper, site.where, executor.files, job.wanted) as reader:
@@ -44,13 +45,77 @@ def result_of(executor: Any, job: Job, result: Result, times: Times, upload: boo
         if upload and blobs:
             executor.source.upload(blobs)
         reader.publish()
+    _finish(executor, message, result, times)
+    return _outcome(job, result, message)
+
+
+def _begun(executor: Any, result: Result) -> tuple[Any, dict[str, Any]]:
+    """A message with the exit status and the streams, and the blobs of these."""
+    from .._remote.stubs import re_pb
+
+    message = re_pb.ActionResult(exit_code=exit_code(result))
+    blobs: dict[str, Any] = {}
+    for name, content in (("stdout", result.out), ("stderr", result.err)):
+        _put_stream(message, name, content or b"", executor.site.inline, blobs)
+    return message, blobs
+
+
+def _finish(executor: Any, message: Any, result: Result, times: Times) -> None:
     times.note("output_upload_completed")
     times.note("worker_completed")
     metadata = message.execution_metadata
-    metadata.worker = site.name
+    metadata.worker = executor.site.name
     times.fill(metadata)
     fill_usage(metadata, result)
+
+
+def result_of_ours(
+    executor: Any, job: OurJob, result: Result, times: Times, upload: bool
+) -> Outcome:
+    """The same for an Action of ours, whose outputs the Result has. A path outside of the working
+    directory is absolute.
+    """
+    times.note("output_upload_start")
+    message, blobs = _begun(executor, result)
+    encoder = Encoder(frozenset())
+    above = job.cwd.rstrip("/") + "/"
+    outputs, tops = result.outputs, _tops(result.outputs.directories)
+    nodes: dict[str, dict[str, Node]] = {path: {} for path in tops}
+    for path, node in _nodes(outputs):
+        top = next((each for each in tops if path.startswith(each + "/")), None)
+        if isinstance(node, Leaf):
+            blobs[node.digest] = node.source
+        if top is not None:
+            nodes[top][path[len(top) + 1 :]] = node
+        elif not isinstance(node, Folder):
+            put_node(message, path.removeprefix(above), node)
+    for path, found in nodes.items():
+        made = message.output_directories.add(path=path.removeprefix(above))
+        tree = encoder.tree(merged(found, lambda node: node))  # type: ignore[arg-type, return-value]
+        blobs[digest := _reapi.digest_of(tree)] = tree
+        fill_digest(made.tree_digest, digest)
+    if upload and blobs:
+        executor.source.upload(blobs)
+    _finish(executor, message, result, times)
     return _outcome(job, result, message)
+
+
+def _tops(directories: Iterable[str]) -> list[str]:
+    """Those directories that lie in no other one of them."""
+    tops: list[str] = []
+    for path in sorted(directories, key=lambda path: path.split("/")):
+        if not tops or not path.startswith(tops[-1] + "/"):
+            tops.append(path)
+    return tops
+
+
+def _nodes(outputs: Outputs) -> Iterator[tuple[str, Node]]:
+    for path in outputs.directories:
+        yield path, Folder()
+    for path, file in outputs.items():
+        yield path, leaf_of(file)
+    for path, target in outputs.links.items():
+        yield path, Link(os.fsencode(target))
 
 
 def not_begun(executor: Any, code: int, text: str, times: Times) -> Outcome:
@@ -66,14 +131,14 @@ def not_begun(executor: Any, code: int, text: str, times: Times) -> Outcome:
     return Outcome(message)
 
 
-def _outcome(job: Job, result: Result, message: Any) -> Outcome:
+def _outcome(job: Job | OurJob, result: Result, message: Any) -> Outcome:
     if result.timed_out:
         text = f"the command took longer than {job.seconds:g} s"
         return Outcome(message, "DEADLINE_EXCEEDED", text)
     if "output" in result.limits_hit:
         text = f"the command wrote more than {job.site.max_output} bytes of output"
         return Outcome(message, "RESOURCE_EXHAUSTED", text)
-    may_be_cached = not job.action.do_not_cache and message.exit_code == 0
+    may_be_cached = not job.action.do_not_cache and result.ok
     return Outcome(message, may_be_cached=may_be_cached)
 
 
@@ -106,30 +171,30 @@ def _put_output(
     is_directory = isinstance(node, Folder)
     if node is None or (not isinstance(node, Link) and _kind(is_directory) not in output.kinds):
         return
-    if isinstance(node, Leaf):
-        made = message.output_files.add(path=output.path, is_executable=node.is_executable)
-        fill_digest(made.digest, node.digest)
-    elif isinstance(node, Link):
-        made = message.output_symlinks.add(path=output.path, target=_text(node.target))
-        if len(output.kinds) == 1:  # for clients of versions before output_paths
-            each = (
-                "output_directory_symlinks"
-                if "directory" in output.kinds
-                else "output_file_symlinks"
-            )
-            getattr(message, each).add(path=output.path, target=_text(node.target))
-    else:
+    if isinstance(node, Folder):
         made = message.output_directories.add(path=output.path)
         if job.trees:
             tree = encoder.tree(node)
-            digest = _reapi.digest_of(tree)
-            blobs[digest] = tree
+            blobs[digest := _reapi.digest_of(tree)] = tree
             fill_digest(made.tree_digest, digest)
         if job.directories:
             _put_directory(made, encoder.digest(node))
         return
+    made = put_node(message, output.path, node)
+    if isinstance(node, Link) and len(output.kinds) == 1:  # for clients of before output_paths
+        kind = "directory" if "directory" in output.kinds else "file"
+        getattr(message, f"output_{kind}_symlinks").add(path=output.path, target=made.target)
     if (extra := encoder.extra(node)) is not None:
         made.node_properties.ParseFromString(extra)
+
+
+def put_node(message: Any, path: str, node: Leaf | Link) -> Any:
+    """Adds a file or a link to an ActionResult."""
+    if isinstance(node, Link):
+        return message.output_symlinks.add(path=path, target=_text(node.target))
+    made = message.output_files.add(path=path, is_executable=node.is_executable)
+    fill_digest(made.digest, node.digest)
+    return made
 
 
 def _kind(is_directory: bool) -> str:

@@ -119,7 +119,7 @@ class Site(Value):
         )
         if timeout > max_timeout:
             raise SpecError(f"timeout is {timeout}, more than max_timeout, {max_timeout}")
-        if self.is_input_root and self.directory == "/":
+        if not self.is_input_root and self.directory == "/":
             raise SpecError("directory is '/'; root='input' makes the input root the root")
 
     @property

@@ -124,6 +124,11 @@ class Placer:
                     del self._known[next(iter(self._known))]
         return ready
 
+    def release(self) -> None:
+        """Lets go of the layers of all sets of inputs; those that runs use stay."""
+        with self._lock:
+            self._known.clear()
+
     def _owner(self) -> Owner:
         owners, ids = self._owners, self._ids
         uid, gid = owners.uid, owners.gid

@@ -133,7 +133,7 @@ class Folders:
         is_plain = folder.properties is None
         for node in message.files:
             content = _digest(node, node.name)
-            extra = _properties(node)
+            extra = _unnamed(node)
             is_plain = is_plain and extra is None
             source = self._source(content)
             folder[_name(node.name)] = Leaf(content, node.is_executable, source, 0, extra)
@@ -145,7 +145,7 @@ class Folders:
             deepest = max(deepest, below.total.deepest)
             is_plain = is_plain and below.total.is_plain
         for node in message.symlinks:
-            extra = _properties(node)
+            extra = _unnamed(node)
             is_plain = is_plain and extra is None
             folder[_name(node.name)] = Link(_target(node), extra)
         if len(folder) < len(message.files) + len(message.directories) + len(message.symlinks):
@@ -215,6 +215,15 @@ def _target(node: Any) -> bytes:
     if not target or b"\0" in target or len(target) > _LONGEST_TARGET:
         raise SpecError(f"the symbolic link {node.name!r} has a target that no link can have")
     return target
+
+
+def _unnamed(node: Any) -> Properties | None:
+    """The properties of a file or a link, which have no named ones: nobody would keep those."""
+    properties = _properties(node)
+    if properties is not None and properties.named:
+        name = properties.named[0][0].decode()
+        raise SpecError(f"the property {name} of {node.name!r} is not known")
+    return properties
 
 
 def _properties(node: Any) -> Properties | None:

@@ -125,6 +125,8 @@ class StackedRoot:
         """
         with self._lock:
             self._lowers = None
+        if self._placer is not None:
+            self._placer.release()
 
     def disk_upper(
         self, lowers: tuple[Lower, ...], deadline: float | None, stop: Callable[[], None]

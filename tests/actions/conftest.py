@@ -80,8 +80,8 @@ class Place:
 def make_place(tmp_path: Path) -> Iterator[Callable[..., Place]]:
     places: list[Place] = []
 
-    def make(directory: Path | None = None, max_size: int | None = None, **site: Any) -> Place:
-        store = Store(directory or tmp_path / "store", max_size=max_size)
+    def make(at: Path | None = None, max_size: int | None = None, **site: Any) -> Place:
+        store = Store(at or tmp_path / "store", max_size=max_size)
         places.append(Place(store, **site))
         return places[-1]
 
