@@ -4,6 +4,10 @@
 It compiles, each step in a pristine root with the inputs that it declares, links, runs the programs
 that it built, tries to break out, shows what a step changed and a header that was not declared, and
 then does the same steps without a sandbox, to show what the sandboxes cost.
+
+With --remote the workers of a server of remote execution do the steps, twice: the second time its
+cache has them all. --cluster starts such a server and two workers on this machine first, and builds
+a third time after an edit of all sources, in the midst of which it kills a worker.
 """
 
 from __future__ import annotations
@@ -114,12 +118,33 @@ def main(argv: Sequence[str]) -> int:
             os.chmod(directory, 0o755)
             shop = Workshop(project, Path(directory), options.cc, options.jobs)
             _make_directories(shop)
+            if options.cluster or options.remote:
+                return _elsewhere(shop, options)
             return _demo(shop, options.timeline)
-    except (SandboxError, demo_source.SourceError, OSError) as error:
+    except (SandboxError, demo_source.SourceError, OSError, ImportError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _elsewhere(shop: Workshop, options: argparse.Namespace) -> int:
+    from . import demo_cluster
+
+    timeline = Timeline(name=step_name)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        if options.cluster:
+            mounts = host_mounts(shop.directory / "root")
+            return demo_cluster.demo(shop.project, shop.directory, shop.compiler, mounts, timeline)
+        return demo_cluster.demo_at(
+            *(shop.project, options.remote, shop.compiler, options.instance, options.token),
+            dict(options.property),
+            timeline,
+        )
+    finally:
+        if options.timeline is not None:
+            timeline.save(options.timeline)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -128,7 +153,30 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=_count, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--timeline", type=Path, metavar="FILE", help="write a trace for browsers")
     parser.add_argument("--cc", default=shutil.which("cc") or "/usr/bin/cc", help="a C compiler")
-    return parser.parse_args(argv)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--cluster", action="store_true", help="start a server and two workers here")
+    where.add_argument("--remote", metavar="URL", help="build by that server: grpc://HOST:PORT")
+    parser.add_argument("--instance", metavar="NAME", default="", help="of that server")
+    parser.add_argument("--token", metavar="FILE", type=Path, help="a JWT for that server")
+    parser.add_argument(
+        "--property",
+        metavar="NAME=VALUE",
+        type=_pair,
+        action="append",
+        default=[],
+        help="what its workers have to have",
+    )
+    options = parser.parse_args(argv)
+    if (options.instance or options.token or options.property) and not options.remote:
+        parser.error("--instance, --token and --property go with --remote")
+    return options
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not name or not separator:
+        raise argparse.ArgumentTypeError(f"not NAME=VALUE: {text!r}")
+    return name, value
 
 
 def _count(text: str) -> int:
@@ -141,13 +189,18 @@ def _count(text: str) -> int:
 
 
 def _make_directories(shop: Workshop) -> None:
-    for name in ("usr", "etc/alternatives", "src", "build", "tmp", "proc", "dev"):
-        (shop.directory / "root" / name).mkdir(parents=True)
+    make_root(shop.directory / "root")
     for name in ("build", "bare"):
         (shop.directory / name).mkdir(exist_ok=True)
         (shop.directory / name / "probe.c").write_text(demo_proofs.PROBE)
+
+
+def make_root(root: Path) -> None:
+    """Makes a root for the host's compiler, which host_mounts() mounts there."""
+    for name in ("usr", "etc/alternatives", "src", "build", "tmp", "proc", "dev"):
+        (root / name).mkdir(parents=True)
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
-        host, in_root = Path("/", name), shop.directory / "root" / name
+        host, in_root = Path("/", name), root / name
         if host.is_symlink():
             in_root.symlink_to(os.readlink(host))
         elif host.is_dir():

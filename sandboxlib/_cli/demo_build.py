@@ -26,6 +26,7 @@ class Pass:
     """
 
     def __init__(self, title: str, total: int, timeline: Timeline | None = None) -> None:
+        self.title = title
         self.steps, self.hits, self.wall = 0, 0, 0.0
         self.failures: list[str] = []
         self.workers: Counter[str] = Counter()
