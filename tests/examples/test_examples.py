@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -134,6 +135,23 @@ def test_declared_inputs_names_a_file_that_a_step_did_not_declare(
     (source / "b.c").write_text('#include "a.c"\n')
     done = example("declared_inputs.py", source, out)
     assert (done.returncode, done.stderr) == (1, "not declared: /src/a.c\n")
+
+
+def test_cached_build_compiles_nothing_twice(
+    example: Example, sources: tuple[Path, Path], cluster: Any
+) -> None:
+    source, out = sources
+    (source / "a.h").write_text(f"int six(void); /* {source} */\n")  # no other test has it
+    first = example("cached_build.py", cluster.url, source, out)
+    assert (first.returncode, first.stdout) == (0, "3 files, 0 of them from the cache\n")
+    made = {path.name: path.read_bytes() for path in out.iterdir()}
+    shutil.rmtree(out)
+    again = example("cached_build.py", cluster.url, source, out)
+    assert again.stdout == "3 files, 3 of them from the cache\n"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == made
+    (source / "b.c").write_text("int b;\n")
+    changed = example("cached_build.py", cluster.url, source, out)
+    assert changed.stdout == "3 files, 2 of them from the cache\n"
 
 
 def test_stacked_layers_sees_what_the_layers_below_have(example: Example, place: Path) -> None:

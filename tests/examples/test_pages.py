@@ -24,6 +24,8 @@ TOP = Path(__file__).resolve().parents[2]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 PAGES = sorted((TOP / "docs").glob("*.md"))
 FENCE = re.compile(r"^(`{3,})(\S.*?)?\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
+#: The server of docs/remote.md, in whose place a cluster on this machine answers.
+SERVER = "grpc://buildgrid:8980"
 #: Blocks that are shown, not run: text, and directives of the site.
 SHOWN = ("text", "{toctree}", "{eval-rst}", "{literalinclude}", "{output-of}")
 
@@ -95,17 +97,20 @@ def test_no_block_of_a_page_is_passed_over() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_shows_is_what_happens(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    url = ""
+    if page.name == "remote.md":
+        url = request.getfixturevalue("cluster").url
     if page.name == "images.md":
         make_image(tmp_path / "box.aci")
-    if page.name == "changes.md":
+    if page.name in ("changes.md", "remote.md"):
         make_rootfs(tmp_path / "rootfs")
     variables: dict[str, object] = {}
     for kind, source, line in blocks(page):
         if kind == "python":
-            run_python(source, variables, page, line)
+            run_python(source.replace(SERVER, url or SERVER), variables, page, line)
         elif kind == "console":
             require(shutil.which("bash"), "there is no bash")
             run_console(source, page, line)

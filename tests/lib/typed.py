@@ -139,6 +139,15 @@ def build(runner: Runner) -> None:
 
 build(box)
 build(session)
+with sandboxlib.Server("grpc://cache:8980", token=Path("token")) as server:
+    cached = sandboxlib.Cached(box, server, write=True, assume=["layers"], unreachable="run")
+build(cached)
+assert_type(cached.run(["true"], do_not_cache=True).cached, bool)
+for maybe in cached.map([["true"]], 2, on_failure="continue"):
+    assert_type(maybe, Result | SandboxError)
+sandboxlib.Cached(box, "grpc://cache:8980")  # type: ignore[arg-type]
+sandboxlib.Cached(box, server, unreachable="wait")  # type: ignore[arg-type]
+cached.start(["true"])  # type: ignore[attr-defined]
 
 # ---- run_sandbox, in both forms --------------------------------------------------------------
 
