@@ -5,14 +5,18 @@
 
 URL: of a server; without one it starts BuildGrid with PostgreSQL on loopback (docs/remote.md says
 what that takes). The rows take turns, in another order each round: the bare calls to the server
-with ready requests, `cached hit` (Cached.run) and `cached hit, map` (a map of eight, for each).
-Prints the medians, and how much a hit is above the bare calls; the goal is 2 ms.
+with ready requests, `cached hit` (Cached.run), `cached hit, map of 8` (a map, for each of its
+commands), and `cached hit, no network` (Cached.run whose calls are answered at once, in this
+process: our own work alone). Prints the medians and the tenth that took least, and how much the
+medians are above that of the bare calls; the goal is 2 ms. A busy machine shows in the second row
+as if it were our work.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import random
 import statistics
 import tempfile
@@ -24,9 +28,9 @@ from typing import Any
 from sandboxlib import Cached, Command, Mount, Overlay, Sandbox, Server, Store, Tree
 from sandboxlib._remote import stubs
 
-GOAL = 2.0  # ms
 ASSUME = ["layers", "extra_mounts"]
 BARE, HIT, MAP = "bare calls of the stubs", "cached hit", "cached hit, map of 8"
+OWN = "cached hit, no network"
 
 
 def cases(directory: Path) -> dict[str, Command]:
@@ -82,6 +86,37 @@ def bare_calls(server: Server, digest: str) -> Callable[[], object]:
     return call
 
 
+class Ready:
+    """A stub that answers each method as the real one did at the first call."""
+
+    def __init__(self, stub: Any) -> None:
+        self._stub, self._answers = stub, dict[str, Any]()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(request: Any, timeout: float) -> Any:
+            if name not in self._answers:
+                self._answers[name] = getattr(self._stub, name)(request, timeout=timeout)
+            return self._answers[name]
+
+        return call
+
+
+def without_network(cached: Cached, command: Command) -> Callable[[], object]:
+    """Cached.run whose calls are answered in this process."""
+    server = cached.server
+    stub, ready = server.stub, dict[Any, Ready]()
+
+    def run() -> object:
+        server.stub = lambda kind: ready.setdefault(kind, Ready(stub(kind)))  # type: ignore
+        try:
+            return cached.run(command)
+        finally:
+            del server.stub  # type: ignore[method-assign]
+
+    run()
+    return run
+
+
 def timed(call: Callable[[], Any], count: int) -> float:
     """Milliseconds of one of `count` calls that are made at once."""
     began = time.perf_counter_ns()
@@ -99,6 +134,7 @@ def measure(cached: Cached, command: Command, rounds: int) -> dict[str, list[flo
         BARE: (bare, 1),
         HIT: (lambda: cached.run(command), 1),
         MAP: (lambda: list(cached.map([command] * 8, 2)), 8),
+        OWN: (without_network(cached, command), 1),
     }
     found: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(rounds):
@@ -136,17 +172,16 @@ def main() -> None:
 
 
 def report(cached: Cached, directory: Path, rounds: int) -> None:
-    print(f"{'':24}{'':26}{'median ms':>10}{'p90 ms':>9}{'above bare':>12}")
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs; ms")
+    print(f"{'':22}{'':26}{'median':>8}{'p10':>8}{'above bare':>12}")
     for case, command in cases(directory).items():
         shown, found = case, measure(cached, command, rounds)
         middle = {name: statistics.median(times) for name, times in found.items()}
         for name, times in found.items():
-            p90 = statistics.quantiles(times, n=10)[-1]
-            above = "" if name == BARE else f"{middle[name] - middle[BARE]:+.2f}"
-            print(f"{shown:24}{name:26}{middle[name]:10.2f}{p90:9.2f}{above:>12}")
+            p10 = statistics.quantiles(times, n=10)[0]
+            above = f"{middle[name] - middle[BARE]:+.2f}" if name in (HIT, MAP) else ""
+            print(f"{shown:22}{name:26}{middle[name]:8.2f}{p10:8.2f}{above:>12}")
             shown = ""
-        word = "kept" if middle[HIT] - middle[BARE] <= GOAL else "missed"
-        print(f"{'':24}goal of {GOAL:.0f} ms: {word}")
 
 
 if __name__ == "__main__":
