@@ -17,8 +17,8 @@ def staged(place: Any) -> set[Path]:
     """The layers of inputs: those in the store, and small ones in memory."""
     store = Path(place.executor.store.directory, "inputs")
     found = {each / "tree" for each in store.iterdir()} if store.exists() else set()
-    in_memory = memory.directory()
-    return found | (set() if in_memory is None else set(Path(in_memory).iterdir()))
+    in_memory = memory.find()
+    return found | (set() if in_memory is None else set(Path(in_memory.path).iterdir()))
 
 
 def files_of(layers: set[Path]) -> list[str]:
