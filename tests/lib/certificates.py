@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A certificate authority of a test's own, by openssl, and what it signs."""
+"""A certificate authority of a test's own, by openssl, and what it signs; tokens."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
+import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from lib.machine import require
 
@@ -45,3 +50,14 @@ class Authority:
         subprocess.run(
             ["openssl", *args], cwd=self.directory, check=True, capture_output=True, timeout=60
         )
+
+
+def jwt(secret: str, **claims: Any) -> str:
+    """A token of HS256."""
+
+    def packed(data: bytes) -> str:
+        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+    head = packed(json.dumps({"alg": "HS256", "typ": "JWT"}).encode())
+    text = f"{head}.{packed(json.dumps(claims).encode())}"
+    return f"{text}.{packed(hmac.digest(secret.encode(), text.encode(), hashlib.sha256))}"

@@ -37,8 +37,8 @@ AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.
 class Farmer:
     """Makes actions, and waits for their results over restarts of the server."""
 
-    def __init__(self, url: str) -> None:
-        self.server = Server(url)
+    def __init__(self, url: str, **credentials: Any) -> None:
+        self.server = Server(url, **credentials)
         busybox = find_busybox()
         assert busybox
         self.busybox = Path(busybox).read_bytes()

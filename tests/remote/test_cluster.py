@@ -18,7 +18,6 @@ from lib.waiting import wait_until
 
 from sandboxlib import RemoteError, Server, _reapi
 from sandboxlib._cluster import cluster as clusters
-from sandboxlib._cluster import database
 from sandboxlib._cluster.cluster import Cluster
 from sandboxlib._cluster.kept import ClusterError
 from sandboxlib._reapi import digest_of
@@ -66,6 +65,32 @@ def test_the_blobs_outlive_the_death_of_the_server_and_of_the_database(cluster: 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_what_the_database_was_told_outlives_its_death(cluster: Cluster) -> None:
+    pb = stubs.bots_pb
+    with Server(cluster.url) as server:
+        stub = server.stub(stubs.bots_grpc.BotsStub)
+        session = pb.BotSession(bot_id=f"bot-{os.getpid()}", status=1)
+        session.worker.devices.add(handle="it")
+        made = stub.CreateBotSession(pb.CreateBotSessionRequest(bot_session=session), timeout=30)
+        cluster.stop_database()
+        cluster.start_database()
+        made.status = 4  # it ends, so that the server does not wait for work for it
+        request = pb.UpdateBotSessionRequest(name=made.name, bot_session=made)
+
+        def update() -> str:
+            try:
+                stub.UpdateBotSession(request, timeout=30)
+            except stubs.grpc.RpcError as error:
+                return str(error.code().name)
+            return "OK"
+
+        # INTERNAL: a connection that the server had to the database that was.
+        answers: list[str] = []
+        assert wait_until(lambda: answers.append(update()) or answers[-1] != "INTERNAL", 30)
+        assert answers[-1] == "OK", "INVALID_ARGUMENT: the database does not know the session"
+
+
 def test_a_killed_process_leaves_no_server_behind(tmp_path: Path) -> None:
     require(not Cluster.lacks(), f"no cluster: {Cluster.lacks()}")
     program = f"""
@@ -111,26 +136,3 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(clusters.database, "programs", lambda: None)
     assert "apt install postgresql" in Cluster.lacks()
     assert os.listdir(tmp_path) == []
-
-
-def test_another_user_of_the_machine_does_not_get_into_the_database(cluster: Cluster) -> None:
-    psql = database.programs()
-    assert psql is not None
-    argv = [f"{psql}/psql", "-w", "-h", "127.0.0.1", "-p", str(cluster.database.port)]
-    argv += ["-U", "bgd", "-d", "postgres", "-Atc", "select 1"]
-    plain = {name: each for name, each in os.environ.items() if not name.startswith("PG")}
-
-    def ask(**environ: str) -> subprocess.CompletedProcess[str]:
-        environ = {**plain, "HOME": "/nowhere", "LC_ALL": "C", **environ}
-        return subprocess.run(
-            argv, env=environ, capture_output=True, text=True, timeout=60, check=False
-        )
-
-    assert "no password supplied" in ask().stderr
-    assert "authentication failed" in ask(PGPASSWORD="postgres").stderr
-    assert ask(**cluster.database.environ).stdout == "1\n"
-    path = Path(cluster.database.environ["PGPASSFILE"])
-    assert path.stat().st_mode & 0o777 == 0o600
-    password = path.read_text().strip().rpartition(":")[2]
-    assert len(password) == 64
-    assert password not in (cluster.directory / "bgd.yml").read_text() + cluster.database.url

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What goes wrong around a worker, done for real: servers that restart, a network that is cut,
-workers that are killed, blobs that are damaged, disks that are full.
+workers that are killed, blobs that are damaged, disks that are full. Most are slow; quick ones of
+the session and of the cache are in test_worker_session.py and tests/actions.
 """
 
 from __future__ import annotations
@@ -37,10 +38,18 @@ def unique() -> str:
     return str(100_000 + time.time_ns() % 1_000_000)
 
 
+def begun(farmer: Farmer, script: str) -> Any:
+    """Start an action, and wait until its command runs: its inputs are there then."""
+    seconds = f"1.{time.time_ns() % 10**9}"
+    waiting = farmer.start(farmer.action(f"sleep {seconds}; {script}"))
+    assert wait_until(lambda: processes(seconds))
+    return waiting
+
+
+@pytest.mark.slow
 def test_the_server_restarts(cluster: Any, farmer: Farmer, tmp_path: Path) -> None:
     with worker(cluster.url, tmp_path / "cache") as process:
-        waiting = farmer.start(farmer.action("sleep 1; echo over it"))
-        process.wait_for("lease accepted")
+        waiting = begun(farmer, "echo over it")
         cluster.stop_server()
         process.wait_for("lease done")  # while there is no server
         cluster.start_server()
@@ -50,10 +59,10 @@ def test_the_server_restarts(cluster: Any, farmer: Farmer, tmp_path: Path) -> No
         assert process.end() == 0
 
 
+@pytest.mark.slow
 def test_the_database_restarts(cluster: Any, farmer: Farmer, tmp_path: Path) -> None:
     with worker(cluster.url, tmp_path / "cache") as process:
-        waiting = farmer.start(farmer.action("sleep 1; echo over it"))
-        process.wait_for("lease accepted")
+        waiting = begun(farmer, "echo over it")
         cluster.stop_database()
         process.wait_for("lease done")
         process.wait_for("the server does not answer")
@@ -63,6 +72,7 @@ def test_the_database_restarts(cluster: Any, farmer: Farmer, tmp_path: Path) -> 
         assert process.end() == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_leaves_nothing_and_its_action_runs_elsewhere(
     cluster: Any, farmer: Farmer, tmp_path: Path
 ) -> None:
@@ -103,12 +113,13 @@ def test_a_damaged_blob_of_the_server_harms_its_action_alone(
         response = farmer.execute(digest)
         assert response.status.code != 0
         assert not response.result.output_files
+        assert farmer.run("true").status.code == 0
         path.write_bytes(data)
         assert farmer.stdout(farmer.execute(digest)) == data
-        assert farmer.run("true").status.code == 0
         assert process.end() == 0
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_the_cache_is_fetched_again(
     cluster: Any, farmer: Farmer, tmp_path: Path
 ) -> None:
@@ -128,6 +139,7 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(
         assert process.end() == 0
 
 
+@pytest.mark.slow
 @needs_root
 def test_a_full_disk_makes_a_worker_rest_and_another_one_runs_the_action(
     cluster: Any, farmer: Farmer, tmp_path: Path
@@ -215,8 +227,9 @@ def two_networks(cluster: Any) -> Iterator[tuple[int, int]]:
                     file.close()
 
 
+@pytest.mark.slow
 @needs_root
-@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [5, 60])
 def test_the_network_is_cut(cluster: Any, farmer: Farmer, tmp_path: Path, seconds: float) -> None:
     require(shutil.which("ip") and shutil.which("nsenter"), "there is no ip, or no nsenter")
     require(cluster.socket, "the server has no Unix socket")
@@ -227,8 +240,7 @@ def test_the_network_is_cut(cluster: Any, farmer: Farmer, tmp_path: Path, second
         ) as process,
     ):
         assert farmer.run("true").status.code == 0
-        waiting = farmer.start(farmer.action("sleep 1; echo cut"))
-        process.wait_for("lease accepted", 2)
+        waiting = begun(farmer, "echo cut")
         ip(far, "link", "set", "cable", "down")
         time.sleep(seconds)
         ip(far, "link", "set", "cable", "up")
@@ -250,6 +262,7 @@ def test_a_token_and_the_instance_go_with_each_call(cluster: Any, tmp_path: Path
         assert process.end() == 0
 
 
+@pytest.mark.slow
 def test_a_wrong_cache_or_port_is_told_before_anything_begins(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")
     with socket.create_server(("127.0.0.1", 0)) as taken:

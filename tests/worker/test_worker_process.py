@@ -77,8 +77,10 @@ def test_a_blob_that_lacks_is_told_as_the_api_says(
         assert response.status.details[0].Unpack(failure)
         assert [violation.type for violation in failure.violations] == ["MISSING"]
         assert failure.violations[0].subject.startswith("blobs/")
+        assert farmer.run("true").status.code == 0
 
 
+@pytest.mark.slow
 def test_sigterm_lets_the_action_end_and_takes_no_other(
     cluster: Any, farmer: Farmer, tmp_path: Path
 ) -> None:
@@ -94,6 +96,7 @@ def test_sigterm_lets_the_action_end_and_takes_no_other(
             assert farmer.stdout(other.response()) == b"other\n"
 
 
+@pytest.mark.slow
 def test_after_the_drain_timeout_another_worker_gets_the_action(
     cluster: Any, farmer: Farmer, tmp_path: Path
 ) -> None:
@@ -173,6 +176,7 @@ def test_systemd_and_prometheus_see_the_worker(
             assert process.process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_sighup_connects_anew(cluster: Any, farmer: Farmer, tmp_path: Path) -> None:
     with worker(cluster.url, tmp_path / "cache") as process:
         process.process.send_signal(signal.SIGHUP)
