@@ -72,7 +72,7 @@ class Cluster:
         self.socket = "" if certificates or len(os.fsencode(path)) > 107 else f"unix://{path}"
         self._closed = False
         self.server: Kept | None = None
-        (self.directory / "cas").mkdir(exist_ok=True)
+        (self.directory / "cas").mkdir(parents=True, exist_ok=True)
         self.database = Database(self.directory)
         try:
             self._run("migrate", "apply", self.database.url)

@@ -53,6 +53,25 @@ def site_of(config: Config) -> Site:
         raise SpecError(f"[sandbox]: {error}") from None
 
 
+def check_root(site: Site, cache: str) -> None:
+    """SpecError for a root that is no directory, or that holds the cache, or lies in it: the kernel
+    makes no overlay of two directories of which one lies in the other.
+    """
+    if type(site.root) is not str or site.is_input_root:
+        return
+    try:
+        root, place = os.stat(site.root), os.stat(cache)
+        os.close(os.open(site.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        text = f"{error.filename} cannot be used: {error.strerror}"
+        raise SpecError(f"[sandbox] root: {text}") from None
+    paths = os.path.realpath(site.root), os.path.realpath(cache)
+    if root.st_dev == place.st_dev and os.path.commonpath(paths) in paths:
+        text = f"{site.root} and the cache {cache} are the same, or one lies in the other"
+        remedy = "a cache on another file system will do, as one in /dev/shm"
+        raise SpecError(f"[sandbox] root: {text}; {remedy}")
+
+
 def _option(name: str, value: Any) -> Any:
     """A keyword argument of Sandbox from a value of TOML: a table becomes what it stands for."""
     makers: dict[str, Callable[..., Any]] = {"limits": Limits, "policy": Policy}

@@ -19,7 +19,7 @@ from .config import Config, address
 from .leases import Ended, Leases, Work
 from .metrics import Metrics
 from .session import Session
-from .site import announced, site_of
+from .site import announced, check_root, site_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Worker:
         self._internal = 0  # actions in a row that ended with INTERNAL
         site = site_of(config)
         self._lock = _only_one(config)
+        check_root(site, config.cache)
         #: Called with a text for people when something changed.
         self.on_status: Callable[[str], object] = lambda text: None
         self._metrics = Metrics(address(config.metrics), address(config.statsd), config.statsd_tags)

@@ -120,3 +120,15 @@ def test_the_program_prints_the_configuration_and_names_a_wrong_key() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("sandboxlib-worker: there is no --server")
     assert worker("--help").returncode == 0
+
+
+def test_a_root_and_the_cache_do_not_lie_in_each_other(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "cache" / "store").mkdir(parents=True)
+    for name in (".", "cache", "cache/store", "none", "file"):
+        root = tmp_path / name
+        flags = ("--cache", str(tmp_path / "cache"), "--sandbox", f'root="{root}"')
+        done = worker("--server", URL, *flags)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("sandboxlib-worker: [sandbox] root: "), done.stderr
+        assert str(root) in done.stderr
