@@ -122,7 +122,7 @@ class Cluster:
             capture_output=True,
             timeout=120,
             check=False,
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            env={**os.environ, "LC_ALL": "C.UTF-8", **self.database.environ},
         )
         if done.returncode != 0:
             text = (done.stderr + done.stdout).decode(errors="replace")[-2000:]
@@ -136,7 +136,9 @@ class Cluster:
         ready = self.directory / "bgd.pid"
         ready.unlink(missing_ok=True)
         argv = [program, "server", "start", str(self.directory / "bgd.yml"), "-v"]
-        self.server = kept = Kept([*argv, "--pid-file", str(ready)], self.directory / "bgd.log")
+        argv += ["--pid-file", str(ready)]
+        log = self.directory / "bgd.log"
+        self.server = kept = Kept(argv, log, environ=self.database.environ)
         kept.wait_for("BuildGrid", lambda: ready.exists() and ready.stat().st_size > 0)
 
     def stop_server(self) -> None:

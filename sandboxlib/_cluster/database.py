@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Database: a PostgreSQL on a port of loopback, without a password, for one cluster."""
+"""Database: a PostgreSQL on a port of loopback, with a password of its own, for one cluster."""
 
 from __future__ import annotations
 
 import os
 import pwd
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -39,9 +40,21 @@ def _version(directory: Path) -> int:
     return int(name) if name.isdigit() else 0
 
 
+def _private(path: Path, text: str) -> str:
+    """Writes a new file that its owner alone reads. Returns its path."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    return str(path)
+
+
 class Database:
     """A running PostgreSQL. directory: where its log is kept; its files are in a directory of their
     own in /tmp, since the user nobody cannot enter that of root.
+
+    environ: variables for its clients. They name a file with the password, which no command line
+    and no configuration has: any user of this machine reaches the port, and whoever may log in has
+    the server execute programs, as the user that runs it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -56,6 +69,8 @@ class Database:
         # for notifications: a client would hear of an end by the next keep-alive alone.
         self.url = f"postgresql+psycopg2://bgd@127.0.0.1:{self.port}/postgres"
         self._kept: Kept | None = None
+        self._password = secrets.token_hex(32)
+        self.environ = {"PGPASSFILE": _private(directory / "pgpass", f"*:*:*:*:{self._password}\n")}
         try:
             self._make()
             self.start()
@@ -65,14 +80,22 @@ class Database:
 
     def _make(self) -> None:
         ids: dict[str, Any] = {}
+        password = _private(Path(self.files) / "password", self._password)
         if self._user:
             entry = pwd.getpwnam(self._user)
-            os.chown(self.files, entry.pw_uid, entry.pw_gid)
+            for path in (self.files, password):
+                os.chown(path, entry.pw_uid, entry.pw_gid)
             ids = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
         made = subprocess.run(
             [
                 *(f"{self._programs}/initdb", "-D", f"{self.files}/data", "-U", "bgd"),
-                *("--auth=trust", "--no-sync", "--encoding=UTF8", "--no-locale"),
+                *(
+                    "--auth=scram-sha-256",
+                    f"--pwfile={password}",
+                    "--no-sync",
+                    "--encoding=UTF8",
+                    "--no-locale",
+                ),
             ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -81,6 +104,7 @@ class Database:
             check=False,
             **ids,
         )
+        os.unlink(password)
         if made.returncode != 0:
             raise ClusterError(f"initdb failed: {made.stderr.decode(errors='replace')[-2000:]}")
 

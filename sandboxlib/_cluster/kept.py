@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ..errors import SandboxError
 
@@ -28,9 +29,17 @@ class Kept:
 
     log: the file that gets its stdout and stderr, made anew. user: the name of the user that it
     runs as, "" for the caller. removed: a directory that goes if this process dies, or "".
+    environ: variables that it gets beside those of the caller.
     """
 
-    def __init__(self, argv: list[str], log: Path, user: str = "", removed: str = "") -> None:
+    def __init__(
+        self,
+        argv: list[str],
+        log: Path,
+        user: str = "",
+        removed: str = "",
+        environ: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.log = log
         with log.open("wb") as file:
             self._process = subprocess.Popen(
@@ -39,7 +48,7 @@ class Kept:
                 stdout=file,
                 stderr=file,
                 cwd="/",
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "LC_ALL": "C"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "LC_ALL": "C", **environ},
             )
 
     @property

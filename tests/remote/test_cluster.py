@@ -18,6 +18,7 @@ from lib.waiting import wait_until
 
 from sandboxlib import RemoteError, Server, _reapi
 from sandboxlib._cluster import cluster as clusters
+from sandboxlib._cluster import database
 from sandboxlib._cluster.cluster import Cluster
 from sandboxlib._cluster.kept import ClusterError
 from sandboxlib._reapi import digest_of
@@ -136,3 +137,26 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(clusters.database, "programs", lambda: None)
     assert "apt install postgresql" in Cluster.lacks()
     assert os.listdir(tmp_path) == []
+
+
+def test_another_user_of_the_machine_does_not_get_into_the_database(cluster: Cluster) -> None:
+    psql = database.programs()
+    assert psql is not None
+    argv = [f"{psql}/psql", "-w", "-h", "127.0.0.1", "-p", str(cluster.database.port)]
+    argv += ["-U", "bgd", "-d", "postgres", "-Atc", "select 1"]
+    plain = {name: each for name, each in os.environ.items() if not name.startswith("PG")}
+
+    def ask(**environ: str) -> subprocess.CompletedProcess[str]:
+        environ = {**plain, "HOME": "/nowhere", "LC_ALL": "C", **environ}
+        return subprocess.run(
+            argv, env=environ, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    assert "no password supplied" in ask().stderr
+    assert "authentication failed" in ask(PGPASSWORD="postgres").stderr
+    assert ask(**cluster.database.environ).stdout == "1\n"
+    path = Path(cluster.database.environ["PGPASSFILE"])
+    assert path.stat().st_mode & 0o777 == 0o600
+    password = path.read_text().strip().rpartition(":")[2]
+    assert len(password) == 64
+    assert password not in (cluster.directory / "bgd.yml").read_text() + cluster.database.url
