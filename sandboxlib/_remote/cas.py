@@ -201,8 +201,7 @@ def _statuses(server: Server, call: str, answer: Any, asked: Iterable[str]) -> d
 
 def _refused(server: Server, call: str, digest: str, status: Any) -> RemoteError:
     """The error for a blob that has a status of its own."""
-    codes = _stubs().code_pb.Code
-    code = codes.Name(status.code) if status.code in codes.values() else "UNKNOWN"
+    code = _stubs().code_name(status.code)
     return RemoteError(server.url, call, code, f"blob {digest}: {status.message}", (digest,))
 
 

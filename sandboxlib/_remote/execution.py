@@ -103,9 +103,9 @@ class Execution:
             return None
         response = stubs.re_pb.ExecuteResponse()
         if not operation.HasField("response"):
-            code = stubs.code_pb.Code.Name(operation.error.code)
+            code = stubs.code_name(operation.error.code or stubs.code_pb.UNKNOWN)
             raise self._error(call, code, operation.error.message or "it has no response")
-        if not operation.response.Unpack(response):
+        if not stubs.unpacked(operation.response, response):
             kind = operation.response.type_url
             raise self._error(call, "INTERNAL", f"the operation has a response of type {kind!r}")
         if response.status.code == stubs.code_pb.UNAVAILABLE:  # it could not be started
@@ -149,7 +149,7 @@ class Execution:
 
     def _note(self, operation: Any) -> None:
         metadata = stubs.re_pb.ExecuteOperationMetadata()
-        if not operation.metadata.Unpack(metadata):
+        if not stubs.unpacked(operation.metadata, metadata):
             return
         if metadata.stage != stubs.re_pb.ExecutionStage.EXECUTING:
             self._ends = None  # it may be queued again, if its worker was lost

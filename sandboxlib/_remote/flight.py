@@ -205,7 +205,7 @@ class Flight:
         ):
             self._end(response)
         else:
-            name = stubs.code_pb.Code.Name(code)
+            name = stubs.code_name(code)
             raise self._error(name, _details(response))
 
     def _again(self, reason: str) -> bool:
@@ -241,7 +241,7 @@ def _details(response: Any) -> str:
     texts = [response.status.message]
     for each in response.status.details:
         failure = stubs.error_details_pb.PreconditionFailure()
-        if each.Unpack(failure):
+        if stubs.unpacked(each, failure):
             texts += [
                 f"{one.type} {one.subject} {one.description}".strip() for one in failure.violations
             ]

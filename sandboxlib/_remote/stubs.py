@@ -60,6 +60,7 @@ __all__ = [
     "bots_pb",
     "bytestream_grpc",
     "bytestream_pb",
+    "code_name",
     "code_pb",
     "digest_message",
     "digest_text",
@@ -80,6 +81,7 @@ __all__ = [
     "status_pb",
     "struct_pb",
     "timestamp_pb",
+    "unpacked",
     "worker_pb",
     "wrappers_pb",
 ]
@@ -89,6 +91,21 @@ def digest_message(digest: str) -> Any:
     """The Digest message of a "HASH/SIZE"."""
     name, _, size = digest.partition("/")
     return re_pb.Digest(hash=name, size_bytes=int(size))
+
+
+def code_name(code: int) -> str:
+    """The name of a code of gRPC; "UNKNOWN" for a number that is none."""
+    return code_pb.Code.Name(code) if code in code_pb.Code.values() else "UNKNOWN"
+
+
+def unpacked(packed: Any, into: Any) -> bool:
+    """Whether an Any has a message of the class of `into`, which then has it. An Any whose content
+    is no message has none.
+    """
+    try:
+        return bool(packed.Unpack(into))
+    except message.DecodeError:
+        return False
 
 
 def digest_text(message: Any) -> str:

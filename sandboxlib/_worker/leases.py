@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .metrics import Metrics
 
 ACTIVE, COMPLETED = bots_pb.LeaseState.Value("ACTIVE"), bots_pb.LeaseState.Value("COMPLETED")
+CANCELLED = bots_pb.LeaseState.Value("CANCELLED")
 #: With these the server gives the action to another worker, or to this one again.
 RETRIED = (code_pb.UNAVAILABLE, code_pb.INTERNAL)
 
@@ -118,7 +119,9 @@ class Leases:
                     self._metrics.count("cancelled")
                     self._log.info("lease taken back", lease=id)
             for lease in told:
-                if lease.id not in self._works and lease.state != COMPLETED:
+                if lease.state == CANCELLED and (known := self._works.get(lease.id)) is not None:
+                    known.stop.set()
+                if lease.id not in self._works and lease.state not in (COMPLETED, CANCELLED):
                     work = Work(lease.id, lease.payload)
                     self._works[lease.id] = work
                     new.append(work)

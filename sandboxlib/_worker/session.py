@@ -36,6 +36,8 @@ LOST = ("INVALID_ARGUMENT", "NOT_FOUND", "DATA_LOSS", "ABORTED", "FAILED_PRECOND
 PROMPT = 30.0
 #: The waits between tries, in seconds: the first, and the longest.
 FIRST, LONGEST = 0.2, 10.0
+#: The pause, in seconds, after an update that could wait for work and was answered at once.
+BRIEF = 0.5
 #: A session that lives no longer than this was taken by another worker of the same name.
 SHORT = 5.0
 #: How long a worker without leases tries to tell a server that does not answer that it ends.
@@ -170,6 +172,8 @@ class Session:
             parent=self._config.instance, bot_session=self._message
         )
         answer = self._call("CreateBotSession", request, PROMPT, may_wait=False)
+        if not answer.name:
+            raise CallFailed("CreateBotSession", "INTERNAL", "the session has no name")
         self._message.name = answer.name
         self._message.version = answer.version
         self._began = time.monotonic()
@@ -191,6 +195,7 @@ class Session:
         may_wait = message.status == OK and busy < self.leases.slots and nothing_done
         timeout = self._wait_time(busy) if may_wait else PROMPT
         request = bots_pb.UpdateBotSessionRequest(name=message.name, bot_session=message)
+        asked = time.monotonic()
         answer = self._call("UpdateBotSession", request, timeout, may_wait)
         if answer is None:
             return  # there is something new to tell
@@ -200,6 +205,11 @@ class Session:
         if not may_wait and not is_news and nothing_done and not self._is_over():
             # The server does not wait for anything, so the worker does.
             self._event.wait(self._pause(answer))
+        elif may_wait and not is_news and time.monotonic() - asked < BRIEF:
+            # This server does not wait either: a worker without a pause would be all that it hears.
+            self._event.clear()
+            if all(work.done is None for work in self.leases.works()) and not self._is_over():
+                self._event.wait(self._until_drained(BRIEF))
 
     def _wait_time(self, busy: int) -> float:
         """How long the server may wait for work in a call: a busy worker wants to know soon what
@@ -219,11 +229,15 @@ class Session:
     def _take(self, had: dict[str, bots_pb.Lease], answer: bots_pb.BotSession) -> bool:
         """Take over the leases of an answer. Whether there is something to tell the server."""
         new = self.leases.settle(had, list(answer.leases))
+        room = self.leases.slots - (len(self.leases.works()) - len(new))
         for work in new:
             if self._draining is not None:
                 self.leases.refuse(work, "the worker is going to stop")
+            elif room <= 0:
+                self.leases.refuse(work, f"all {self.leases.slots} slots have a lease")
             else:
                 self.leases.start(work)
+                room -= 1
         self._status(self._text())
         return bool(new)
 

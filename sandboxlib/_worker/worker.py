@@ -13,7 +13,7 @@ from .._actions.execute import Executor
 from .._images.store import Store
 from .._remote import cas
 from .._remote.server import Server
-from .._remote.stubs import code_pb, digest_text, re_pb, status_pb
+from .._remote.stubs import code_pb, digest_text, re_pb, status_pb, unpacked
 from ..errors import SpecError
 from .config import Config, address
 from .leases import Ended, Leases, Work
@@ -113,13 +113,9 @@ class Worker:
 
     def _execute(self, work: Work) -> Ended:
         """Execute the action of a lease."""
-        action, digest = re_pb.Action(), re_pb.Digest()
-        if work.payload.Unpack(action):
-            wanted: Any = action
-        elif work.payload.Unpack(digest):
-            wanted = digest_text(digest)
-        else:
-            text = f"the lease has a {work.payload.type_url}, which is no Action"
+        wanted = wanted_of(work.payload)
+        if wanted is None:
+            text = f"the lease has a {work.payload.type_url[:200]!r}, which is no Action"
             return Ended(status_pb.Status(code=code_pb.INVALID_ARGUMENT, message=text))
         outcome = self._executor.execute(wanted, stop=work.stop)
         if outcome.result is not None:
@@ -151,6 +147,14 @@ class Worker:
                 nanos = getattr(metadata, last).ToNanoseconds()
                 nanos -= getattr(metadata, first).ToNanoseconds()
                 self._metrics.record("action_seconds", nanos / 1e9, phase=phase)
+
+
+def wanted_of(payload: Any) -> Any:
+    """The Action of a lease, or its digest; None if it has neither."""
+    action, digest = re_pb.Action(), re_pb.Digest()
+    if unpacked(payload, action):
+        return action
+    return digest_text(digest) if unpacked(payload, digest) else None
 
 
 def _only_one(config: Config) -> int:

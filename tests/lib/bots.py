@@ -31,6 +31,9 @@ class FakeBots(bots_grpc.BotsServicer):
         self.statuses: list[int] = []
         self.failures: list[grpc.StatusCode] = []  # of the next calls
         self.calls = 0
+        self.waits = True  # whether an update waits for work
+        self.has_names = True  # whether a session gets a name
+        self.capacity = 0  # leases at once, whatever the worker says; 0: as it says
 
     def __enter__(self) -> FakeBots:
         self.server = grpc.server(ThreadPoolExecutor(8))
@@ -86,6 +89,8 @@ class FakeBots(bots_grpc.BotsServicer):
             self._fail(context)
             answer = request.bot_session
             answer.name = self.session = f"{request.parent}/{next(self.names)}"
+            if not self.has_names:
+                answer.name = ""
             answer.version = str(self.version)
             self.sessions.append(answer)
             self.leases.clear()
@@ -99,7 +104,7 @@ class FakeBots(bots_grpc.BotsServicer):
             if request.name != self.session:
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no such session")
             self.statuses.append(answer.status)
-            capacity = int(answer.worker.configs[0].value)
+            capacity = self.capacity or int(answer.worker.configs[0].value)
             old = answer.version
             for lease in answer.leases:
                 if lease.state == COMPLETED and self.leases.pop(lease.id, None) is not None:
@@ -107,7 +112,7 @@ class FakeBots(bots_grpc.BotsServicer):
                     self.version += 1
             self._assign(answer.status, capacity)
             is_idle = old == str(self.version) and len(self.leases) < capacity
-            if is_idle and answer.status == OK:
+            if is_idle and answer.status == OK and self.waits:
                 context.add_callback(self._notify)
                 wait = min(context.time_remaining() or 5, 60) * 0.8
                 self.changed.wait_for(lambda: self._has_news(context), wait)

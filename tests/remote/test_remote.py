@@ -334,6 +334,34 @@ def test_other_codes_are_told_at_once(fake: Executions, remote: Remote, code: st
     assert len(fake.executes) == 2
 
 
+@pytest.mark.parametrize("part", ["response", "metadata", "code", "details", "error"])
+def test_an_operation_that_is_malformed_is_an_error_of_the_server(
+    fake: Executions, remote: Remote, part: str
+) -> None:
+    def told(request: Any, context: Any) -> Iterator[Any]:
+        made = operation("operations/x", response("INTERNAL", "of the worker"))
+        answer = response("INTERNAL", "of the worker")
+        if part in ("response", "metadata"):
+            getattr(made, part).value = b"\xff\xff"
+        elif part == "code":
+            answer.status.code = 12345
+            made.response.Pack(answer)
+        elif part == "details":
+            kind = "type.googleapis.com/google.rpc.PreconditionFailure"
+            answer.status.details.add(type_url=kind, value=b"\xff\xff")
+            made.response.Pack(answer)
+        else:
+            made.ClearField("response")
+            made.error.code = 12345
+        yield made
+
+    fake.on_execute = told
+    with pytest.raises(RemoteError) as failed:
+        remote.run(["prog"])
+    expected = {"code": "UNKNOWN", "error": "UNKNOWN"}.get(part, "INTERNAL")
+    assert failed.value.code == expected
+
+
 # ---- what a server lost ------------------------------------------------------------------------
 
 

@@ -15,7 +15,8 @@ from lib.waiting import wait_until
 
 from sandboxlib import SpecError
 from sandboxlib._remote.server import Server
-from sandboxlib._remote.stubs import code_pb, grpc, re_pb, status_pb
+from sandboxlib._remote.stubs import any_pb, bots_pb, code_pb, grpc, re_pb, status_pb
+from sandboxlib._worker import leases as leases_module
 from sandboxlib._worker.config import read_config
 from sandboxlib._worker.leases import Ended, Leases, Work
 from sandboxlib._worker.logs import Log
@@ -273,3 +274,60 @@ def test_an_idle_worker_makes_few_calls(bots: FakeBots) -> None:
         assert wait_until(lambda: bots.calls == 2)
         time.sleep(1.5)
         assert bots.calls == 2  # it waits in the second
+
+
+def test_a_server_that_never_waits_is_not_called_without_a_pause(bots: FakeBots) -> None:
+    bots.waits = False
+    with running(bots, quick):
+        time.sleep(2.0)
+        assert 2 <= bots.calls < 12
+        bots.give(action())
+        (lease,) = bots.wait_done(1)
+        assert lease.status.code == 0
+
+
+def test_a_session_without_a_name_is_none(bots: FakeBots) -> None:
+    bots.has_names = False
+    with running(bots, quick) as run:
+        time.sleep(1.0)
+        assert bots.calls < 10
+        assert "the session has no name" in run.text()
+
+
+def test_a_lease_that_is_told_as_cancelled_is_stopped_or_not_begun() -> None:
+    leases = Leases(1, until_stopped, lambda: None, Log("json", "error", io.BytesIO()), Metrics())
+    told = bots_pb.Lease(id="a", state=leases_module.ACTIVE)
+    (work,) = leases.settle({}, [told])
+    assert not work.stop.is_set()
+    told.state = leases_module.CANCELLED
+    other = bots_pb.Lease(id="b", state=leases_module.CANCELLED)
+    assert leases.settle({"a": work.message()}, [told, other, other]) == []
+    assert work.stop.is_set()
+    assert leases.works() == [work]  # it is told once it has ended
+    leases.close()
+
+
+def test_leases_beyond_the_slots_are_given_back(bots: FakeBots) -> None:
+    bots.capacity = 100
+    gate = threading.Event()
+
+    def wait(work: Work) -> Ended:
+        gate.wait(60)
+        return ended()
+
+    with running(bots, wait):
+        for number in range(6):
+            bots.give(action(number))
+        refused = bots.wait_done(4)
+        assert {lease.status.code for lease in refused} == {code_pb.UNAVAILABLE}
+        assert "slots" in refused[0].status.message
+        gate.set()
+        bots.wait_done(6)
+
+
+@pytest.mark.parametrize("kind", ["Action", "Digest", "Nothing"])
+def test_a_lease_whose_payload_is_no_message_has_no_action(kind: str) -> None:
+    from sandboxlib._worker.worker import wanted_of
+
+    name = f"type.googleapis.com/build.bazel.remote.execution.v2.{kind}"
+    assert wanted_of(any_pb.Any(type_url=name, value=b"\xff\xff")) is None
