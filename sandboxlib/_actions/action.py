@@ -17,7 +17,7 @@ from .._spec.streams import Tee
 from ..errors import SpecError
 from .inputs import resolved, with_directories
 from .outcome import Refused
-from .outputs import KNOWN
+from .outputs import KNOWN, MOST_DEEP
 from .site import Site
 
 TYPE_CHECKING = False
@@ -268,6 +268,9 @@ def _names(what: str, path: str, above: list[str]) -> list[str]:
             names.pop()
         elif name not in ("", "."):
             names.append(name)
+    if len(names) > MOST_DEEP:
+        text = f"{what} is more than {MOST_DEEP} directories deep"
+        raise Refused("INVALID_ARGUMENT", text)
     return names
 
 

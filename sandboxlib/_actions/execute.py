@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _MOST_BOXES = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+#: Steps that fail with these for what an Action names, in its own root.
+_STEPS = ("cwd", "exec", "mount", "target")
+_NAMED = (errno.E2BIG, errno.EINVAL, errno.EISDIR, errno.ENOENT, errno.ENOTDIR)
 
 
 class Executor:
@@ -111,7 +114,7 @@ class Executor:
             return not_begun(self, code, str(error), times)
         times.note("execution_completed")
         if isinstance(job, Job):
-            return result_of(self, job, result, times, upload)
+            return result_of(self, job, result, times, upload, stop)
         return result_of_ours(self, job, result, times, upload)
 
     def _stage(self, box: Sandbox, command: Command) -> None:
@@ -203,6 +206,20 @@ def _exit_code(error: SetupError) -> int | None:
     return 126 if error.errno in known else None
 
 
+def _is_of_action(error: BaseException) -> bool:
+    """Whether what the Action names is at fault, and not this machine: INTERNAL would have it
+    tried again by one worker after the other, each of which would rest for it.
+    """
+    number = getattr(error, "errno", None)
+    if number in (errno.ENAMETOOLONG, errno.ELOOP):
+        return True
+    if not isinstance(error, SetupError):
+        return False
+    if error.step == "source":
+        return number in _NAMED and error.what.startswith("writable path")
+    return number in _NAMED and error.step in _STEPS
+
+
 def outcome_of(error: BaseException) -> Outcome:
     """The Outcome of an execution that raised an error."""
     missing: tuple[str, ...] = ()
@@ -223,4 +240,6 @@ def outcome_of(error: BaseException) -> Outcome:
         code = "FAILED_PRECONDITION"
     elif getattr(error, "errno", None) in _FULL:
         code = "RESOURCE_EXHAUSTED"
+    elif _is_of_action(error):
+        code = "INVALID_ARGUMENT"
     return Outcome(None, code, text, missing)

@@ -19,6 +19,7 @@ from .._changes.child.stack import Directory, Entry, Stack
 from .._inputs.collecting import clone, copy_data, write_all
 from .._inputs.snapshot import Folder, Leaf, Link, Properties
 from .._inputs.staging import source_date
+from .._runs.run import Stopped
 from .._runs.upper import Upper
 from .._spec.inputs import CHUNK
 from .files import Files
@@ -26,9 +27,12 @@ from .outcome import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from threading import Event
+
     from .._store.storage import New
 
 MOST = 200_000  # files, directories and links that a command made or changed
+MOST_BYTES = 64 << 30  # of large files, with their holes, which are read and sent as zeros
 MOST_DEEP = 200  # directories in each other
 _SMALL = 1 << 18  # bytes: such a file is in memory until it is uploaded
 _MOST_IN_MEMORY = 32 << 20
@@ -41,15 +45,24 @@ class Reader:
     """Reads outputs. Use it in `with`, which lasts until all was uploaded.
 
     upper: of the run. where: the input root in the root, as names. wanted: the node properties that
-    the Action asks for. blobs: gets the contents, by their digests: bytes, or the path of a file.
+    the Action asks for. stop: once it is set, read() raises Stopped. blobs: gets the contents, by
+    their digests: bytes, or the path of a file.
     """
 
-    def __init__(self, upper: Upper, where: str, files: Files, wanted: frozenset[str]) -> None:
+    def __init__(
+        self,
+        upper: Upper,
+        where: str,
+        files: Files,
+        wanted: frozenset[str],
+        stop: Event | None = None,
+    ) -> None:
         self._where, self._files, self._wanted = where, files, wanted
         self.blobs: dict[str, bytes | str] = {}
         self._stack = contextlib.ExitStack()
         self._upper = upper
-        self._room, self._left = _MOST_IN_MEMORY, MOST
+        self._room, self._left, self._bytes = _MOST_IN_MEMORY, MOST, MOST_BYTES
+        self._stop = stop
         self._new: New | None = None
         self._stored: list[str] = []
         self._date = source_date()
@@ -212,6 +225,10 @@ class Reader:
 
     def _stored_file(self, fd: int, size: int) -> str:
         """Puts a large file into the store: it is uploaded from there, and is an input later."""
+        self._bytes -= size
+        if self._bytes < 0:
+            text = f"the outputs have more than {MOST_BYTES >> 30} GiB, holes included"
+            raise Refused("RESOURCE_EXHAUSTED", text)
         if self._new is None:
             self._new = self._stack.enter_context(self._files.new())
         path = os.path.join(self._new.tree, f"new{len(self.blobs)}")
@@ -229,6 +246,8 @@ class Reader:
             hash = sha256()
             length = 0
             while chunk := os.read(new, CHUNK):
+                if self._stop is not None and self._stop.is_set():
+                    raise Stopped
                 hash.update(chunk)
                 length += len(chunk)
         finally:
@@ -246,6 +265,17 @@ def _whole(fd: int, size: int) -> bytes:
     while len(content) < size and (data := os.read(fd, size - len(content))):
         content += data
     return bytes(content)
+
+
+def utf8(what: str, text: bytes) -> str:
+    """A text for a message. Refused if it is not UTF-8: whoever got the message could not read it,
+    nor anything beside the text.
+    """
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        why = f"{what} {text!r}, which is not UTF-8: no message can have it"
+        raise Refused("FAILED_PRECONDITION", why) from None
 
 
 # ---- messages --------------------------------------------------------------------------------
@@ -274,10 +304,12 @@ class Encoder:
             return folder.digest
         files, directories, links = {}, {}, {}
         for name, node in folder.items():
+            utf8("an output has the name", name)
             if isinstance(node, Leaf):
                 extra = self._extra(node, 0o755 if node.is_executable else 0o644)
                 files[name] = _reapi.file_node(name, node.digest, node.is_executable, extra)
             elif isinstance(node, Link):
+                utf8("a symbolic link leads to", node.target)
                 links[name] = _reapi.symlink_node(name, node.target, self._extra(node, 0o777))
             else:
                 directories[name] = _reapi.directory_node(name, self.digest(node))

@@ -11,14 +11,16 @@ from .._inputs.outputs import Outputs
 from .._inputs.snapshot import Folder, Leaf, Link, Node, leaf_of, merged
 from ..result import Result
 from .action import Job, Output
-from .outcome import Outcome, Refused
-from .outputs import Encoder, Reader
+from .outcome import Outcome
+from .outputs import Encoder, Reader, utf8
 from .report import Times, fill_usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from threading import Event
     from typing import Any
 
+    from .._runs.upper import Upper
     from .ours import OurJob
 
 _SIGNAL = 128  # a command that signal n ended has 128 + n, as shells and other workers have it
@@ -29,14 +31,15 @@ def exit_code(result: Result) -> int:
     return _SIGNAL - result.exit if result.exit < 0 else result.exit
 
 
-def result_of(executor: Any, job: Job, result: Result, times: Times, upload: bool) -> Outcome:
-    """Reads the outputs, sends what the server lacks, and makes the Outcome."""
+def result_of(
+    executor: Any, job: Job, result: Result, times: Times, upload: bool, stop: Event | None
+) -> Outcome:
+    """Reads the outputs, sends what the server lacks, and makes the Outcome. Raises Stopped."""
     times.note("output_upload_start")
-    site = executor.site
     message, blobs = _begun(executor, result)
     upper = result.changes._upper
     assert upper is not None
-    with result.changes, Reader(upper, site.where, executor.files, job.wanted) as reader:
+    with result.changes, _reader(upper, job, executor, stop) as reader:
         encoder = Encoder(job.wanted)
         for output in job.outputs:
             _put_output(message, job, output, reader, encoder, blobs)
@@ -47,6 +50,10 @@ def result_of(executor: Any, job: Job, result: Result, times: Times, upload: boo
         reader.publish()
     _finish(executor, message, result, times)
     return _outcome(job, result, message)
+
+
+def _reader(upper: Upper, job: Job, executor: Any, stop: Event | None) -> Reader:
+    return Reader(upper, job.site.where, executor.files, job.wanted, stop)
 
 
 def _begun(executor: Any, result: Result) -> tuple[Any, dict[str, Any]]:
@@ -82,6 +89,7 @@ def result_of_ours(
     outputs, tops = result.outputs, _tops(result.outputs.directories)
     nodes: dict[str, dict[str, Node]] = {path: {} for path in tops}
     for path, node in _nodes(outputs):
+        utf8("an output has the path", os.fsencode(path))
         top = next((each for each in tops if path.startswith(each + "/")), None)
         if isinstance(node, Leaf):
             blobs[node.digest] = node.source
@@ -191,7 +199,9 @@ def _put_output(
 def put_node(message: Any, path: str, node: Leaf | Link) -> Any:
     """Adds a file or a link to an ActionResult."""
     if isinstance(node, Link):
-        return message.output_symlinks.add(path=path, target=_text(node.target))
+        return message.output_symlinks.add(
+            path=path, target=utf8("a symbolic link leads to", node.target)
+        )
     made = message.output_files.add(path=path, is_executable=node.is_executable)
     fill_digest(made.digest, node.digest)
     return made
@@ -207,11 +217,3 @@ def _put_directory(made: Any, digest: str) -> None:
     """
     encoded = _reapi.output_directory(digest)
     made.MergeFromString(encoded)
-
-
-def _text(target: bytes) -> str:
-    try:
-        return target.decode()
-    except UnicodeDecodeError:
-        text = f"a symbolic link leads to {target!r}, which is not UTF-8: no message can have it"
-        raise Refused("FAILED_PRECONDITION", text) from None

@@ -146,6 +146,7 @@ def _mount(fields: dict[str, Any], content: Content) -> Mount:
     if fields.get("type") == "bind":
         raise SpecError(f"{short(fields.get('target'))} is a bind, of the machine of the maker")
     _known("a mount", fields, set(Mount._fields))
+    _needs("a mount", fields, "target")
     values = dict(fields)
     if (told := values.get("content")) is not None:
         _known("a content", _object("a content", told), {"digest", "executable"})
@@ -177,6 +178,7 @@ def _user(value: Any) -> Any:
     fields = _object("user", value)
     if "image" not in fields:
         _known("user", fields, set(User._fields))
+        _needs("user", fields, "uid")
         return User(**fields)
     _known("user", fields, {"image"})
     ids = _list("the ids of an image", fields["image"])
@@ -247,6 +249,11 @@ def _name(value: Any) -> str:
 def _known(what: str, fields: Mapping[str, Any], names: set[str] | frozenset[str]) -> None:
     if unknown := sorted(fields.keys() - names):
         raise SpecError(f"{what} has {', '.join(map(repr, unknown))}, which is not known here")
+
+
+def _needs(what: str, fields: Mapping[str, Any], name: str) -> None:
+    if name not in fields:
+        raise SpecError(f"{what} of the salt has no {name}")
 
 
 def _refuse_assumed(what: str, fields: Mapping[str, Any]) -> None:

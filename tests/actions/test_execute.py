@@ -148,3 +148,22 @@ def test_the_metadata_tell_when_and_how_much(place: Any) -> None:
     assert statistics.command_rusage.maxrss > 0
     assert struct["peak_memory"] > 0
     assert struct["wall"] > 0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "directory", "argument"),
+    [
+        ([], "f", ""),
+        (["a" * 300], "", ""),
+        (["/".join(["d" * 200] * 30)], "", ""),
+        (["/".join(["d"] * 3000)], "", ""),
+        ([], "/".join(["d" * 200] * 30), ""),
+        ([], "", "x" * 200_000),
+    ],
+    ids=["file as directory", "name", "path", "depth", "directory", "argument"],
+)
+def test_what_only_the_action_is_at_fault_for_is_not_told_as_the_worker_s(
+    place: Any, outputs: Any, directory: str, argument: str
+) -> None:
+    outcome = place.run(f"true {argument}", outputs, {"f": b"x"}, directory=directory)
+    assert outcome.code == "INVALID_ARGUMENT", outcome.message

@@ -183,3 +183,36 @@ def test_an_action_of_another_version_or_machine_is_refused(place: Any) -> None:
         message.salt = message.salt.replace(old, new)
         outcome = place.executor.execute(place.blobs.put(message.SerializeToString()))
         assert outcome.code == "FAILED_PRECONDITION", outcome
+
+
+@pytest.mark.parametrize("cwd", ["/no/where", "/etc/site"])
+def test_a_directory_that_is_none_is_the_fault_of_the_action(
+    place: Any, tmp_path: Path, cwd: str
+) -> None:
+    box = Sandbox(Overlay(tools(place)), store=Store(tmp_path / "home"), **options())
+    outcome = place.executor.execute(send(place, script("true", cwd), box))
+    assert outcome.code == "INVALID_ARGUMENT", outcome.message
+
+
+def test_mount_points_that_cannot_be_are_the_fault_of_the_action(
+    place: Any, tmp_path: Path
+) -> None:
+    for mount in (Mount.tmpfs("/etc/site"), Mount.tmpfs("/etc/site/x")):
+        box = Sandbox(
+            Overlay(tools(place)),
+            store=Store(tmp_path / "home"),
+            extra_mounts=[mount],
+            **options(),
+        )
+        outcome = place.executor.execute(send(place, script("true"), box))
+        assert outcome.code == "INVALID_ARGUMENT", outcome.message
+
+
+def test_an_output_of_ours_whose_name_no_message_can_have_is_refused(
+    place: Any, tmp_path: Path
+) -> None:
+    box = Sandbox(Overlay(tools(place)), store=Store(tmp_path / "home"), **options())
+    made = script(r"mkdir /d; : > /d/$(printf '\377')", outputs=["/d"])
+    outcome = place.executor.execute(send(place, made, box))
+    assert outcome.code == "FAILED_PRECONDITION"
+    assert "not UTF-8" in outcome.message

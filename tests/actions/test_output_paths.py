@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -190,3 +191,36 @@ def test_an_upper_is_bounded_where_the_site_says_so(make_place: Callable[..., An
     outcome = place.run("dd if=/dev/zero of=f bs=1M count=16 2>/dev/null || echo full", ["f"])
     assert outcome.result.stdout_raw == b"full\n"
     assert os.path.isdir(place.executor.store.directory)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        r"mkdir d; : > d/$(printf '\377')",
+        r"mkdir -p d/e/$(printf 'a\377')",
+        r"mkdir d; ln -s $(printf '\377') d/l",
+        r"mkdir d; ln -s x d/$(printf '\377')",
+    ],
+    ids=["a file", "a directory", "a target", "a link"],
+)
+def test_a_name_that_no_message_can_have_is_refused(place: Any, script: str) -> None:
+    outcome = place.run(script, ["d"])
+    assert outcome.code == "FAILED_PRECONDITION"
+    assert "not UTF-8" in outcome.message
+
+
+def test_an_output_of_holes_takes_no_hours(place: Any) -> None:
+    outcome = place.run("truncate -s 3000G out", ["out"])
+    assert outcome.code == "RESOURCE_EXHAUSTED"
+    assert "64 GiB" in outcome.message
+
+
+def test_a_stop_ends_the_reading_of_outputs(place: Any) -> None:
+    stop = threading.Event()
+    timer = threading.Timer(1.0, stop.set)
+    timer.start()
+    began = time.monotonic()
+    outcome = place.run("truncate -s 60G out", ["out"], stop=stop)
+    timer.join()
+    assert outcome.code == "CANCELLED"
+    assert time.monotonic() - began < 20

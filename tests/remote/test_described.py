@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -221,3 +222,31 @@ def test_a_hostile_salt_is_refused_before_anything_is_read(name: str) -> None:
 
 def _nothing(digest: str) -> bytes:
     raise AssertionError(f"{digest} is read")
+
+
+VALUES = (None, True, -1, 1.5, 2**70, "", "..", "\0", "\ud800", [], [1], [[]], {}, {"a": 1})
+
+
+def test_a_salt_with_any_part_replaced_or_missing_is_read_or_refused() -> None:
+    box = BOX.replace(extra_mounts=[Mount.tmpfs("/x")])
+    fields = json.loads(salt_of(COMMAND, box)[len(PREFIX) :])
+
+    def check(changed: object) -> None:
+        with contextlib.suppress(SpecError, UnsupportedError):
+            decode(PREFIX + json.dumps(changed).encode(), lambda digest: b"{}")
+
+    def walk(at: Any) -> None:
+        for key in list(at) if isinstance(at, dict) else range(len(at)):
+            before = at[key]
+            for value in VALUES:
+                at[key] = value
+                check(fields)
+            at[key] = before
+            if isinstance(at, dict):
+                del at[key]
+                check(fields)
+                at[key] = before
+            if isinstance(before, (dict, list)):
+                walk(before)
+
+    walk(fields)
