@@ -16,8 +16,8 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from hashlib import sha256
 
+from .. import _reapi
 from .._inputs.collecting import write_all
 from .._reapi import EMPTY
 from .._store.storage import New, Storage
@@ -110,7 +110,7 @@ class Files:
     def write(self, new: New, digest: str, content: bytes) -> None:
         """Writes a content, which is compared with its digest."""
         name = digest.partition("/")[0]
-        if sha256(content).hexdigest() != name or len(content) != _size(digest):
+        if _reapi.digest_of(content) != digest:
             raise SpecError(f"the content of {digest} has another digest")
         fd = os.open(os.path.join(new.tree, name), _NEW, 0o600)
         try:
@@ -119,7 +119,8 @@ class Files:
             os.close(fd)
 
     def _download(self, new: New, digest: str, source: Any) -> int:
-        name, size, hash = digest.partition("/")[0], _size(digest), sha256()
+        name, size = digest.partition("/")[0], _size(digest)
+        hash = _reapi.sha256(size)
         fd = os.open(os.path.join(new.tree, name), _NEW, 0o600)
         came = 0
 

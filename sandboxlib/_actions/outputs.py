@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from hashlib import sha256
 
 from .. import _reapi
 from .._changes.child.stack import Directory, Entry, Stack
@@ -243,7 +242,7 @@ class Reader:
 
                 copy_data(fd, size, write)
             os.lseek(new, 0, os.SEEK_SET)
-            hash = sha256()
+            hash = _reapi.sha256(size)
             length = 0
             while chunk := os.read(new, CHUNK):
                 if self._stop is not None and self._stop.is_set():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal.py takes 3 ms for enumerations
+import gc
 import os
 import sys
 from time import time_ns
@@ -35,6 +36,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """The entry point."""
+    gc.disable()  # all that is imported stays, so what a collection looks for is not there
     status = run(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
@@ -123,6 +125,7 @@ def _staged(options: Options, data: bytes, began: int) -> int:
         casd.begin_staging(action.root, (os.geteuid(), os.getegid()))
     from .run import Report, Run
 
+    gc.enable()  # the outputs may be many
     report = Report(began)
     is_whole = Run(options, casd, action, report).execute()
     _write(options, report.encoded())
@@ -132,6 +135,7 @@ def _staged(options: Options, data: bytes, began: int) -> int:
 
 
 def _plain(options: Options, action: bytes) -> int:
+    gc.enable()
     from . import plain
 
     code, result, message = plain.run(options, action)

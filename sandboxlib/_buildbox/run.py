@@ -17,7 +17,7 @@ from .._actions.site import Site
 from .._inputs.snapshot import Folder, Leaf, Link
 from .._spec.overlay import Overlay
 from .._spec.policy import Policy
-from ..api import Sandbox
+from .._spec.spec import Spec
 from ..errors import SetupError, SpecError
 from . import skeleton
 from .casd import Casd
@@ -97,13 +97,20 @@ class Report:
         return message + _reapi._message(9, metadata)
 
 
-class _Box(Sandbox):
-    """A Sandbox whose runs hand over the upper as it is, as Result.changes."""
+def _box(root: Overlay, needs_more: bool, options: Mapping[str, Any]) -> Spec:
+    """A Sandbox whose runs hand over the upper as it is, as Result.changes: a Spec does.
 
-    __module__ = "sandboxlib"
+    needs_more: whether what only a Sandbox has is needed, which takes longer to import: start(),
+    for a terminal, and the removal of an upper on disk that has files of other ids.
+    """
+    if not needs_more:
+        return Spec(root, **options)
+    from ..api import Sandbox
 
-    def _changes_of(self, upper: Any) -> Any:
-        return upper
+    class Box(Sandbox):
+        _changes_of = Spec._changes_of
+
+    return Box(root, **options)
 
 
 class Run:
@@ -141,7 +148,8 @@ class Run:
         with skeleton.Skeleton(path, folder, command, self._options.mounts) as layers:
             storage = self._options.get("workspace-path")
             root = Overlay(*layers, storage=PathOf(storage) if storage else "memory")
-            return self._run(_Box(root, **box_options), command, folder)
+            needs_more = bool(storage) or os.isatty(0)
+            return self._run(_box(root, needs_more, box_options), command, folder)
 
     def _box(self, command: Command, folder: Known) -> dict[str, Any]:
         """The options of the Sandbox, beside those that the platform asks for. SpecError."""
@@ -153,7 +161,7 @@ class Run:
             "filesystem_writable_paths": _writable(command, folder, has_tmp),
         }
 
-    def _run(self, box: Sandbox, command: Command, folder: Known) -> bool:
+    def _run(self, box: Spec, command: Command, folder: Known) -> bool:
         from .streams import Streams
 
         report = self.report

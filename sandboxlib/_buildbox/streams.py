@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock, start_new_thread
-from hashlib import sha256
 
-from .. import chroot
+from .. import _reapi, chroot
 from .._spec.command import Command
-from ..api import Sandbox
+from .._spec.spec import Spec
 from ..result import Result
 from .casd import Casd
 from .options import Options
@@ -58,11 +57,14 @@ class Streams:
         while self._files:
             os.close(self._files.popitem()[1])
 
-    def run(self, box: Sandbox, argv: list[bytes], **options: Any) -> Result:
+    def run(self, box: Spec, argv: list[bytes], **options: Any) -> Result:
         """Runs the command. Casd is answered meanwhile. The errors of Sandbox.run()."""
         options["changes"] = "keep"
         if os.isatty(0):
             from .._cli import terminal
+            from ..api import Sandbox
+
+            assert isinstance(box, Sandbox)
 
             return terminal.run(box, Command(argv, **options))
         stop, other = os.pipe2(os.O_CLOEXEC)
@@ -88,7 +90,7 @@ class Streams:
         """Sends what was captured. Yields (the field of an ActionResult, a digest)."""
         contents: dict[str, bytes | str] = {}
         for number, fd in self._files.items():
-            hash, size = sha256(), 0
+            hash, size = _reapi.sha256(os.fstat(fd).st_size), 0
             while data := os.pread(fd, _CHUNK, size):
                 hash.update(data)
                 size += len(data)

@@ -126,3 +126,6 @@ def _possible() -> dict[str, str]:
 
 
 api = calls.Api("sandboxlib", run_command, _possible)
+maximum_possible_isolation = api.maximum_possible_isolation
+run_sandbox_with_redirection = api.run_sandbox_with_redirection
+degrade_config_for_capabilities = api.degrade_config_for_capabilities

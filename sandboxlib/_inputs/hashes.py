@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from time import time_ns
 
+from .. import _reapi
 from .._spec.inputs import CHUNK, open_regular, source_error
 
 _MOST = 200_000  # files that are remembered, about 60 MB
@@ -51,14 +52,12 @@ def digest_of_file(
 
     dir_fd, flags: as open_regular() takes them. SetupError.
     """
-    from hashlib import sha256
-
     fd = open_regular(path, dir_fd, flags)
     try:
         status, began = os.fstat(fd), time_ns()
         if known := known_digest(status):
             return known, status
-        hash, size = sha256(), 0
+        hash, size = _reapi.sha256(status.st_size), 0
         while chunk := os.read(fd, CHUNK):
             hash.update(chunk)
             size += len(chunk)

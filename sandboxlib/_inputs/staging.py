@@ -8,8 +8,8 @@ import os
 import stat
 import time
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 
+from .. import _reapi
 from .._spec.inputs import CHUNK, open_regular, source_error
 from .._store.locks import Lease
 from .._store.storage import Storage
@@ -90,7 +90,7 @@ class Layer:
         if not self._name:
             above, digest = sorted(self._directories.items()), self._digest or encoded(self._folder)
             key = (_SCHEMA, digest, repr(self._owner), above, self.opaque, self._prefix)
-            self._name = sha256(repr(key).encode()).hexdigest()
+            self._name = _reapi.digest_of(repr(key).encode()).partition("/")[0]
         return self._name
 
     @property
@@ -219,7 +219,7 @@ def copy(leaf: Leaf, target: str, owner: Owner, spare: str = "") -> int:
 
 def _write(leaf: Leaf, source: bytes | str, fd: int) -> bool:
     """Writes a content to a new file, and compares what was written with the digest."""
-    hash = sha256()
+    hash = _reapi.sha256(_size(leaf))
     if isinstance(source, bytes):
         hash.update(source)
         write_all(fd, source)

@@ -31,7 +31,7 @@ IMPORTS_ONLY = {
 #: Modules that are imported by their names: with these `import sandboxlib` has less to do.
 EXECUTORS = {"chroot", "linux_user_chroot", "user_namespace", "bubblewrap"}
 BY_NAME = {
-    "__init__.py": EXECUTORS,
+    "__init__.py": {*EXECUTORS, "api", "compat"},
     "load/__init__.py": set(),  # appc and oci, its own
     "_choice/choose.py": EXECUTORS,
     "api.py": {
