@@ -114,9 +114,9 @@ def write_made() -> None:
 
     parts = [MADE]
     for machine in ("x86_64", "aarch64"):
-        for openers in (["net_raw"], ["net_raw", "slot"]):
+        for openers in ([], ["net_raw"], ["net_raw", "slot"]):
             text = compile_builds(frozenset(openers), MACHINES[machine]).hex()
-            parts.append(f"    ({machine!r}, frozenset({openers})): (\n")
+            parts.append(f"    ({machine!r}, frozenset({openers or ''})): (\n")
             parts += [f"        {text[at : at + 88]!r}\n" for at in range(0, len(text), 88)]
             parts.append("    ),\n")
     path = Path(__file__).with_name("sandboxlib") / "_seccomp" / "made.py"

@@ -419,7 +419,8 @@ def test_the_hints_of_everything_public_can_be_had() -> None:
 def test_the_hints_are_there_whoever_is_asked_first() -> None:
     """typing is not imported with sandboxlib, and the modules of the hints not in a fixed order."""
     for first in ("Sandbox.start", "Command.__init__", "run_sandbox", "Process.wait"):
-        script = "import sys, sandboxlib\nassert 'typing' not in sys.modules\nimport typing\n"
+        script = "import sys, sandboxlib\nsandboxlib.Sandbox\n"
+        script += "assert 'typing' not in sys.modules\nimport typing\n"
         script += f"typing.get_type_hints(sandboxlib.{first})\nsandboxlib.Runner"
         subprocess.run([sys.executable, "-S", "-c", script], check=True, env=environment())
 
