@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _LAST = 5.0  # seconds for the end of a stream once the action is done
 _MOST_TRIES = 5  # of a stream that is not available, without a byte in between
 _PAUSE = 0.2
+_MOST_STREAMS = 40  # of an action: two for each time that it is executed
 _MOST_WAITING = 4 << 20  # bytes that the owner of a command has not read yet
 
 
@@ -42,7 +43,7 @@ class Follower:
             return
         for kind in ("stdout", "stderr"):
             name = getattr(metadata, f"{kind}_stream_name")
-            if name and name not in self._tasks:
+            if name and name not in self._tasks and len(self._tasks) < _MOST_STREAMS:
                 self._tasks[name] = asyncio.ensure_future(self._follow(kind, name))
 
     async def finish(self) -> None:

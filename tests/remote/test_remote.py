@@ -532,6 +532,19 @@ def test_output_comes_while_the_command_runs(fake: Executions, remote: Remote) -
     assert ran.out is None
 
 
+def test_a_server_that_names_streams_without_end_has_few_of_them_read(
+    fake: Executions, remote: Remote
+) -> None:
+    def told(request: Any, context: Any) -> Iterator[Any]:
+        for number in range(1000):
+            yield operation("operations/x", stdout_stream_name=f"streams/{number}")
+        yield operation("operations/x", result())
+
+    fake.on_execute = told
+    remote.run(["prog"], stdout=Lines(lambda line: None))
+    assert fake.calls.count("Read") <= 40
+
+
 def test_an_exception_of_a_sink_ends_the_run(fake: Executions, remote: Remote) -> None:
     streaming(fake, threading.Event(), threading.Event())
 
