@@ -124,7 +124,7 @@ def rate(farmer: Farmer, number: int) -> float:
 
 def throughput(url: str, directory: Path, number: int) -> None:
     farmer = Farmer(url)
-    flags = ("--slots", "8", "--log-level", "warning")
+    flags = ("--slots", "8", "--log-level", "info")  # of which `worker` waits for a line
     ways: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
         "answers without running": lambda: answering(url, 8),
         "our worker": lambda: worker(url, directory / "cache", "bench", *flags),
