@@ -284,8 +284,20 @@ def _set_options(job: Job, site: Site, asked: dict[str, Any], mounts: tuple[Moun
     if site.is_input_root and "tmp" not in options and _uses_tmp(job):
         options["tmp"] = "root"
     if (writable := _writable(job.folder, site.where)) is not None:
-        options["filesystem_writable_paths"] = writable
+        own = _own_mounts(options) if site.is_input_root else ()
+        options["filesystem_writable_paths"] = [
+            path for path in writable if not f"{path}/".startswith(own)
+        ]
     job.options = options
+
+
+def _own_mounts(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the run has file systems of its own. What the input root says of them counts not:
+    BuildStream marks /dev, /proc and /tmp as writable in a root that is read-only.
+    """
+    if options.get("tmp", "private") == "root":
+        return ("/dev/", "/proc/")
+    return ("/dev/", "/proc/", "/tmp/")
 
 
 def _uses_tmp(job: Job) -> bool:

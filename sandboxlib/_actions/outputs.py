@@ -291,12 +291,14 @@ class Encoder:
     def __init__(self, wanted: frozenset[str], is_whole: bool = False) -> None:
         self._wanted, self._is_whole = wanted, is_whole
         self.messages: dict[str, bytes] = {}
-        self._known: dict[int, str] = {}
+        # By identity. Each Folder is kept with its digest: otherwise another one, made once it is
+        # gone, could have its identity.
+        self._known: dict[int, tuple[Folder, str]] = {}
 
     def digest(self, folder: Folder) -> str:
         """The digest of a Folder, whose messages, and those of all below it, are in `messages`."""
         if (found := self._known.get(id(folder))) is not None:
-            return found
+            return found[1]
         total = folder.total
         takes_messages = self._is_whole or bool(self._wanted) or total is None
         if not takes_messages and total.is_kept and total.is_plain:  # type: ignore[union-attr]
@@ -314,7 +316,8 @@ class Encoder:
                 directories[name] = _reapi.directory_node(name, self.digest(node))
         extra = self._extra(folder, 0o755)
         message = _reapi.directory(files, directories, links, extra)
-        digest = self._known[id(folder)] = _reapi.digest_of(message)
+        digest = _reapi.digest_of(message)
+        self._known[id(folder)] = folder, digest
         self.messages[digest] = message
         return digest
 

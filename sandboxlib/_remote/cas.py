@@ -57,6 +57,10 @@ def upload(server: Server, blobs: Mapping[str, Content]) -> int:
     that does not have its digest.
     """
     absent = missing(server, blobs)
+    if EMPTY in blobs:
+        # Servers say that they have it without a look. BuildGrid's action cache does look, and
+        # takes a result with an empty file or directory for lost unless somebody sent it.
+        absent.add(EMPTY)
     limit = server.largest_batch()
     total = 0
     for batch in _batches(sorted(absent, key=size_of), limit):

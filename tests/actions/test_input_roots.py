@@ -233,6 +233,13 @@ def test_an_input_root_may_be_read_only_but_for_some_directories(place: Any) -> 
     root = put({b"bin": bin_, b"out": out}, b"true")
     outcome = place.run("echo x > out/x; touch y || echo no; touch bin/y || echo no", root=root)
     assert outcome.result.stdout_raw == b"no\nno\n"
+    # As BuildStream has it: the run has file systems of its own there, which are not the root's.
+    marked = {name: put({}, b"false") for name in (b"dev", b"proc", b"tmp")}
+    root = put({b"bin": bin_, b"out": out, **marked}, b"true")
+    script = "echo x > tmp/x; echo x > dev/null; echo x > out/x; touch proc/x || echo no"
+    outcome = place.run(f"{script}; touch y || echo no", ["out"], root=root)
+    assert outcome.result.stdout_raw == b"no\nno\n", outcome.result.stderr_raw
+    assert place.tree(outcome, "out") == {"x": b"x\n"}
     part = place.blobs.put(
         _reapi.directory({}, {b"a": _reapi.directory_node(b"a", put({}, b"true"))}, {})
     )

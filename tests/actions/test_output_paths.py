@@ -67,6 +67,16 @@ def test_what_did_not_change_is_neither_read_nor_sent(place: Any) -> None:
     assert encoded.endswith(_reapi.output_directory(bin_))
 
 
+def test_each_of_several_directories_has_its_own_digest(place: Any) -> None:
+    fields = _reapi._number(9, 1)  # output_directory_format: DIRECTORY_ONLY
+    names = [f"d{number}" for number in range(20)]
+    script = "for d in {}; do echo $d > $d/f; done".format(" ".join(names))
+    root = place.root({name: {"before": b""} for name in names})
+    outcome = place.run(script, names, root=root, more=fields)
+    ends = {each.SerializeToString()[-70:] for each in outcome.result.output_directories}
+    assert len(ends) == 20
+
+
 def test_a_renamed_directory_has_what_it_had_elsewhere(place: Any) -> None:
     entries = {"a": {"x": b"of a"}, "b": {"x": b"of b"}}
     script = "mv a c && mv b a && mv c b"

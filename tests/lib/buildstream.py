@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -40,9 +41,11 @@ class Builder:
     """bst in a project, with caches of its own.
 
     project: directory. runner: the directory of a buildbox-run. home: directory, for the caches.
+    server: the URL of a server of remote execution, which executes all commands; "": the runner
+    does.
     """
 
-    def __init__(self, project: Path, runner: Path, home: Path) -> None:
+    def __init__(self, project: Path, runner: Path, home: Path, server: str = "") -> None:
         self._project, self.home = project, home
         self._bst = installed() / "bin/bst"
         path = f"{runner}:{buildbox()}:{os.environ['PATH']}"
@@ -50,7 +53,13 @@ class Builder:
         home.mkdir()
         config = home / ".config"
         config.mkdir()
-        (config / "buildstream.conf").write_text("scheduler: {on-error: continue}\n")
+        text = "scheduler: {on-error: continue}\n"
+        if server:
+            server = server.replace("grpc://", "http://")
+            text += "remote-execution:\n"
+            for service in ("execution-service", "storage-service", "action-cache-service"):
+                text += f"  {service}: {{url: {json.dumps(server)}}}\n"
+        (config / "buildstream.conf").write_text(text)
 
     def argv(self, *words: str) -> list[str]:
         return [str(self._bst), "--no-interactive", "--no-colors", *words]

@@ -89,6 +89,22 @@ def test_only_what_lacks_is_sent(fake: FakeServer, server: Server) -> None:
     assert cas.upload(server, {known: b"known", new: b"new"}) == 3
 
 
+def test_results_with_what_is_empty_stay_in_the_action_cache(cluster: Cluster) -> None:
+    from sandboxlib._remote.stubs import re_grpc
+
+    key = digest_message(digest_of(noise(8, 22)))
+    with Server(cluster.url) as server:
+        cas.upload(server, {digest_of(b""): b""})
+        made = re_pb.ActionResult()
+        made.output_files.add(path="empty", digest=digest_message(digest_of(b"")))
+        cache = server.stub(re_grpc.ActionCacheStub)
+        cache.UpdateActionResult(
+            re_pb.UpdateActionResultRequest(action_digest=key, action_result=made), timeout=30
+        )
+        found = cache.GetActionResult(re_pb.GetActionResultRequest(action_digest=key), timeout=30)
+        assert found.output_files[0].path == "empty"
+
+
 def test_what_the_server_does_not_have_is_named(cluster: Cluster) -> None:
     absent = [digest_of(noise(size, 21)) for size in (10, 20, 5 * MIB)]
     with Server(cluster.url) as server:
