@@ -300,10 +300,14 @@ class Server:
     def _check_open(self, name: str) -> None:
         if self._closed:
             raise RemoteError(self.url, name, "CANCELLED", "the Server is closed")
+        if _OF_STREAMS:
+            text = "gRPC hangs in a process that was forked while a Remote ran; spawn works"
+            raise RemoteError(self.url, name, "CANCELLED", text)
 
 
 _SERVERS: weakref.WeakSet[Server] = weakref.WeakSet()
 _OF_PARENTS: list[Any] = []
+_OF_STREAMS: list[Any] = []  # whose threads were in gRPC when this process was forked
 
 
 def _after_fork() -> None:
@@ -312,7 +316,7 @@ def _after_fork() -> None:
     """
     for server in _SERVERS:
         server._lock = threading.Lock()
-        _OF_PARENTS.extend(server._kept.values())
+        _OF_STREAMS.extend(server._kept.values())
         server._kept = {}
         if server._token is not None:
             server._token.renew()

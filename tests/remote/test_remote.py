@@ -7,6 +7,8 @@ import asyncio
 import io
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -658,3 +660,27 @@ def test_it_is_a_runner(remote: Remote) -> None:
     assert isinstance(remote, Runner)
     with SandboxExecutor(remote, max_workers=2) as pool:
         assert pool.submit(["prog"]).result().out == b"out"
+
+
+def test_a_process_that_was_forked_meanwhile_gets_an_error_and_does_not_hang(
+    fake: Executions, remote: Remote
+) -> None:
+    script = f"""
+import os, signal
+from sandboxlib import Overlay, Remote, RemoteError, Sandbox, Server, Store
+with Server({fake.url!r}) as server:
+    remote = Remote(Sandbox(Overlay(), store=Store({str(remote.box.store.directory)!r})), server)
+    remote.run(["prog"])
+    if not (child := os.fork()):
+        signal.alarm(20)
+        try:
+            remote.run(["other"])
+        except RemoteError as error:
+            os._exit(3 if "forked" in str(error) else 4)
+        os._exit(5)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    remote.run(["third"])
+os._exit(status)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+    assert ran.returncode == 3
