@@ -20,9 +20,7 @@ from .._values import check_flag, check_seconds, short, unknown_keyword
 from ..errors import SandboxError, SpecError, SpecTypeError, UnsupportedError
 from ..result import Result
 from . import ours, portable
-from .flight import Flight
 from .landing import Landing
-from .many import Flights
 from .portable import OURS, Sent
 from .results import Answer, answer_of
 from .server import Server
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
 
     from .._inputs.snapshot import Folder
     from .layers import Tar
+    from .many import Flights
 
 JOBS = 16
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -132,6 +131,8 @@ class Remote:
         SetupError if an input cannot be read; RemoteError if the server or a worker fails: its code
         and its text are those of the server.
         """
+        from .flight import Flight
+
         check_flag("check", check)
         made = command_of("run", command, options, "check")
         landing = self._landing(made)
@@ -215,6 +216,8 @@ class Remote:
         calls = _map.each_in(self.box, commands)
 
         def make(jobs: int) -> Flights:
+            from .many import Flights
+
             return Flights(self, jobs)
 
         return _map.start(calls, jobs, ordered, on_failure, progress, options, make)
