@@ -46,6 +46,8 @@ def test_ten_elements_have_the_artifacts_that_the_bundled_runner_makes(
     assert digests == bundled.digests(*names)
     ours.run("artifact", "checkout", "--directory", str(tmp_path / "out"), "script.bst")
     assert "said" in (tmp_path / "out/listing").read_text()
+    ours.run("artifact", "checkout", "--directory", str(tmp_path / "made"), "made.bst")
+    assert (tmp_path / "made/usr/bin/made").read_text() == "part1\npart2\npart3\n"
 
 
 def test_a_command_that_fails_is_told_with_its_output(project: Path, ours: Builder) -> None:

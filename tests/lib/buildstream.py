@@ -92,29 +92,82 @@ class Builder:
         return {name: f"{state} {digest}" for name, state, *digest in lines}
 
 
-def make_project(project: Path, busybox: str) -> None:
-    """A project of ten elements: import, manual, script, compose, filter and stack."""
-    (project / "elements").mkdir(parents=True)
-    (project / "project.conf").write_text(
-        "name: ten\nmin-version: '2.4'\nelement-path: elements\nenvironment: {PATH: /bin}\n"
-    )
-    base = project / "files/base/bin"
-    base.mkdir(parents=True)
-    shutil.copy(busybox, base / "busybox")
+def find_make() -> list[Path]:
+    """GNU make, its loader and libraries; skips the test without it, or without autotools."""
+    make = shutil.which("make")
+    require(make, "there is no make (apt: make)")
+    found = list(installed().glob("lib/python3*/site-packages/buildstream_plugins"))
+    require(found, "$SANDBOXLIB_CLUSTER has no buildstream-plugins, which has autotools elements")
+    assert make is not None
+    told = subprocess.run(["ldd", make], capture_output=True, text=True, check=False).stdout
+    # "libc.so.6 => /lib/libc.so.6 (0x...)", and of the loader the path alone
+    words = [word for word in told.split() if word.startswith("/")]
+    return [Path(make), *map(Path, words)]
+
+
+def make_base(base: Path, busybox: str) -> None:
+    """A root with a shell and make."""
+    (base / "bin").mkdir(parents=True)
+    shutil.copy(busybox, base / "bin/busybox")
     listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
     for name in listed.stdout.split():
         if name != "busybox":
-            (base / name).symlink_to("busybox")
+            (base / "bin" / name).symlink_to("busybox")
+    make, *libraries = find_make()
+    shutil.copy(make, base / "bin/make")
+    for path in libraries:
+        place = base / path.relative_to("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+
+
+def make_project(project: Path, busybox: str) -> None:
+    """A project of ten elements: import, manual, autotools, script, compose, filter and stack."""
+    (project / "elements").mkdir(parents=True)
+    (project / "project.conf").write_text(PROJECT)
+    make_base(project / "files/base", busybox)
     source = project / "files/source"
     source.mkdir()
     (source / "configure").write_text("#!/bin/sh\nsed s/@name@/$1/ program.in > program\n")
     (source / "configure").chmod(0o755)
     (source / "program.in").write_text("#!/bin/sh\necho program of @name@\n")
+    package = project / "files/package"
+    package.mkdir()
+    (package / "configure").write_text(CONFIGURE)
+    (package / "configure").chmod(0o755)
+    (package / "Makefile.in").write_text(MAKEFILE)
     (project / "files/data/etc").mkdir(parents=True)
     (project / "files/data/etc/data").write_text("data\n")
     for name, text in ELEMENTS.items():
         (project / f"elements/{name}.bst").write_text(text)
 
+
+PROJECT = """
+name: ten
+min-version: '2.4'
+element-path: elements
+environment: {PATH: /bin}
+plugins:
+- {origin: pip, package-name: buildstream-plugins, elements: [autotools]}
+"""
+CONFIGURE = """#!/bin/sh
+for word; do case $word in --bindir=*) bindir=${word#*=} ;; esac; done
+sed s,@bindir@,$bindir, Makefile.in > Makefile
+"""
+MAKEFILE = """
+bin = $(DESTDIR)@bindir@
+many = $(DESTDIR)/many
+
+made: part1 part2 part3
+\tcat $^ > $@
+part%:
+\techo $@ > $@
+install: made
+\tmkdir -p $(bin) $(many)
+\tcp made $(bin)/made
+\tfor i in $$(seq 300); do echo $$i > $(many)/$$i; done
+\trm $(many)/1*; mv $(many) $(DESTDIR)/some
+"""
 
 ELEMENTS = {
     "base": "kind: import\nsources: [{kind: local, path: files/base}]\n",
@@ -158,16 +211,12 @@ config:
   - cat /etc/integrated /a/b/one >> %{install-root}/share/said
   - "! touch /etc/forbidden"
 """,
-    "many": """
-kind: manual
+    "made": """
+kind: autotools
 build-depends: [base.bst]
-config:
-  install-commands:
-  - mkdir -p %{install-root}/many
-  - for i in $(seq 300); do echo $i > %{install-root}/many/$i; done
-  - rm %{install-root}/many/1*; mv %{install-root}/many %{install-root}/some
+sources: [{kind: local, path: files/package}]
 """,
-    "together": "kind: stack\ndepends: [base.bst, uses.bst, many.bst, program.bst]\n",
+    "together": "kind: stack\ndepends: [base.bst, uses.bst, made.bst, program.bst]\n",
     "script": """
 kind: script
 build-depends: [base.bst, together.bst]
