@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _MOST_BOXES = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+#: With these the server of blobs does not answer, or does not take our token or certificate: the
+#: Action may well run on another machine.
+_NOT_HERE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED", "PERMISSION_DENIED")
 #: Steps that fail with these for what an Action names, in its own root.
 _STEPS = ("cwd", "exec", "mount", "target")
 _NAMED = (errno.E2BIG, errno.EINVAL, errno.EISDIR, errno.ENOENT, errno.ENOTDIR)
@@ -232,7 +235,7 @@ def outcome_of(error: BaseException) -> Outcome:
         if error.code == "NOT_FOUND":
             code, missing = "FAILED_PRECONDITION", error.digests
             text = f"the server lacks blobs of the action: {', '.join(missing[:5])}"
-        elif error.code == "UNAVAILABLE":
+        elif error.code in _NOT_HERE:
             code = "UNAVAILABLE"
     elif isinstance(error, SpecError):
         code = "INVALID_ARGUMENT"

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from sandboxlib import RemoteError
+
 
 def test_an_action_reads_its_inputs_and_leaves_its_outputs(place: Any) -> None:
     outcome = place.run(
@@ -167,3 +169,26 @@ def test_what_only_the_action_is_at_fault_for_is_not_told_as_the_worker_s(
 ) -> None:
     outcome = place.run(f"true {argument}", outputs, {"f": b"x"}, directory=directory)
     assert outcome.code == "INVALID_ARGUMENT", outcome.message
+
+
+@pytest.mark.parametrize("call", ["fetch", "upload"])
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("UNAVAILABLE", "UNAVAILABLE"),
+        ("DEADLINE_EXCEEDED", "UNAVAILABLE"),
+        ("UNAUTHENTICATED", "UNAVAILABLE"),
+        ("PERMISSION_DENIED", "UNAVAILABLE"),
+        ("DATA_LOSS", "INTERNAL"),
+    ],
+)
+def test_a_server_of_blobs_that_does_not_serve_this_machine_is_no_fault_of_the_action(
+    place: Any, monkeypatch: pytest.MonkeyPatch, call: str, code: str, expected: str
+) -> None:
+    def fails(blobs: object) -> None:
+        raise RemoteError("memory://", call, code, "as the test wants it")
+
+    monkeypatch.setattr(place.blobs, call, fails)
+    outcome = place.run("echo new > out", ["out"])
+    assert (outcome.code, outcome.result) == (expected, None)
+    assert "as the test wants it" in outcome.message
