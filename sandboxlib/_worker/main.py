@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DESCRIPTION = (
     "Execute the actions that a remote execution server gives to workers (Remote Workers API, as "
     "BuildGrid speaks it), each in a sandbox of its own. SIGTERM ends it when the running actions "
-    "are done, a second one at once; SIGHUP reads the token again."
+    "are done, a second one at once; SIGHUP reads the token and the certificates again."
 )
 #: The exit status after a wrong key or flag, as argparse has it, and after a second SIGTERM.
 USAGE, TERMINATED = 2, 128 + signal.SIGTERM

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pathlib
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from .._actions.execute import Executor
 from .._images.store import Store
@@ -39,19 +41,62 @@ MANY = 3
 
 
 class Source:
-    """The blobs of a server, as an Executor wants them."""
+    """The blobs of a server, as an Executor wants them.
+
+    server: Server; close() closes it, and so does renew(), once what uses it is done.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._lock = threading.Lock()
+        self._users = {server: 0}
 
     def fetch(self, digests: Iterable[str]) -> Mapping[str, bytes]:
-        return cas.fetch(self._server, digests)
+        with self._used() as server:
+            return cas.fetch(server, digests)
 
     def download(self, digest: str, write: Callable[[bytes], object]) -> None:
-        cas.download(self._server, digest, write)
+        with self._used() as server:
+            cas.download(server, digest, write)
 
     def upload(self, blobs: Mapping[str, Any]) -> int:
-        return cas.upload(self._server, blobs)
+        with self._used() as server:
+            return cas.upload(server, blobs)
+
+    def renew(self, server: Server) -> None:
+        """Use another Server from now on. Calls that run go on with the one that they have."""
+        with self._lock:
+            self._server = server
+            self._users[server] = 0
+        self._close_unused()
+
+    def close(self) -> None:
+        """End the connections, and the calls that run."""
+        with self._lock:
+            servers = list(self._users)
+        for server in servers:
+            server.close()
+
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[Server]:
+        with self._lock:
+            server = self._server
+            self._users[server] += 1
+        try:
+            yield server
+        finally:
+            with self._lock:
+                self._users[server] -= 1
+            self._close_unused()
+
+    def _close_unused(self) -> None:
+        with self._lock:
+            old = self._users.keys() - {self._server}
+            unused = [server for server in old if not self._users[server]]
+            for server in unused:
+                del self._users[server]
+        for server in unused:
+            server.close()
 
 
 class Worker:
@@ -75,11 +120,11 @@ class Worker:
             log.info("metrics", port=self._metrics.port)
         store = Store(os.path.join(config.cache, "store"), max_size=config.cache_size)
         store.prune(config.cache_size)  # also what a worker that was killed left
-        self._cas = self._connect(config.cas)
-        self._executor = Executor(site, Source(self._cas), store)
+        self._source = Source(self._connect(config.cas))
+        self._executor = Executor(site, self._source, store)
         self.session = Session(
             config,
-            lambda: self._connect(config.server),
+            self._connect_anew,
             announced(config),
             log,
             self._metrics,
@@ -96,9 +141,17 @@ class Worker:
         self._leases.close()
         self.session.close()
         self._executor.close()
-        self._cas.close()
+        self._source.close()
         self._metrics.close()
         os.close(self._lock)
+
+    def _connect_anew(self) -> Server:
+        """A connection for the session. That of the blobs is made anew with it: it has the same
+        token and certificates, and goes over the same network.
+        """
+        server = self._connect(self._config.server)
+        self._source.renew(self._connect(self._config.cas))
+        return server
 
     def _connect(self, url: str) -> Server:
         config = self._config

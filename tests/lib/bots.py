@@ -17,9 +17,13 @@ OK = bots_pb.BotStatus.Value("OK")
 
 
 class FakeBots(bots_grpc.BotsServicer):
-    """The service. `with FakeBots() as bots:` listens at bots.url."""
+    """The service. `with FakeBots() as bots:` listens at bots.url.
 
-    def __init__(self) -> None:
+    credentials: of a grpc server, for TLS; None: without.
+    """
+
+    def __init__(self, credentials: Any = None) -> None:
+        self.credentials = credentials
         self.changed = threading.Condition()
         self.names = itertools.count()
         self.session = ""
@@ -38,8 +42,11 @@ class FakeBots(bots_grpc.BotsServicer):
     def __enter__(self) -> FakeBots:
         self.server = grpc.server(ThreadPoolExecutor(8))
         bots_grpc.add_BotsServicer_to_server(self, self.server)
-        self.port = self.server.add_insecure_port("127.0.0.1:0")
-        self.url = f"grpc://127.0.0.1:{self.port}"
+        if self.credentials is None:
+            self.port = self.server.add_insecure_port("127.0.0.1:0")
+        else:
+            self.port = self.server.add_secure_port("127.0.0.1:0", self.credentials)
+        self.url = f"grpc{'s' if self.credentials else ''}://127.0.0.1:{self.port}"
         self.server.start()
         return self
 
