@@ -149,12 +149,10 @@ def test_no_command_can_write_to_a_file_of_the_store(place: Any) -> None:
     check_whole(Path(place.executor.store.directory))
 
 
-def test_a_store_of_another_user_is_refused(tmp_path: Path) -> None:
+def test_a_store_of_another_user_is_refused(place: Any, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("a directory of another user takes root")
-    from conftest import Place  # type: ignore[attr-defined]
-
     (tmp_path / "theirs").mkdir()
     os.chown(tmp_path / "theirs", 12345, 12345)
-    place = Place(Store(tmp_path / "theirs"))
-    assert place.run("true").code == "INTERNAL"
+    other = type(place)(Store(tmp_path / "theirs"))
+    assert other.run("true").code == "INTERNAL"

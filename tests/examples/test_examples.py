@@ -154,6 +154,40 @@ def test_cached_build_compiles_nothing_twice(
     assert changed.stdout == "3 files, 2 of them from the cache\n"
 
 
+@pytest.fixture
+def worker_with_a_compiler(cluster: Any, tmp_path: Path) -> Iterator[None]:
+    """A worker whose root has the machine's compiler, read-only, and nothing else."""
+    from lib.farm import worker
+
+    root, binds = tmp_path / "root", []
+    for name in ("usr", "bin", "sbin", "lib", "lib64", "etc/alternatives"):
+        path, inside = Path("/", name), root / name
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            inside.symlink_to(os.readlink(path))
+        elif path.is_dir():
+            inside.mkdir()
+            binds.append(f'{{ source = "/{name}", target = "/{name}", read_only = true }}')
+    config = tmp_path / "worker.toml"
+    config.write_text(f'[sandbox]\nroot = "{root}"\nextra_mounts = [{", ".join(binds)}]\n')
+    with worker(cluster.url, tmp_path / "cache", "", "--config", str(config)):
+        yield
+
+
+@pytest.mark.usefixtures("worker_with_a_compiler")
+def test_remote_build_compiles_on_a_worker(
+    example: Example, sources: tuple[Path, Path], cluster: Any
+) -> None:
+    source, out = sources
+    (source / "a.h").write_text(f"int six(void); /* {source} */\n")  # no other test has it
+    done = example("remote_build.py", cluster.url, source, out)
+    assert (done.returncode, done.stderr) == (0, "")
+    program = source / "program"
+    objects = [out / f"{name}.c.o" for name in ("a", "b", "main")]
+    subprocess.run(["cc", *objects, "-o", program], check=True)
+    assert subprocess.run([program], capture_output=True, check=True).stdout == b"6\n"
+
+
 def test_stacked_layers_sees_what_the_layers_below_have(example: Example, place: Path) -> None:
     root = make_rootfs(place / "root")
     done = example("stacked_layers.py", root, place / "saved.tar", "> /one; > /two", "rm /one")
