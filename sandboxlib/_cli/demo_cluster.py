@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from .._cluster.cluster import Cluster
+from .._cluster.credentials import signed, write_private
 from .._cluster.kept import ClusterError, Kept
 from .._spec.mount import Mount
 from .._spec.overlay import Overlay
@@ -28,6 +30,7 @@ BEGAN = b"session began"  # in the log of a worker that the server knows
 EDIT = b"\n/* An edit that changes no object. */\n"
 #: Seconds without a word after which the server gives a worker's actions to another one.
 SILENCE = 5
+VALID = 7 * 24 * 3600  # seconds that the token of the demo is good for
 OF_THE_WORKER = ("grpc", "google.protobuf", "buildgrid", "prometheus_client")
 
 
@@ -48,10 +51,17 @@ def lacks(root: Path, mounts: Iterable[Mount]) -> str:
 
 class Workers:
     """Two sandboxlib-workers in a directory. Their actions see the root with the mounts, and their
-    inputs below /work.
+    inputs below /work. token: the path of a file with a token for the server, if it wants one.
     """
 
-    def __init__(self, directory: Path, url: str, root: Path, mounts: Iterable[Mount]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        url: str,
+        root: Path,
+        mounts: Iterable[Mount],
+        token: Path | None = None,
+    ) -> None:
         self._directory = directory
         slots = max(1, len(os.sched_getaffinity(0)) // len(NAMES))
         binds = ", ".join(
@@ -63,7 +73,7 @@ class Workers:
         try:
             for name in NAMES:
                 own = directory / name
-                own.mkdir()
+                own.mkdir(0o700)
                 (own / "worker.toml").write_text(
                     f'server = {json.dumps(url)}\nname = "{name}"\nslots = {slots}\n'
                     f"cache = {json.dumps(str(own / 'cache'))}\n\n[sandbox]\n"
@@ -72,6 +82,7 @@ class Workers:
                 )
                 argv = [sys.executable, "-m", "sandboxlib._worker.main"]
                 argv += ["--config", str(own / "worker.toml")]
+                argv += ["--token", str(token)] if token else []
                 self._kept[name] = Kept(argv, own / "log")
             for name, kept in self._kept.items():
                 kept.wait_for(f"worker {name}", partial(_has_begun, kept.log))
@@ -112,12 +123,15 @@ def demo(
     if why := lacks(root, mounts):
         raise ClusterError(f"a cluster cannot start here: {why}")
     print(f"Starting PostgreSQL, BuildGrid and {len(NAMES)} workers")
-    (directory / "server").mkdir()
+    (directory / "server").mkdir(0o700)
+    # Any user of this machine reaches the server's port: only those with the token may use it.
+    secret = secrets.token_hex(32)
+    token = write_private(directory / "token", signed(secret, VALID))
     scheduler = {"bot-session-keepalive-timeout": SILENCE}
-    with Cluster(directory / "server", scheduler=scheduler) as cluster:
-        workers = Workers(directory, cluster.url, root, mounts)
+    with Cluster(directory / "server", secret=secret, scheduler=scheduler) as cluster:
+        workers = Workers(directory, cluster.url, root, mounts, token)
         try:
-            with Server(cluster.url) as server:
+            with Server(cluster.url, token=token) as server:
                 jobs = 2 * len(os.sched_getaffinity(0))
                 remote = Remote(Sandbox(Overlay()), server)
                 there = Elsewhere(project, remote, compiler, jobs, timeline)

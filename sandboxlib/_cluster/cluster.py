@@ -15,6 +15,7 @@ from pathlib import Path
 from .. import _types
 from . import database
 from .buildgrid import configuration
+from .credentials import write_private
 from .database import Database
 from .kept import ClusterError, Kept, free_port
 
@@ -83,7 +84,7 @@ class Cluster:
                 instances=instances,
                 memory=memory,
                 certificates=[Path(each).absolute() for each in certificates],
-                secret=None if secret is None else self._keep(secret),
+                secret=None if secret is None else write_private(self.directory / "secret", secret),
                 scheduler=scheduler or {},
             )
             (self.directory / "bgd.yml").write_text(text)
@@ -105,13 +106,6 @@ class Cluster:
             except KeyError:
                 return "PostgreSQL does not run as root, and there is no user nobody"
         return ""
-
-    def _keep(self, secret: str) -> Path:
-        """Writes the secret where BuildGrid reads it, and nobody else does."""
-        path = self.directory / "secret"
-        path.touch(0o600)
-        path.write_text(secret)
-        return path
 
     def _run(self, *args: str) -> None:
         program = bgd()

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from .credentials import write_private
 from .kept import ClusterError, Kept, free_port
 
 TYPE_CHECKING = False
@@ -40,14 +41,6 @@ def _version(directory: Path) -> int:
     return int(name) if name.isdigit() else 0
 
 
-def _private(path: Path, text: str) -> str:
-    """Writes a new file that its owner alone reads. Returns its path."""
-    path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    return str(path)
-
-
 class Database:
     """A running PostgreSQL. directory: where its log is kept; its files are in a directory of their
     own in /tmp, since the user nobody cannot enter that of root.
@@ -70,7 +63,8 @@ class Database:
         self.url = f"postgresql+psycopg2://bgd@127.0.0.1:{self.port}/postgres"
         self._kept: Kept | None = None
         self._password = secrets.token_hex(32)
-        self.environ = {"PGPASSFILE": _private(directory / "pgpass", f"*:*:*:*:{self._password}\n")}
+        text = f"*:*:*:*:{self._password}\n"
+        self.environ = {"PGPASSFILE": str(write_private(directory / "pgpass", text))}
         try:
             self._make()
             self.start()
@@ -80,7 +74,7 @@ class Database:
 
     def _make(self) -> None:
         ids: dict[str, Any] = {}
-        password = _private(Path(self.files) / "password", self._password)
+        password = write_private(Path(self.files) / "password", self._password)
         if self._user:
             entry = pwd.getpwnam(self._user)
             for path in (self.files, password):

@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ import pytest
 from lib.machine import require
 from lib.waiting import wait_until
 
-from sandboxlib import Overlay, Sandbox, Store, Timeline
+from sandboxlib import Overlay, RemoteError, Sandbox, Server, Store, Timeline
 from sandboxlib._cli import demo, demo_cluster
 from sandboxlib._cli.demo_elsewhere import Elsewhere, print_passes
 from sandboxlib._cli.demo_project import Project, find_project, step_name
 from sandboxlib._cluster.cluster import Cluster
+from sandboxlib._reapi import digest_of
+from sandboxlib._remote import cas
 
 SOURCES = {
     "main.c": "int answer(void);\nint main(void) { return answer() - 42; }\n",
@@ -167,6 +171,23 @@ def needs_a_cluster() -> None:
     require(not Cluster.lacks(), f"no cluster: {Cluster.lacks()}")
 
 
+def check_that_it_is_private(directory: Path) -> None:
+    """No other user of this machine uses the server of a demo that runs, nor reads its token."""
+    assert stat.S_IMODE((directory / "token").stat().st_mode) == 0o600
+    for name in ("server", *demo_cluster.NAMES):
+        assert stat.S_IMODE((directory / name).stat().st_mode) == 0o700
+    addresses = re.findall(r'address: "(.*)"', (directory / "server/bgd.yml").read_text())
+    assert len(addresses) == 2
+    for address in addresses:
+        url = address if address.startswith("unix:") else f"grpc://{address}"
+        with Server(url) as server:
+            for use in (server.capabilities, partial(cas.missing, server, [digest_of(b"a")])):
+                with pytest.raises(RemoteError, match="UNAUTHENTICATED"):
+                    use()
+        with Server(url, token=directory / "token") as server:
+            cas.missing(server, [digest_of(b"a")])
+
+
 @pytest.mark.slow
 def test_a_cluster_builds_three_times_and_leaves_nothing(
     project: Project, box: Sandbox, place: Path, tmp_path: Path
@@ -174,6 +195,8 @@ def test_a_cluster_builds_three_times_and_leaves_nothing(
     needs_a_cluster()
     trace = tmp_path / "trace.json"
     with start(place, "--cluster", "--source", project.directory, "--timeline", trace) as process:
+        assert wait_until(lambda: list(place.glob("*/two/log")), 120)
+        check_that_it_is_private(next(place.glob("sandboxlib-demo-*")))
         out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
     assert re.search(r"^first +3 +0 +0 .* (one|two) ", out, re.MULTILINE)
