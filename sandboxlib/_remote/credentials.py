@@ -82,16 +82,32 @@ class Token:
         self._lock = threading.Lock()
 
     def read(self) -> str:
-        """The token of now. OSError if the file cannot be read; SpecError if it has no token."""
+        """The token of now. OSError if the file cannot be read; SpecError if it has no token, or if
+        others may read it.
+        """
         with self._lock:
             if not self._mark or _mark(os.stat(self._path)) != self._mark:
                 content, state = read_small(self._path, LARGEST_TOKEN)
+                _check_private(self._path, state)
                 self._text, self._mark = _checked(self._path, content), _mark(state)
             return self._text
 
 
 def _mark(state: os.stat_result) -> tuple[int, ...]:
     return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+def _check_private(path: str, state: os.stat_result) -> None:
+    """SpecError if others may read or write the file, as ssh refuses such a key. The group of one
+    of root's may read it: so root gives a token to some users, and systemd to a service.
+    """
+    allowed = stat.S_IRGRP if state.st_uid == 0 else 0
+    if state.st_mode & 0o077 & ~allowed:
+        mode = f"{stat.S_IMODE(state.st_mode):04o}"
+        text = (
+            f"token is the file {short(path)} of mode {mode}, which other users can read or write"
+        )
+        raise SpecError(f"{text}: chmod {'640' if allowed else '600'}")
 
 
 def _checked(path: str, content: bytes) -> str:

@@ -51,8 +51,9 @@ class Server:
     instance: str, the name of the instance at the server. Default "": the one without a name.
     token: path (no str) of a file with a token such as a JWT, which goes with each call as
         "authorization: Bearer TOKEN". It is read again when the file changes. Refused for grpc://
-        unless the host is this machine, since others could read it on the way. None (the default):
-        no token.
+        unless the host is this machine, since others could read it on the way; and, as by ssh, if
+        other users may read the file (chmod 600; the group of one of root's may). None (the
+        default): no token.
     ca: path of a PEM file with the certificates that may have signed the server's. None (the
         default): the roots of the system; gRPC's own list if it has none.
     cert, key: paths of PEM files with the client's certificate and its private key, for a server

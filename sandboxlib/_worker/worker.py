@@ -210,10 +210,20 @@ def wanted_of(payload: Any) -> Any:
     return digest_text(digest) if unpacked(payload, digest) else None
 
 
+def _check_owned(cache: str) -> None:
+    """SpecError for a directory in which others could put another store in the place of ours."""
+    at = os.stat(cache)
+    if at.st_uid not in (0, os.geteuid()):
+        raise SpecError(f"cache: {cache} belongs to another user; name another directory")
+    if at.st_mode & 0o022:
+        raise SpecError(f"cache: {cache} can be written by other users: chmod go-w")
+
+
 def _only_one(config: Config) -> int:
     """A descriptor with a lock, which a second worker of this name and cache does not get."""
     try:
         os.makedirs(config.cache, 0o700, exist_ok=True)
+        _check_owned(config.cache)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(os.path.join(config.cache, f"{config.name}.lock"), flags, 0o600)
     except OSError as error:

@@ -61,3 +61,10 @@ def jwt(secret: str, **claims: Any) -> str:
     head = packed(json.dumps({"alg": "HS256", "typ": "JWT"}).encode())
     text = f"{head}.{packed(json.dumps(claims).encode())}"
     return f"{text}.{packed(hmac.digest(secret.encode(), text.encode(), hashlib.sha256))}"
+
+
+def write_token(path: Path, text: str | bytes) -> Path:
+    """Writes a file that its owner alone reads, as a token has to be kept. Returns its path."""
+    path.touch(0o600)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lib.certificates import Authority, jwt
+from lib.certificates import Authority, jwt, write_token
 from lib.cluster import new_cluster
 from lib.fake_server import FakeServer
 from lib.waiting import wait_until
@@ -243,14 +243,12 @@ def test_files_of_tls_are_checked_first(tmp_path: Path, keys: tuple[Path, Path])
 
 
 def test_a_token_is_read_again_when_its_file_changes(fake: FakeServer, tmp_path: Path) -> None:
-    path = tmp_path / "token"
-    path.write_text("first\n")
+    path = write_token(tmp_path / "token", "first\n")
     with Server(fake.url, token=path) as server:
         assert "first" not in repr(server)
         cas.missing(server, [EMPTY])
         cas.missing(server, [EMPTY])
-        path.with_suffix(".new").write_text("second")
-        path.with_suffix(".new").rename(path)
+        write_token(tmp_path / "new", "second").rename(path)
         cas.missing(server, [EMPTY])
         with path.open("w") as file:  # the same inode, of the same size
             file.write("third!")
@@ -258,16 +256,19 @@ def test_a_token_is_read_again_when_its_file_changes(fake: FakeServer, tmp_path:
         path.unlink()
         with pytest.raises(RemoteError, match=r"UNAUTHENTICATED: no token: .*No such file"):
             cas.missing(server, [EMPTY])
-        path.write_text("fourth")
+        write_token(path, "fourth")
         cas.missing(server, [EMPTY])
+        path.chmod(0o644)
+        with pytest.raises(RemoteError, match=r"UNAUTHENTICATED: no token: .*chmod 6[04]0"):
+            cas.missing(server, [EMPTY])
     words = ("first", "first", "second", "third!", "fourth")
     assert fake.tokens == [f"Bearer {word}" for word in words]
 
 
 def test_a_token_goes_with_streams_too(fake: FakeServer, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("word")
+    token = write_token(tmp_path / "token", "word")
     content = bytes(5 << 20)
-    with Server(fake.url, token=tmp_path / "token") as server:
+    with Server(fake.url, token=token) as server:
         cas.upload(server, {digest_of(content): content})
         cas.fetch(server, [digest_of(content)])
     assert {"Write", "Read"} <= set(fake.calls)
@@ -275,8 +276,7 @@ def test_a_token_goes_with_streams_too(fake: FakeServer, tmp_path: Path) -> None
 
 
 def test_a_token_does_not_go_where_others_could_read_it(tmp_path: Path) -> None:
-    path = tmp_path / "token"
-    path.write_text("word")
+    path = write_token(tmp_path / "token", "word")
     for url in ("grpc://cache:80", "grpc://192.0.2.1:80", "grpc://localhost.example:80"):
         with pytest.raises(SpecError, match="can be read by anyone on the way"):
             Server(url, token=path)
@@ -286,10 +286,31 @@ def test_a_token_does_not_go_where_others_could_read_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"two words", b"\xff", b"a\0b", b"x" * 70000])
 def test_a_file_without_a_token_is_refused_and_not_shown(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "token").write_bytes(content)
-    with pytest.raises(SpecError, match="token") as caught:
-        Server("grpcs://cache", token=tmp_path / "token")
+    path = write_token(tmp_path / "token", content)
+    with pytest.raises(SpecError, match=r"no single word|more than \d+ bytes") as caught:
+        Server("grpcs://cache", token=path)
     assert "words" not in str(caught.value)
+
+
+def owned_tokens(path: Path) -> Iterator[int]:
+    """Owners of a file with a token: the caller and, if that is root, another user."""
+    write_token(path, "word")
+    yield path.stat().st_uid
+    if os.geteuid() == 0:
+        os.chown(path, 4321, 4321)
+        yield 4321
+
+
+def test_a_token_is_read_by_its_owner_and_the_group_of_roots_alone(tmp_path: Path) -> None:
+    for owner in owned_tokens(tmp_path / "token"):
+        for mode in (0o600, 0o400, 0o700, *((0o640, 0o440) if owner == 0 else ())):
+            (tmp_path / "token").chmod(mode)
+            Server("grpcs://cache", token=tmp_path / "token").close()
+        for mode in (0o644, 0o604, 0o660, 0o620, 0o602, 0o610, *((0o640,) if owner else ())):
+            (tmp_path / "token").chmod(mode)
+            remedy = f"mode {mode:04o}, .*: chmod {600 if owner else 640}"
+            with pytest.raises(SpecError, match=remedy):
+                Server("grpcs://cache", token=tmp_path / "token")
 
 
 @pytest.mark.slow
@@ -297,8 +318,7 @@ def test_buildgrid_with_tls_and_tokens(tmp_path: Path, authority: Authority) -> 
     secret = "a secret of thirty-two characters or more"
     key, cert = authority.sign("buildgrid")
     client_key, client_cert = authority.sign("client")
-    token = tmp_path / "token"
-    token.write_text(jwt(secret, exp=int(time.time()) - 60))
+    token = write_token(tmp_path / "token", jwt(secret, exp=int(time.time()) - 60))
     certificates = (key, cert, authority.certificate)
     with (
         new_cluster(tmp_path / "cluster", certificates=certificates, secret=secret) as cluster,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.certificates import write_token
 from lib.farm import Farmer, WorkerProcess, worker
 from lib.machine import needs_root, require
 from lib.waiting import processes, wait_until
@@ -250,8 +251,7 @@ def test_the_network_is_cut(cluster: Any, farmer: Farmer, tmp_path: Path, second
 
 
 def test_a_token_and_the_instance_go_with_each_call(cluster: Any, tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    token.write_text("first\n")
+    token = write_token(tmp_path / "token", "first\n")
     flags = ("--token", str(token), "--instance", "other/one")
     with worker(cluster.url, tmp_path / "cache", "", *flags) as process:
         began = process.events("session began")[0]["session"]
@@ -265,10 +265,15 @@ def test_a_token_and_the_instance_go_with_each_call(cluster: Any, tmp_path: Path
 @pytest.mark.slow
 def test_a_wrong_cache_or_port_is_told_before_anything_begins(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    write_token(tmp_path / "read", "word").chmod(0o644)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for flags, text in (
             (("--cache", str(tmp_path / "file/cache")), "cannot be used"),
+            (("--cache", str(tmp_path / "open")), "can be written by other users: chmod go-w"),
+            (("--token", str(tmp_path / "read")), "other users can read or write"),
             (("--metrics", str(port)), "cannot be listened on"),
             (("--sandbox", "networks=on"), "[sandbox]"),
             (("--property", 'network="on"'), "[properties] network"),

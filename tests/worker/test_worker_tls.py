@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from lib.bots import FakeBots
-from lib.certificates import Authority, jwt
+from lib.certificates import Authority, jwt, write_token
 from lib.cluster import new_cluster
 from lib.fake_server import FakeServer
 from lib.farm import Farmer, WorkerProcess, worker
@@ -39,7 +39,7 @@ def test_a_worker_with_a_certificate_and_a_token(tmp_path: Path) -> None:
         ("worker", good),
         ("expired", jwt(SECRET, exp=int(time.time()) - 60)),
     ):
-        (tmp_path / name).write_text(text)
+        write_token(tmp_path / name, text)
     token = tmp_path / "worker"
     credentials = {"ca": authority.certificate, "cert": own_cert, "key": own_key}
     flags = [word for name, path in credentials.items() for word in (f"--{name}", str(path))]
