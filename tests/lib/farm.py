@@ -173,7 +173,7 @@ class WorkerProcess:
         before: Sequence[str] = (),
         env: Mapping[str, str] = {},
     ) -> None:
-        cache.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(0o700, parents=True, exist_ok=True)
         self.name = name or f"worker-{uuid.uuid4().hex[:8]}"
         self.log = cache.parent / f"{self.name}.log"
         argv = [*before, sys.executable, "-m", "sandboxlib._worker.main", "--server", url]
