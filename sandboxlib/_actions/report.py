@@ -2,18 +2,14 @@
 """The metadata of a result: when what happened, and what the command used.
 
 auxiliary_metadata has two messages: build.buildbox.ExecutionStatistics, which other tools read, and
-a google.protobuf.Struct with the fields of our Usage by their names, and more:
-
-    wall        seconds of the run
-    signal      the number of the signal that ended the command; absent if none did
-    limits_hit  as in Result
-    executor    as in Result
+the Struct of _remote/metadata.py, which our clients read.
 """
 
 from __future__ import annotations
 
 from time import time_ns
 
+from .._remote.metadata import fill_metadata
 from ..result import Result
 
 TYPE_CHECKING = False
@@ -39,18 +35,9 @@ class Times:
 
 def fill_usage(metadata: Any, result: Result) -> None:
     """Adds what a run used to an ExecutedActionMetadata."""
-    from .._remote.stubs import stats_pb, struct_pb
+    from .._remote.stubs import stats_pb
 
-    usage = result.usage
-    told: dict[str, Any] = {"wall": result.wall, "executor": result.executor}
-    if result.exit < 0:
-        told["signal"] = -result.exit
-    if result.limits_hit:
-        told["limits_hit"] = list(result.limits_hit)
-    if usage is not None:
-        told |= {
-            name: value for name, value in usage.__dict__.items() if isinstance(value, (int, float))
-        }
+    if (usage := result.usage) is not None:
         statistics = stats_pb.ExecutionStatistics()
         counted = statistics.command_rusage
         for name, seconds in (("utime", usage.user), ("stime", usage.system)):
@@ -62,6 +49,4 @@ def fill_usage(metadata: Any, result: Result) -> None:
         counted.nvcsw = usage.voluntary_switches or 0
         counted.nivcsw = usage.involuntary_switches or 0
         metadata.auxiliary_metadata.add().Pack(statistics)
-    struct = struct_pb.Struct()
-    struct.update(told)
-    metadata.auxiliary_metadata.add().Pack(struct)
+    fill_metadata(metadata, result)

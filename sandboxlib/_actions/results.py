@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from .. import _reapi
 from .._inputs.outputs import Outputs
 from .._inputs.snapshot import Folder, Leaf, Link, Node, leaf_of, merged
+from .._remote.metadata import exit_code
 from ..result import Result
 from .action import Job, Output
 from .outcome import Outcome
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
 
     from .._runs.upper import Upper
     from .ours import OurJob
-
-_SIGNAL = 128  # a command that signal n ended has 128 + n, as shells and other workers have it
-
-
-def exit_code(result: Result) -> int:
-    """The exit status as the API has it."""
-    return _SIGNAL - result.exit if result.exit < 0 else result.exit
 
 
 def result_of(
