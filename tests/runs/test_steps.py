@@ -42,7 +42,7 @@ UNCUT = {**NO_REAPER, "capabilities": "all"}  # the first prctl(2) is that of no
 HOST = """
 import ctypes, json, os, sys
 import sandboxlib
-import sandboxlib._core.native
+sandboxlib.Sandbox  # the first name imports the rest, which may not be readable as another user
 root, words = sys.argv[1], json.loads(sys.argv[2])
 words["extra_mounts"] = [tuple(mount) for mount in words.get("extra_mounts", ())]
 if "limits" in words:
